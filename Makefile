@@ -1,0 +1,55 @@
+# Every target builds the virtual environment it needs, once, in .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help sweep test test-fast lint bench clean clean-runs build-venv
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/installed
+INPUTS := setup.cfg pyproject.toml constraints.txt
+# Two makes at once: the second waits for the first to build the environment (where flock exists).
+LOCK := $(if $(shell command -v flock),flock setup.cfg)
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+sweep: $(READY)  ## run the demo sweep (sweeps/demo.yaml), results in runs/
+	$(BIN)/tokconv sweep sweeps/demo.yaml
+
+test: $(READY)  ## run all tests, the fast ones first
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
+
+test-fast: $(READY)  ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)  ## check style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## run the benchmarks in tests/bench
+	$(BIN)/python -m pytest -s tests/bench
+
+clean:  ## remove the virtual environment, build outputs and caches; keeps runs/
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './runs/*' -not -path './.git/*' -prune -exec rm -rf {} +
+
+clean-runs:  ## remove runs/: every store, checkpoint and sweep result
+	rm -rf runs
+
+$(READY): $(INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'tokconv needs Python 3.11 or later; name one: make PYTHON=python3.11 ...' >&2; exit 1; }
+	@$(LOCK) $(MAKE) --no-print-directory build-venv
+
+build-venv:
+	@fresh=yes; [[ -e $(READY) ]] || fresh=; \
+	for input in $(INPUTS); do if [[ $$input -nt $(READY) ]]; then fresh=; fi; done; \
+	if [[ $$fresh ]]; then exit 0; fi; \
+	set -x; \
+	$(PYTHON) -m venv .venv; \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,test,lint]'; \
+	touch $(READY)

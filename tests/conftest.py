@@ -1,0 +1,10 @@
+"""What all tests share: examples without a deadline (machines differ), one thread (figures do not)."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+
+settings.register_profile("tokconv", deadline=None, max_examples=50)
+settings.load_profile("tokconv")
+torch.set_num_threads(1)

@@ -1,0 +1,52 @@
+"""Shapes, starts and the independence that WGAN-GP asks of a critic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokconv.models.compressor import Compressor
+from tokconv.models.critic import Critic
+from tokconv.models.decoder import Decoder
+
+
+@pytest.mark.parametrize("output_grid", [1, 2, 3, 5, 7, 12, 23, 24])
+def test_every_grid_has_its_shape_and_gradients(output_grid: int) -> None:
+    compressor, decoder = Compressor(24, 8, output_grid, hidden_dim=8), Decoder(24, 8, output_grid, hidden_dim=8)
+    tokens = torch.randn(2, 576, 8)
+    compressed = compressor(tokens)
+    assert compressed.shape == (2, output_grid**2, 8)
+    reconstructed = decoder(compressed)
+    assert reconstructed.shape == tokens.shape
+    reconstructed.square().mean().backward()
+    assert all(p.grad is not None for p in [*compressor.parameters(), *decoder.parameters()])
+
+
+def test_the_branch_starts_as_nothing() -> None:
+    compressor = Compressor(6, 4, 3)
+    tokens = torch.randn(2, 36, 4)
+    linear = compressor.projection(compressor.windows.split(tokens).flatten(2))
+    assert torch.equal(compressor(tokens), linear)
+
+
+def test_units_of_tokens_do_not_matter() -> None:
+    torch.manual_seed(0)
+    plain = Compressor(6, 4, 3)
+    scaled = Compressor(6, 4, 3, mean=torch.full((4,), 7.0), scale=3.0)
+    scaled.load_state_dict({**plain.state_dict(), "standardise.mean": torch.full((4,), 7.0),
+                            "standardise.scale": torch.tensor(3.0)})  # fmt: skip
+    tokens = torch.randn(2, 36, 4)
+    assert torch.allclose(scaled(tokens * 3 + 7), plain(tokens) * 3 + 7, atol=1e-5)
+
+
+def test_a_compressor_without_branch_is_linear() -> None:
+    compressor = Compressor(6, 4, 3, use_residual=False)
+    a, b = torch.randn(1, 36, 4), torch.randn(1, 36, 4)
+    assert torch.allclose(compressor((a + b) / 2), (compressor(a) + compressor(b)) / 2, atol=1e-5)
+
+
+def test_a_critic_scores_each_image_alone() -> None:
+    critic = Critic(4)
+    tokens = torch.randn(5, 9, 4)
+    alone = torch.stack([critic(image[None])[0] for image in tokens])
+    assert torch.allclose(critic(tokens), alone, atol=1e-6)

@@ -1,0 +1,160 @@
+"""The command line. Every command prints what it did, exits 0; 2 with one sentence when the user can fix it; 130 when
+interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokconv import __version__
+from tokconv.errors import TokconvError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code comes back."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args) or 0)
+    except TokconvError as error:
+        print(f"tokconv: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tokconv: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokconv",
+        description="Learned compression of CLIP patch tokens, and the sweep that finds the best compressor.",
+        epilog=(
+            "start here:\n"
+            "  tokconv doctor                         is everything installed and working?\n"
+            "  tokconv sweep sweeps/demo.yaml         the demo: four ratios, no download\n"
+            "  tokconv train training.epochs=5        one compressor, without Ray\n"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tokconv {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}\n",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    doctor = command("doctor", "check the installation, part by part", "tokconv doctor")
+    doctor.set_defaults(run=_doctor)
+
+    encode = command(
+        "encode",
+        "images to a token store, once",
+        "tokconv encode data=folder data.root=photos model.clip.model_name=openai/clip-vit-large-patch14-336",
+    )
+    _add_overrides(encode)
+    encode.add_argument("--plan", action="store_true", help="say what would be written, and write nothing")
+    encode.add_argument("--verify", action="store_true", help="also check the hash of every shard")
+    _add_device(encode)
+    encode.set_defaults(run=_encode)
+
+    train = command(
+        "train",
+        "train one compressor on a token store (encoded first when missing)",
+        "tokconv train model.compressor.output_grid_size=8 training.epochs=5",
+    )
+    _add_overrides(train)
+    train.add_argument("--name", default="train", help="runs go to runs/train/NAME-NNN (default: %(default)s)")
+    train.add_argument("--resume", action="store_true", help="go on with the newest run of that name")
+    _add_device(train)
+    train.set_defaults(run=_train)
+
+    sweep = command("sweep", "search for the best compressor at every ratio", "tokconv sweep sweeps/demo.yaml trials=8")
+    sweep.add_argument("spec", type=Path, help="the spec, a YAML file")
+    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the spec: resources.runner=inline")
+    sweep.add_argument("--resume", action="store_true", help="go on with the newest run of this spec's name")
+    sweep.set_defaults(run=_sweep)
+
+    export = command(
+        "export",
+        "turn a checkpoint into a folder that tokconv.load_compressor reads",
+        "tokconv export runs/train/train-001 --out my-compressor",
+    )
+    export.add_argument("checkpoint", type=Path, help="a checkpoint, or the directory of a train run")
+    export.add_argument("--out", type=Path, required=True, help="the folder to write")
+    export.set_defaults(run=_export)
+
+    compress = command(
+        "compress",
+        "compress the tokens of images with an exported compressor",
+        "tokconv compress cat.jpg --compressor my-compressor --out tokens.safetensors --picture picture.png",
+    )
+    compress.add_argument("images", nargs="+", type=Path, help="image files")
+    compress.add_argument("--compressor", type=Path, required=True, help="an exported compressor")
+    compress.add_argument("--encoder", help="the vision tower, when it is elsewhere than at export: a name or directory")
+    compress.add_argument("--out", type=Path, required=True, help="a safetensors file with `tokens` [B, k*k, C]")
+    compress.add_argument("--picture", type=Path, help="a PNG: each image, its tokens, the compressed grid, the error")
+    _add_device(compress)
+    compress.set_defaults(run=_compress)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides, as in training.epochs=5")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from tokconv.doctor import examine
+
+    return examine()
+
+
+def _encode(args: argparse.Namespace) -> None:
+    from tokconv.commands import encode
+
+    encode(args.overrides, plan_only=args.plan, verify=args.verify, device=args.device)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from tokconv.commands import train
+
+    train(args.overrides, name=args.name, resume=args.resume, device=args.device)
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from tokconv.sweep.run import run_sweep
+    from tokconv.sweep.spec_file import load_spec
+
+    run_sweep(load_spec(args.spec, args.overrides), resume=args.resume)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from tokconv.commands import export
+
+    export(args.checkpoint, args.out)
+
+
+def _compress(args: argparse.Namespace) -> None:
+    from tokconv.commands import compress
+
+    compress(
+        args.images,
+        compressor=args.compressor,
+        encoder=args.encoder,
+        out=args.out,
+        picture=args.picture,
+        device=args.device,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Everything tokconv raises for its users.
+
+    TokconvError                 one clear sentence; the command line prints it and exits with code 2
+      ConfigError                a key, a type or a bound in a config or an override
+        SpecError                the same, in a sweep spec
+      DataError                  images, image folders, encoders that cannot be found or read
+      StoreError                 a token store that is missing, damaged, or made by another encoder
+      CheckpointError            a checkpoint or an exported compressor that cannot be used here
+      MissingExtraError          an optional dependency is not installed; the message holds the pip command
+      SweepError                 a sweep that cannot start or go on
+      DivergedError              a non-finite loss or gradient, raised before the update (ends a trial, not a sweep)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class TokconvError(Exception):
+    """Base of every error that tokconv raises on purpose."""
+
+
+class ConfigError(TokconvError, ValueError):
+    """A config key, type or bound is wrong."""
+
+
+class SpecError(ConfigError):
+    """A sweep spec is wrong."""
+
+
+class DataError(TokconvError, ValueError):
+    """Images or an encoder cannot be found or read."""
+
+
+class StoreError(TokconvError, ValueError):
+    """A token store is missing, damaged, or was made by another encoder."""
+
+
+class CheckpointError(TokconvError, ValueError):
+    """A checkpoint or an exported compressor does not fit or is damaged."""
+
+
+class MissingExtraError(TokconvError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class SweepError(TokconvError, RuntimeError):
+    """A sweep cannot start or go on."""
+
+
+class DivergedError(TokconvError, ArithmeticError):
+    """A loss or gradient became non-finite; nothing was updated."""
+
+    def __init__(self, term: str, step: int) -> None:
+        super().__init__(term, step)
+        self.term, self.step = term, step
+
+    def __str__(self) -> str:
+        return f"{self.term} is not finite at step {self.step}; lower training.learning_rate or the weight of that loss"
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """The end of a "did you mean" sentence: the closest allowed name, or all of them when none is close."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which extra brings it.
+
+    Raises:
+        MissingExtraError: the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(f"{module} is not installed; run: pip install 'tokconv[{extra}]'") from error

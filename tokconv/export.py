@@ -1,0 +1,171 @@
+"""The artefact: a compressor that loads with torch and safetensors alone.
+
+    config.json            constructor arguments, the encoder and layer its tokens come from, figures, baselines
+    model.safetensors      the compressor
+    decoder.safetensors    its decoder: what pictures and error maps need; a language model does not
+    README.md              the model card
+
+Written whole or not at all; reloaded output is bit-identical.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tokconv import checkpoint as checkpoints
+from tokconv.errors import CheckpointError
+from tokconv.files import atomic_path, write_json
+from tokconv.models.compressor import Compressor
+from tokconv.models.decoder import Decoder
+
+FORMAT = 1
+
+
+def export(checkpoint: Path, out: Path) -> Path:
+    """Write the artefact of a checkpoint to the directory `out` (replaced when it is an older artefact).
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged, or `out` holds something else.
+
+    Example:
+        >>> export(Path("run/checkpoints/epoch-0005"), Path("compressor"))    # doctest: +SKIP
+    """
+    saved = checkpoints.load(checkpoint)
+    out = Path(out)
+    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
+    description = _describe(saved.state)
+    with atomic_path(out) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", description)
+        save_file(saved.module_weights("compressor"), temporary / "model.safetensors", {"format": "pt"})
+        save_file(saved.module_weights("decoder"), temporary / "decoder.safetensors", {"format": "pt"})
+        (temporary / "README.md").write_text(model_card(description), encoding="utf-8")
+    return out
+
+
+def load_compressor(path: str | Path) -> Compressor:
+    """Load an exported compressor: a `torch.nn.Module` in eval mode on the CPU, [B, N, C] -> [B, k*k, C].
+
+    Args:
+        path: the directory that `tokconv export` or a sweep wrote.
+
+    Raises:
+        CheckpointError: no artefact, damaged, or of another format version.
+
+    Example:
+        >>> compressor = load_compressor("runs/sweeps/demo/champions/grid-06")    # doctest: +SKIP
+        >>> compressor(tokens).shape                                              # doctest: +SKIP
+        torch.Size([1, 36, 64])
+    """
+    compressor = Compressor(**read_config(path)["compressor"])
+    _load(compressor, Path(path) / "model.safetensors")
+    return compressor
+
+
+def load_decoder(path: str | Path) -> Decoder:
+    """Load the decoder of an exported compressor, [B, k*k, C] -> [B, N, C]. Raises CheckpointError."""
+    decoder = Decoder(**read_config(path)["decoder"])
+    _load(decoder, Path(path) / "decoder.safetensors")
+    return decoder
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The artefact's config.json. Raises CheckpointError when it is none that this tokconv reads."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path}: not an exported compressor (no config.json); tokconv export writes one")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file}: damaged ({error})") from error
+    if not isinstance(description, dict) or description.get("tokconv_format") != FORMAT:
+        raise CheckpointError(f"{path}: not a compressor of this format; this tokconv reads format {FORMAT}")
+    return description
+
+
+def _load(module: Compressor | Decoder, file: Path) -> None:
+    try:
+        module.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: damaged or of another architecture than its config.json") from error
+    module.eval()
+
+
+def _describe(state: Mapping[str, Any]) -> dict[str, Any]:
+    model = state["config"]["model"]
+    sizes = {
+        "token_grid": state["token_grid"],
+        "dim": state["dim"],
+        "output_grid_size": model["compressor"]["output_grid_size"],
+    }
+    branch = ("num_layers", "hidden_dim")
+    return {
+        "tokconv_format": FORMAT,
+        "compressor": sizes | {name: model["compressor"][name] for name in (*branch, "use_residual")},
+        "decoder": sizes | {name: model["autoencoder"][name] for name in branch},
+        "clip": model["clip"],
+        "encoder": state["encoder"],
+        "store_fingerprint": state["store_fingerprint"],
+        "protocol": state["protocol"],
+        "figures": state["history"][-1],
+        "baselines": state["baselines"],
+        "training": {"loss": state["config"]["loss"], **state["config"]["training"]},
+    }
+
+
+CARD_FIGURES = {
+    "val/fvu": "fraction of variance unexplained (0 is perfect)",
+    "val/gain": "share of pooling's error that is gone",
+    "val/cosine": "cosine of reconstructed and real tokens",
+    "val/cosine_centered": "the same with the mean removed",
+    "val/swd": "sliced Wasserstein distance to real tokens",
+    "val/swd_floor": "the same distance, real against real",
+    "val/probe_accuracy": "linear probe on reconstructed tokens",
+    "val/probe_kept": "share of the uncompressed probe's accuracy",
+}
+
+
+def model_card(description: Mapping[str, Any]) -> str:
+    """The model card, Markdown: what it compresses, its figures beside the baselines', how to load it."""
+    sizes, figures, baselines = description["compressor"], description["figures"], description["baselines"]
+    tokens, cells = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2
+    columns = [("this compressor", figures), *((name.replace("_", " "), values) for name, values in baselines.items())]
+    rows = [
+        f"| {meaning} (`{name}`) | " + " | ".join(_cell(values.get(name)) for _, values in columns) + " |"
+        for name, meaning in CARD_FIGURES.items()
+        if name in figures
+    ]
+    header = "| held-out figure | " + " | ".join(title for title, _ in columns) + " |"
+    return "\n".join(
+        [
+            f"# CLIP token compressor, {tokens} to {cells} tokens ({tokens / cells:.3g}x)",
+            "",
+            f"Compresses [batch, {tokens}, {sizes['dim']}] patch tokens (no CLS) to [batch, {cells}, {sizes['dim']}].",
+            "",
+            f"- Encoder: `{description['encoder']['name']}`, hidden layer {description['encoder']['layer']}",
+            f"- Token store: `{description['store_fingerprint']}`, evaluation protocol {description['protocol']}",
+            "",
+            header,
+            "| --- |" + " ---: |" * len(columns),
+            *rows,
+            "",
+            "```python",
+            "import tokconv",
+            "",
+            'compressor = tokconv.load_compressor("PATH/OF/THIS/FOLDER")',
+            f"compressed = compressor(tokens)  # [batch, {tokens}, {sizes['dim']}] to [batch, {cells}, {sizes['dim']}]",
+            "```",
+            "",
+        ]
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

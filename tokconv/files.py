@@ -1,0 +1,83 @@
+"""Files and directories that appear whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; when the block ends well, what was written there takes its place.
+
+    Works for a file and for a directory (an older directory of that name is replaced). After an error nothing is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+            if file.is_file():
+                _fsync(file)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused (ValueError), since not every reader knows them."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def new_numbered(parent: Path, name: str) -> Path:
+    """Create the next free directory `NAME-NNN` in `parent`; two processes at once get two."""
+    number = max((n for n, _ in _numbered(parent, name)), default=0) + 1
+    while True:
+        path = parent / f"{name}-{number:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def newest_numbered(parent: Path, name: str) -> Path | None:
+    """The directory `NAME-NNN` in `parent` with the highest number."""
+    return max(_numbered(parent, name), default=(0, None), key=lambda found: found[0])[1]
+
+
+def _numbered(parent: Path, name: str) -> Iterator[tuple[int, Path]]:
+    pattern = re.compile(re.escape(name) + r"-(\d{3,})")
+    for path in parent.glob("*"):
+        match = pattern.fullmatch(path.name)
+        if match is not None and path.is_dir():
+            yield int(match[1]), path
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,210 @@
+"""The networks of a trial, their optimizers, and one training step.
+
+A step compresses its batch once: the critic is updated `n_critic` times on those compressed tokens, each time against
+newly drawn real tokens and newly drawn mixes, then compressor and decoder are updated through the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokconv.baselines import linear_codecs
+from tokconv.config import Config
+from tokconv.errors import DivergedError
+from tokconv.losses import adversarial_loss, critic_loss, reconstruction_loss
+from tokconv.models.compressor import Compressor
+from tokconv.models.critic import Critic
+from tokconv.models.decoder import Decoder
+from tokconv.store import TokenStore
+
+LAST_LEARNING_RATE = 0.02
+"""The learning rate falls linearly to this share of its first value."""
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of a global batch: `total` images, of which these start at `first`."""
+
+    first: int
+    total: int
+
+
+class Autoencoder(nn.Module):
+    """Compressor and decoder as the one module that a generator update goes through (and DDP wraps)."""
+
+    def __init__(self, compressor: Compressor, decoder: Decoder) -> None:
+        super().__init__()
+        self.compressor, self.decoder = compressor, decoder
+
+    def forward(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all standardised."""
+        compressed = self.compressor.compress(standardised_BNC)
+        return compressed, self.decoder.decode(compressed)
+
+
+class CriticUpdate(nn.Module):
+    """The critic's whole loss as one forward pass, so that DDP averages its gradient like any other."""
+
+    def __init__(self, critic: Critic, lambda_gp: float) -> None:
+        super().__init__()
+        self.critic, self.lambda_gp = critic, lambda_gp
+
+    def forward(self, real: Tensor, fake: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes as `tokconv.losses.gradient_penalty`; loss, Wasserstein estimate and penalty, scalars."""
+        terms = critic_loss(self.critic, real, fake, mix, self.lambda_gp)
+        return terms.loss, terms.wasserstein, terms.gradient_penalty
+
+
+def build_networks(config: Config, store: TokenStore) -> tuple[Compressor, Decoder, Critic]:
+    """New networks on the CPU, drawn from `training.seed`, compressor and decoder at their closed-form start."""
+    model = config.model
+    grid = model.compressor.output_grid_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        compressor = Compressor(
+            store.token_grid,
+            store.dim,
+            grid,
+            num_layers=model.compressor.num_layers,
+            hidden_dim=model.compressor.hidden_dim,
+            use_residual=model.compressor.use_residual,
+            mean=store.mean,
+            scale=store.scale,
+        )
+        decoder = Decoder(
+            store.token_grid,
+            store.dim,
+            grid,
+            num_layers=model.autoencoder.num_layers,
+            hidden_dim=model.autoencoder.hidden_dim,
+            mean=store.mean,
+            scale=store.scale,
+        )
+        critic = Critic(store.dim, num_layers=model.critic.num_layers, hidden_dim=model.critic.hidden_dim)
+    start = "matched_window_pca" if model.compressor.init == "pca" else "pooling"
+    linear_codecs(store, grid)[start].fill(compressor, decoder)
+    return compressor, decoder, critic
+
+
+class Learner:
+    """Everything that one training step changes.
+
+    Args:
+        config: checked.
+        store: where the closed-form start and the scale of the tokens come from; no tokens are read here.
+        device: where tensors live.
+        wrap: `Runtime.wrap`.
+        total_steps: length of the learning rate's fall.
+    """
+
+    def __init__(
+        self, config: Config, store: TokenStore, *, device: torch.device, wrap: Wrap, total_steps: int
+    ) -> None:
+        self.config, self.device, self.total_steps = config, device, total_steps
+        self.compressor, self.decoder, self.critic = (m.to(device) for m in build_networks(config, store))
+        self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
+        self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.lambda_gp))
+        training = config.training
+        self._critic_learning_rate = training.critic_learning_rate or training.learning_rate
+        self.autoencoder_optimizer = torch.optim.AdamW(
+            self._autoencode.parameters(), training.learning_rate, betas=(0.5, 0.9), weight_decay=0.0
+        )
+        # Gulrajani et al. 2017, algorithm 1, has no momentum for the critic.
+        self.critic_optimizer = torch.optim.Adam(
+            self._criticise.parameters(), self._critic_learning_rate, betas=(0.0, 0.9)
+        )
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {"compressor": self.compressor, "decoder": self.decoder, "critic": self.critic}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """What a checkpoint holds."""
+        return {"autoencoder": self.autoencoder_optimizer, "critic": self.critic_optimizer}
+
+    def step(self, tokens: Tensor, share: Share, step: int) -> dict[str, Tensor]:
+        """One generator update after its critic updates.
+
+        Args:
+            tokens: [b, N, C] float32, this worker's part of the batch, in token units.
+            share: which part.
+            step: counts from 0; with `training.seed` it fixes every random number.
+
+        Returns:
+            Scalars by name, detached.
+
+        Raises:
+            DivergedError: before anything non-finite is applied.
+        """
+        self._set_learning_rate(step)
+        weights, config = self.config.loss.weights, self.config
+        generator = torch.Generator().manual_seed((config.training.seed << 32) + step)
+        standardised = self.compressor.standardise(tokens.to(self.device, non_blocking=True))
+        with self._autocast():
+            compressed, reconstructed = self._autoencode(standardised)
+        terms: dict[str, Tensor] = {}
+        if weights.wgan > 0:
+            terms |= self._update_critic(standardised, compressed.detach(), share, generator, step)
+        reconstruction = reconstruction_loss(config.loss.reconstruction, reconstructed, standardised)
+        loss = weights.ae * reconstruction
+        terms["train/reconstruction"] = reconstruction.detach()
+        if weights.wgan > 0:
+            self.critic.requires_grad_(False)
+            with self._autocast():
+                adversarial = adversarial_loss(self.critic, compressed).float()
+            self.critic.requires_grad_(True)
+            loss = loss + weights.wgan * adversarial
+            terms["train/adversarial"] = adversarial.detach()
+        self.autoencoder_optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._autoencode.parameters(), config.training.grad_clip)
+        _check({"the generator's loss": loss, "the generator's gradient": norm}, step)
+        self.autoencoder_optimizer.step()
+        return {**terms, "train/gradient_norm": norm.detach()}
+
+    def _update_critic(
+        self, standardised: Tensor, compressed: Tensor, share: Share, generator: torch.Generator, step: int
+    ) -> dict[str, Tensor]:
+        mine = slice(share.first, share.first + len(standardised))
+        fake = compressed.float()
+        for _ in range(self.config.training.n_critic):
+            real = self.compressor.windows.sample(standardised, generator, first=share.first, total=share.total)
+            mix = torch.rand(share.total, generator=generator)[mine]
+            with self._autocast():
+                loss, wasserstein, penalty = self._criticise(real, fake, mix)
+            self.critic_optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in self.critic.parameters() if p.grad is not None])
+            _check({"the critic's loss": loss, "the critic's gradient": norm}, step)
+            self.critic_optimizer.step()
+        return {"critic/wasserstein": wasserstein, "critic/gradient_penalty": penalty}
+
+    def _set_learning_rate(self, step: int) -> None:
+        share = 1 - (1 - LAST_LEARNING_RATE) * step / self.total_steps
+        for optimizer, first in (
+            (self.autoencoder_optimizer, self.config.training.learning_rate),
+            (self.critic_optimizer, self._critic_learning_rate),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = first * share
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        precision = self.config.training.precision
+        half = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+
+def _check(terms: Mapping[str, Tensor], step: int) -> None:
+    """After backward, so that no worker leaves the others waiting in the averaging of gradients."""
+    for term, value in terms.items():
+        if not torch.isfinite(value):
+            raise DivergedError(term, step)

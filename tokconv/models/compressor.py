@@ -1,0 +1,88 @@
+"""The compressor: G x G tokens in, k x k tokens out, in the same units and width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tokconv.grid import Windows, to_grid, to_tokens
+from tokconv.models.blocks import ConvBlock, Standardise, zeroed
+
+
+class Compressor(nn.Module):
+    """Window projection (one strided convolution) + residual branch that starts at zero.
+
+    Both read the w x w window of each output cell; the branch then mixes neighbouring cells. So whatever closed-form
+    linear compressor fills `projection` is where training starts, never below it.
+
+    Args:
+        token_grid: G; the input is [B, G*G, dim], patch tokens without CLS.
+        dim: C, channels in and out.
+        output_grid_size: k, from 1 to G; it need not divide G (`tokconv.grid.Windows`).
+        num_layers: blocks of the branch.
+        hidden_dim: width of the branch.
+        use_residual: false leaves the window projection alone.
+        mean, scale: see `Standardise`; a loaded state dict brings them.
+
+    Example:
+        >>> Compressor(token_grid=24, dim=64, output_grid_size=6)(torch.zeros(2, 576, 64)).shape
+        torch.Size([2, 36, 64])
+    """
+
+    def __init__(
+        self,
+        token_grid: int,
+        dim: int,
+        output_grid_size: int,
+        *,
+        num_layers: int = 3,
+        hidden_dim: int = 128,
+        use_residual: bool = True,
+        mean: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.windows = Windows(token_grid, output_grid_size)
+        self.token_grid, self.dim, self.output_grid_size = token_grid, dim, output_grid_size
+        self.standardise = Standardise(dim, mean, scale)
+        window_dim = self.windows.window_size * dim
+        self.projection = nn.Linear(window_dim, dim)
+        self.branch: Branch | None = None
+        if use_residual:
+            self.branch = Branch(window_dim, hidden_dim, dim, self.windows.num_cells, num_layers)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.windows.num_cells
+
+    def forward(self, tokens_BNC: Tensor) -> Tensor:
+        """[B, N, C] -> [B, K, C], both in token units."""
+        return self.standardise.restore(self.compress(self.standardise(tokens_BNC)))
+
+    def compress(self, standardised_BNC: Tensor) -> Tensor:
+        """[B, N, C] -> [B, K, C], both standardised."""
+        windows = self.windows.split(standardised_BNC).flatten(2)
+        cells: Tensor = self.projection(windows)
+        return cells if self.branch is None else cells + self.branch(windows)
+
+
+class Branch(nn.Module):
+    """Cells -> hidden -> blocks over the k x k grid -> cells; the last layer starts at zero.
+
+    Args:
+        in_dim, hidden_dim, out_dim: channels of a cell before, inside and after.
+        num_cells: K.
+        num_layers: blocks.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_cells: int, num_layers: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(in_dim, hidden_dim)
+        self.position = nn.Parameter(torch.zeros(num_cells, hidden_dim))
+        self.blocks = nn.Sequential(*(ConvBlock(hidden_dim) for _ in range(num_layers)))
+        self.leave = zeroed(nn.Linear(hidden_dim, out_dim))
+
+    def forward(self, cells_BKC: Tensor) -> Tensor:
+        hidden = self.enter(cells_BKC) + self.position
+        mixed: Tensor = self.leave(to_tokens(self.blocks(to_grid(hidden))))
+        return mixed

@@ -1,0 +1,33 @@
+"""The first step of every command that trains: the token store of a config, encoded with progress when it is missing."""
+
+from __future__ import annotations
+
+from tokconv.config import Config
+from tokconv.encode import EncodeProgress, encode
+from tokconv.runtime import resolve_device
+from tokconv.store import TokenStore
+from tokconv.terminal import progress_line
+
+LISTED = 5
+
+
+def open_store(config: Config, *, device: str | None = None) -> TokenStore:
+    """The store of a config, encoded with progress when it is missing, and a line that says which it is.
+
+    Raises:
+        TokconvError: as `tokconv.encode.encode`; ConfigError for a device that is not there.
+    """
+    with progress_line("encoding") as line:
+
+        def progress(at: EncodeProgress) -> None:
+            line(at.done, at.total, f"{at.skipped} skipped" if at.skipped else "")
+
+        store = encode(config, device=str(resolve_device(device)), progress=progress)
+    print(f"token store: {store.path} ({store.num_images} images, {store.num_tokens} tokens of {store.dim} channels)")
+    if store.skipped:
+        print(f"  {len(store.skipped)} images could not be read:")
+        for image in store.skipped[:LISTED]:
+            print(f"    {image.key}: {image.reason}")
+        if len(store.skipped) > LISTED:
+            print(f"    and {len(store.skipped) - LISTED} more, listed in {store.path / 'index.json'}")
+    return store

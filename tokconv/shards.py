@@ -1,0 +1,257 @@
+"""The format of a token store on disk: settings, shard files, and the dtypes that tokens are stored in.
+
+Shapes: n images of a shard, N = G * G tokens, C channels. A shard is a safetensors file with `tokens` [n, N, C],
+`scale` [n, N, 1] float32 (int8 only), `items` [n] int64 (index in the source) and `labels` [n] int64 (labelled sources
+only). Its metadata carries the digest of the settings and the images that were skipped, so that a shard says by itself
+whether it belongs to a store and is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tokconv.errors import StoreError
+
+FORMAT_VERSION = 1
+INDEX = "index.json"
+SETTINGS = "settings.json"
+METADATA = "tokconv"
+SHARD_NAME = re.compile(r"tokens-\d{5,9}\.safetensors")
+MAX_SHARD_IMAGES = 256
+MAX_SHARD_BYTES = 2**28
+MAX_HEADER_BYTES = 2**24
+DTYPES = {"float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16"), "int8": (torch.int8, "I8")}
+"""`data.dtype` -> torch's and safetensors' name for it."""
+LIMITS = {"num_items": 2**40, "token_grid": 2**12, "dim": 2**20, "shard_size": 2**20}
+"""Beyond these a settings value is damage or an attack, not a store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings:
+    """All that decides what is in a store; stores of equal settings are interchangeable."""
+
+    encoder: dict[str, Any]
+    """`EncoderSpec.identity()`."""
+    source: dict[str, Any]
+    """`ImageSource.identity()`."""
+    num_items: int
+    """Images in the source, readable or not."""
+    token_grid: int
+    dim: int
+    dtype: str = "float16"
+    val_fraction: float = 0.1
+    class_names: tuple[str, ...] = ()
+    shard_size: int = MAX_SHARD_IMAGES
+    """Source images a shard covers: shard s holds those of [s * shard_size, (s + 1) * shard_size)."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_grid**2
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_items // self.shard_size)
+
+    def shard_items(self, number: int) -> range:
+        """The source indices that a shard covers."""
+        return range(number * self.shard_size, min((number + 1) * self.shard_size, self.num_items))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StoreSettings:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        settings = cls(**{**value, "class_names": tuple(value["class_names"])})
+        if settings.dtype not in DTYPES or not isinstance(settings.val_fraction, float):
+            raise ValueError(f"dtype {settings.dtype!r}, val_fraction {settings.val_fraction!r}")
+        for name, limit in LIMITS.items():
+            number = getattr(settings, name)
+            if type(number) is not int or not 0 < number <= limit:
+                raise ValueError(f"{name} {number!r}")
+        return settings
+
+    def digest(self) -> str:
+        return digest(self.to_json())
+
+    def difference(self, wanted: StoreSettings) -> str | None:
+        """The first setting that is not as wanted, with both values; None when they are equal."""
+        mine, theirs = _flatten(self.to_json()), _flatten(wanted.to_json())
+        for key in sorted({*mine, *theirs}):
+            if mine.get(key) != theirs.get(key):
+                return f"{key}: stored {mine.get(key)!r}, wanted {theirs.get(key)!r}"
+        return None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be read."""
+
+    item: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a shard says of itself."""
+
+    count: int
+    skipped: tuple[Skipped, ...]
+
+
+def image_bytes(token_grid: int, dim: int, dtype: str) -> int:
+    """Bytes that the tokens of one image take."""
+    per_token = dim * torch.empty((), dtype=DTYPES[dtype][0]).element_size()
+    return token_grid**2 * (per_token + (4 if dtype == "int8" else 0))
+
+
+def default_shard_size(token_grid: int, dim: int, dtype: str) -> int:
+    """Images a shard: at most MAX_SHARD_IMAGES, and MAX_SHARD_BYTES together."""
+    return max(1, min(MAX_SHARD_IMAGES, MAX_SHARD_BYTES // image_bytes(token_grid, dim, dtype)))
+
+
+def shard_name(number: int) -> str:
+    return f"tokens-{number:05d}.safetensors"
+
+
+def pack(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
+    """Tokens [n, N, C] of any float dtype and device to what a shard stores, on the CPU.
+
+    Raises:
+        StoreError: a value is not finite, or too large for the dtype.
+    """
+    if dtype == "int8":
+        # One scale a token: CLIP's tokens differ in norm by far more than their channels do.
+        scale = tokens.float().abs().amax(dim=-1, keepdim=True) / 127
+        steps = (tokens.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(-127, 127)
+        packed = {"tokens": steps.to(torch.int8), "scale": scale}
+    else:
+        packed = {"tokens": tokens.to(DTYPES[dtype][0])}
+    if not all(torch.isfinite(value).all() for value in packed.values()):
+        raise StoreError(f"data.dtype: some tokens do not fit {dtype}; use data.dtype=bfloat16 or another precision")
+    return {name: value.cpu() for name, value in packed.items()}
+
+
+def unpack(packed: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """The float32 tokens [len(rows), N, C] of some rows; only their pages of a mapped file are read."""
+    tokens = packed["tokens"][rows].float()
+    return tokens * packed["scale"][rows].float() if "scale" in packed else tokens
+
+
+def read_header(path: Path, settings: StoreSettings, number: int) -> ShardHeader:
+    """Check that a file is the whole shard `number` of these settings, from its first bytes and its size.
+
+    Raises:
+        StoreError: missing, truncated, damaged in its header, or of other settings.
+    """
+    tensors, metadata = _safetensors_header(path)
+    try:
+        says = json.loads(metadata[METADATA])
+        if says["settings"] != settings.digest() or says["shard"] != number:
+            raise StoreError(f"{path}: is a shard of another store")
+        skipped = tuple(Skipped(item, reason) for item, reason in says["skipped"])
+        count = len(settings.shard_items(number)) - len(skipped)
+        found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{path}: is not a shard of a token store") from error
+    wanted = {
+        "tokens": (DTYPES[settings.dtype][1], (count, settings.num_tokens, settings.dim)),
+        "items": ("I64", (count,)),
+        **({"scale": ("F32", (count, settings.num_tokens, 1))} if settings.dtype == "int8" else {}),
+        **({"labels": ("I64", (count,))} if settings.class_names else {}),
+    }
+    if found != wanted:
+        raise StoreError(f"{path}: holds {found}, expected {wanted}")
+    return ShardHeader(count, skipped)
+
+
+def map_shard(path: Path) -> dict[str, Tensor]:
+    """All tensors of a shard as views of the mapped file: nothing is read yet, and no file stays open."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except Exception as error:  # safetensors' own error is a bare Exception
+        raise StoreError(f"{path}: cannot be read ({error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises StoreError when it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: unreadable ({error}); remove the directory and encode again") from error
+    return value
+
+
+def stored_settings(path: Path) -> StoreSettings:
+    """The settings of the store in a directory, finished or not. Raises StoreError when they cannot be read."""
+    stored = read_json(path / INDEX).get("settings") if (path / INDEX).exists() else read_json(path / SETTINGS)
+    try:
+        return StoreSettings.from_json(stored or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: damaged settings ({error}); remove the directory and encode again") from error
+
+
+def check_settings(path: Path, wanted: StoreSettings) -> None:
+    """Raise StoreError, naming the first setting that differs, when a directory holds a store of other settings."""
+    difference = stored_settings(path).difference(wanted)
+    if difference is not None:
+        raise StoreError(
+            f"data.store: {path} was made with other settings ({difference}); "
+            "choose another data.store or remove the directory"
+        )
+
+
+def digest(value: Any) -> str:
+    """sha256 of JSON in its canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Tensor entries and metadata; checks the file's size, which reading by memory map would not survive."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, MAX_HEADER_BYTES):
+                raise ValueError("header longer than the file")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        end = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+    except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise StoreError(f"{path}: missing, truncated or damaged ({type(error).__name__})") from error
+    if end != size:
+        raise StoreError(f"{path}: has {size} bytes, its header says {end}")
+    return header, metadata
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= _flatten(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat

@@ -1,0 +1,73 @@
+"""Starting Ray for a sweep: an existing cluster when RAY_ADDRESS names one, else a private one on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tokconv.errors import SweepError
+
+SETTINGS = {
+    # Our own record replaces Tune's CSV and JSON loggers, its snapshots and its boxes.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # train.report is throttled to one per health check, which is 2 s by default: longer than a small trial's epoch.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Without it a worker that is never scheduled waits for ever.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
+    """Ray while the block runs; a private cluster is ended with it, a shared one is left. Yields whether it is private.
+
+    Args:
+        dashboard: needed by every `TorchTrainer`: Ray Train frees the resources of a stopped trial through the
+            dashboard's State API, and without it an early-stopped trial keeps its CPUs for ever.
+
+    Raises:
+        SweepError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, runtime_env={"env_vars": {**SETTINGS, "RAY_ADDRESS": address}}, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise SweepError(
+                f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset RAY_ADDRESS to use this "
+                "machine"
+            ) from error
+        try:
+            yield False
+        finally:
+            ray.shutdown()
+        return
+    # Two clusters on one host are told apart by this address; without it the State API refuses to choose.
+    port = _free_port()
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
+    try:
+        ray.init(address="local", include_dashboard=dashboard, runtime_env={"env_vars": dict(SETTINGS)}, **quiet)
+        yield True
+    finally:
+        ray.shutdown()
+        del os.environ["RAY_ADDRESS"], os.environ["RAY_GCS_SERVER_PORT"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

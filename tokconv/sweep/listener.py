@@ -1,0 +1,94 @@
+"""What Ray Tune tells, written into the sweep's record, and what follows from it for a finished trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from tokconv.sweep.outcome import FAILURE, Outcome, outcome
+from tokconv.sweep.record import Record, TrialRecord, finite
+
+KEPT = ("val/", "train/", "critic/")
+ALSO_KEPT = ("epoch", "epochs", "compression_ratio")
+
+Finish = Callable[[TrialRecord], Path]
+"""Exports a complete trial's compressor and draws its picture; the directory it wrote comes back."""
+
+
+class Listener(Callback):  # type: ignore[misc]
+    """A Tune callback: every event goes to the record, then to `on_event`.
+
+    Args:
+        ratio: of a trial's searched values.
+        finish: runs in a thread of its own, so that the sweep does not wait for pictures.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        ratio: Callable[[Mapping[str, Any]], float],
+        finish: Finish,
+        on_event: Callable[[], None],
+    ) -> None:
+        self._record, self._ratio, self._finish, self._on_event = record, ratio, finish, on_event
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finish")
+        self._pending: list[Future[None]] = []
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        values = trial.config["values"]
+        self._record.append("trial_started", trial=trial.config["uid"], values=values, ratio=self._ratio(values))
+        self._on_event()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if FAILURE in result or "epoch" not in result:
+            return
+        figures = finite({k: v for k, v in result.items() if k.startswith(KEPT) or k in ALSO_KEPT})
+        self._record.append(
+            "trial_reported",
+            trial=trial.config["uid"],
+            epoch=result["epoch"],
+            figures=figures,
+            checkpoint=result.get("checkpoint_path"),
+        )
+        self._on_event()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial, error=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial, error=True)
+
+    def close(self) -> None:
+        """Wait for exports and pictures; the first error among them is raised."""
+        self._pool.shutdown(wait=True)
+        for future in self._pending:
+            future.result()
+
+    def _end(self, trial: Trial, *, error: bool) -> None:
+        result, uid = trial.last_result, trial.config["uid"]
+        state = outcome(result, error=error)
+        reason = ""
+        if state is Outcome.FAILED:
+            reason = str(result.get(FAILURE) or _last_line(trial)) if result else _last_line(trial)
+        elif state is Outcome.PRUNED:
+            reason = f"stopped after epoch {result['epoch']} of {result['epochs']}: dominated at its rung"
+        self._record.append("trial_ended", trial=uid, state=state.value, reason=reason)
+        self._on_event()
+        if state is Outcome.COMPLETE:
+            self._pending.append(self._pool.submit(self._keep, self._record.trials[uid]))
+
+    def _keep(self, trial: TrialRecord) -> None:
+        self._record.append("trial_artifacts", trial=trial.uid, path=str(self._finish(trial)))
+
+
+def _last_line(trial: Trial) -> str:
+    lines = [line for line in str(trial.get_error() or "the trial ended without a result").splitlines() if line.strip()]
+    return lines[-1].strip()[:500]

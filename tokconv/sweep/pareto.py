@@ -1,0 +1,48 @@
+"""Non-dominated sorting of points to minimise (Deb et al. 2002, NSGA-II, section III-A and III-B)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import partial
+
+Point = Sequence[float]
+
+
+def dominates(a: Point, b: Point) -> bool:
+    """Whether a is at least as low as b everywhere and lower somewhere."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def ranks(points: Sequence[Point]) -> list[int]:
+    """Front number of each point: 0 when nothing dominates it, 1 when only points of front 0 do, and so on.
+
+    Points are placed in ascending order, so that only points placed before can dominate one; and what a front
+    dominates, every earlier front does too, so that the front of a point is found by bisection (Zhang et al. 2015,
+    ENS-BS).
+    """
+    found = [0] * len(points)
+    fronts: list[list[Point]] = []
+    for i in sorted(range(len(points)), key=lambda i: tuple(points[i])):
+        found[i] = bisect_left(fronts, True, key=partial(_admits, point=points[i]))
+        if found[i] == len(fronts):
+            fronts.append([])
+        fronts[found[i]].append(points[i])
+    return found
+
+
+def _admits(front: Sequence[Point], point: Point) -> bool:
+    return not any(dominates(member, point) for member in reversed(front))
+
+
+def crowding(points: Sequence[Point]) -> list[float]:
+    """Crowding distance of each point among these: infinite at the ends of an axis, small in a crowd."""
+    distance = [0.0] * len(points)
+    for axis in range(len(points[0]) if points else 0):
+        order = sorted(range(len(points)), key=lambda i: points[i][axis])
+        spread = points[order[-1]][axis] - points[order[0]][axis]
+        distance[order[0]] = distance[order[-1]] = float("inf")
+        for before, i, after in zip(order, order[1:], order[2:], strict=False):
+            if spread > 0:
+                distance[i] += (points[after][axis] - points[before][axis]) / spread
+    return distance

@@ -1,0 +1,227 @@
+"""The result of a sweep: a table for people, a summary in Markdown, files and plots to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokconv.files import atomic_path, write_json
+from tokconv.sweep.champions import Figures, Verdict
+from tokconv.sweep.pareto import ranks
+from tokconv.sweep.record import TrialRecord
+from tokconv.sweep.spec import Objective, Spec
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.console import Console
+    from rich.table import Table
+
+COMPARED = {"pooling": "pooling", "window_pca": "window PCA"}
+"""Baselines in the table, and how they are called there."""
+ASCII_HEAD = "\n".join(["    ", "    ", " -- ", *["    "] * 5]) + "\n"
+"""rich's box SIMPLE_HEAD, in ASCII: a rule below the head and nothing else."""
+COLUMNS = ("grid", "tokens", "ratio", "compressor", "fvu", "gain", "swd (floor)", "cosine", "probe (kept)", "targets")
+PROBE = COLUMNS.index("probe (kept)")
+WIDE_ONLY = ("cosine", "probe (kept)")
+WIDTH = 100
+"""Columns of a terminal that the whole table fits."""
+LEGEND = (
+    "fvu: share of the tokens' variance that is lost; gain: share of pooling's fvu that is gone; "
+    "swd: distance to real tokens (floor: real against real)."
+)
+PROBE_LEGEND = "probe: linear classifier on reconstructed tokens, and the share kept of its accuracy on the real ones."
+
+
+@dataclass(frozen=True)
+class _Row:
+    cells: tuple[str, ...]
+    is_baseline: bool
+
+
+def print_result(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
+    """Print the table with its notes; plain ASCII when standard output is no terminal."""
+    from rich.box import Box
+    from rich.console import Console
+
+    console = console or Console()
+    if not console.is_terminal:
+        # A log has no width. Eighty columns, which rich assumes, would cut cells off.
+        console.width = max(console.width, WIDTH)
+    table = result_table(verdicts, narrow=console.width < WIDTH)
+    if not console.is_terminal:
+        table.box = Box(ASCII_HEAD, ascii=True)
+    console.print(table)
+    for line in (*notes(verdicts), *_legends(verdicts)):
+        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def result_table(verdicts: Sequence[Verdict], *, narrow: bool = False) -> Table:
+    """Champion, pooling and window PCA of every grid, a block of rows a grid.
+
+    Args:
+        narrow: leave out what a terminal of 80 columns has no room for.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title="Best compressor at every grid", title_style="bold", padding=(0, 1, 0, 0))
+    shown = [index for index in _shown_columns(verdicts) if not narrow or COLUMNS[index] not in WIDE_ONLY]
+    for index in shown:
+        table.add_column(COLUMNS[index], justify="left" if COLUMNS[index] == "compressor" else "right", no_wrap=True)
+    for verdict in verdicts:
+        rows = list(_rows(verdict))
+        for row in rows:
+            style = "dim" if row.is_baseline else "bold"
+            table.add_row(*(row.cells[i] for i in shown), style=style, end_section=row is rows[-1])
+    return table
+
+
+def summary_markdown(verdicts: Sequence[Verdict]) -> str:
+    """The same table and notes in Markdown."""
+    shown = _shown_columns(verdicts)
+    lines = [
+        "| " + " | ".join(COLUMNS[i] for i in shown) + " |",
+        "| " + " | ".join("---" if COLUMNS[i] == "compressor" else "---:" for i in shown) + " |",
+    ]
+    for verdict in verdicts:
+        for row in _rows(verdict):
+            cells = [row.cells[i] for i in shown]
+            lines.append(
+                "| " + " | ".join(cells if row.is_baseline else [f"**{c}**" if c else c for c in cells]) + " |"
+            )
+    lines += ["", *(f"- {note}" for note in notes(verdicts))]
+    return "\n".join([*lines, "", " ".join(_legends(verdicts)), ""])
+
+
+def notes(verdicts: Sequence[Verdict]) -> list[str]:
+    """What the table's `nearest` and `none finished` mean, a line a grid that needs one."""
+    found = []
+    for verdict in verdicts:
+        name = f"{verdict.grid}x{verdict.grid}"
+        if verdict.champion is None:
+            found.append(f"{name}: no trial finished at this grid")
+        elif verdict.missed:
+            found.append(f"{name}: nearest, misses {', '.join(verdict.missed)}")
+    return found
+
+
+def write_results(directory: Path, verdicts: Sequence[Verdict], trials: Sequence[TrialRecord], spec: Spec) -> None:
+    """Write results.csv, champions.json, pareto.png and learning_curves.png, each whole or not at all.
+
+    Args:
+        directory: created when missing.
+        trials: all of the sweep's, in any state.
+        spec: its objectives decide `on_front` in results.csv; its target on `val/swd` is drawn.
+    """
+    from tokconv.sweep import plots
+
+    with atomic_path(directory / "results.csv") as temporary:
+        results_frame(trials, spec.objectives).to_csv(temporary, index=False)
+    write_json(directory / "champions.json", {str(verdict.grid): _champion_json(verdict) for verdict in verdicts})
+    limit = next((t.limit for t in spec.champion.subject_to if t.metric == "val/swd" and t.sign == "<="), None)
+    for name, figure in (
+        ("pareto.png", plots.pareto_figure(verdicts, trials, limit)),
+        ("learning_curves.png", plots.curves_figure(verdicts, trials)),
+    ):
+        with atomic_path(directory / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+
+
+def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> pandas.DataFrame:
+    """One row a trial: state, searched values, last figures, epochs and seconds.
+
+    `on_front` is true where a complete trial is not dominated on the sweep's objectives by another one, false where it
+    is, and empty for every other trial.
+    """
+    import pandas
+
+    front = _on_front(trials, objectives)
+    rows = [
+        {
+            "uid": trial.uid,
+            "state": trial.state,
+            "reason": trial.reason,
+            "on_front": front.get(trial.uid),
+            "ratio": trial.ratio,
+            **trial.values,
+            **{name: value for name, value in trial.figures.items() if name not in _REPEATED},
+            "epochs": int(trial.figures.get("epoch", 0)),
+            "seconds": None if trial.ended is None else (trial.ended - trial.started) / 1000,
+        }
+        for trial in sorted(trials, key=lambda trial: trial.uid)
+    ]
+    return pandas.DataFrame(rows, columns=None if rows else ["uid", "state", "reason", "on_front", "ratio"])
+
+
+_REPEATED = ("epoch", "epochs", "compression_ratio")
+"""Figures that stand in a column of their own."""
+
+
+def _on_front(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> dict[str, bool]:
+    judged = [
+        trial
+        for trial in trials
+        if trial.state == "complete" and all(objective.metric in trial.figures for objective in objectives)
+    ]
+    signs = [-1 if objective.mode == "max" else 1 for objective in objectives]
+    points = [
+        [sign * trial.figures[objective.metric] for sign, objective in zip(signs, objectives, strict=True)]
+        for trial in judged
+    ]
+    return {trial.uid: rank == 0 for trial, rank in zip(judged, ranks(points), strict=True)}
+
+
+def _champion_json(verdict: Verdict) -> dict[str, Any]:
+    champion = verdict.champion
+    return {
+        "tokens": verdict.grid**2,
+        "compression_ratio": verdict.ratio,
+        "trial": None if champion is None else champion.uid,
+        "meets_targets": verdict.meets_targets,
+        "missed": list(verdict.missed),
+        "values": {} if champion is None else champion.values,
+        "figures": {} if champion is None else champion.figures,
+        "checkpoint": None if champion is None else champion.checkpoint,
+        "complete_trials": len(verdict.trials),
+        "front": [trial.uid for trial in verdict.front],
+        "baselines": {name: dict(figures) for name, figures in verdict.baselines.items()},
+    }
+
+
+def _rows(verdict: Verdict) -> Iterator[_Row]:
+    place = (f"{verdict.grid}x{verdict.grid}", str(verdict.grid**2), f"{verdict.ratio:.3g}x")
+    if verdict.champion is None:
+        yield _Row((*place, "none finished", *[""] * 6), is_baseline=False)
+    else:
+        targets = "yes" if verdict.meets_targets else "nearest"
+        yield _Row(
+            (*place, f"trial {verdict.champion.uid}", *_cells(verdict.champion.figures), targets), is_baseline=False
+        )
+    for name, shown in COMPARED.items():
+        if name in verdict.baselines:
+            yield _Row(("", "", "", shown, *_cells(verdict.baselines[name]), ""), is_baseline=True)
+
+
+def _cells(figures: Figures) -> tuple[str, ...]:
+    def text(name: str, form: str, around: str = "{}") -> str:
+        return around.format(format(figures[name], form)) if name in figures else ""
+
+    return (
+        text("val/fvu", ".4f"),
+        text("val/gain", ".0%"),
+        text("val/swd", ".3f") + text("val/swd_floor", ".3f", " ({})"),
+        text("val/cosine", ".3f"),
+        text("val/probe_accuracy", ".1%") + text("val/probe_kept", ".1%", " ({})"),
+    )
+
+
+def _shown_columns(verdicts: Iterable[Verdict]) -> list[int]:
+    """All columns, without the probe's when the images have no labels."""
+    probed = any(row.cells[PROBE] for verdict in verdicts for row in _rows(verdict))
+    return [index for index in range(len(COLUMNS)) if index != PROBE or probed]
+
+
+def _legends(verdicts: Sequence[Verdict]) -> list[str]:
+    return [LEGEND, PROBE_LEGEND] if PROBE in _shown_columns(verdicts) else [LEGEND]

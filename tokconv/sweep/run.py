@@ -1,0 +1,205 @@
+"""A sweep from its spec to its champions: encode once, search, judge, export, register.
+
+This process, the driver, holds the study, the record and the MLflow writer; trials run in Ray's actors.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokconv.config import Config, get
+from tokconv.encoder import describe
+from tokconv.errors import SweepError
+from tokconv.evaluate import Figures, baseline_figures
+from tokconv.export import export, load_compressor, load_decoder
+from tokconv.files import write_text
+from tokconv.grid import check_output_grid, compression_ratio
+from tokconv.pictures import draw_compression
+from tokconv.prepare import open_store
+from tokconv.store import TokenStore
+from tokconv.sweep import report
+from tokconv.sweep.champions import Verdict, judge
+from tokconv.sweep.layout import SweepDirectory, new_directory, newest_directory
+from tokconv.sweep.listener import Listener
+from tokconv.sweep.progress import SweepDisplay
+from tokconv.sweep.record import Record, TrialRecord
+from tokconv.sweep.spec import GRID_KEY, Spec
+from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
+from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
+from tokconv.sweep.tuning import tune
+from tokconv.terminal import progress_line
+
+DRAIN_SECONDS = 60.0
+"""How long the end of a sweep waits for the tracking server; what is left is delivered by `--resume`."""
+PICTURED_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep leaves: its directory, a verdict a grid, and every trial by uid."""
+
+    directory: Path
+    verdicts: list[Verdict]
+    trials: Mapping[str, TrialRecord]
+
+
+def run_sweep(spec: Spec, *, resume: bool = False) -> SweepResult:
+    """Run a sweep, or finish an interrupted one, and print its result.
+
+    Args:
+        spec: checked (`tokconv.sweep.spec_file`).
+        resume: go on in the newest directory of this spec's name: finished trials are kept, running ones continue
+            from their checkpoint; `trials` may have grown.
+
+    Raises:
+        ConfigError, DataError, StoreError: before any trial starts.
+        SweepError: nothing to resume, another driver at work, no Ray cluster.
+        KeyboardInterrupt: after the record is safe and the way to go on is printed.
+    """
+    config = spec.base_config()
+    token_grid = describe(config.model.clip).token_grid
+    for grid in spec.grids():
+        check_output_grid(grid, token_grid)
+    root = Path(spec.storage or "runs").expanduser().resolve()
+    directory = newest_directory(root, spec.name) if resume else None
+    if directory is not None:
+        _check_same_experiment(spec, load_spec(directory.spec))
+    store = open_store(config)
+    directory = directory or new_directory(root, spec.name)
+    with directory.lock():
+        write_text(directory.spec, to_yaml(spec))
+        return _Sweep(spec, config, store, directory, root).run()
+
+
+class _Sweep:
+    """One driver's work on one directory."""
+
+    def __init__(self, spec: Spec, config: Config, store: TokenStore, directory: SweepDirectory, root: Path) -> None:
+        self.spec, self.config, self.store, self.directory, self.root = spec, config, store, directory, root
+        self.record = Record(directory.events)
+        self.uri = spec.tracking.uri or local_uri(root)
+        self.experiment = spec.tracking.experiment or spec.name
+
+    def run(self) -> SweepResult:
+        baselines = self._baselines()
+        self.record.append(
+            "sweep_started",
+            sweep=self.directory.name,
+            experiment=self.experiment,
+            spec=spec_to_dict(self.spec),
+            git_commit=_git_commit(),
+            store_fingerprint=self.store.fingerprint,
+            token_grid=self.store.token_grid,
+            plan={"trials": self.spec.trials, "images": self.store.num_images},
+        )
+        writer = MlflowWriter(
+            self.directory.events,
+            uri=self.uri,
+            experiment=self.experiment,
+            artifact_root=self.root,
+            sweep=self.directory.name,
+            cursor=self.directory.cursor,
+            on_message=print,
+        )
+        try:
+            self._search(baselines)
+        except BaseException:
+            self._conclude("interrupted", baselines)
+            writer.close(DRAIN_SECONDS)
+            print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
+            raise
+        verdicts = self._conclude("finished", baselines)
+        delivery = writer.close(DRAIN_SECONDS)
+        report.print_result(verdicts)
+        print(f"\nresults, plots and exported champions: {self.directory.path}")
+        print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
+        print(delivery)
+        self.record.close()
+        return SweepResult(self.directory.path, verdicts, self.record.trials)
+
+    def _baselines(self) -> dict[int, dict[str, Figures]]:
+        """Pooling and window PCA at every grid, from the store's cache or computed now."""
+        grids = self.spec.grids()
+        found = {}
+        with progress_line("baselines") as line:
+            for done, grid in enumerate(grids, start=1):
+                found[grid] = baseline_figures(self.store, grid)
+                line(done, len(grids))
+        return found
+
+    def _search(self, baselines: Mapping[int, Mapping[str, Figures]]) -> None:
+        display = SweepDisplay(
+            name=self.directory.name,
+            total=self.spec.trials,
+            token_grid=self.store.token_grid,
+            baselines=baselines,
+            epochs=self.config.training.epochs,
+            rule=self.spec.champion,
+        )
+        listener = Listener(
+            self.record,
+            ratio=self._ratio,
+            finish=self._finish,
+            on_event=lambda: display.update(self.record),
+        )
+        with display:
+            tune(self.spec, self.config, self.store.path.resolve(), self.directory, self.record, listener)
+            listener.close()
+
+    def _ratio(self, values: Mapping[str, Any]) -> float:
+        grid = values.get(GRID_KEY, get(self.config, GRID_KEY))
+        return compression_ratio(self.store.token_grid, int(grid))
+
+    def _finish(self, trial: TrialRecord) -> Path:
+        """Export a complete trial's compressor and draw what it does to some held-out images."""
+        out = self.directory.artifacts(trial.uid)
+        if trial.checkpoint is None:
+            raise SweepError(f"trial {trial.uid} ended without a checkpoint")
+        exported = export(Path(trial.checkpoint), out / "compressor")
+        tokens = self.store.tokens(self.store.val_indices[:PICTURED_IMAGES])
+        draw_compression(load_compressor(exported), load_decoder(exported), tokens, out / "reconstruction.png")
+        return out
+
+    def _conclude(self, state: str, baselines: Mapping[int, Mapping[str, Figures]]) -> list[Verdict]:
+        """Judge what is complete, export the champions, write tables and plots, close the record."""
+        verdicts = judge(self.record.trials.values(), self.spec.champion, self.store.token_grid, baselines)
+        champions = {}
+        for verdict in verdicts:
+            if verdict.champion is not None and verdict.champion.checkpoint is not None:
+                out = export(Path(verdict.champion.checkpoint), self.directory.champion(verdict.grid))
+                champions[str(verdict.grid)] = {
+                    "trial": verdict.champion.uid,
+                    "export": str(out),
+                    "meets_targets": verdict.meets_targets,
+                }
+        report.write_results(self.directory.report, verdicts, list(self.record.trials.values()))
+        self.record.append(
+            "sweep_ended",
+            state=state,
+            champions=champions,
+            artifacts=str(self.directory.report),
+            summary=report.summary_markdown(verdicts),
+        )
+        return verdicts
+
+
+def _check_same_experiment(spec: Spec, before: Spec) -> None:
+    """A resumed sweep must ask the same question; only its budget and its resources may change."""
+    for key in ("base", "objectives", "search"):
+        if getattr(spec, key) != getattr(before, key):
+            raise SweepError(
+                f"{key}: differs from the sweep to resume; give it another name, or restore what it was: "
+                f"{spec_to_dict(before)[key]}"
+            )
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

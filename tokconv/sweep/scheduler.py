@@ -1,0 +1,75 @@
+"""Multi-objective asynchronous successive halving (Schmucker et al. 2021, arXiv:2106.12639), per output grid.
+
+Rungs lie at min_epochs * reduction^i of our own epoch count. At a rung a trial is compared with the trials of the same
+grid that have reached it: non-dominated rank on (val/fvu, val/swd) first, crowding distance second. It goes on when
+it is among the best 1/reduction, and also whenever nothing dominates it: unlike the paper's selection, which may drop
+part of a front larger than the quota, because a sweep is read for its front.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from tokconv.sweep.outcome import FAILURE
+from tokconv.sweep.pareto import Point, crowding, ranks
+from tokconv.sweep.record import TrialRecord
+from tokconv.sweep.spec import EarlyStopping
+
+AXES = ("val/fvu", "val/swd")
+
+
+class Rungs:
+    """What every rung of every grid has seen; the decision, without Ray.
+
+    Args:
+        rule: first rung and the share kept, 1/reduction.
+        epochs: a trial's length; there is no rung at its end.
+    """
+
+    def __init__(self, rule: EarlyStopping, epochs: int) -> None:
+        self.levels = []
+        level = rule.min_epochs
+        while level < epochs:
+            self.levels.append(level)
+            level *= rule.reduction
+        self.reduction = rule.reduction
+        self._seen: dict[tuple[float, int], dict[str, Point]] = defaultdict(dict)
+
+    def replay(self, trials: Iterable[TrialRecord]) -> None:
+        """Take in what trials of an earlier driver reported."""
+        for trial in trials:
+            for figures in trial.history:
+                self.goes_on(trial.uid, figures)
+
+    def goes_on(self, uid: str, figures: Any) -> bool:
+        """Take in one epoch's figures; whether the trial should go on."""
+        epoch = int(figures["epoch"])
+        if epoch not in self.levels:
+            return True
+        rung = self._seen[figures["compression_ratio"], epoch]
+        rung[uid] = tuple(figures[axis] for axis in AXES)
+        uids, points = list(rung), list(rung.values())
+        rank = dict(zip(uids, ranks(points), strict=True))
+        if rank[uid] == 0:
+            return True
+        peers = [other for other in uids if rank[other] == rank[uid]]
+        crowd = dict(zip(peers, crowding([rung[other] for other in peers]), strict=True))
+        better = sum(r < rank[uid] for r in rank.values()) + sum(c > crowd[uid] for c in crowd.values())
+        return better < len(points) / self.reduction
+
+
+class ParetoHalving(FIFOScheduler):  # type: ignore[misc]
+    """Ray Tune's view of `Rungs`."""
+
+    def __init__(self, rungs: Rungs) -> None:
+        super().__init__()
+        self._rungs = rungs
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if FAILURE in result or self._rungs.goes_on(trial.config["uid"], result):
+            return str(TrialScheduler.CONTINUE)
+        return str(TrialScheduler.STOP)

@@ -1,0 +1,122 @@
+"""What a sweep is: the whole experiment as one frozen value. `tokconv.sweep.spec_file` reads it from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tokconv.config import Config
+from tokconv.overrides import compose
+from tokconv.sweep.space import Range
+
+GRID_KEY = "model.compressor.output_grid_size"
+FIGURES = (
+    "compression_ratio",
+    "val/fvu",
+    "val/gain",
+    "val/cosine",
+    "val/cosine_centered",
+    "val/swd",
+    "val/probe_accuracy",
+    "val/probe_kept",
+)
+"""What objectives and targets may name. A critic's own estimate is not among them: its ruler changes with the trial."""
+SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
+RUNNERS = ("torch_trainer", "inline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    metric: str
+    mode: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """`metric <= limit` or `metric >= limit`."""
+
+    metric: str
+    sign: str
+    limit: float
+
+    def met(self, figures: Mapping[str, float]) -> bool:
+        return self.excess(figures) <= 0
+
+    def excess(self, figures: Mapping[str, float]) -> float:
+        """How far the figure is past the limit; at most 0 when the target is met, infinite when it is missing."""
+        value = figures.get(self.metric)
+        if value is None:
+            return float("inf")
+        return value - self.limit if self.sign == "<=" else self.limit - value
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.sign} {self.limit:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The rule for a grid's winner: lowest `minimise` among the trials that meet every target."""
+
+    minimise: str = "val/fvu"
+    subject_to: tuple[Target, ...] = (
+        Target(metric="val/swd", sign="<=", limit=0.1),
+        Target(metric="val/cosine", sign=">=", limit=0.85),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    kind: str = "tpe"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    min_epochs: int = 2
+    reduction: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    runner: str = "torch_trainer"
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    uri: str | None = None
+    experiment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A checked spec; the README shows the YAML with every key."""
+
+    name: str
+    base: tuple[str, ...] = ()
+    search: Mapping[str, Range] = field(default_factory=dict)
+    objectives: tuple[Objective, ...] = (
+        Objective(metric="compression_ratio", mode="max"),
+        Objective(metric="val/fvu", mode="min"),
+        Objective(metric="val/swd", mode="min"),
+    )
+    champion: Champion = Champion()
+    sampler: Sampler = Sampler()
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    trials: int
+    concurrency: int = 1
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+    storage: str | None = None
+
+    def base_config(self) -> Config:
+        """The config that every trial starts from."""
+        return compose(self.base)
+
+    def grids(self) -> tuple[int, ...]:
+        """Every output grid size that a trial may have, ascending."""
+        if GRID_KEY in self.search:
+            return tuple(sorted(int(value) for value in self.search[GRID_KEY].members()))
+        return (self.base_config().model.compressor.output_grid_size,)

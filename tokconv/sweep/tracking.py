@@ -1,0 +1,282 @@
+"""The sweep in MLflow: a parent run for the sweep, a child run for each trial, a registered model for each champion.
+
+One writer, in the driver, follows the sweep's own record. So a tracking server that is away neither holds up the sweep
+nor loses anything, and delivering the record twice adds nothing: runs are found again by their tags, a metric point is
+itself by (key, time, step, value), a model version by its run.
+
+    tags of a run   tokconv.kind (sweep | trial), tokconv.sweep, tokconv.state, tokconv.reason
+    found again by  tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tokconv.errors import import_extra
+from tokconv.sweep.follower import Delivery, Follower
+from tokconv.sweep.mlflow_view import view_tags, view_url
+from tokconv.sweep.record import Event, read_events
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+LOCAL_UI = "http://127.0.0.1:5000"
+BATCH_METRICS = 1000
+"""MLflow takes no more in one call."""
+STATUS = {
+    "running": "RUNNING",
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+    "finished": "FINISHED",
+    "interrupted": "KILLED",
+}
+"""State of a trial or a sweep -> status of its run."""
+ALIAS = "champion"
+NOTE = "mlflow.note.content"
+DESCRIPTION = (
+    "Compressors for CLIP patch tokens, found by `tokconv sweep`. A run of kind *sweep* holds the spec and the report, "
+    "its children of kind *trial* one compressor each. `compression_ratio`: tokens in / tokens out. `val/fvu`: share "
+    "of the tokens' variance that is lost. `val/swd`: distance to real tokens. `val/gain`: share of average pooling's "
+    "fvu that is gone."
+)
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The follower has its own patience; MLflow's default is to hang for four minutes on a server that is down.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+def local_uri(root: Path) -> str:
+    """The tracking URI of a sweep that names none: a SQLite file in `root`."""
+    return f"sqlite:///{Path(root).expanduser().resolve() / DATABASE}"
+
+
+def ui_command(uri: str, root: Path) -> str:
+    """The shell line that opens MLflow's UI on this machine only; for a server, its address."""
+    if not _is_local(uri):
+        return uri
+    artifacts = Path(root).expanduser().resolve() / ARTIFACTS
+    # Without job execution the server starts in a third of the time and needs a quarter of the memory.
+    return (
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
+        f"{shlex.quote(sys.executable)} -m mlflow server --host 127.0.0.1 --port 5000 --workers 1 "
+        f"--backend-store-uri {shlex.quote(uri)} --artifacts-destination {shlex.quote(str(artifacts))}"
+    )
+
+
+class MlflowWriter:
+    """Follows a sweep's record into MLflow, in a thread, from construction until `close`.
+
+    Args:
+        events: the record's file.
+        uri: of the tracking server or database; it need not answer.
+        artifact_root: where the artifacts of a local database go (`mlartifacts` below it); a server has its own place.
+        sweep: its unique name.
+        cursor: the file that remembers how far delivery came.
+        on_message: told when MLflow first fails, from the writer's thread.
+
+    Example:
+        >>> writer = MlflowWriter(events, uri=local_uri(root), experiment="demo", artifact_root=root,
+        ...                       sweep="demo-001", cursor=cursor)    # doctest: +SKIP
+        >>> print(writer.close(60))                                   # doctest: +SKIP
+        MLflow: all 231 events delivered; compare the trials: http://127.0.0.1:5000/#/experiments/1/runs?...
+    """
+
+    def __init__(
+        self,
+        events: Path,
+        *,
+        uri: str,
+        experiment: str,
+        artifact_root: Path | None,
+        sweep: str,
+        cursor: Path,
+        on_message: Callable[[str], None] = print,
+    ) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._uri = uri
+        self._runs = _Runs(events, uri, experiment, artifact_root, sweep)
+        self._follower = Follower(events, self._runs, cursor=cursor, name="MLflow", on_message=on_message)
+
+    def close(self, timeout: float) -> Delivery:
+        """Deliver what is left, for at most `timeout` seconds. What then stays behind is delivered by `--resume`."""
+        delivery = self._follower.close(timeout)
+        if not delivery.complete or self._runs.experiment_id is None:
+            return delivery
+        url = view_url(LOCAL_UI if _is_local(self._uri) else self._uri, self._runs.experiment_id)
+        return replace(delivery, message=f"{delivery.message}; compare the trials: {url}")
+
+
+class _Runs:
+    """The destination of the follower: events in, runs and models out."""
+
+    def __init__(self, events: Path, uri: str, experiment: str, artifact_root: Path | None, sweep: str) -> None:
+        self._events, self._uri, self._experiment = events, uri, experiment
+        self._artifact_root, self._sweep = artifact_root, sweep
+        self.experiment_id: str | None = None
+
+    def open(self) -> str:
+        """Connect, find or create experiment and parent run; the parent run's id comes back."""
+        self._client = _connect(self._uri)
+        self._born = 0
+        self._token_grid = 0
+        self._started: dict[str, Event] = {}
+        self._trial_runs: dict[str, str] = {}
+        # Names and params of a trial stand in events that may lie far before the cursor.
+        for event, _ in read_events(self._events):
+            self._learn(event)
+        self.experiment_id = self._find_experiment()
+        tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
+        self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._born, tags)
+        return self._parent
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._learn(event)
+        for of_trials, group in groupby(events, key=lambda event: "trial" in event):
+            if of_trials:
+                by_trial: dict[str, list[Event]] = {}
+                for event in group:
+                    by_trial.setdefault(event["trial"], []).append(event)
+                for uid, own in by_trial.items():
+                    self._deliver_trial(uid, own)
+            else:
+                for event in group:
+                    self._deliver_sweep(event)
+
+    def _learn(self, event: Event) -> None:
+        self._born = self._born or event["time"]
+        if event["event"] == "sweep_started":
+            self._token_grid = event["token_grid"]
+        elif event["event"] == "trial_started":
+            self._started.setdefault(event["trial"], event)
+
+    def _deliver_sweep(self, event: Event) -> None:
+        if event["event"] == "sweep_started":
+            tags = {
+                "tokconv.store_fingerprint": event["store_fingerprint"],
+                "mlflow.source.git.commit": event["git_commit"],
+                **{f"tokconv.plan.{name}": value for name, value in event["plan"].items()},
+            }
+            self._set_state(self._parent, "running", "", tags)
+            self._client.log_text(self._parent, yaml.safe_dump(event["spec"], sort_keys=False), "spec.yaml")
+            for name, value in view_tags(import_extra("mlflow", "sweep").__version__, event["spec"]["search"]).items():
+                self._client.set_experiment_tag(str(self.experiment_id), name, value)
+        elif event["event"] == "sweep_ended":
+            if event.get("artifacts"):
+                self._upload(self._parent, event["artifacts"], "report")
+            # A sweep that was cut off has not chosen yet.
+            if event["state"] == "finished":
+                for grid, champion in event["champions"].items():
+                    self._register(f"tokconv-{_slug(self._experiment)}-{grid}x{grid}", champion)
+            self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
+
+    def _deliver_trial(self, uid: str, events: Sequence[Event]) -> None:
+        from mlflow.entities import Metric
+
+        run_id = self._trial_run(uid)
+        metrics = [
+            Metric(name, float(f"{value:.6g}"), event["time"], event["epoch"])
+            for event in events
+            if event["event"] == "trial_reported"
+            for name, value in event["figures"].items()
+        ]
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+        state: Event | None = None
+        for event in events:
+            if event["event"] == "trial_artifacts":
+                self._upload(run_id, event["path"])
+            elif event["event"] in ("trial_started", "trial_ended"):
+                state = event
+        if state is not None and state["event"] == "trial_started":
+            self._set_state(run_id, "running", "")
+        elif state is not None:
+            self._set_state(run_id, state["state"], state.get("reason", ""), end_time=state["time"])
+
+    def _trial_run(self, uid: str) -> str:
+        """The run of a trial, with its params, found or created."""
+        from mlflow.entities import Metric, Param
+
+        if uid in self._trial_runs:
+            return self._trial_runs[uid]
+        started = self._started[uid]
+        ratio = started["ratio"]
+        grid = round(self._token_grid / ratio**0.5)
+        # The ratio leads, so that runs can be compared at a glance wherever only names are shown.
+        run_id = self._find_run(
+            "tokconv.trial_uid",
+            f"{self._sweep}/{uid}",
+            f"{ratio:.3g}x k={grid} #{uid}",
+            started["time"],
+            {"tokconv.kind": "trial", "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent},
+        )
+        params = started["values"] | {"compression_ratio": ratio, "output_grid_size": grid, "num_tokens": grid**2}
+        self._client.log_batch(
+            run_id,
+            # As a metric too: a param groups, a metric can be an axis. Known before the first epoch.
+            metrics=[Metric("compression_ratio", float(f"{ratio:.6g}"), started["time"], 0)],
+            params=[Param(name, _text(value)) for name, value in params.items()],
+        )
+        self._trial_runs[uid] = run_id
+        return run_id
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if _is_local(self._uri) and self._artifact_root is not None:
+            location = (self._artifact_root.resolve() / ARTIFACTS / _slug(self._experiment)).as_uri()
+        return self._client.create_experiment(self._experiment, location, tags={NOTE: DESCRIPTION})
+
+    def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
+        """A run by its uid; created when there is none.
+
+        Two machines may both have a sweep `demo-001` on one server: the moment it was started tells them apart.
+        """
+        identity = {tag: uid, "tokconv.sweep_started": str(self._born)}
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+        order = ["attributes.start_time ASC"]
+        found = self._client.search_runs([str(self.experiment_id)], wanted, max_results=1, order_by=order)
+        if found:
+            return str(found[0].info.run_id)
+        created = self._client.create_run(str(self.experiment_id), start, {**identity, **tags}, name)
+        return str(created.info.run_id)
+
+    def _set_state(
+        self, run_id: str, state: str, reason: str, tags: Mapping[str, Any] | None = None, end_time: int | None = None
+    ) -> None:
+        from mlflow.entities import RunTag
+
+        every = {"tokconv.state": state, "tokconv.reason": reason[:500], **(tags or {})}
+        self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in every.items() if v is not None])
+        if end_time is None:
+            self._client.update_run(run_id, status=STATUS[state])
+        else:
+            self._client.set_terminated(run_id, STATUS[state], end_time)
+
+    def _upload(self, run_id: str, directory: str, artifact_path: str | None = None) -> None:
+        if Path(directory).is_dir():
+            self._client.log_artifacts(run_id, directory, artifact_path)
+        else:
+            # Somebody removed it before MLflow was reachable. That must not keep back all later events.
+            self._client.set_tag(run_id, "tokconv.missing", directory)

@@ -1,0 +1,173 @@
+"""One trial: a config and a token store in, a trained compressor and its figures out.
+
+`run_trial` is the only training function: alone in a process, in the workers of a Ray `TorchTrainer`, in a sweep. It
+reads its arguments only and speaks through `runtime` only. Batches and noise are drawn from (seed, epoch or step), so
+a resumed run sees what it would have seen uninterrupted, and every worker of a group takes its share of one draw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tokconv import checkpoint as checkpoints
+from tokconv.config import Config, flatten, to_dict
+from tokconv.errors import CheckpointError, ConfigError, StoreError
+from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, baseline_figures
+from tokconv.grid import check_output_grid
+from tokconv.learner import Learner, Share
+from tokconv.runtime import Runtime
+from tokconv.store import TokenStore
+
+_EPOCH_STREAM = 1 << 31
+"""Keeps the seeds of epoch orders apart from those of steps."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial leaves, on rank 0: figures of the last epoch, of every epoch, and the last checkpoint written."""
+
+    figures: Figures
+    history: list[Figures]
+    checkpoint: Path | None
+
+
+def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResult:
+    """Train one compressor and judge it on held-out images after every epoch.
+
+    Args:
+        config: checked (`tokconv.overrides`).
+        store: shared, read only.
+        runtime: device, workers, checkpoints, and where figures go.
+
+    Raises:
+        ConfigError, StoreError: see `check_store`.
+        CheckpointError: the checkpoint to resume from belongs to another config or store.
+        DivergedError: a non-finite loss or gradient; nothing was updated.
+
+    Example:
+        >>> store = encode(compose(["data.subset=64"]))                                   # doctest: +SKIP
+        >>> run_trial(compose(["training.epochs=2"]), store, LocalRuntime(Path("run")))   # doctest: +SKIP
+    """
+    check_store(config, store)
+    batches = _Batches(config, store, runtime)
+    epochs = config.training.epochs
+    learner = Learner(
+        config, store, device=runtime.device, wrap=runtime.wrap, total_steps=epochs * batches.steps_per_epoch
+    )
+    history = _resume(config, store, runtime, learner)
+    judge = _Judge(config, store, runtime.device) if runtime.rank == 0 else None
+    path = runtime.latest_checkpoint() if history else None
+    if history:
+        # Whoever listens may have missed the last report before the interruption.
+        runtime.report(history[-1], path)
+    for epoch in range(len(history), epochs):
+        figures = _train_epoch(learner, batches, epoch, runtime)
+        if judge is not None:
+            figures |= judge(learner)
+            path = checkpoints.save(
+                runtime.checkpoint_dir(epoch + 1),
+                learner.modules,
+                learner.optimizers,
+                {
+                    "config": to_dict(config),
+                    "store_fingerprint": store.fingerprint,
+                    "protocol": PROTOCOL,
+                    "token_grid": store.token_grid,
+                    "dim": store.dim,
+                    "encoder": store.settings.encoder,
+                    "baselines": judge.baselines,
+                    "history": [*history, figures],
+                },
+            )
+        history.append(figures)
+        runtime.report(figures, path)
+    return TrialResult(history[-1], history, path)
+
+
+def check_store(config: Config, store: TokenStore) -> None:
+    """Refuse what cannot be trained on this store before anything starts.
+
+    Raises:
+        ConfigError: the output grid does not fit the token grid.
+        StoreError: no training or no validation images.
+    """
+    check_output_grid(config.model.compressor.output_grid_size, store.token_grid)
+    if not len(store.train_indices) or not len(store.val_indices):
+        raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
+
+
+class _Batches:
+    """The training images in global batches, this worker's share of each."""
+
+    def __init__(self, config: Config, store: TokenStore, runtime: Runtime) -> None:
+        self.store, self.seed = store, config.training.seed
+        self.total = min(config.training.batch_size, len(store.train_indices))
+        if self.total % runtime.world_size:
+            raise ConfigError(
+                f"training.batch_size: got {self.total}; must be a multiple of the {runtime.world_size} workers"
+            )
+        self.size = self.total // runtime.world_size
+        self.first = runtime.rank * self.size
+        self.steps_per_epoch = len(store.train_indices) // self.total
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Share]]:
+        """Tokens [b, N, C] in this epoch's order; the images that do not fill a batch rest until the next one."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + _EPOCH_STREAM + epoch)
+        order = self.store.train_indices[torch.randperm(len(self.store.train_indices), generator=generator)]
+        for batch in order[: self.steps_per_epoch * self.total].split(self.total):
+            mine = batch[self.first : self.first + self.size]
+            yield self.store.tokens(mine), Share(self.first, self.total)
+
+
+class _Judge:
+    """The evaluation protocol at this trial's grid, with the gain over pooling."""
+
+    def __init__(self, config: Config, store: TokenStore, device: torch.device) -> None:
+        grid = config.model.compressor.output_grid_size
+        self.evaluator = Evaluator(store, grid, device)
+        self.baselines = baseline_figures(store, grid)
+
+    def __call__(self, learner: Learner) -> Figures:
+        return add_gain(self.evaluator.evaluate(learner.compressor, learner.decoder), self.baselines["pooling"])
+
+
+def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
+    epochs = learner.config.training.epochs
+    start, sums = time.monotonic(), defaultdict[str, Tensor](lambda: torch.zeros((), device=learner.device))
+    for index, (tokens, share) in enumerate(batches.epoch(epoch)):
+        step = epoch * batches.steps_per_epoch + index
+        terms = learner.step(tokens, share, step)
+        runtime.progress(step + 1, epochs * batches.steps_per_epoch)
+        for name, value in terms.items():
+            sums[name] += value
+    figures = {name: float(value) / batches.steps_per_epoch for name, value in sums.items()}
+    seconds = time.monotonic() - start
+    images = batches.steps_per_epoch * batches.total
+    return {**figures, "epoch": epoch + 1, "epochs": epochs, "train/images_per_second": images / seconds}
+
+
+def _resume(config: Config, store: TokenStore, runtime: Runtime, learner: Learner) -> list[Figures]:
+    """Restore networks and optimizers from the runtime's newest checkpoint; the figures so far come back."""
+    path = runtime.latest_checkpoint()
+    if path is None:
+        return []
+    saved = checkpoints.load(path)
+    if saved.state["store_fingerprint"] != store.fingerprint:
+        raise CheckpointError(f"{path}: was trained on another token store than {store.path}")
+    ours, theirs = flatten(to_dict(config)), flatten(saved.state["config"])
+    for key, value in ours.items():
+        if not key.startswith("data.") and theirs.get(key) != value:
+            raise CheckpointError(
+                f"{path}: was trained with {key}={theirs.get(key)}, not {value}; use the same value or a new run"
+            )
+    saved.restore(learner.modules)
+    for name, optimizer in learner.optimizers.items():
+        optimizer.load_state_dict(saved.optimizers[name])
+    return list(saved.state["history"])
