@@ -210,7 +210,7 @@ def test_a_progress_line_in_a_log_is_seldom_and_plain() -> None:
     clock, stream = Clock(), io.StringIO()
     show = progress_line("encoding", stream, clock)
     for done in range(1, 101):
-        clock.now += 0.1
+        clock.now += 0.125
         show(done, 100, "1 skipped")
     text = stream.getvalue().splitlines()
     assert text == [

@@ -29,8 +29,10 @@ from tokconv.store import TokenStore
 BASELINES = ("pooling", "window_pca", "matched_window_pca")
 FIT_VERSION = 1
 MAX_IMAGES = 2048
-MAX_EXACT_WINDOW = 2560
-"""Largest w*w*C whose full covariance is decomposed; above it a randomised SVD on at most SVD_BYTES of windows."""
+MAX_EXACT_WINDOW = 4096
+"""Largest w*w*C whose covariance is kept; above it a randomised SVD on at most SVD_BYTES of windows."""
+MAX_FULL_DECOMPOSITION = 640
+"""Largest w*w*C whose covariance is decomposed in full; above it subspace iteration finds the leading C."""
 SVD_BYTES = 2**31
 OVERSAMPLING = 16
 BATCH = 64
@@ -78,7 +80,7 @@ def fit(store: TokenStore, output_grid: int) -> dict[str, LinearCodec]:
     moments = _Moments(store.dim, windows.window_size)
     for tokens in standardised_batches(store, training_sample(store)):
         moments.update(windows.split(tokens).flatten(0, 1))
-    components = _exact_components(moments) if moments.exact else _randomised_components(store, windows, moments)
+    components = _components(moments) if moments.exact else _randomised_components(store, windows, moments)
     return {
         "pooling": _pooling(moments),
         "window_pca": _pca(moments, components),
@@ -163,9 +165,15 @@ class _Components:
     covariance: Tensor
 
 
-def _exact_components(moments: _Moments) -> _Components:
-    values, vectors = torch.linalg.eigh(moments.window_covariance)
-    return _Components(vectors[:, -moments.dim :].flip(1), values[-moments.dim :].flip(0).clamp_min(0).diag())
+def _components(moments: _Moments) -> _Components:
+    covariance = moments.window_covariance
+    if moments.window_dim <= MAX_FULL_DECOMPOSITION:
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values.flip(0), vectors.flip(1)
+    else:
+        # On a covariance the spectrum is squared, so a few iterations separate the leading components well.
+        vectors, values, _ = _svd_lowrank(covariance, moments.dim + OVERSAMPLING)
+    return _Components(vectors[:, : moments.dim], values[: moments.dim].clamp_min(0).diag())
 
 
 def _randomised_components(store: TokenStore, windows: Windows, moments: _Moments) -> _Components:
@@ -174,15 +182,19 @@ def _randomised_components(store: TokenStore, windows: Windows, moments: _Moment
     batches = standardised_batches(store, training_sample(store, images))
     sample = torch.cat([windows.split(tokens).flatten(0, 1).flatten(1) for tokens in batches])
     rank = min(moments.dim, *sample.shape)
-    oversampled = min(rank + OVERSAMPLING, *sample.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, singular, vectors = torch.svd_lowrank(sample - moments.mean.float(), q=oversampled, niter=4)
+    _, singular, vectors = _svd_lowrank(sample - moments.mean.float(), min(rank + OVERSAMPLING, *sample.shape))
     basis = torch.zeros(moments.window_dim, moments.dim, dtype=torch.float64)
     basis[:, :rank] = vectors[:, :rank]
     variance = torch.zeros(moments.dim, dtype=torch.float64)
     variance[:rank] = singular[:rank].double().square() / len(sample)
     return _Components(basis, variance.diag())
+
+
+def _svd_lowrank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, singular, right = torch.svd_lowrank(matrix, q=rank, niter=5)
+    return left, singular, right
 
 
 def _pca(moments: _Moments, components: _Components) -> LinearCodec:

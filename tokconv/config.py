@@ -108,7 +108,7 @@ class TrainingConfig:
     batch_size: int = 32
     """Images a step over all workers together."""
     learning_rate: float = 1e-4
-    """Of compressor and decoder at the first step; it falls linearly to 2 % of this."""
+    """Peak, of compressor and decoder: it rises over the first tenth of the steps, then falls linearly to 2 %."""
     critic_learning_rate: float | None = None
     """None is the learning rate."""
     n_critic: int = 5

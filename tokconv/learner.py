@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,13 @@ from tokconv.models.critic import Critic
 from tokconv.models.decoder import Decoder
 from tokconv.store import TokenStore
 
+WARM_UP = 0.1
+"""Share of all steps in which the learning rate rises from 0."""
 LAST_LEARNING_RATE = 0.02
-"""The learning rate falls linearly to this share of its first value."""
+"""From its peak on the learning rate falls linearly to this share of it."""
+PROJECTION_SHARE = 0.03
+"""Learning rate of the window projections, as a share of the branches'. They start at a linear optimum and are wide: a
+full Adam step moves every input's weight at once and throws that start away (measured in the README)."""
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -113,9 +119,7 @@ class Learner:
         self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.lambda_gp))
         training = config.training
         self._critic_learning_rate = training.critic_learning_rate or training.learning_rate
-        self.autoencoder_optimizer = torch.optim.AdamW(
-            self._autoencode.parameters(), training.learning_rate, betas=(0.5, 0.9), weight_decay=0.0
-        )
+        self.autoencoder_optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.95))
         # Gulrajani et al. 2017, algorithm 1, has no momentum for the critic.
         self.critic_optimizer = torch.optim.Adam(
             self._criticise.parameters(), self._critic_learning_rate, betas=(0.0, 0.9)
@@ -188,14 +192,19 @@ class Learner:
             self.critic_optimizer.step()
         return {"critic/wasserstein": wasserstein, "critic/gradient_penalty": penalty}
 
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self._autoencode.named_parameters():
+            groups[".projection." in name].append(parameter)
+        return [{"params": groups[False], "share": 1.0}, {"params": groups[True], "share": PROJECTION_SHARE}]
+
     def _set_learning_rate(self, step: int) -> None:
-        share = 1 - (1 - LAST_LEARNING_RATE) * step / self.total_steps
-        for optimizer, first in (
-            (self.autoencoder_optimizer, self.config.training.learning_rate),
-            (self.critic_optimizer, self._critic_learning_rate),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = first * share
+        warm = min(1.0, (step + 1) / (WARM_UP * self.total_steps + 1))
+        now = warm * (1 - (1 - LAST_LEARNING_RATE) * step / self.total_steps)
+        for group in self.autoencoder_optimizer.param_groups:
+            group["lr"] = self.config.training.learning_rate * group["share"] * now
+        for group in self.critic_optimizer.param_groups:
+            group["lr"] = self._critic_learning_rate * now
 
     def _autocast(self) -> AbstractContextManager[None]:
         precision = self.config.training.precision

@@ -20,6 +20,10 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Without it a worker that is never scheduled waits for ever.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # Prometheus metrics of every Train worker and controller: nobody scrapes them, and they cost a second a trial.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # A trial is several small processes that mostly wait; more than four per CPU would be reported as a problem.
+    "RAY_worker_maximum_startup_concurrency": "32",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -152,7 +152,11 @@ class Follower:
 
 
 def _one_line(error: Exception) -> str:
-    """An error as a clause: its first 200 characters, without credentials of an address."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    text = re.sub(r"//[^/@\s]+@", "//", text)
+    """An error as a clause: its first 200 characters."""
+    text = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def without_credentials(text: str) -> str:
+    """A text to print: `//user:password@host` becomes `//host`."""
+    return re.sub(r"//[^/@\s]+@", "//", text)

@@ -66,6 +66,10 @@ class Listener(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, error=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that the sweep's own record replaces."""
+        return {}
+
     def close(self) -> None:
         """Wait for exports and pictures; the first error among them is raised."""
         self._pool.shutdown(wait=True)

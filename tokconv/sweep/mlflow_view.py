@@ -1,26 +1,27 @@
-"""A prepared view of an experiment in MLflow's UI: the columns and charts that answer a sweep's question.
+"""What a person sees in MLflow's UI: names and figures as they are written there, and a prepared view.
 
-MLflow keeps a shared view as JSON in an experiment tag. Its format is internal to MLflow, so the view is written only
-for the release it was tried with; elsewhere the plain table opens.
+The view has the columns and charts that answer a sweep's question. MLflow keeps it as JSON in an experiment tag, in a
+format that is internal to MLflow: it is written only for the release it was tried with.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
 TRIED_WITH = "3.17."
 NAME = "tokconv"
-FIGURES = (
-    "compression_ratio",
-    "val/fvu",
-    "val/swd",
-    "val/gain",
-    "val/cosine",
-    "val/probe_kept",
+FIGURES = ("compression_ratio", "val/fvu", "val/swd", "val/gain", "val/cosine", "val/probe_kept")
+DESCRIPTION = (
+    "Compressors for CLIP patch tokens, found by `tokconv sweep`. A run of kind *sweep* holds the spec and the report, "
+    "its children of kind *trial* one compressor each. `compression_ratio`: tokens in / tokens out. `val/fvu`: share "
+    "of the tokens' variance that is lost. `val/swd`: distance to real tokens. `val/gain`: share of average pooling's "
+    "fvu that is gone."
 )
+"""The experiment's note, above its runs."""
 SECTION = "tokconv-section"
 MOST_RUNS = 100
 """Runs in a chart; MLflow's own default is 10."""
@@ -38,14 +39,31 @@ def view_tags(version: str, params: Iterable[str]) -> dict[str, str]:
     return {f"mlflow.sharedViewState.{NAME}": json.dumps(_state(list(params)), separators=(",", ":"))}
 
 
-def view_url(base: str, experiment_id: str) -> str:
-    """The link that opens an experiment with the prepared view; without one there, MLflow shows the plain table.
+def view_url(base: str, experiment_id: str, version: str = TRIED_WITH) -> str:
+    """The link that opens an experiment with the prepared view, or with MLflow's own where there is none.
 
     Example:
         >>> view_url("http://127.0.0.1:5000", "1")
         'http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=tokconv'
     """
-    return f"{base.rstrip('/')}/#/experiments/{quote(experiment_id)}/runs?viewStateShareKey={NAME}"
+    table = f"{base.rstrip('/')}/#/experiments/{quote(experiment_id)}/runs"
+    # MLflow shows an error for a view that is not there.
+    return f"{table}?viewStateShareKey={NAME}" if version.startswith(TRIED_WITH) else table
+
+
+def slug(text: str) -> str:
+    """A text as a name of directories and models may be."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+def rounded(value: float) -> float:
+    """Six digits: MLflow's tables show all that there are."""
+    return float(f"{value:.6g}")
+
+
+def shown(value: Any) -> str:
+    """A param as text."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _state(params: list[str]) -> dict[str, Any]:

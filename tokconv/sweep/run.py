@@ -176,7 +176,7 @@ class _Sweep:
                     "export": str(out),
                     "meets_targets": verdict.meets_targets,
                 }
-        report.write_results(self.directory.report, verdicts, list(self.record.trials.values()))
+        report.write_results(self.directory.report, verdicts, list(self.record.trials.values()), self.spec)
         self.record.append(
             "sweep_ended",
             state=state,

@@ -100,6 +100,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         else:
             self._study.tell(number, state=TrialState.PRUNED if found is Outcome.PRUNED else TrialState.FAIL)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, see `save`."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's journal and the sweep's record hold everything."""
 

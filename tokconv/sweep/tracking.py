@@ -10,25 +10,24 @@ itself by (key, time, step, value), a model version by its run.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import shlex
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tokconv.errors import import_extra
-from tokconv.sweep.follower import Delivery, Follower
-from tokconv.sweep.mlflow_view import view_tags, view_url
+from tokconv.errors import SweepError, import_extra
+from tokconv.sweep.follower import Delivery, Follower, without_credentials
+from tokconv.sweep.mlflow_models import MISSING, register
+from tokconv.sweep.mlflow_view import DESCRIPTION, rounded, shown, slug, view_tags, view_url
 from tokconv.sweep.record import Event, read_events
 
 if TYPE_CHECKING:
@@ -38,28 +37,16 @@ DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 LOCAL_UI = "http://127.0.0.1:5000"
 BATCH_METRICS = 1000
 """MLflow takes no more in one call."""
-STATUS = {
-    "running": "RUNNING",
-    "complete": "FINISHED",
-    "pruned": "KILLED",
-    "failed": "FAILED",
-    "finished": "FINISHED",
-    "interrupted": "KILLED",
-}
-"""State of a trial or a sweep -> status of its run."""
-ALIAS = "champion"
+STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
+"""State of a trial or a sweep -> status of its run, where that is not the same word."""
 NOTE = "mlflow.note.content"
-DESCRIPTION = (
-    "Compressors for CLIP patch tokens, found by `tokconv sweep`. A run of kind *sweep* holds the spec and the report, "
-    "its children of kind *trial* one compressor each. `compression_ratio`: tokens in / tokens out. `val/fvu`: share "
-    "of the tokens' variance that is lost. `val/swd`: distance to real tokens. `val/gain`: share of average pooling's "
-    "fvu that is gone."
-)
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # The follower has its own patience; MLflow's default is to hang for four minutes on a server that is down.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # The follower has its own patience; MLflow's own is four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # Seconds, also for an upload that the server hands on to its own storage.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 
 
@@ -71,7 +58,7 @@ def local_uri(root: Path) -> str:
 def ui_command(uri: str, root: Path) -> str:
     """The shell line that opens MLflow's UI on this machine only; for a server, its address."""
     if not _is_local(uri):
-        return uri
+        return without_credentials(uri)
     artifacts = Path(root).expanduser().resolve() / ARTIFACTS
     # Without job execution the server starts in a third of the time and needs a quarter of the memory.
     return (
@@ -79,6 +66,17 @@ def ui_command(uri: str, root: Path) -> str:
         f"{shlex.quote(sys.executable)} -m mlflow server --host 127.0.0.1 --port 5000 --workers 1 "
         f"--backend-store-uri {shlex.quote(uri)} --artifacts-destination {shlex.quote(str(artifacts))}"
     )
+
+
+def check_tracking(root: Path) -> str:
+    """Write a figure to a new database in `root` and read it back; for `tokconv doctor`. Raises what MLflow raises."""
+    client = _connect(local_uri(root))
+    run_id = client.create_run(client.create_experiment("doctor", Path(root).resolve().as_uri())).info.run_id
+    client.log_metric(run_id, "val/fvu", 0.25)
+    found = client.get_run(run_id).data.metrics
+    if found != {"val/fvu": 0.25}:
+        raise SweepError(f"MLflow was told val/fvu = 0.25 and says {found}")
+    return f"MLflow {version('mlflow')}: a figure was written to a new SQLite database and read back"
 
 
 class MlflowWriter:
@@ -110,8 +108,6 @@ class MlflowWriter:
         cursor: Path,
         on_message: Callable[[str], None] = print,
     ) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         self._uri = uri
         self._runs = _Runs(events, uri, experiment, artifact_root, sweep)
         self._follower = Follower(events, self._runs, cursor=cursor, name="MLflow", on_message=on_message)
@@ -121,7 +117,8 @@ class MlflowWriter:
         delivery = self._follower.close(timeout)
         if not delivery.complete or self._runs.experiment_id is None:
             return delivery
-        url = view_url(LOCAL_UI if _is_local(self._uri) else self._uri, self._runs.experiment_id)
+        base = LOCAL_UI if _is_local(self._uri) else without_credentials(self._uri)
+        url = view_url(base, self._runs.experiment_id, version("mlflow"))
         return replace(delivery, message=f"{delivery.message}; compare the trials: {url}")
 
 
@@ -136,8 +133,7 @@ class _Runs:
     def open(self) -> str:
         """Connect, find or create experiment and parent run; the parent run's id comes back."""
         self._client = _connect(self._uri)
-        self._born = 0
-        self._token_grid = 0
+        self._born = self._token_grid = 0
         self._started: dict[str, Event] = {}
         self._trial_runs: dict[str, str] = {}
         # Names and params of a trial stand in events that may lie far before the cursor.
@@ -149,6 +145,7 @@ class _Runs:
         return self._parent
 
     def deliver(self, events: Sequence[Event]) -> None:
+        """Take events in; neighbours of one trial go in one call."""
         for event in events:
             self._learn(event)
         for of_trials, group in groupby(events, key=lambda event: "trial" in event):
@@ -171,46 +168,48 @@ class _Runs:
 
     def _deliver_sweep(self, event: Event) -> None:
         if event["event"] == "sweep_started":
-            tags = {
-                "tokconv.store_fingerprint": event["store_fingerprint"],
-                "mlflow.source.git.commit": event["git_commit"],
-                **{f"tokconv.plan.{name}": value for name, value in event["plan"].items()},
-            }
+            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()}
+            tags["tokconv.store_fingerprint"] = event["store_fingerprint"]
+            tags["mlflow.source.git.commit"] = event["git_commit"]
             self._set_state(self._parent, "running", "", tags)
             self._client.log_text(self._parent, yaml.safe_dump(event["spec"], sort_keys=False), "spec.yaml")
-            for name, value in view_tags(import_extra("mlflow", "sweep").__version__, event["spec"]["search"]).items():
+            for name, value in view_tags(version("mlflow"), event["spec"]["search"]).items():
                 self._client.set_experiment_tag(str(self.experiment_id), name, value)
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
                 self._upload(self._parent, event["artifacts"], "report")
-            # A sweep that was cut off has not chosen yet.
             if event["state"] == "finished":
                 for grid, champion in event["champions"].items():
-                    self._register(f"tokconv-{_slug(self._experiment)}-{grid}x{grid}", champion)
+                    name = f"tokconv-{slug(self._experiment)}-{grid}x{grid}"
+                    register(self._client, name, self._trial_run(champion["trial"]), self._parent, champion)
+            else:
+                self._stop_running_trials(event)
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
+
+    def _stop_running_trials(self, event: Event) -> None:
+        """A sweep that was cut off takes its trials along; each runs again when it is resumed."""
+        wanted = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([str(self.experiment_id)], wanted):
+            self._set_state(run.info.run_id, "interrupted", "", end_time=event["time"])
 
     def _deliver_trial(self, uid: str, events: Sequence[Event]) -> None:
         from mlflow.entities import Metric
 
         run_id = self._trial_run(uid)
         metrics = [
-            Metric(name, float(f"{value:.6g}"), event["time"], event["epoch"])
+            Metric(name, rounded(value), event["time"], event["epoch"])
             for event in events
             if event["event"] == "trial_reported"
             for name, value in event["figures"].items()
         ]
         for start in range(0, len(metrics), BATCH_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
-        state: Event | None = None
         for event in events:
             if event["event"] == "trial_artifacts":
                 self._upload(run_id, event["path"])
-            elif event["event"] in ("trial_started", "trial_ended"):
-                state = event
-        if state is not None and state["event"] == "trial_started":
-            self._set_state(run_id, "running", "")
-        elif state is not None:
-            self._set_state(run_id, state["state"], state.get("reason", ""), end_time=state["time"])
+        for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
+            ended = event["time"] if event["event"] == "trial_ended" else None
+            self._set_state(run_id, event.get("state", "running"), event.get("reason", ""), end_time=ended)
 
     def _trial_run(self, uid: str) -> str:
         """The run of a trial, with its params, found or created."""
@@ -218,8 +217,7 @@ class _Runs:
 
         if uid in self._trial_runs:
             return self._trial_runs[uid]
-        started = self._started[uid]
-        ratio = started["ratio"]
+        started, ratio = self._started[uid], self._started[uid]["ratio"]
         grid = round(self._token_grid / ratio**0.5)
         # The ratio leads, so that runs can be compared at a glance wherever only names are shown.
         run_id = self._find_run(
@@ -233,8 +231,8 @@ class _Runs:
         self._client.log_batch(
             run_id,
             # As a metric too: a param groups, a metric can be an axis. Known before the first epoch.
-            metrics=[Metric("compression_ratio", float(f"{ratio:.6g}"), started["time"], 0)],
-            params=[Param(name, _text(value)) for name, value in params.items()],
+            metrics=[Metric("compression_ratio", rounded(ratio), started["time"], 0)],
+            params=[Param(name, shown(value)) for name, value in params.items()],
         )
         self._trial_runs[uid] = run_id
         return run_id
@@ -245,7 +243,7 @@ class _Runs:
             return str(found.experiment_id)
         location = None
         if _is_local(self._uri) and self._artifact_root is not None:
-            location = (self._artifact_root.resolve() / ARTIFACTS / _slug(self._experiment)).as_uri()
+            location = (self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)).as_uri()
         return self._client.create_experiment(self._experiment, location, tags={NOTE: DESCRIPTION})
 
     def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
@@ -255,8 +253,7 @@ class _Runs:
         """
         identity = {tag: uid, "tokconv.sweep_started": str(self._born)}
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-        order = ["attributes.start_time ASC"]
-        found = self._client.search_runs([str(self.experiment_id)], wanted, max_results=1, order_by=order)
+        found = self._client.search_runs([str(self.experiment_id)], wanted, max_results=1)
         if found:
             return str(found[0].info.run_id)
         created = self._client.create_run(str(self.experiment_id), start, {**identity, **tags}, name)
@@ -269,14 +266,33 @@ class _Runs:
 
         every = {"tokconv.state": state, "tokconv.reason": reason[:500], **(tags or {})}
         self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in every.items() if v is not None])
+        status = STATUS.get(state, state.upper())
         if end_time is None:
-            self._client.update_run(run_id, status=STATUS[state])
+            self._client.update_run(run_id, status=status)
         else:
-            self._client.set_terminated(run_id, STATUS[state], end_time)
+            self._client.set_terminated(run_id, status, end_time)
 
     def _upload(self, run_id: str, directory: str, artifact_path: str | None = None) -> None:
         if Path(directory).is_dir():
             self._client.log_artifacts(run_id, directory, artifact_path)
         else:
-            # Somebody removed it before MLflow was reachable. That must not keep back all later events.
-            self._client.set_tag(run_id, "tokconv.missing", directory)
+            # Somebody removed it before MLflow was reachable. That must not hold back all later events.
+            self._client.set_tag(run_id, MISSING, directory)
+
+
+def _connect(uri: str) -> MlflowClient:
+    """A client that says nothing on the terminal. Raises MissingExtraError without MLflow."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # MLflow warns about its own type hints while it is imported, and about its own use of SQLAlchemy later.
+    warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\b")
+    mlflow = import_extra("mlflow", "sweep")
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    client: MlflowClient = mlflow.MlflowClient(uri, registry_uri=uri)
+    return client
+
+
+def _is_local(uri: str) -> bool:
+    return uri.startswith("sqlite:")
