@@ -8,7 +8,7 @@ from stores import write_store
 from torch import Tensor, nn
 
 from tokconv.evaluate import Evaluator, baseline_figures, linear_networks
-from tokconv.metrics import Fidelity, projections, sliced_wasserstein
+from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
 from tokconv.probe import fit_probe
 from tokconv.store import TokenStore
 
@@ -97,5 +97,9 @@ def test_sliced_wasserstein_of_a_shift_is_the_shifts_projection() -> None:
     shift[0] = 2.0
     directions = projections(8, 256, 0)
     expected = (shift @ directions).square().mean().sqrt().item()
-    assert sliced_wasserstein(sample + shift, sample, directions) == pytest.approx(expected, rel=1e-4)
-    assert sliced_wasserstein(sample[torch.randperm(500)], sample, directions) == 0
+    reference = sorted_projections(sample, directions)
+    assert sliced_wasserstein(sorted_projections(sample + shift, directions), reference) == pytest.approx(
+        expected, rel=1e-4
+    )
+    shuffled = sorted_projections(sample[torch.randperm(500)], directions)
+    assert sliced_wasserstein(shuffled, reference) == pytest.approx(0, abs=1e-6)

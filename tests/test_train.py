@@ -56,14 +56,14 @@ def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in history]
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     pass
 
 
 def _stop_after(epoch: int) -> Any:
     def on_report(metrics: Metrics, checkpoint: Path | None) -> None:
         if metrics["epoch"] == epoch:
-            raise _Interrupted
+            raise _InterruptedError
 
     return on_report
 
@@ -72,7 +72,7 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     store: TokenStore, config: Config, tmp_path: Path
 ) -> None:
     whole = run_trial(config, store, LocalRuntime(tmp_path / "whole", device="cpu"))
-    with pytest.raises(_Interrupted):
+    with pytest.raises(_InterruptedError):
         run_trial(config, store, LocalRuntime(tmp_path / "parts", device="cpu", on_report=_stop_after(2)))
     parts = run_trial(config, store, LocalRuntime(tmp_path / "parts", device="cpu", resume=True))
     assert _timeless(parts.history) == _timeless(whole.history)
@@ -123,9 +123,7 @@ def test_bfloat16_autocast_trains(store: TokenStore, config: Config, tmp_path: P
     )
 
 
-def test_a_checkpoint_of_another_config_or_store_is_refused(
-    store: TokenStore, config: Config, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_config_or_store_is_refused(store: TokenStore, config: Config, tmp_path: Path) -> None:
     run_trial(with_values(config, {"training.epochs": 1}), store, LocalRuntime(tmp_path / "run", device="cpu"))
     other = with_values(config, {"training.epochs": 1, "model.compressor.hidden_dim": 16})
     with pytest.raises(CheckpointError, match=r"model.compressor.hidden_dim=8, not 16"):
@@ -137,7 +135,9 @@ def test_a_checkpoint_of_another_config_or_store_is_refused(
 
 
 def test_damaged_checkpoints_are_refused(store: TokenStore, config: Config, tmp_path: Path) -> None:
-    path = run_trial(with_values(config, {"training.epochs": 1}), store, LocalRuntime(tmp_path, device="cpu")).checkpoint
+    path = run_trial(
+        with_values(config, {"training.epochs": 1}), store, LocalRuntime(tmp_path, device="cpu")
+    ).checkpoint
     assert path is not None
     for name in ("weights.safetensors", "optimizers.pt", "state.json"):
         copy = tmp_path / f"damaged-{name}"

@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     compress.add_argument("images", nargs="+", type=Path, help="image files")
     compress.add_argument("--compressor", type=Path, required=True, help="an exported compressor")
-    compress.add_argument("--encoder", help="the vision tower, when it is elsewhere than at export: a name or directory")
+    compress.add_argument(
+        "--encoder", help="the vision tower, when it is elsewhere than at export: a name or directory"
+    )
     compress.add_argument("--out", type=Path, required=True, help="a safetensors file with `tokens` [B, k*k, C]")
     compress.add_argument("--picture", type=Path, help="a PNG: each image, its tokens, the compressed grid, the error")
     _add_device(compress)

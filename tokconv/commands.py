@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tokconv import checkpoint as checkpoints
 from tokconv import export as exports
-from tokconv.config import ClipConfig, Config, to_dict
+from tokconv.config import ClipConfig, to_dict
 from tokconv.encode import plan
 from tokconv.encoder import VisionTower, describe
 from tokconv.errors import CheckpointError, DataError
@@ -91,7 +90,13 @@ def export(checkpoint: Path, out: Path) -> None:
 
 
 def compress(
-    images: Sequence[Path], *, compressor: Path, encoder: str | None, out: Path, picture: Path | None, device: str | None
+    images: Sequence[Path],
+    *,
+    compressor: Path,
+    encoder: str | None,
+    out: Path,
+    picture: Path | None,
+    device: str | None,
 ) -> None:
     """`tokconv compress`. Raises TokconvError."""
     description = exports.read_config(compressor)

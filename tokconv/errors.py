@@ -1,4 +1,6 @@
-"""Everything tokconv raises for its users.
+"""Everything tokconv raises for its users. `except TokconvError` catches it all.
+
+The tree, and what each one is about:
 
     TokconvError                 one clear sentence; the command line prints it and exits with code 2
       ConfigError                a key, a type or a bound in a config or an override

@@ -18,7 +18,7 @@ from tokconv.baselines import BASELINES, linear_codecs
 from tokconv.errors import StoreError
 from tokconv.files import write_json
 from tokconv.grid import Windows, compression_ratio
-from tokconv.metrics import Fidelity, projections, sliced_wasserstein
+from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.probe import Probe, fit_probe
@@ -36,10 +36,12 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class _Sample:
-    """Standardised real tokens [n, C]: what compressed tokens are compared with, and a second draw for the floor."""
+    """Standardised real tokens: what compressed tokens are compared with, and a second draw for the floor."""
 
     reference: Tensor
+    """Sorted projections, [512, n]."""
     one_per_window: Tensor
+    """[n, C]."""
     chosen: Tensor
     """Which of the B*K compressed tokens are compared, [n]."""
 
@@ -61,7 +63,7 @@ class Evaluator:
         self.indices = store.val_indices[order].sort().values
         self.directions = projections(store.dim, NUM_PROJECTIONS, SEED)
         self.sample = self._draw(Windows(store.token_grid, output_grid), generator)
-        self.swd_floor = sliced_wasserstein(self.sample.one_per_window, self.sample.reference, self.directions)
+        self.swd_floor = self._swd(self.sample.one_per_window)
         self.probe: Probe | None = fit_probe(store) if store.labels is not None else None
         self._probe_full: float | None = None
 
@@ -84,7 +86,7 @@ class Evaluator:
             "val/fvu": fidelity.fvu,
             "val/cosine": fidelity.cosine,
             "val/cosine_centered": fidelity.cosine_centered,
-            "val/swd": sliced_wasserstein(compared, self.sample.reference, self.directions),
+            "val/swd": self._swd(compared),
             "val/swd_floor": self.swd_floor,
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
         }
@@ -100,6 +102,9 @@ class Evaluator:
             hits = sum(self._hits(self.store.tokens(batch), batch) for batch in self.indices.split(BATCH))
             self._probe_full = hits / len(self.indices)
         return self._probe_full
+
+    def _swd(self, tokens_nC: Tensor) -> float:
+        return sliced_wasserstein(sorted_projections(tokens_nC, self.directions), self.sample.reference)
 
     def _standardise(self, tokens: Tensor) -> Tensor:
         return (tokens - self.store.mean.to(tokens.device)) / self.store.scale
@@ -121,7 +126,7 @@ class Evaluator:
             per_window.append(windows.sample(tokens, generator).flatten(0, 1))
         reference, one_per_window = torch.cat(anywhere), torch.cat(per_window)
         chosen = torch.randperm(len(reference), generator=generator)[:MAX_TOKENS]
-        return _Sample(reference[chosen], one_per_window[chosen], chosen)
+        return _Sample(sorted_projections(reference[chosen], self.directions), one_per_window[chosen], chosen)
 
 
 def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:

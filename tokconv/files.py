@@ -29,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 _fsync(file)
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _fsync(path.parent)
     finally:
         if temporary.is_dir():

@@ -117,7 +117,9 @@ class Windows(nn.Module):
         gathered = windows_BKWC.flatten(1, 2)[:, self.slots]
         return (gathered * self.shares[..., None].to(gathered.dtype)).sum(2)
 
-    def sample(self, tokens_BNC: Tensor, generator: torch.Generator, *, first: int = 0, total: int | None = None) -> Tensor:
+    def sample(
+        self, tokens_BNC: Tensor, generator: torch.Generator, *, first: int = 0, total: int | None = None
+    ) -> Tensor:
         """[B, N, C] -> [B, K, C]: one uniformly random token of each window.
 
         The choice is drawn on the CPU for a batch of `total` images of which these are `first` and the following,

@@ -114,7 +114,8 @@ class Learner:
         self, config: Config, store: TokenStore, *, device: torch.device, wrap: Wrap, total_steps: int
     ) -> None:
         self.config, self.device, self.total_steps = config, device, total_steps
-        self.compressor, self.decoder, self.critic = (m.to(device) for m in build_networks(config, store))
+        compressor, decoder, critic = build_networks(config, store)
+        self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
         self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
         self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.lambda_gp))
         training = config.training

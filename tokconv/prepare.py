@@ -1,9 +1,10 @@
-"""The first step of every command that trains: the token store of a config, encoded with progress when it is missing."""
+"""The first step of every command that trains: the token store of a config, encoded when it is missing."""
 
 from __future__ import annotations
 
 from tokconv.config import Config
 from tokconv.encode import EncodeProgress, encode
+from tokconv.images import open_source
 from tokconv.runtime import resolve_device
 from tokconv.store import TokenStore
 from tokconv.terminal import progress_line
@@ -26,8 +27,9 @@ def open_store(config: Config, *, device: str | None = None) -> TokenStore:
     print(f"token store: {store.path} ({store.num_images} images, {store.num_tokens} tokens of {store.dim} channels)")
     if store.skipped:
         print(f"  {len(store.skipped)} images could not be read:")
+        items = open_source(config.data).items
         for image in store.skipped[:LISTED]:
-            print(f"    {image.key}: {image.reason}")
+            print(f"    {items[image.item].key}: {image.reason}")
         if len(store.skipped) > LISTED:
             print(f"    and {len(store.skipped) - LISTED} more, listed in {store.path / 'index.json'}")
     return store

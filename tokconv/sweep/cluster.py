@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tokconv.errors import SweepError
 
@@ -28,6 +29,8 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+TASK_SECONDS = 120.0
+
 
 @contextmanager
 def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
@@ -44,7 +47,7 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
         os.environ.setdefault(name, value)
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -69,6 +72,18 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
     finally:
         ray.shutdown()
         del os.environ["RAY_ADDRESS"], os.environ["RAY_GCS_SERVER_PORT"]
+
+
+def check_ray() -> str:
+    """Run a task on a cluster, for `tokconv doctor`; what was found comes back. Raises what Ray raises."""
+    with ray_cluster(dashboard=True):
+        import ray
+
+        answer = ray.get(ray.remote(num_cpus=0.1)(lambda: 42).remote(), timeout=TASK_SECONDS)
+        if answer != 42:
+            raise SweepError(f"a Ray task was to return 42 and returned {answer!r}")
+        resources = ray.cluster_resources()
+    return f"a task ran on a cluster with {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
 def _free_port() -> int:

@@ -1,5 +1,7 @@
 """Where a sweep keeps its files. Every run of a spec has its own directory; only `--resume` enters an old one.
 
+Below the spec's `storage`, here ROOT:
+
     ROOT/sweeps/NAME-001/
         spec.yaml  events.jsonl  study.journal       the spec, the record, the Optuna study
         trials/UID/                                  checkpoints

@@ -20,7 +20,7 @@ Finish = Callable[[TrialRecord], Path]
 """Exports a complete trial's compressor and draws its picture; the directory it wrote comes back."""
 
 
-class Listener(Callback):  # type: ignore[misc]
+class Listener(Callback):
     """A Tune callback: every event goes to the record, then to `on_event`.
 
     Args:

@@ -8,7 +8,6 @@ crashed one as failed, and a resumed sweep asks the same study on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def first_points(spec: Spec) -> list[dict[str, Any]]:
     return [{**point, GRID_KEY: grid} for grid in spec.grids()]
 
 
-class StudySearcher(Searcher):  # type: ignore[misc]
+class StudySearcher(Searcher):
     """Ray Tune asks it for configs and tells it results.
 
     A config is `{"uid": "00007", "values": {dotted key: value}}`; the uid is the Optuna trial number. Trials that were
@@ -75,7 +74,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         super().__init__()
         self._spec, self._study = spec, study
         self._distributions = {key: distribution(found) for key, found in spec.search.items()}
-        self._waiting = [{"uid": trial.uid, "values": trial.values} for trial in unfinished]
+        self._waiting: list[dict[str, Any]] = [{"uid": trial.uid, "values": trial.values} for trial in unfinished]
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:

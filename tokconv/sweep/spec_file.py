@@ -81,9 +81,7 @@ def parse_spec(tree: Any) -> Spec:
         objectives=_objectives(tree["objectives"]) if "objectives" in tree else Spec.objectives,
         champion=_champion(_mapping(tree, "champion")),
         sampler=_section(Sampler, "sampler", tree.get("sampler", {})),
-        early_stopping=None
-        if stopping in (None, "none")
-        else _section(EarlyStopping, "early_stopping", stopping),
+        early_stopping=None if stopping in (None, "none") else _section(EarlyStopping, "early_stopping", stopping),
         trials=_whole("trials", tree["trials"], 1),
         concurrency=_whole("concurrency", tree.get("concurrency", 1), 1),
         resources=_section(Resources, "resources", tree.get("resources", {})),
@@ -119,7 +117,9 @@ def _check_whole(spec: Spec) -> Spec:
         _one_of(f"resources.{key}", getattr(resources, key), allowed)
     _one_of("sampler.kind", spec.sampler.kind, SAMPLERS)
     if spec.storage is not None and "://" in spec.storage:
-        raise SpecError(f"storage: got {spec.storage!r}; only a directory is supported, local or on a shared file system")
+        raise SpecError(
+            f"storage: got {spec.storage!r}; only a directory is supported, local or on a shared file system"
+        )
     _whole("resources.workers", resources.workers, 1)
     _whole("resources.cpus_per_worker", resources.cpus_per_worker, 1)
     _whole("sampler.seed", spec.sampler.seed, 0)
@@ -148,7 +148,9 @@ def _known(tree: Mapping[str, Any], cls: type, prefix: str) -> None:
 def _section(cls: type[Section], name: str, raw: Any) -> Section:
     """A flat section, its types checked against the dataclass's defaults."""
     if not isinstance(raw, dict):
-        raise SpecError(f"{name}: got {raw!r}; must be a mapping with {', '.join(f.name for f in dataclasses.fields(cls))}")
+        raise SpecError(
+            f"{name}: got {raw!r}; must be a mapping with {', '.join(f.name for f in dataclasses.fields(cls))}"
+        )
     _known(raw, cls, f"{name}.")
     defaults, values = cls(), dict(raw)
     for key, value in raw.items():

@@ -63,7 +63,7 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
             # Only the uid: a resumed trial finds its own Train run, and its checkpoints, by this name.
             name=config["uid"],
             storage_path=job.trials_dir,
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # mypy reads Train v1's RunConfig
             failure_config=ray.train.FailureConfig(max_failures=1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from tokconv.config import Config, to_dict
-from tokconv.errors import SweepError
 from tokconv.sweep.cluster import ray_cluster
 from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
@@ -45,9 +44,7 @@ def tune(
             scheduler = ParetoHalving(rungs)
         job = TrialJob(to_dict(config), str(store), str(directory.trials), spec.resources)
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(
-                ray.tune.with_parameters(trial_function, job=job), tune_resources(spec.resources)
-            ),
+            ray.tune.with_resources(ray.tune.with_parameters(trial_function, job=job), tune_resources(spec.resources)),
             tune_config=ray.tune.TuneConfig(
                 search_alg=StudySearcher(spec, open_study(spec, directory.journal), unfinished[:missing]),
                 scheduler=scheduler,

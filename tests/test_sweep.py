@@ -1,0 +1,194 @@
+"""Whole sweeps on real Ray, Optuna and MLflow, small: results, equality of runners, failures, resuming."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from sweeping import champions, events, spec, write_spec
+
+import tokconv
+from tokconv.errors import ConfigError, SweepError
+from tokconv.overrides import with_values
+from tokconv.prepare import open_store
+from tokconv.runtime import LocalRuntime
+from tokconv.sweep.champions import judge
+from tokconv.sweep.record import Record
+from tokconv.sweep.run import run_sweep
+from tokconv.sweep.spec_file import parse_spec
+from tokconv.sweep.tracking import local_uri
+from tokconv.train import run_trial
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of Ray, MLflow and SQLAlchemy, in their own threads
+    pytest.mark.timeout(400),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.mark.slow
+def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path) -> None:
+    result = run_sweep(parse_spec(spec(root)))
+    assert [trial.state for trial in result.trials.values()] == ["complete"] * 4
+    assert [verdict.grid for verdict in result.verdicts] == [4, 8]
+    for verdict in result.verdicts:
+        assert verdict.champion is not None
+        compressor = tokconv.load_compressor(result.directory / "champions" / f"grid-{verdict.grid:02d}")
+        assert compressor(torch.zeros(1, 576, 64)).shape == (1, verdict.grid**2, 64)
+    for name in ("results.csv", "champions.json", "pareto.png", "learning_curves.png"):
+        assert (result.directory / "report" / name).stat().st_size > 0
+
+    client = MlflowClient(local_uri(root / "runs"))
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
+    assert len(runs) == 4
+    by_uid = {run.data.tags["tokconv.trial_uid"].rsplit("/", 1)[-1]: run for run in runs}
+    for uid, trial in result.trials.items():
+        run = by_uid[uid]
+        assert run.info.status == "FINISHED"
+        assert float(run.data.params["compression_ratio"]) == run.data.metrics["compression_ratio"] == trial.ratio
+        assert run.data.metrics["val/fvu"] == pytest.approx(trial.figures["val/fvu"], rel=1e-5)
+        assert len(client.get_metric_history(run.info.run_id, "val/fvu")) == 4
+        assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"compressor", "reconstruction.png"}
+    for grid in (4, 8):
+        version = client.get_model_version_by_alias(f"tokconv-tiny-{grid}x{grid}", "champion")
+        assert version.run_id == by_uid[champions(result.directory)[str(grid)]["trial"]].info.run_id
+
+
+@pytest.mark.slow
+def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(root: Path, tmp_path: Path) -> None:
+    one = {"trials": 2, "search": {"loss.weights.wgan": {"choice": [0.01]}, "training.n_critic": {"choice": [2, 1]}}}
+    resources = {"workers": 1, "cpus_per_worker": 1}
+    inline = run_sweep(parse_spec(spec(root, name="inline", **one, resources={"runner": "inline", **resources})))
+    nested = run_sweep(parse_spec(spec(root, name="nested", **one, resources={"runner": "torch_trainer", **resources})))
+    config = parse_spec(spec(root)).base_config()
+    for uid, trial in inline.trials.items():
+        other = nested.trials[uid]
+        assert trial.values == other.values
+        plain = run_trial(
+            with_values(config, trial.values), open_store(config), LocalRuntime(tmp_path / uid, device="cpu")
+        )
+        timeless = [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in plain.history]
+        for found in (trial, other):
+            assert [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in found.history] == timeless
+
+
+@pytest.mark.slow
+def test_a_diverged_trial_is_failed_and_the_sweep_goes_on(root: Path) -> None:
+    changes = {"search": {"training.learning_rate": {"choice": [1e30, 1e-3]}}, "trials": 2, "concurrency": 1}
+    for runner in ("inline", "torch_trainer"):
+        plain = spec(root, name=f"wild-{runner.replace('_', '-')}", **changes, resources={"runner": runner})
+        plain["base"].append("training.learning_rate=1e30")
+        plain["sampler"] = {"kind": "grid", "seed": 0}
+        result = run_sweep(parse_spec(plain))
+        states = {t.values["training.learning_rate"]: t for t in result.trials.values()}
+        assert states[1e30].state == "failed"
+        assert "not finite" in states[1e30].reason
+        assert states[1e-3].state == "complete"
+        assert result.verdicts[0].champion is states[1e-3]
+        study = _study(result.directory, plain["name"])
+        assert sorted(t.state.name for t in study.trials) == ["COMPLETE", "FAIL"]
+
+
+@pytest.mark.slow
+def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None:
+    changes = {
+        "early_stopping": {"min_epochs": 1, "reduction": 2},
+        "search": {"training.learning_rate": {"choice": [1e-3, 1e-1]}},
+        "trials": 4,
+        "concurrency": 1,
+    }
+    result = run_sweep(parse_spec(spec(root, name="halving", **changes)))
+    states = [trial.state for trial in result.trials.values()]
+    assert "pruned" in states
+    assert "complete" in states
+    study = _study(result.directory, "halving")
+    for trial in study.trials:
+        state = result.trials[f"{trial.number:05d}"].state
+        assert trial.state.name == {"complete": "COMPLETE", "pruned": "PRUNED"}[state]
+    assert all(t.state.name == "COMPLETE" for t in study.best_trials)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
+def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, runner: str) -> None:
+    name = f"killed-{runner.replace('_', '-')}"
+    path = write_spec(root, name=name, resources={"runner": runner}, base=["training.epochs=12"])
+    command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+    directory = root / "runs" / "sweeps" / f"{name}-001"
+    driver = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not _reached(directory, complete=1):
+        assert time.monotonic() < deadline
+        assert driver.poll() is None
+        time.sleep(0.3)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = Record(directory / "events.jsonl")
+    done = {uid for uid, trial in before.trials.items() if trial.state == "complete"}
+    before.close()
+    time.sleep(5)  # Ray's processes notice that their driver is gone
+    again = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    record = Record(directory / "events.jsonl")
+    assert [trial.state for trial in record.trials.values()] == ["complete"] * 4
+    assert all([row["epoch"] for row in trial.history] == list(range(1, 13)) for trial in record.trials.values())
+    starts = [event["trial"] for event in events(directory) if event["event"] == "trial_started"]
+    assert all(starts.count(uid) == 1 for uid in done)
+    assert {t.state.name for t in _study(directory, name).trials} == {"COMPLETE"}
+    client = MlflowClient(local_uri(root / "runs"))
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    record.close()
+
+
+@pytest.mark.slow
+def test_the_budget_of_a_finished_sweep_can_grow(root: Path) -> None:
+    first = run_sweep(parse_spec(spec(root, name="grows", trials=2)))
+    more = run_sweep(parse_spec(spec(root, name="grows", trials=3)), resume=True)
+    assert more.directory == first.directory
+    assert len(more.trials) == 3
+    with pytest.raises(SweepError, match="search: differs"):
+        run_sweep(parse_spec(spec(root, name="grows", search={})), resume=True)
+
+
+def test_impossible_sweeps_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="between 1 and the token grid, 24"):
+        run_sweep(parse_spec(spec(tmp_path, search={"model.compressor.output_grid_size": {"choice": [4, 25]}})))
+    with pytest.raises(SweepError, match="no run of 'tiny' to resume"):
+        run_sweep(parse_spec(spec(tmp_path)), resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_judgement_of_a_record_needs_no_sweep(tmp_path: Path) -> None:
+    assert judge([], parse_spec(spec(tmp_path)).champion, 24, {4: {}})[0].champion is None
+
+
+def _reached(directory: Path, *, complete: int) -> bool:
+    if not (directory / "events.jsonl").exists():
+        return False
+    found = [event for event in events(directory) if event["event"] == "trial_ended"]
+    return len(found) >= complete
+
+
+def _study(directory: Path, name: str) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(directory / "study.journal")))
+    return optuna.load_study(study_name=name, storage=storage)
