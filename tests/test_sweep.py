@@ -83,9 +83,7 @@ def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(root: Path, t
         plain = run_trial(
             with_values(config, trial.values), open_store(config), LocalRuntime(tmp_path / uid, device="cpu")
         )
-        timeless = [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in plain.history]
-        for found in (trial, other):
-            assert [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in found.history] == timeless
+        assert _timeless(trial.history) == _timeless(other.history) == _timeless(plain.history)
 
 
 @pytest.mark.slow
@@ -144,7 +142,8 @@ def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, ru
     done = {uid for uid, trial in before.trials.items() if trial.state == "complete"}
     before.close()
     time.sleep(5)  # Ray's processes notice that their driver is gone
-    again = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    resume = [*command, "--resume"]
+    again = subprocess.run(resume, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     record = Record(directory / "events.jsonl")
     assert [trial.state for trial in record.trials.values()] == ["complete"] * 4
@@ -180,6 +179,10 @@ def test_impossible_sweeps_are_refused_before_anything_is_written(tmp_path: Path
 
 def test_the_judgement_of_a_record_needs_no_sweep(tmp_path: Path) -> None:
     assert judge([], parse_spec(spec(tmp_path)).champion, 24, {4: {}})[0].champion is None
+
+
+def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "train/images_per_second"} for row in history]
 
 
 def _reached(directory: Path, *, complete: int) -> bool:

@@ -4,25 +4,50 @@ interrupted."""
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.errors import TokconvError
+from tokconv.errors import TokconvError, import_extra
+
+SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure")
+"""What a sweep imports sooner or later; one that is missing is told before anything starts."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code comes back."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     try:
         return int(args.run(args) or 0)
     except TokconvError as error:
         print(f"tokconv: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"tokconv: {error.filename or 'a file'}: cannot be written or read ({error.strerror})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tokconv: interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """As parse_args, but overrides and images may also stand on both sides of an option."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    for text in rest:
+        if text.startswith("-"):
+            hint = "; write overrides without dashes, as in training.epochs=5" if "=" in text else ""
+            parser.error(f"unknown option {text}{hint}")
+        if "list" not in args:
+            parser.error(f"unexpected {text!r}")
+    if rest:
+        getattr(args, args.list).extend(Path(text) if args.list == "images" else text for text in rest)
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("spec", type=Path, help="the spec, a YAML file")
     sweep.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the spec: resources.runner=inline")
     sweep.add_argument("--resume", action="store_true", help="go on with the newest run of this spec's name")
-    sweep.set_defaults(run=_sweep)
+    sweep.set_defaults(run=_sweep, list="overrides")
 
     export = command(
         "export",
@@ -100,14 +125,18 @@ def _parser() -> argparse.ArgumentParser:
         "--encoder", help="the vision tower, when it is elsewhere than at export: a name or directory"
     )
     compress.add_argument("--out", type=Path, required=True, help="a safetensors file with `tokens` [B, k*k, C]")
-    compress.add_argument("--picture", type=Path, help="a PNG: each image, its tokens, the compressed grid, the error")
+    compress.add_argument(
+        "--picture", type=Path, help="a PNG: the first images, their tokens, compressed grids, reconstructions, errors"
+    )
+    compress.add_argument("--batch-size", type=int, default=32, help="images at a time (default: %(default)s)")
     _add_device(compress)
-    compress.set_defaults(run=_compress)
+    compress.set_defaults(run=_compress, list="images")
     return parser
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides, as in training.epochs=5")
+    parser.set_defaults(list="overrides")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -133,10 +162,15 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from tokconv.sweep.run import run_sweep
     from tokconv.sweep.spec_file import load_spec
 
-    run_sweep(load_spec(args.spec, args.overrides), resume=args.resume)
+    # The spec first: what is wrong with it is said in a second, without waiting for Ray.
+    spec = load_spec(args.spec, args.overrides)
+    for module in SWEEP_MODULES:
+        import_extra(module, "sweep")
+    from tokconv.sweep.run import run_sweep
+
+    run_sweep(spec, resume=args.resume)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -154,6 +188,7 @@ def _compress(args: argparse.Namespace) -> None:
         encoder=args.encoder,
         out=args.out,
         picture=args.picture,
+        batch_size=args.batch_size,
         device=args.device,
     )
 

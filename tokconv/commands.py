@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tokconv import export as exports
-from tokconv.config import ClipConfig, to_dict
+from tokconv.checkpoint import load_state
+from tokconv.config import ClipConfig, Config, get, to_dict
 from tokconv.encode import plan
 from tokconv.encoder import VisionTower, describe
-from tokconv.errors import CheckpointError, DataError
+from tokconv.errors import CheckpointError, ConfigError, DataError, import_extra
+from tokconv.evaluate import baseline_figures
 from tokconv.files import atomic_path, new_numbered, newest_numbered, write_json
-from tokconv.grid import check_output_grid
+from tokconv.grid import check_output_grid, compression_ratio
 from tokconv.imagefiles import open_image
-from tokconv.overrides import compose, from_dict
+from tokconv.overrides import compose, from_dict, parse, with_values
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
 from tokconv.runtime import LocalRuntime, Metrics, resolve_device
 from tokconv.store import TokenStore
 from tokconv.terminal import progress_line
-from tokconv.train import run_trial
+from tokconv.train import check_store, run_trial
 
 TRAIN_RUNS = Path("runs/train")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PICTURED_IMAGES = 8
+SHOWN_BASELINES = {"pooling": "pooling", "window_pca": "window PCA"}
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "val/fvu": ("fvu", ".4f"),
+    "val/gain": ("gain", "+.3f"),
+    "val/cosine": ("cosine", ".3f"),
+    "val/swd": ("swd", ".3f"),
+    "val/probe_kept": ("probe kept", ".1%"),
+}
+LEGEND = (
+    "held-out figures; fvu: error, 0 is perfect, 1 is the mean token; gain: share of pooling's error that is gone;\n"
+    "swd: distance from real tokens, at best about {floor:.3f}"
+)
 
 
 def encode(overrides: Sequence[str], *, plan_only: bool, verify: bool, device: str | None) -> None:
@@ -41,7 +61,11 @@ def encode(overrides: Sequence[str], *, plan_only: bool, verify: bool, device: s
             f"{found.shards} shards ({state})"
         )
         return
-    store = open_store(config, device=device)
+    try:
+        store = open_store(config, device=device)
+    except KeyboardInterrupt:
+        print("stopped; finished shards are kept, the same command goes on")
+        raise
     if verify:
         TokenStore.open(store.path, verify=True)
         print("every shard has the hash it was written with")
@@ -49,42 +73,122 @@ def encode(overrides: Sequence[str], *, plan_only: bool, verify: bool, device: s
 
 def train(overrides: Sequence[str], *, name: str, resume: bool, device: str | None) -> None:
     """`tokconv train`. Raises TokconvError."""
-    run_dir = newest_numbered(TRAIN_RUNS, name) if resume else None
-    if resume and run_dir is None:
-        raise CheckpointError(f"{TRAIN_RUNS}: holds no run of {name!r} to resume; start it without --resume")
-    if run_dir is not None and not overrides:
-        config = from_dict(json.loads((run_dir / "config.json").read_text(encoding="utf-8")))
-    else:
-        config = compose(overrides)
-    check_output_grid(config.model.compressor.output_grid_size, describe(config.model.clip).token_grid)
-    store = open_store(config, device=device)
-    run_dir = run_dir or new_numbered(TRAIN_RUNS, name)
-    if not (run_dir / "config.json").exists():
-        write_json(run_dir / "config.json", to_dict(config))
+    if RUN_NAME.fullmatch(name) is None:
+        raise ConfigError(f"--name: got {name!r}; must be letters, digits, '.', '_' or '-', at most 64, no sign first")
+    run_dir = _run_to_resume(name) if resume else None
+    config = compose(overrides) if run_dir is None else _resumed_config(run_dir, overrides)
+    if run_dir is not None and _finished(run_dir, config):
+        return
+    token_grid = describe(config.model.clip).token_grid
+    grid = config.model.compressor.output_grid_size
+    check_output_grid(grid, token_grid)
+    again = "" if name == "train" else f" --name {name}"
+    try:
+        store = open_store(config, device=device)
+        check_store(config, store)
+        run_dir = run_dir or new_numbered(TRAIN_RUNS, name)
+        if not (run_dir / "config.json").exists():
+            write_json(run_dir / "config.json", to_dict(config))
+        print(f"run: {run_dir} ({token_grid**2} to {grid**2} tokens, {compression_ratio(token_grid, grid):.3g}x fewer)")
+        _train(config, store, run_dir, device, resume)
+    except KeyboardInterrupt:
+        how = f" --resume{again}" if run_dir is not None else f"{again} {' '.join(overrides)}".rstrip()
+        print(f"stopped; go on with: tokconv train{how}")
+        raise
+    print(_next_step(run_dir))
+
+
+def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None, resume: bool) -> None:
+    baselines = baseline_figures(store, config.model.compressor.output_grid_size)
+    print(f"\n{LEGEND.format(floor=baselines['pooling']['val/swd_floor'])}\n\n{_header(baselines['pooling'])}")
+    for baseline, title in SHOWN_BASELINES.items():
+        print(_row(title, baselines[baseline]), flush=True)
     with progress_line("training") as line:
         runtime = LocalRuntime(
             run_dir,
             device=device,
-            on_report=lambda figures, _: line.message(_epoch_line(figures)),
+            on_report=lambda figures, _: line.message(_epoch_row(figures)),
             on_progress=line,
             resume=resume,
         )
-        try:
-            result = run_trial(config, store, runtime)
-        except KeyboardInterrupt:
-            line.close()
-            print(f"stopped; go on with: tokconv train --resume --name {name}")
-            raise
-    print(f"checkpoint: {result.checkpoint}\nexport it: tokconv export {run_dir} --out compressor")
+        run_trial(config, store, runtime)
+
+
+def _run_to_resume(name: str) -> Path:
+    run_dir = newest_numbered(TRAIN_RUNS, name)
+    if run_dir is None:
+        raise CheckpointError(f"{TRAIN_RUNS}: holds no run of {name!r} to resume; start it without --resume")
+    return run_dir
+
+
+def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
+    """The config that a run was started with. Only where its data are and how they are read may change."""
+    try:
+        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run_dir / 'config.json'}: missing or damaged; start a new run") from error
+    config = from_dict(saved)
+    asked = compose(overrides)
+    changed: dict[str, Any] = {}
+    for key, _ in parse(overrides):
+        leaf = "data.source" if key == "data" else key
+        old, new = get(config, leaf), get(asked, leaf)
+        if old == new:
+            continue
+        if leaf not in ("data.root", "data.store", "data.num_workers", "data.encode_batch_size"):
+            raise CheckpointError(
+                f"{run_dir}: was started with {leaf}={old}, not {new}; leave it out, or start a new run"
+            )
+        changed[leaf] = new
+    return with_values(config, changed)
+
+
+def _finished(run_dir: Path, config: Config) -> bool:
+    """Whether a run has all its epochs; if so, say it."""
+    newest = _newest_checkpoint(run_dir)
+    if newest is None:
+        return False
+    state = load_state(newest)
+    figures = state["history"][-1]
+    if figures["epoch"] < config.training.epochs:
+        return False
+    print(f"{run_dir}: finished already, nothing is left to train\n\n{_header(figures)}")
+    for baseline, title in SHOWN_BASELINES.items():
+        print(_row(title, state["baselines"][baseline]))
+    print(f"{_epoch_row(figures)}\n{_next_step(run_dir)}")
+    return True
+
+
+def _newest_checkpoint(run_dir: Path) -> Path | None:
+    return max((run_dir / "checkpoints").glob("epoch-[0-9]*"), default=None)
+
+
+def _next_step(run_dir: Path) -> str:
+    return f"\ncheckpoint: {_newest_checkpoint(run_dir)}\nexport it:  tokconv export {run_dir} --out my-compressor"
+
+
+def _header(like: Mapping[str, float]) -> str:
+    names = (title.rjust(12) for name, (title, _) in COLUMNS.items() if name in like)
+    return f"{'':<14}{''.join(names)}"
+
+
+def _row(title: str, figures: Mapping[str, float]) -> str:
+    cells = (format(figures[name], form).rjust(12) for name, (_, form) in COLUMNS.items() if name in figures)
+    return f"{title:<14}{''.join(cells)}"
+
+
+def _epoch_row(figures: Metrics) -> str:
+    epochs = f"{figures['epochs']:.0f}"
+    return _row(f"epoch {figures['epoch']:{len(epochs)}.0f}/{epochs}", figures)
 
 
 def export(checkpoint: Path, out: Path) -> None:
     """`tokconv export`. Raises CheckpointError."""
     if not (checkpoint / "state.json").is_file():
-        newest = sorted((checkpoint / "checkpoints").glob("epoch-*"))
-        if not newest:
+        newest = _newest_checkpoint(checkpoint)
+        if newest is None:
             raise CheckpointError(f"{checkpoint}: neither a checkpoint nor a train run with one")
-        checkpoint = newest[-1]
+        checkpoint = newest
     written = exports.export(checkpoint, out)
     print(f"{written}: load it with tokconv.load_compressor({str(written)!r})")
 
@@ -96,9 +200,53 @@ def compress(
     encoder: str | None,
     out: Path,
     picture: Path | None,
+    batch_size: int,
     device: str | None,
 ) -> None:
     """`tokconv compress`. Raises TokconvError."""
+    _check_files(images, [out] if picture is None else [out, picture])
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size: got {batch_size}; must be at least 1")
+    if picture is not None:
+        import_extra("matplotlib.figure", "sweep")
+    network = exports.load_compressor(compressor)
+    tower = _tower_of(compressor, encoder, device)
+    network.to(tower.device)
+    compressed: list[Tensor] = []
+    pictured: list[Image.Image] = []
+    pictured_tokens: list[Tensor] = []
+    with torch.inference_mode(), progress_line("compressing") as line:
+        for first in range(0, len(images), batch_size):
+            opened = [_open(path) for path in images[first : first + batch_size]]
+            tokens = tower.encode(tower.preprocess(opened))
+            compressed.append(network(tokens).cpu())
+            if picture is not None and len(pictured) < PICTURED_IMAGES:
+                pictured += opened
+                pictured_tokens.append(tokens.cpu())
+            if len(images) > batch_size:
+                line(first + len(opened), len(images))
+    result = torch.cat(compressed)
+    with atomic_path(out) as temporary:
+        save_file({"tokens": result}, temporary, {"images": json.dumps([str(path) for path in images])})
+    print(f"{out}: tokens {list(result.shape)}, {network.token_grid**2 / result.shape[1]:.3g}x fewer")
+    if picture is not None:
+        drawn = torch.cat(pictured_tokens)[:PICTURED_IMAGES]
+        draw_compression(network.cpu(), exports.load_decoder(compressor), drawn, picture, pictured[:PICTURED_IMAGES])
+        more = f" of the first {len(drawn)} images" if len(images) > len(drawn) else ""
+        print(f"{picture}: image, tokens, compressed grid, reconstruction, error of each token{more}")
+
+
+def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:
+    for path in images:
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder; name its images' if path.is_dir() else 'there is no such image'}")
+    for path in outputs:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name the file to write")
+
+
+def _tower_of(compressor: Path, encoder: str | None, device: str | None) -> VisionTower:
+    """The tower whose tokens a compressor was trained on."""
     description = exports.read_config(compressor)
     clip = ClipConfig(**description["clip"])
     if encoder is not None:
@@ -109,32 +257,12 @@ def compress(
             f"{compressor}: was trained on tokens of {description['encoder']['name']} "
             f"({description['encoder']['revision']}), not of {clip.model_name} ({spec.revision})"
         )
-    opened = [_open(path) for path in images]
-    tower = VisionTower(clip, resolve_device(device))
-    network = exports.load_compressor(compressor).to(tower.device)
-    with torch.no_grad():
-        tokens = tower.encode(tower.preprocess(opened))
-        compressed = network(tokens).cpu()
-    with atomic_path(out) as temporary:
-        save_file({"tokens": compressed}, temporary, {"images": json.dumps([str(path) for path in images])})
-    print(f"{out}: tokens {list(compressed.shape)}, {network.token_grid**2 / compressed.shape[1]:.3g}x fewer")
-    if picture is not None:
-        decoder = exports.load_decoder(compressor)
-        draw_compression(network.cpu(), decoder, tokens.cpu(), picture, opened)
-        print(f"{picture}: image, tokens, compressed grid, error of each token")
+    return VisionTower(clip, resolve_device(device))
 
 
 def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
-
-
-def _epoch_line(figures: Metrics) -> str:
-    probe = f"  probe kept {figures['val/probe_kept']:.1%}" if "val/probe_kept" in figures else ""
-    return (
-        f"epoch {figures['epoch']:.0f}/{figures['epochs']:.0f}  fvu {figures['val/fvu']:.4f}"
-        f"  gain {figures['val/gain']:+.3f}  swd {figures['val/swd']:.3f} (floor {figures['val/swd_floor']:.3f})"
-        f"  cosine {figures['val/cosine']:.3f}{probe}"
-    )
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: cannot be read as an image ({reason})") from error

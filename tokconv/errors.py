@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -69,6 +70,13 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Check, without importing them, that an extra's modules are installed. Raises MissingExtraError."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(f"{module} is not installed; run: pip install 'tokconv[{extra}]'")
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,6 +25,7 @@ from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 
 FORMAT = 1
+Module = TypeVar("Module", Compressor, Decoder)
 
 
 def export(checkpoint: Path, out: Path) -> Path:
@@ -38,7 +39,7 @@ def export(checkpoint: Path, out: Path) -> Path:
     """
     saved = checkpoints.load(checkpoint)
     out = Path(out)
-    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_artefact(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
     description = _describe(saved.state)
     with atomic_path(out) as temporary:
@@ -64,16 +65,12 @@ def load_compressor(path: str | Path) -> Compressor:
         >>> compressor(tokens).shape                                              # doctest: +SKIP
         torch.Size([1, 36, 64])
     """
-    compressor = Compressor(**read_config(path)["compressor"])
-    _load(compressor, Path(path) / "model.safetensors")
-    return compressor
+    return _load(Compressor, "compressor", Path(path), "model.safetensors")
 
 
 def load_decoder(path: str | Path) -> Decoder:
     """Load the decoder of an exported compressor, [B, k*k, C] -> [B, N, C]. Raises CheckpointError."""
-    decoder = Decoder(**read_config(path)["decoder"])
-    _load(decoder, Path(path) / "decoder.safetensors")
-    return decoder
+    return _load(Decoder, "decoder", Path(path), "decoder.safetensors")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -90,12 +87,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return description
 
 
-def _load(module: Compressor | Decoder, file: Path) -> None:
+def _is_artefact(path: Path) -> bool:
+    """Whether `export` wrote this directory, in any format version: many other tools write a config.json, too."""
     try:
-        module.load_state_dict(load_file(file))
+        return "tokconv_format" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, TypeError, OSError):
+        return False
+
+
+def _load(kind: type[Module], name: str, path: Path, file: str) -> Module:
+    description = read_config(path)
+    try:
+        module = kind(**description[name])
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{path / 'config.json'}: damaged, it describes no {name}") from error
+    try:
+        module.load_state_dict(load_file(path / file))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: damaged or of another architecture than its config.json") from error
-    module.eval()
+        raise CheckpointError(f"{path / file}: damaged or of another architecture than its config.json") from error
+    return module.eval()
 
 
 def _describe(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
             if file.is_file():
                 _fsync(file)
-        if path.is_dir():
+        # A file never takes the place of a directory: replace() refuses that, and whatever is in it stays.
+        if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
         _fsync(path.parent)

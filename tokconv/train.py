@@ -7,6 +7,7 @@ a resumed run sees what it would have seen uninterrupted, and every worker of a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from tokconv import checkpoint as checkpoints
 from tokconv.config import Config, flatten, to_dict
-from tokconv.errors import CheckpointError, ConfigError, StoreError
+from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, baseline_figures
 from tokconv.grid import check_output_grid
 from tokconv.learner import Learner, Share
@@ -49,7 +50,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
     Raises:
         ConfigError, StoreError: see `check_store`.
         CheckpointError: the checkpoint to resume from belongs to another config or store.
-        DivergedError: a non-finite loss or gradient; nothing was updated.
+        DivergedError: a non-finite loss, gradient or figure; no checkpoint holds it.
 
     Example:
         >>> store = encode(compose(["data.subset=64"]))                                   # doctest: +SKIP
@@ -71,6 +72,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
         figures = _train_epoch(learner, batches, epoch, runtime)
         if judge is not None:
             figures |= judge(learner)
+            _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
             path = checkpoints.save(
                 runtime.checkpoint_dir(epoch + 1),
                 learner.modules,
@@ -151,6 +153,13 @@ def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runti
     seconds = time.monotonic() - start
     images = batches.steps_per_epoch * batches.total
     return {**figures, "epoch": epoch + 1, "epochs": epochs, "train/images_per_second": images / seconds}
+
+
+def _check_finite(figures: Figures, step: int) -> None:
+    """Finite weights may still be so large that what they compute is not."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise DivergedError(name, step)
 
 
 def _resume(config: Config, store: TokenStore, runtime: Runtime, learner: Learner) -> list[Figures]:

@@ -32,6 +32,9 @@ SETTINGS = {
 TASK_SECONDS = 120.0
 
 
+LOCALHOST = "127.0.0.1"
+
+
 @contextmanager
 def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
     """Ray while the block runs; a private cluster is ended with it, a shared one is left. Yields whether it is private.
@@ -65,9 +68,16 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
     # Two clusters on one host are told apart by this address; without it the State API refuses to choose.
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
-    os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
+    os.environ["RAY_ADDRESS"] = f"{LOCALHOST}:{port}"
     try:
-        ray.init(address="local", include_dashboard=dashboard, runtime_env={"env_vars": dict(SETTINGS)}, **quiet)
+        ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            runtime_env={"env_vars": dict(SETTINGS)},
+            # Nothing of a private cluster listens beyond this machine.
+            _node_ip_address=LOCALHOST,
+            **quiet,
+        )
         yield True
     finally:
         ray.shutdown()

@@ -8,12 +8,15 @@ crashed one as failed, and a resumed sweep asks the same study on.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -59,30 +62,48 @@ def first_points(spec: Spec) -> list[dict[str, Any]]:
     return [{**point, GRID_KEY: grid} for grid in spec.grids()]
 
 
+def grid_points(spec: Spec) -> list[dict[str, Any]]:
+    """Every point of a grid sampler's grid, in an order that the seed shuffles."""
+    points = product(*(found.members() for found in spec.search.values()))
+    found = [dict(zip(spec.search, point, strict=True)) for point in points]
+    Random(spec.sampler.seed).shuffle(found)
+    return found
+
+
 class StudySearcher(Searcher):
     """Ray Tune asks it for configs and tells it results.
 
     A config is `{"uid": "00007", "values": {dotted key: value}}`; the uid is the Optuna trial number. Trials that were
-    running when an earlier driver died come first, with the config they had.
+    running when an earlier driver died come first, with the config they had, then those that it asked for and never
+    started.
 
     Args:
         study: `open_study`.
-        unfinished: from the sweep's record.
+        trials: those of the sweep's record.
     """
 
-    def __init__(self, spec: Spec, study: optuna.Study, unfinished: list[TrialRecord]) -> None:
+    def __init__(self, spec: Spec, study: optuna.Study, trials: Iterable[TrialRecord]) -> None:
         super().__init__()
         self._spec, self._study = spec, study
         self._distributions = {key: distribution(found) for key, found in spec.search.items()}
-        self._waiting: list[dict[str, Any]] = [{"uid": trial.uid, "values": trial.values} for trial in unfinished]
+        known = {trial.uid: trial for trial in trials}
+        asked = {_uid(t.number): t.params for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
+        interrupted = {uid: trial.values for uid, trial in known.items() if trial.state == "running"}
+        never_started = {uid: values for uid, values in asked.items() if uid not in known}
+        first = {**interrupted, **never_started}
+        self._waiting: list[dict[str, Any]] = [{"uid": uid, "values": values} for uid, values in first.items()]
+        self._grid = grid_points(spec) if spec.sampler.kind == "grid" else None
         self._numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> Any:
+        """The next config; `Searcher.FINISHED` when a grid has no point left."""
         if self._waiting:
             config = self._waiting.pop(0)
+        elif not self._queue_grid_point():
+            return Searcher.FINISHED
         else:
             asked = self._study.ask(self._distributions)
-            config = {"uid": f"{asked.number:05d}", "values": dict(asked.params)}
+            config = {"uid": _uid(asked.number), "values": dict(asked.params)}
         self._numbers[trial_id] = int(config["uid"])
         return config
 
@@ -95,9 +116,22 @@ class StudySearcher(Searcher):
             return
         found = outcome(result, error=error)
         if found is Outcome.COMPLETE and result is not None:
-            self._study.tell(number, [result[objective.metric] for objective in self._spec.objectives])
+            told: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
         else:
-            self._study.tell(number, state=TrialState.PRUNED if found is Outcome.PRUNED else TrialState.FAIL)
+            told = {"state": TrialState.PRUNED if found is Outcome.PRUNED else TrialState.FAIL}
+        # A driver that died between telling the study and the record runs the trial's end again.
+        self._study.tell(number, **told, skip_if_finished=True)
+
+    def _queue_grid_point(self) -> bool:
+        """Queue the next point of the grid unless trials are queued; false when every point was tried."""
+        trials = self._study.get_trials(deepcopy=False)
+        if self._grid is None or any(trial.state is TrialState.WAITING for trial in trials):
+            return True
+        tried = [trial.params for trial in trials]
+        point = next((point for point in self._grid if point not in tried), None)
+        if point is not None:
+            self._study.enqueue_trial(point)
+        return point is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, see `save`."""
@@ -108,6 +142,10 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see `save`."""
+
+
+def _uid(number: int) -> str:
+    return f"{number:05d}"
 
 
 def distribution(found: Range) -> BaseDistribution:
@@ -128,6 +166,5 @@ def _sampler(spec: Spec, seed: int) -> BaseSampler:
         return NSGAIISampler(seed=seed)
     if kind == "gp":
         return GPSampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
-    if kind == "random":
-        return RandomSampler(seed=seed)
-    return GridSampler({key: found.members() for key, found in spec.search.items()}, seed=spec.sampler.seed)
+    # Of a grid every trial is queued with all its values (`StudySearcher`), so that its sampler draws nothing.
+    return RandomSampler(seed=seed)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokconv.config import KEYS, check_key
+from tokconv.config import KEYS, check_key, get
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.overrides import from_dict
 
@@ -29,11 +29,13 @@ class Range:
         return tuple(range(self.values[0], self.values[1] + 1)) if self.kind == "int" else self.values
 
     def nearest(self, value: Any) -> Any:
-        """The value itself when the range holds it, else the nearest end, or the first choice."""
+        """The value itself when the range holds it, else the nearest, or the first choice; the lower end for None."""
         if self.kind == "choice":
             return value if value in self.values else self.values[0]
         low, high = self.values
-        return min(max(value, low), high)
+        if value is None:
+            return low
+        return min(max(round(value) if self.kind == "int" else value, low), high)
 
 
 def parse_range(key: str, raw: Any) -> Range:
@@ -53,15 +55,15 @@ def parse_range(key: str, raw: Any) -> Range:
         raise SpecError(f"search.{key}: {kind!r} is no kind of range; {suggest(str(kind), KINDS)}")
     if not isinstance(values, list) or not values:
         raise SpecError(f"search.{key}.{kind}: got {values!r}; write a list, as in {_forms()}")
-    found = Range(key, kind, tuple(_number(key, kind, values) if kind != "choice" else values))
-    for value in found.values:
-        _check_member(key, value)
-    if len(set(map(repr, found.values))) != len(found.values) and kind == "choice":
+    if kind != "choice":
+        _check_ends(key, kind, values)
+    members = [_as_member(key, value) for value in values]
+    if kind == "choice" and len(set(map(repr, members))) != len(members):
         raise SpecError(f"search.{key}.choice: a value is listed twice in {values!r}")
-    return found
+    return Range(key, kind, tuple(values if kind == "int" else members))
 
 
-def _number(key: str, kind: str, values: list[Any]) -> list[Any]:
+def _check_ends(key: str, kind: str, values: list[Any]) -> None:
     wanted = int if kind == "int" else (int, float)
     if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, wanted) for v in values):
         raise SpecError(f"search.{key}.{kind}: got {values!r}; write two numbers, [lowest, highest]")
@@ -70,14 +72,15 @@ def _number(key: str, kind: str, values: list[Any]) -> list[Any]:
         raise SpecError(f"search.{key}.{kind}: got {values!r}; the lower end must come first, as in [{high}, {low}]")
     if kind == "log" and low <= 0:
         raise SpecError(f"search.{key}.log: got {values!r}; both ends of a log range must be greater than 0")
-    whole = "int" in str(KEYS[key]) and "float" not in str(KEYS[key])
-    if whole and kind != "int":
+    annotation = str(KEYS[key])
+    if "int" not in annotation and "float" not in annotation:
+        raise SpecError(f"search.{key}.{kind}: this key holds no numbers; write {{choice: [...]}}")
+    if "float" not in annotation and kind != "int":
         raise SpecError(f"search.{key}.{kind}: this key holds whole numbers; write {{int: {values!r}}}")
-    return values
 
 
-def _check_member(key: str, value: Any) -> None:
-    """The value alone must make a config that is otherwise the default one."""
+def _as_member(key: str, value: Any) -> Any:
+    """The value as this key holds it; it must make a config that is otherwise the default one."""
     tree: dict[str, Any] = {}
     branch = tree
     *parents, leaf = key.split(".")
@@ -85,7 +88,7 @@ def _check_member(key: str, value: Any) -> None:
         branch = branch.setdefault(name, {})
     branch[leaf] = value
     try:
-        from_dict(tree)
+        return get(from_dict(tree), key)
     except ConfigError as error:
         raise SpecError(f"search.{error}") from error
 

@@ -50,7 +50,7 @@ class Target:
         return value - self.limit if self.sign == "<=" else self.limit - value
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.sign} {self.limit:g}"
+        return f"{self.metric} {self.sign} {self.limit}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,20 @@ from tokconv.sweep.spec import (
 
 Section = TypeVar("Section", Sampler, EarlyStopping, Resources, Tracking)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# PyYAML and OmegaConf let the last seven through: a value that its tag cannot be made of, a number of more than 4,300
+# digits, an alias inside what it stands for.
+_YAML_ERRORS = (
+    yaml.YAMLError,
+    OmegaConfBaseException,
+    OSError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 TARGET = re.compile(r"\s*(\S+)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -55,14 +70,25 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
             raise SpecError(f"{override!r}: not an override; write key=value, as in trials=4")
     try:
         tree = OmegaConf.load(path)
-        if OmegaConf.is_dict(tree) and overrides:
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        for override in overrides if OmegaConf.is_dict(tree) else ():
+            tree = _merge(tree, override)
         plain = OmegaConf.to_container(tree, resolve=True)
     except yaml.constructor.ConstructorError as error:
-        raise SpecError(f"{path}: holds what is not plain data ({error.problem}); remove it") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise SpecError(f"{path}: not a valid YAML file ({' '.join(str(error).split())})") from error
+        raise SpecError(f"{path}: not plain YAML data ({error.problem}); remove it") from error
+    except _YAML_ERRORS as error:
+        raise SpecError(f"{path}: not a valid YAML file ({_reason(error)})") from error
     return parse_spec(plain)
+
+
+def _merge(tree: Any, override: str) -> Any:
+    try:
+        return OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+    except _YAML_ERRORS as error:
+        raise SpecError(f"{override!r}: not an override ({_reason(error)}); write key=value, as in trials=4") from error
+
+
+def _reason(error: BaseException) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
 
 
 def parse_spec(tree: Any) -> Spec:
@@ -107,7 +133,8 @@ def spec_to_dict(spec: Spec) -> dict[str, Any]:
 
 def to_yaml(spec: Spec) -> str:
     """The text of a spec file that `load_spec` reads back as this spec."""
-    return yaml.safe_dump(spec_to_dict(spec), sort_keys=False, width=120)
+    # OmegaConf quotes what only its own reader takes for a number, such as the name 1e3.
+    return OmegaConf.to_yaml(OmegaConf.create(spec_to_dict(spec)))
 
 
 def _check_whole(spec: Spec) -> Spec:
@@ -123,7 +150,7 @@ def _check_whole(spec: Spec) -> Spec:
     _whole("resources.workers", resources.workers, 1)
     _whole("resources.cpus_per_worker", resources.cpus_per_worker, 1)
     _whole("sampler.seed", spec.sampler.seed, 0)
-    if resources.gpus_per_worker < 0:
+    if not 0 <= resources.gpus_per_worker < math.inf:
         raise SpecError(f"resources.gpus_per_worker: got {resources.gpus_per_worker}; must be at least 0")
     if resources.runner == "inline" and resources.workers != 1:
         raise SpecError(f"resources.workers: got {resources.workers}; runner inline runs trials of one worker only")
@@ -205,9 +232,12 @@ def _target(text: Any) -> Target:
     metric, sign, limit = match.groups()
     _one_of("champion.subject_to", metric, FIGURES)
     try:
-        return Target(metric=metric, sign=sign, limit=float(limit))
-    except ValueError as error:
-        raise SpecError(f"champion.subject_to: got {text!r}; {limit!r} is not a number") from error
+        number = float(limit)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise SpecError(f"champion.subject_to: got {text!r}; {limit!r} is not a number")
+    return Target(metric=metric, sign=sign, limit=number)
 
 
 def _name(raw: Any) -> str:
@@ -217,7 +247,8 @@ def _name(raw: Any) -> str:
 
 
 def _mapping(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = tree.get(key) or {}
+    value = tree.get(key, {})
+    value = {} if value is None else value
     if not isinstance(value, dict):
         raise SpecError(f"{key}: got {value!r}; must be a mapping")
     return value

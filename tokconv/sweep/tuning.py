@@ -21,7 +21,6 @@ def tune(
     Raises:
         SweepError: no Ray cluster, or the cluster lacks what one trial needs.
     """
-    unfinished = record.unfinished()
     finished = sum(trial.state in FINISHED for trial in record.trials.values())
     missing = spec.trials - finished
     if missing <= 0:
@@ -46,7 +45,7 @@ def tune(
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(ray.tune.with_parameters(trial_function, job=job), tune_resources(spec.resources)),
             tune_config=ray.tune.TuneConfig(
-                search_alg=StudySearcher(spec, open_study(spec, directory.journal), unfinished[:missing]),
+                search_alg=StudySearcher(spec, open_study(spec, directory.journal), record.trials.values()),
                 scheduler=scheduler,
                 num_samples=missing,
                 max_concurrent_trials=spec.concurrency,
