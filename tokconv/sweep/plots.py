@@ -227,7 +227,7 @@ def _log_scale(axes: Axes, axis: Axis) -> None:
     span = high / low
     if span > 1.6:
         subs = (1, 2, 5) if span > 6 else (1, 1.5, 2, 3, 4, 6, 8)
-        axis.set_major_locator(LogLocator(subs=subs if span < 3000 else (1,), numticks=12))
+        axis.set_major_locator(LogLocator(subs=subs if span < 100 else (1,), numticks=12))
     else:
         axis.set_major_locator(FixedLocator(list(MaxNLocator(nbins=4).tick_values(low, high))))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
