@@ -35,7 +35,7 @@ from tokconv.train import check_store, run_trial
 TRAIN_RUNS = Path("runs/train")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PICTURED_IMAGES = 8
-SHOWN_BASELINES = {"pooling": "pooling", "window_pca": "window PCA"}
+SHOWN_BASELINES = {"pooling": "pooling", "matched_window_pca": "matched PCA"}
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "val/fvu": ("fvu", ".4f"),
@@ -89,7 +89,8 @@ def train(overrides: Sequence[str], *, name: str, resume: bool, device: str | No
         run_dir = run_dir or new_numbered(TRAIN_RUNS, name)
         if not (run_dir / "config.json").exists():
             write_json(run_dir / "config.json", to_dict(config))
-        print(f"run: {run_dir} ({token_grid**2} to {grid**2} tokens, {compression_ratio(token_grid, grid):.3g}x fewer)")
+        ratio = f"{compression_ratio(token_grid, grid):.3g}x fewer"
+        print(f"run: {run_dir} on {resolve_device(device)}, {token_grid**2} to {grid**2} tokens ({ratio})")
         _train(config, store, run_dir, device, resume)
     except KeyboardInterrupt:
         how = f" --resume{again}" if run_dir is not None else f"{again} {' '.join(overrides)}".rstrip()
@@ -103,15 +104,25 @@ def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None,
     print(f"\n{LEGEND.format(floor=baselines['pooling']['val/swd_floor'])}\n\n{_header(baselines['pooling'])}")
     for baseline, title in SHOWN_BASELINES.items():
         print(_row(title, baselines[baseline]), flush=True)
+    steps = 0
     with progress_line("training") as line:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal steps
+            steps = total
+            if done < total:
+                line(done, total)
+
         runtime = LocalRuntime(
             run_dir,
             device=device,
             on_report=lambda figures, _: line.message(_epoch_row(figures)),
-            on_progress=line,
+            on_progress=progress,
             resume=resume,
         )
         run_trial(config, store, runtime)
+        # The bar is completed below the last epoch's figures, not above them.
+        line(steps, steps)
 
 
 def _run_to_resume(name: str) -> Path:

@@ -6,6 +6,7 @@ before anything else happens. `OLD_NAMES` holds every published spelling that ch
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -120,8 +121,9 @@ def _plain_value(override: Override) -> Any:
 
 
 def _check_plain(key: str, value: Any) -> None:
-    """Refuse what no key can hold: lists, mappings, and OmegaConf's mark for a missing value."""
-    if isinstance(value, list | tuple | Mapping) or value == "???":
+    """Refuse what no key can hold: lists, mappings, OmegaConf's mark for a missing value, numbers no float can hold."""
+    too_large = isinstance(value, int) and abs(value) > sys.float_info.max
+    if isinstance(value, list | tuple | Mapping) or value == "???" or too_large:
         wanted = _type_name(KEYS[key]) if key in KEYS else "a name"
         raise ConfigError(f"{key}: got {value!r}; must be {wanted}")
 

@@ -53,7 +53,7 @@ def draw_compression(
         for axis, (title, picture) in zip(line, row, strict=False):
             axis.imshow(picture, interpolation="nearest")
             axis.set_title(title, fontsize=9)
-        heat = line[-1].imshow(error[..., 0].cpu(), cmap="magma", vmin=0, vmax=float(errors.quantile(0.99)))
+        heat = line[-1].imshow(error[..., 0].cpu().numpy(), cmap="magma", vmin=0, vmax=float(errors.quantile(0.99)))
         line[-1].set_title(f"error, mean {float(error.mean()):.3f}", fontsize=9)
         figure.colorbar(heat, ax=line[-1], fraction=0.046)
         for axis in line:

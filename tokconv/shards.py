@@ -87,9 +87,12 @@ class StoreSettings:
         return digest(self.to_json())
 
     def difference(self, wanted: StoreSettings) -> str | None:
-        """The first setting that is not as wanted, with both values; None when they are equal."""
+        """The most telling setting that is not as wanted, with both values; None when they are equal."""
         mine, theirs = _flatten(self.to_json()), _flatten(wanted.to_json())
-        for key in sorted({*mine, *theirs}):
+        # Another encoder or other images also differ in what follows from them.
+        for key in sorted(
+            {*mine, *theirs}, key=lambda k: (k != "encoder.name", not k.startswith(("encoder.", "source.")), k)
+        ):
             if mine.get(key) != theirs.get(key):
                 return f"{key}: stored {mine.get(key)!r}, wanted {theirs.get(key)!r}"
         return None

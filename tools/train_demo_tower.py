@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers.utils import logging
 
-IMAGE_SIZE, PATCH_SIZE, NUM_TRAIN, SPLIT_SEED = 96, 4, 1400, 0
+from tokconv.images import DigitsSource
+
+IMAGE_SIZE, PATCH_SIZE = 96, 4
 
 
 def make_processor() -> CLIPImageProcessor:
@@ -48,12 +50,12 @@ def make_tower() -> CLIPVisionModel:
 
 def load_pixels(processor: CLIPImageProcessor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pixels [1797, 3, 96, 96] float32, labels [1797], and the training and held-out indices."""
-    digits = load_digits()
-    gray = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8)
-    images = [image.expand(3, -1, -1).contiguous() for image in gray]
+    source = DigitsSource()
+    images = [source.load(index) for index in range(len(source.items))]
     pixels = processor(images, return_tensors="pt")["pixel_values"]
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    return pixels, torch.from_numpy(digits.target), order[:NUM_TRAIN], order[NUM_TRAIN:]
+    labels = torch.tensor([item.label for item in source.items])
+    is_train = torch.tensor([item.split == "train" for item in source.items])
+    return pixels, labels, is_train.nonzero().flatten(), (~is_train).nonzero().flatten()
 
 
 def main() -> None:
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    logging.disable_progress_bar()
     torch.manual_seed(args.seed)
     processor, tower, head = make_processor(), make_tower(), nn.Linear(64, 10)
     pixels, labels, train, held_out = load_pixels(processor)

@@ -94,5 +94,7 @@ class Listener(Callback):
 
 
 def _last_line(trial: Trial) -> str:
-    lines = [line for line in str(trial.get_error() or "the trial ended without a result").splitlines() if line.strip()]
-    return lines[-1].strip()[:500]
+    # An error may have no text of its own: str(TimeoutError()) is empty.
+    error = trial.get_error()
+    text = str(error or "").strip() or (type(error).__name__ if isinstance(error, Exception) else "")
+    return (text or "the trial ended without a result").splitlines()[-1].strip()[:500]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -185,7 +186,7 @@ def _section(cls: type[Section], name: str, raw: Any) -> Section:
         if default is None:
             _text(f"{name}.{key}", value)
         elif isinstance(default, float):
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
                 raise SpecError(f"{name}.{key}: got {value!r}; must be a number")
             values[key] = float(value)
         elif type(value) is not type(default):
