@@ -173,11 +173,7 @@ def test_train_refuses_a_store_of_another_encoder(capsys: pytest.CaptureFixture[
     tower = write_tower(Path("tower"), image_size=96)
     few = ["data.subset=4", "data.store=store", "data.num_workers=0"]
     assert main(["encode", *few, f"model.clip.model_name={tower.resolve()}"]) == 0
-    _refused(
-        capsys,
-        ["train", *few],
-        "store was made with other settings (encoder.name: stored 'tower', wanted 'digits-tower')",
-    )
+    _refused(capsys, ["train", *few], "store was made with", "encoder.name: stored 'tower', wanted 'digits-tower'")
 
 
 def test_an_unreachable_model_is_told_in_seconds(
@@ -376,7 +372,7 @@ def test_resume_of_a_finished_run_says_so(store: str, capsys: pytest.CaptureFixt
 
 
 def test_an_interrupted_run_goes_on(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = _start("train", *SHORT[1:], "training.epochs=30", "--name", "long", *_digits(store))
+    run = _start("train", *SHORT[1:], "training.epochs=15", "--name", "long", *_digits(store))
     _wait_for(lambda: any(tmp_path.glob("runs/train/long-001/checkpoints/epoch-*")), run)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)
@@ -388,8 +384,8 @@ def test_an_interrupted_run_goes_on(store: str, tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert main(["train", "--resume", "--name", "long"]) == 0
     # The newest figures are shown once more, then the epochs that were left.
-    shown = re.findall(r"^epoch +(\d+)/30 +\d", capsys.readouterr().out, re.MULTILINE)
-    assert list(map(int, shown)) == list(range(done, 31))
+    shown = re.findall(r"^epoch +(\d+)/15 +\d", capsys.readouterr().out, re.MULTILINE)
+    assert list(map(int, shown)) == list(range(done, 16))
 
 
 def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:

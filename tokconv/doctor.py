@@ -21,6 +21,8 @@ from tokconv.errors import MissingExtraError, TokconvError
 Check = Callable[[], str]
 MODULES = {"hydra-core": "hydra", "scikit-learn": "sklearn", "scikit-image": "skimage", "PyYAML": "yaml"}
 """Packages whose module has another name."""
+RAY_TMPDIR = 36
+"""Characters: Ray appends up to 70 to TMPDIR for a socket, and Linux allows 107."""
 
 
 class BrokenError(TokconvError):
@@ -56,9 +58,15 @@ def examine() -> int:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[None]:
-    """Whatever the checks and the libraries below them write to a temporary place is gone afterwards."""
+    """Whatever the checks and the libraries below them write to a temporary place is gone afterwards.
+
+    Where that would make the paths of Ray's sockets too long, they go where they always go.
+    """
     before = os.environ.get("TMPDIR"), tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="tokconv-", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(prefix="tc", ignore_cleanup_errors=True) as scratch:
+        if len(scratch) > RAY_TMPDIR:
+            yield
+            return
         os.environ["TMPDIR"] = tempfile.tempdir = scratch
         try:
             yield
@@ -187,6 +195,10 @@ PARTS = (
     Part("demo extra", _packages("scikit-learn", "scikit-image"), DEMO),
     Part("training", _training, f"repair what fails above ({DEMO} brings the digits), else report this"),
     Part("sweep extra", _packages("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "PyYAML"), SWEEP),
-    Part("ray", _ray, f"{SWEEP}; when RAY_ADDRESS is set, check that the cluster answers there"),
+    Part(
+        "ray",
+        _ray,
+        f"{SWEEP}; when RAY_ADDRESS is set, a cluster must answer there; when a path is too long, set TMPDIR=/tmp",
+    ),
     Part("mlflow", _mlflow, SWEEP),
 )

@@ -80,7 +80,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not an exported compressor (no config.json); tokconv export writes one")
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged ({error})") from error
     if not isinstance(description, dict) or description.get("tokconv_format") != FORMAT:
         raise CheckpointError(f"{path}: not a compressor of this format; this tokconv reads format {FORMAT}")

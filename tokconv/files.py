@@ -28,10 +28,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _fsync(file)
         # A file never takes the place of a directory: replace() refuses that, and whatever is in it stays.
+        aside = path.with_name(f"{temporary.name}.old")
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
+            # Moved, not removed: a kill between these lines loses neither.
+            path.rename(aside)
         temporary.replace(path)
         _fsync(path.parent)
+        if aside.is_dir():
+            shutil.rmtree(aside)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

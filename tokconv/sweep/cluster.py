@@ -29,8 +29,12 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-TASK_SECONDS = 120.0
+PRIVATE_SETTINGS = {
+    # It watches for spot machines about to be taken away, with a process of its own a trial: not on this machine.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
+TASK_SECONDS = 120.0
 
 LOCALHOST = "127.0.0.1"
 
@@ -46,15 +50,16 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
     Raises:
         SweepError: RAY_ADDRESS names a cluster that does not answer.
     """
-    for name, value in SETTINGS.items():
+    address = os.environ.get("RAY_ADDRESS")
+    settings = SETTINGS if address else SETTINGS | PRIVATE_SETTINGS
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, runtime_env={"env_vars": {**SETTINGS, "RAY_ADDRESS": address}}, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": {**settings, "RAY_ADDRESS": address}}, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SweepError(
                 f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset RAY_ADDRESS to use this "
@@ -73,7 +78,7 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
         ray.init(
             address="local",
             include_dashboard=dashboard,
-            runtime_env={"env_vars": dict(SETTINGS)},
+            runtime_env={"env_vars": settings},
             # Nothing of a private cluster listens beyond this machine.
             _node_ip_address=LOCALHOST,
             **quiet,

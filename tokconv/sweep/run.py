@@ -13,7 +13,7 @@ from typing import Any
 
 from tokconv.config import Config, get
 from tokconv.encoder import describe
-from tokconv.errors import SweepError
+from tokconv.errors import SpecError, SweepError
 from tokconv.evaluate import Figures, baseline_figures
 from tokconv.export import export, load_compressor, load_decoder
 from tokconv.files import write_text
@@ -69,6 +69,7 @@ def run_sweep(spec: Spec, *, resume: bool = False) -> SweepResult:
     if directory is not None:
         _check_same_experiment(spec, load_spec(directory.spec))
     store = open_store(config)
+    _check_figures(spec, store)
     directory = directory or new_directory(root, spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
@@ -185,6 +186,15 @@ class _Sweep:
             summary=report.summary_markdown(verdicts),
         )
         return verdicts
+
+
+def _check_figures(spec: Spec, store: TokenStore) -> None:
+    """A store without labels has no probe, so nothing may be judged by it."""
+    named = [objective.metric for objective in spec.objectives]
+    named += [spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
+    for name in named:
+        if name.startswith("val/probe") and store.labels is None:
+            raise SpecError(f"{name}: needs labels, and {store.path} has none; judge by val/fvu and val/swd")
 
 
 def _check_same_experiment(spec: Spec, before: Spec) -> None:
