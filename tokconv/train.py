@@ -8,7 +8,6 @@ a resumed run sees what it would have seen uninterrupted, and every worker of a 
 from __future__ import annotations
 
 import math
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -73,7 +72,6 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
         figures = _train_epoch(learner, batches, epoch, runtime)
         if judge is not None:
             figures |= judge(learner)
-            _check_finite(figures, epoch * batches.steps_per_epoch)
             _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
             path = checkpoints.save(
                 runtime.checkpoint_dir(epoch + 1),
@@ -140,13 +138,6 @@ class _Judge:
 
     def __call__(self, learner: Learner) -> Figures:
         return add_gain(self.evaluator.evaluate(learner.compressor, learner.decoder), self.baselines["pooling"])
-
-
-def _check_finite(figures: Figures, step: int) -> None:
-    """Finite weights may still give figures that are not."""
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise DivergedError(name, step)
 
 
 def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
