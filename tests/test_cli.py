@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,10 +248,20 @@ def test_compress_refuses(capsys: pytest.CaptureFixture[str], artefact: Path, im
     _refused(capsys, ["compress", *images, "--compressor", "none", "--out", "x"], "none: not an exported compressor")
     _refused(capsys, ["compress", *images, *to, "--batch-size", "0"], "--batch-size: got 0; must be at least 1")
     _refused(capsys, ["compress", *images, *to, "--device", "frog"], "device 'frog' is not available")
+    for same in (["--out", images[0]], ["--out", "x", "--picture", "x"], ["--out", "x", "--picture", images[1]]):
+        _refused(capsys, ["compress", *images, *to[:2], *same], "is named twice")
+    _refused(capsys, ["compress", *images, *to[:2], "--out", f"{images[0]}/x"], "cannot be written or read")
+    _refused(capsys, ["compress", "x" * 300, *to], "cannot be written or read (File name too long)")
     Path("broken.png").write_bytes(b"no image")
     _refused(capsys, ["compress", *images, "broken.png", *to], "broken.png: cannot be read as an image")
     tower = write_tower(Path("tower"), image_size=96)
     _refused(capsys, ["compress", *images, *to, "--encoder", str(tower)], "was trained on tokens of")
+    damaged = Path(shutil.copytree(artefact, "damaged"))
+    description = json.loads((damaged / "config.json").read_text())
+    for key in ("clip", "encoder"):
+        rest = {name: value for name, value in description.items() if name != key}
+        (damaged / "config.json").write_text(json.dumps(rest))
+        _refused(capsys, ["compress", *images, "--compressor", "damaged", "--out", "x"], "it describes no encoder")
 
 
 @pytest.mark.parametrize(
@@ -367,10 +378,17 @@ def test_resume_of_a_finished_run_says_so(store: str, capsys: pytest.CaptureFixt
     assert "tokconv export runs/train/train-001" in text
     wider = ["model.compressor.hidden_dim=16"]
     _refused(capsys, ["train", "--resume", *wider], "was started with model.compressor.hidden_dim=8, not 16")
+    saved = Path("runs/train/train-001/config.json")
+    text = saved.read_text()
+    for damaged in ("[]", "{"):
+        saved.write_text(damaged)
+        _refused(capsys, ["train", "--resume"], "config.json: missing or damaged; start a new run")
+    saved.write_text(text)
     # A copy of the data is no other experiment.
     assert main(["train", "--resume", "data.num_workers=0", "data=digits"]) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = _start("train", *SHORT[1:], "training.epochs=15", "--name", "long", *_digits(store))
     _wait_for(lambda: any(tmp_path.glob("runs/train/long-001/checkpoints/epoch-*")), run)

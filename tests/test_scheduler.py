@@ -63,6 +63,13 @@ def test_only_dominated_trials_at_a_rung_are_stopped(reports: list[Report]) -> N
             assert any(dominates(rival, (figures["val/fvu"], figures["val/swd"])) for rival in rivals)
 
 
+@given(st.permutations(range(12)))
+def test_a_front_larger_than_the_quota_goes_on_whole(order: list[int]) -> None:
+    rungs = Rungs(RULE, EPOCHS)
+    for _ in range(2):
+        assert all(rungs.goes_on(f"{n:05d}", report(n / 12, 1 - n / 12)) for n in order)
+
+
 @given(sweeps())
 def test_grids_do_not_know_of_each_other(reports: list[Report]) -> None:
     together = Rungs(RULE, EPOCHS)
@@ -110,7 +117,8 @@ def test_reporting_an_epoch_again_changes_nothing(reports: list[Report]) -> None
 
 @given(sweeps())
 def test_a_replayed_record_judges_like_the_driver_that_died(reports: list[Report]) -> None:
-    live, resumed = Rungs(RULE, EPOCHS), Rungs(RULE, EPOCHS)
+    rule = EarlyStopping(min_epochs=1, reduction=2)
+    live, resumed = Rungs(rule, EPOCHS), Rungs(rule, EPOCHS)
     records: dict[str, TrialRecord] = {}
     for uid, figures in reports:
         live.goes_on(uid, figures)

@@ -16,9 +16,10 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from sweeping import champions, events, spec, write_spec
+from towers import write_vit_b_16
 
 import tokconv
-from tokconv.errors import ConfigError, SweepError
+from tokconv.errors import ConfigError, SpecError, SweepError
 from tokconv.overrides import with_values
 from tokconv.prepare import open_store
 from tokconv.runtime import LocalRuntime
@@ -157,6 +158,32 @@ def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, ru
     runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
     record.close()
+
+
+@pytest.mark.slow
+def test_photographs_seen_by_a_vit_b_16_can_be_swept(tmp_path: Path) -> None:
+    tower = write_vit_b_16(tmp_path / "vit-b-16")
+    plain = spec(
+        tmp_path, name="photographs", trials=2, search={"model.compressor.output_grid_size": {"choice": [4, 7]}}
+    )
+    base = [item for item in plain["base"] if not item.startswith(("data.subset", "training.epochs"))]
+    plain["base"] = [
+        *base,
+        "data=photographs",
+        "data.subset=40",
+        f"model.clip.model_name={tower}",
+        "training.epochs=1",
+    ]
+    result = run_sweep(parse_spec(plain))
+    assert [trial.state for trial in result.trials.values()] == ["complete"] * 2
+    for verdict in result.verdicts:
+        assert verdict.champion is not None
+        assert "val/probe_accuracy" not in verdict.champion.figures
+        compressor = tokconv.load_compressor(result.directory / "champions" / f"grid-{verdict.grid:02d}")
+        assert compressor(torch.zeros(1, 196, 768)).shape == (1, verdict.grid**2, 768)
+    plain["objectives"] = [{"metric": "val/probe_kept", "mode": "max"}]
+    with pytest.raises(SpecError, match="needs labels"):
+        run_sweep(parse_spec(plain))
 
 
 @pytest.mark.slow

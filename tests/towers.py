@@ -8,12 +8,14 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 
-def _vision_config(image_size: int, patch_size: int, dim: int, layers: int) -> CLIPVisionConfig:
+def _vision_config(
+    image_size: int, patch_size: int, dim: int, layers: int, heads: int = 2, expansion: int = 2
+) -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=dim,
-        intermediate_size=2 * dim,
+        intermediate_size=expansion * dim,
         num_hidden_layers=layers,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         image_size=image_size,
         patch_size=patch_size,
         projection_dim=dim,
@@ -33,6 +35,16 @@ def write_tower(
         torch.manual_seed(seed)
         CLIPVisionModel(_vision_config(image_size, patch_size, dim, layers)).save_pretrained(path)
     _write_processor(path, image_size)
+    return path
+
+
+def write_vit_b_16(path: Path) -> Path:
+    """The architecture of openai/clip-vit-base-patch16 (14 x 14 tokens of 768 channels), random weights, 340 MB."""
+    config = _vision_config(224, 16, 768, 12, heads=12, expansion=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPVisionModel(config).save_pretrained(path)
+    _write_processor(path, 224)
     return path
 
 

@@ -14,7 +14,11 @@ from tokconv.errors import TokconvError, import_extra
 
 SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure")
 """What a sweep imports sooner or later; one that is missing is told before anything starts."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+UNUSABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
+"""What is wrong with a path or its disk, not with tokconv."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tokconv: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in UNUSABLE:
             raise
         print(f"tokconv: {error.filename or 'a file'}: cannot be written or read ({error.strerror})", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from tokconv.train import check_store, run_trial
 TRAIN_RUNS = Path("runs/train")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PICTURED_IMAGES = 8
+PICTURED_SIZE = (512, 512)
 SHOWN_BASELINES = {"pooling": "pooling", "matched_window_pca": "matched PCA"}
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -93,7 +95,7 @@ def train(overrides: Sequence[str], *, name: str, resume: bool, device: str | No
         print(f"run: {run_dir} on {resolve_device(device)}, {token_grid**2} to {grid**2} tokens ({ratio})")
         _train(config, store, run_dir, device, resume)
     except KeyboardInterrupt:
-        how = f" --resume{again}" if run_dir is not None else f"{again} {' '.join(overrides)}".rstrip()
+        how = f" --resume{again}" if run_dir is not None else f"{again} {shlex.join(overrides)}".rstrip()
         print(f"stopped; go on with: tokconv train{how}")
         raise
     print(_next_step(run_dir))
@@ -136,6 +138,8 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     """The config that a run was started with. Only where its data are and how they are read may change."""
     try:
         saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run_dir / 'config.json'}: missing or damaged; start a new run") from error
     config = from_dict(saved)
@@ -228,14 +232,19 @@ def compress(
     pictured_tokens: list[Tensor] = []
     with torch.inference_mode(), progress_line("compressing") as line:
         for first in range(0, len(images), batch_size):
-            opened = [_open(path) for path in images[first : first + batch_size]]
-            tokens = tower.encode(tower.preprocess(opened))
+            pixels = []
+            for path in images[first : first + batch_size]:
+                image = _open(path)
+                pixels.append(tower.preprocess([image]))
+                if picture is not None and len(pictured) < PICTURED_IMAGES:
+                    image.thumbnail(PICTURED_SIZE)
+                    pictured.append(image)
+            tokens = tower.encode(torch.cat(pixels))
             compressed.append(network(tokens).cpu())
-            if picture is not None and len(pictured) < PICTURED_IMAGES:
-                pictured += opened
+            if sum(map(len, pictured_tokens)) < len(pictured):
                 pictured_tokens.append(tokens.cpu())
             if len(images) > batch_size:
-                line(first + len(opened), len(images))
+                line(first + len(pixels), len(images))
     result = torch.cat(compressed)
     with atomic_path(out) as temporary:
         save_file({"tokens": result}, temporary, {"images": json.dumps([str(path) for path in images])})
@@ -254,19 +263,27 @@ def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:
     for path in outputs:
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; name the file to write")
+    taken = {path.resolve() for path in images}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise ConfigError(f"{path}: is named twice; every file to write needs a name of its own")
+        taken.add(path.resolve())
 
 
 def _tower_of(compressor: Path, encoder: str | None, device: str | None) -> VisionTower:
     """The tower whose tokens a compressor was trained on."""
     description = exports.read_config(compressor)
-    clip = ClipConfig(**description["clip"])
+    try:
+        clip, trained_on = ClipConfig(**description["clip"]), dict(description["encoder"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{compressor / 'config.json'}: damaged, it describes no encoder") from error
     if encoder is not None:
         clip = replace(clip, model_name=encoder, revision=None)
     spec = describe(clip)
-    if spec.identity() != description["encoder"]:
+    if spec.identity() != trained_on:
         raise CheckpointError(
-            f"{compressor}: was trained on tokens of {description['encoder']['name']} "
-            f"({description['encoder']['revision']}), not of {clip.model_name} ({spec.revision})"
+            f"{compressor}: was trained on tokens of {trained_on.get('name')} "
+            f"({trained_on.get('revision')}), not of {clip.model_name} ({spec.revision})"
         )
     return VisionTower(clip, resolve_device(device))
 

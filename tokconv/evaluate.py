@@ -92,7 +92,9 @@ class Evaluator:
         }
         if self.probe is not None:
             figures["val/probe_accuracy"] = hits / len(self.indices)
-            figures["val/probe_kept"] = figures["val/probe_accuracy"] / self.probe_full
+            # A probe that reads no class from the real tokens has nothing that could be kept.
+            if self.probe_full > 0:
+                figures["val/probe_kept"] = figures["val/probe_accuracy"] / self.probe_full
         return figures
 
     @property

@@ -65,6 +65,8 @@ def run_sweep(spec: Spec, *, resume: bool = False) -> SweepResult:
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
     root = Path(spec.storage or "runs").expanduser().resolve()
+    if root.exists() and not root.is_dir():
+        raise SpecError(f"storage: {root} is a file; name a directory, it is created when missing")
     directory = newest_directory(root, spec.name) if resume else None
     if directory is not None:
         _check_same_experiment(spec, load_spec(directory.spec))
