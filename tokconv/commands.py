@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,19 +21,18 @@ from tokconv.encode import plan
 from tokconv.encoder import VisionTower, describe
 from tokconv.errors import CheckpointError, ConfigError, DataError, import_extra
 from tokconv.evaluate import baseline_figures
-from tokconv.files import atomic_path, new_numbered, newest_numbered, write_json
+from tokconv.files import NAME, NAME_RULE, atomic_path, new_numbered, newest_numbered, write_json
 from tokconv.grid import check_output_grid, compression_ratio
 from tokconv.imagefiles import open_image
 from tokconv.overrides import compose, from_dict, parse, with_values
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
-from tokconv.runtime import LocalRuntime, Metrics, resolve_device
+from tokconv.runtime import LocalRuntime, Metrics, checkpoints_of, resolve_device
 from tokconv.store import TokenStore
 from tokconv.terminal import progress_line
 from tokconv.train import check_store, run_trial
 
 TRAIN_RUNS = Path("runs/train")
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PICTURED_IMAGES = 8
 PICTURED_SIZE = (512, 512)
 SHOWN_BASELINES = {"pooling": "pooling", "matched_window_pca": "matched PCA"}
@@ -75,8 +73,8 @@ def encode(overrides: Sequence[str], *, plan_only: bool, verify: bool, device: s
 
 def train(overrides: Sequence[str], *, name: str, resume: bool, device: str | None) -> None:
     """`tokconv train`. Raises TokconvError."""
-    if RUN_NAME.fullmatch(name) is None:
-        raise ConfigError(f"--name: got {name!r}; must be letters, digits, '.', '_' or '-', at most 64, no sign first")
+    if NAME.fullmatch(name) is None:
+        raise ConfigError(f"--name: got {name!r}; {NAME_RULE}")
     run_dir = _run_to_resume(name) if resume else None
     config = compose(overrides) if run_dir is None else _resumed_config(run_dir, overrides)
     if run_dir is not None and _finished(run_dir, config):
@@ -175,7 +173,7 @@ def _finished(run_dir: Path, config: Config) -> bool:
 
 
 def _newest_checkpoint(run_dir: Path) -> Path | None:
-    return max((run_dir / "checkpoints").glob("epoch-[0-9]*"), default=None)
+    return max(checkpoints_of(run_dir), default=None)
 
 
 def _next_step(run_dir: Path) -> str:

@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What may name a run, and so a directory."""
+NAME_RULE = "must be letters, digits, '.', '_' or '-', at most 64, not a sign first"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

@@ -84,22 +84,24 @@ class LocalRuntime:
 
     def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
         if checkpoint is not None:
-            for older in self._checkpoints():
+            for older in checkpoints_of(self.run_dir):
                 if older.name < checkpoint.name:
                     shutil.rmtree(older)
         if self._on_report is not None:
             self._on_report(metrics, checkpoint)
 
     def latest_checkpoint(self) -> Path | None:
-        checkpoints = self._checkpoints()
+        checkpoints = checkpoints_of(self.run_dir)
         return checkpoints[-1] if self._resume and checkpoints else None
 
     def progress(self, step: int, total: int) -> None:
         if self._on_progress is not None:
             self._on_progress(step, total)
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.run_dir / "checkpoints").glob("epoch-[0-9]*"))
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The checkpoints that a `LocalRuntime` left in its directory, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("epoch-[0-9]*"))
 
 
 def resolve_device(name: str | None) -> torch.device:

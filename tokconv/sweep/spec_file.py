@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tokconv.errors import ConfigError, SpecError, suggest
+from tokconv.files import NAME, NAME_RULE
 from tokconv.overrides import compose
 from tokconv.sweep.space import parse_range
 from tokconv.sweep.spec import (
@@ -32,7 +33,6 @@ from tokconv.sweep.spec import (
 )
 
 Section = TypeVar("Section", Sampler, EarlyStopping, Resources, Tracking)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # PyYAML and OmegaConf let the last seven through: a value that its tag cannot be made of, a number of more than 4,300
 # digits, an alias inside what it stands for.
 _YAML_ERRORS = (
@@ -243,7 +243,7 @@ def _target(text: Any) -> Target:
 
 def _name(raw: Any) -> str:
     if not isinstance(raw, str) or NAME.fullmatch(raw) is None:
-        raise SpecError(f"name: got {raw!r}; must be letters, digits, '.', '_' or '-', at most 64, not a sign first")
+        raise SpecError(f"name: got {raw!r}; {NAME_RULE}")
     return raw
 
 
