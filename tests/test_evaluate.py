@@ -7,7 +7,7 @@ import torch
 from stores import write_store
 from torch import Tensor, nn
 
-from tokconv.evaluate import Evaluator, baseline_figures, linear_networks
+from tokconv.evaluate import Evaluator, baseline_figures, codec_of, linear_networks
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
 from tokconv.probe import fit_probe
 from tokconv.store import TokenStore
@@ -35,7 +35,7 @@ def test_identity_is_perfect(store: TokenStore) -> None:
         for layer in (compressor.projection, decoder.projection):
             layer.weight.copy_(torch.eye(store.dim))
             layer.bias.zero_()
-    figures = Evaluator(store, store.token_grid).evaluate(compressor, decoder)
+    figures = Evaluator(store, store.token_grid).evaluate(codec_of(compressor, decoder))
     assert figures["val/fvu"] == pytest.approx(0, abs=1e-9)
     assert figures["val/cosine"] == pytest.approx(1, abs=1e-6)
     assert figures["val/probe_kept"] == 1
@@ -44,7 +44,7 @@ def test_identity_is_perfect(store: TokenStore) -> None:
 
 def test_predicting_the_mean_leaves_all_variance(store: TokenStore) -> None:
     compressor, _ = linear_networks(store, 3)
-    figures = Evaluator(store, 3).evaluate(compressor, _Constant(store))  # type: ignore[arg-type]
+    figures = Evaluator(store, 3).evaluate(codec_of(compressor, _Constant(store)))  # type: ignore[arg-type]
     assert figures["val/fvu"] == pytest.approx(1, abs=1e-5)
     # The raw cosine flatters: tokens share a large mean.
     assert figures["val/cosine"] > 0.9
@@ -54,9 +54,9 @@ def test_predicting_the_mean_leaves_all_variance(store: TokenStore) -> None:
 def test_figures_repeat_exactly(store: TokenStore) -> None:
     torch.manual_seed(0)
     networks = linear_networks(store, 3)
-    first = Evaluator(store, 3).evaluate(*networks)
+    first = Evaluator(store, 3).evaluate(codec_of(*networks))
     torch.manual_seed(1)
-    assert Evaluator(store, 3).evaluate(*networks) == first
+    assert Evaluator(store, 3).evaluate(codec_of(*networks)) == first
 
 
 def test_baselines_are_ordered_and_cached(store: TokenStore) -> None:

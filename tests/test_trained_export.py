@@ -11,7 +11,7 @@ from stores import write_store
 import tokconv
 from tokconv import checkpoint as checkpoints
 from tokconv.errors import DivergedError
-from tokconv.evaluate import Evaluator
+from tokconv.evaluate import Evaluator, codec_of
 from tokconv.export import export, load_decoder, read_config
 from tokconv.learner import build_networks
 from tokconv.overrides import compose
@@ -51,7 +51,7 @@ def test_the_artefact_is_the_trained_pair(store: TokenStore, tmp_path: Path, gri
         compressed = trained.eval()(tokens)
         assert torch.equal(tokconv.load_compressor(out)(tokens), compressed)
         assert torch.equal(load_decoder(out)(compressed), decoder.eval()(compressed))
-    again = Evaluator(store, grid).evaluate(tokconv.load_compressor(out), load_decoder(out))
+    again = Evaluator(store, grid).evaluate(codec_of(tokconv.load_compressor(out), load_decoder(out)))
     assert {name: result.figures[name] for name in again} == again
     assert read_config(out)["figures"] == result.figures
     card = (out / "README.md").read_text(encoding="utf-8")

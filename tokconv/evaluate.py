@@ -7,6 +7,7 @@ here is a new PROTOCOL, and figures of different protocols are not comparable.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,22 @@ SEED = 20_001
 BATCH = 64
 
 Figures = dict[str, float]
+Codec = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all in token units."""
+
+
+def codec_of(compressor: Compressor, decoder: Decoder) -> Codec:
+    """A compressor and its decoder as one codec; they are in eval mode while it runs."""
+
+    def run(tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        training = compressor.training, decoder.training
+        compressor.eval(), decoder.eval()
+        compressed = compressor(tokens_BNC)
+        reconstructed = decoder(compressed)
+        compressor.train(training[0]), decoder.train(training[1])
+        return compressed, reconstructed
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -68,19 +85,15 @@ class Evaluator:
         self._probe_full: float | None = None
 
     @torch.no_grad()
-    def evaluate(self, compressor: Compressor, decoder: Decoder) -> Figures:
-        """Figures of a compressor with its decoder, by name ("val/fvu" and so on); see docs of each in the README."""
-        training = compressor.training, decoder.training
-        compressor.eval(), decoder.eval()
+    def evaluate(self, codec: Codec) -> Figures:
+        """Figures of a codec by name ("val/fvu" and so on); the README says what each of them is."""
         fidelity, cells, hits = Fidelity(self.store.mean), [], 0
         for batch in self.indices.split(BATCH):
             tokens = self.store.tokens(batch).to(self.device)
-            compressed = compressor(tokens).float()
-            reconstructed = decoder(compressed).float()
+            compressed, reconstructed = (part.float() for part in codec(tokens))
             fidelity.update(reconstructed, tokens)
             cells.append(self._standardise(compressed).flatten(0, 1).cpu())
             hits += self._hits(reconstructed, batch)
-        compressor.train(training[0]), decoder.train(training[1])
         compared = torch.cat(cells)[self.sample.chosen]
         figures = {
             "val/fvu": fidelity.fvu,
@@ -156,7 +169,7 @@ def _measure_baselines(store: TokenStore, output_grid: int) -> dict[str, Figures
     for name in BASELINES:
         compressor, decoder = linear_networks(store, output_grid)
         codecs[name].fill(compressor, decoder)
-        measured[name] = evaluator.evaluate(compressor, decoder)
+        measured[name] = evaluator.evaluate(codec_of(compressor, decoder))
     return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tokconv import checkpoint as checkpoints
 from tokconv.config import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
-from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, baseline_figures
+from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, baseline_figures, codec_of
 from tokconv.grid import check_output_grid
 from tokconv.learner import Learner, Share
 from tokconv.runtime import Runtime
@@ -137,7 +137,9 @@ class _Judge:
         self.baselines = baseline_figures(store, grid)
 
     def __call__(self, learner: Learner) -> Figures:
-        return add_gain(self.evaluator.evaluate(learner.compressor, learner.decoder), self.baselines["pooling"])
+        return add_gain(
+            self.evaluator.evaluate(codec_of(learner.compressor, learner.decoder)), self.baselines["pooling"]
+        )
 
 
 def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
