@@ -10,8 +10,9 @@ import torch
 from tokconv import checkpoint as checkpoints
 from tokconv.config import to_dict
 from tokconv.export import export
-from tokconv.models.compressor import Compressor
-from tokconv.models.decoder import Decoder
+from tokconv.models.compressor import ResidualCompressor
+from tokconv.models.decoder import ConvDecoder
+from tokconv.networks import network_arguments
 from tokconv.overrides import compose
 
 BASELINE = {"val/fvu": 0.1, "val/cosine": 0.9, "val/cosine_centered": 0.8, "val/swd": 0.1, "val/swd_floor": 0.05}
@@ -31,12 +32,13 @@ def write_checkpoint(path: Path, token_grid: int = 4, dim: int = 8, grid: int = 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         modules = {
-            "compressor": Compressor(token_grid, dim, grid, num_layers=1, hidden_dim=8),
-            "decoder": Decoder(token_grid, dim, grid, num_layers=1, hidden_dim=8),
+            "compressor": ResidualCompressor(token_grid, dim, grid, num_layers=1, hidden_dim=8),
+            "decoder": ConvDecoder(token_grid, dim, grid, num_layers=1, hidden_dim=8),
         }
     ratio = token_grid**2 / grid**2
     state = {
         "config": to_dict(config),
+        "networks": network_arguments(config, token_grid, dim),
         "store_fingerprint": "0" * 16,
         "protocol": 1,
         "token_grid": token_grid,

@@ -21,8 +21,8 @@ import tokconv
 from tokconv import checkpoint as checkpoints
 from tokconv.errors import CheckpointError
 from tokconv.export import export, load_compressor, load_decoder, read_config
-from tokconv.models.compressor import Compressor
-from tokconv.models.decoder import Decoder
+from tokconv.models.compressor import ResidualCompressor
+from tokconv.models.decoder import ConvDecoder
 from tokconv.pictures import draw_compression
 
 SIZES = {"num_layers": 1, "hidden_dim": 8}
@@ -57,7 +57,10 @@ def tokens_of(batch: int, token_grid: int = 4, dim: int = 8) -> torch.Tensor:
 @pytest.mark.parametrize(("token_grid", "grid"), [(4, 2), (6, 5), (4, 4), (5, 1)])
 def test_the_reloaded_pair_is_bit_identical(tmp_path: Path, token_grid: int, grid: int) -> None:
     path = write_checkpoint(tmp_path / "checkpoint", token_grid, 8, grid, seed=3)
-    modules = {"compressor": Compressor(token_grid, 8, grid, **SIZES), "decoder": Decoder(token_grid, 8, grid, **SIZES)}
+    modules = {
+        "compressor": ResidualCompressor(token_grid, 8, grid, **SIZES),
+        "decoder": ConvDecoder(token_grid, 8, grid, **SIZES),
+    }
     checkpoints.load(path).restore(modules)
     out = export(path, tmp_path / "out")
     compressor, decoder = load_compressor(out), load_decoder(str(out))

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokconv.losses import adversarial_loss, critic_loss, gradient_penalty, reconstruction_loss
-from tokconv.models.critic import Critic
+from tokconv.losses.adversarial import adversarial_loss, critic_loss, gradient_penalty
+from tokconv.losses.reconstruction import reconstruction_loss
+from tokconv.models.critic import GridCritic
 
 
-def _critic(seed: int = 0) -> Critic:
+def _critic(seed: int = 0) -> GridCritic:
     torch.manual_seed(seed)
-    return Critic(5, num_layers=1, hidden_dim=6).double()
+    return GridCritic(5, num_layers=1, hidden_dim=6).double()
 
 
 class _Float64(nn.Module):
@@ -101,7 +102,7 @@ def test_critic_loss_is_its_terms_and_leaves_compressed_tokens_alone() -> None:
     assert terms.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     terms.loss.backward()
     assert fake.grad is None
-    adversarial_loss(critic, fake).backward()
+    adversarial_loss(critic, fake, real).backward()
     assert fake.grad is not None
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokconv.models.compressor import Compressor
-from tokconv.models.critic import Critic
-from tokconv.models.decoder import Decoder
+from tokconv.models.compressor import ResidualCompressor
+from tokconv.models.critic import GridCritic
+from tokconv.models.decoder import ConvDecoder
 
 
 @pytest.mark.parametrize("output_grid", [1, 2, 3, 5, 7, 12, 23, 24])
 def test_every_grid_has_its_shape_and_gradients(output_grid: int) -> None:
-    compressor, decoder = Compressor(24, 8, output_grid, hidden_dim=8), Decoder(24, 8, output_grid, hidden_dim=8)
+    compressor, decoder = (
+        ResidualCompressor(24, 8, output_grid, hidden_dim=8),
+        ConvDecoder(24, 8, output_grid, hidden_dim=8),
+    )
     tokens = torch.randn(2, 576, 8)
     compressed = compressor(tokens)
     assert compressed.shape == (2, output_grid**2, 8)
@@ -23,7 +26,7 @@ def test_every_grid_has_its_shape_and_gradients(output_grid: int) -> None:
 
 
 def test_the_branch_starts_as_nothing() -> None:
-    compressor = Compressor(6, 4, 3)
+    compressor = ResidualCompressor(6, 4, 3)
     tokens = torch.randn(2, 36, 4)
     linear = compressor.projection(compressor.windows.split(tokens).flatten(2))
     assert torch.equal(compressor(tokens), linear)
@@ -31,8 +34,8 @@ def test_the_branch_starts_as_nothing() -> None:
 
 def test_units_of_tokens_do_not_matter() -> None:
     torch.manual_seed(0)
-    plain = Compressor(6, 4, 3)
-    scaled = Compressor(6, 4, 3, mean=torch.full((4,), 7.0), scale=3.0)
+    plain = ResidualCompressor(6, 4, 3)
+    scaled = ResidualCompressor(6, 4, 3, mean=torch.full((4,), 7.0), scale=3.0)
     scaled.load_state_dict({**plain.state_dict(), "standardise.mean": torch.full((4,), 7.0),
                             "standardise.scale": torch.tensor(3.0)})  # fmt: skip
     tokens = torch.randn(2, 36, 4)
@@ -40,13 +43,13 @@ def test_units_of_tokens_do_not_matter() -> None:
 
 
 def test_a_compressor_without_branch_is_linear() -> None:
-    compressor = Compressor(6, 4, 3, use_residual=False)
+    compressor = ResidualCompressor(6, 4, 3, use_residual=False)
     a, b = torch.randn(1, 36, 4), torch.randn(1, 36, 4)
     assert torch.allclose(compressor((a + b) / 2), (compressor(a) + compressor(b)) / 2, atol=1e-5)
 
 
 def test_a_critic_scores_each_image_alone() -> None:
-    critic = Critic(4)
+    critic = GridCritic(4)
     tokens = torch.randn(5, 9, 4)
     alone = torch.stack([critic(image[None])[0] for image in tokens])
     assert torch.allclose(critic(tokens), alone, atol=1e-6)

@@ -10,17 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tokconv.models.compressor import Compressor
-from tokconv.models.decoder import Decoder
+from tokconv.models.compressor import ResidualCompressor
+from tokconv.models.decoder import ConvDecoder
 from tokconv.pictures import draw_compression
 
 TOKEN_GRID, DIM = 6, 8
 
 
-def models(grid: int) -> tuple[Compressor, Decoder]:
+def models(grid: int) -> tuple[ResidualCompressor, ConvDecoder]:
     sizes = (TOKEN_GRID, DIM, grid)
-    compressor = Compressor(*sizes, num_layers=0, hidden_dim=4)
-    return compressor, Decoder(*sizes, num_layers=0, hidden_dim=4)
+    compressor = ResidualCompressor(*sizes, num_layers=0, hidden_dim=4)
+    return compressor, ConvDecoder(*sizes, num_layers=0, hidden_dim=4)
 
 
 def tokens_of(batch: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from tokconv import checkpoint as checkpoints
 from tokconv.errors import DivergedError
 from tokconv.evaluate import Evaluator, codec_of
 from tokconv.export import export, load_decoder, read_config
-from tokconv.learner import build_networks
+from tokconv.networks import build_networks
 from tokconv.overrides import compose
 from tokconv.runtime import LocalRuntime
 from tokconv.store import TokenStore

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tokconv.errors import CheckpointError
 from tokconv.files import atomic_path, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

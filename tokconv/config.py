@@ -40,17 +40,25 @@ class CompressorConfig:
     """The network from G x G tokens to k x k tokens."""
 
     kind: str = "residual"
-    """residual: one window projection plus a residual branch that starts at zero."""
+    """residual: one window projection plus a residual branch that starts at zero; conv: strided convolutions that
+    shrink the grid step by step; matryoshka: one compressor for every grid of `grids`, one of them drawn a batch."""
     output_grid_size: int = 6
     """k, from 1 to the token grid; 6 turns 576 tokens into 36."""
     num_layers: int = 3
-    """Blocks of the residual branch."""
+    """Blocks of the branch; stages of a conv compressor."""
     use_residual: bool = True
-    """false leaves the window projection alone: a linear compressor."""
+    """false: of residual only the window projection, a linear compressor; of conv only the stages, without the window
+    projection around them (the published design)."""
     hidden_dim: int = 128
-    """Width of the residual branch."""
+    """Width of the branch or the stages."""
     init: str = "pca"
     """pca (moment-matched window PCA) or pooling: the closed-form compressor that training starts from."""
+    norm: str = "layer"
+    """Norm inside the blocks: layer or none."""
+    padding: str = "zeros"
+    """What convolutions see beyond the border: zeros, or partial (only the tokens that exist count)."""
+    grids: str = "4-6-8-12"
+    """The grids that a matryoshka compressor serves; its figures are those of output_grid_size, one of them."""
 
 
 @dataclass(kw_only=True)
@@ -58,17 +66,23 @@ class AutoencoderConfig:
     """The decoder from k x k tokens back to G x G tokens."""
 
     kind: str = "conv"
-    """conv: one transposed window projection plus a branch that starts at zero."""
+    """conv: one transposed window projection plus a convolutional branch that starts at zero; attention: plus
+    cross-attention that starts at zero; linear: the projection alone."""
     num_layers: int = 2
     hidden_dim: int = 128
+    num_heads: int = 4
+    """Of the attention; hidden_dim must be a multiple of it."""
+    padding: str = "zeros"
+    """As model.compressor.padding."""
 
 
 @dataclass(kw_only=True)
 class CriticConfig:
-    """The WGAN-GP critic on k x k tokens."""
+    """The critic on k x k tokens."""
 
     kind: str = "grid"
-    """grid: convolutions over the k x k grid."""
+    """grid: convolutions over the k x k grid; token: an MLP on every token alone; multiscale: grid critics on the grid
+    and on two coarser ones."""
     num_layers: int = 2
     hidden_dim: int = 128
 
@@ -83,15 +97,32 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class WganConfig:
+    kind: str = "wgan_gp"
+    """wgan_gp (two-sided penalty), wgan_gp_one_sided, wgan_sn (spectral norm instead of a penalty), or r3gan
+    (relativistic, with zero-centred penalties)."""
     lambda_gp: float = 10.0
-    """Weight of the gradient penalty."""
+    """Weight of the gradient penalty; of r3gan's R1 and R2 (its gamma)."""
+    start: float = 0.0
+    """Share of the steps that train without the critic's word; then its weight rises to the full one over as many
+    steps again. The critic itself learns from the first step on."""
 
 
 @dataclass(kw_only=True)
 class LossWeightsConfig:
     wgan: float = 1.0
-    """0 trains without a critic: whether it helps is a result, not a belief."""
+    """Of the adversarial loss. 0 trains without a critic: whether it helps is a result, not a belief."""
     ae: float = 1.0
+    """Of the reconstruction."""
+    distribution: float = 0.0
+    """Of the critic-free distance to real tokens, loss.distribution."""
+    spatial: float = 0.0
+    """Of the error between neighbours' differences."""
+    perceptual: float = 0.0
+    """Of the error of the similarities between an image's tokens."""
+    window_cosine: float = 0.0
+    """Of 1 - cosine of a compressed token with its window's tokens. Its optimum is average pooling: for comparison."""
+    anchor: float = 0.0
+    """Of the squared distance between a compressed token and its window's mean."""
 
 
 @dataclass(kw_only=True)
@@ -100,6 +131,8 @@ class LossConfig:
     weights: LossWeightsConfig = field(default_factory=LossWeightsConfig)
     reconstruction: str = "mse"
     """mse, cosine, or hybrid (their sum), on standardised tokens."""
+    distribution: str = "swd"
+    """swd (sliced Wasserstein) or sinkhorn (needs geomloss); used where loss.weights.distribution is above 0."""
 
 
 @dataclass(kw_only=True)
@@ -184,24 +217,31 @@ def _above(low: float) -> Bound:
     return Bound(f"must be greater than {low:g}", low=low, open_low=True)
 
 
+LOSS_WEIGHTS = tuple(item.name for item in dataclasses.fields(LossWeightsConfig))
 BOUNDS: dict[str, Bound] = {
     "model.clip.freeze": _choice(True, note=" (the tower is encoded once, never trained)"),
     "model.clip.precision": _choice(*PRECISIONS, "float16"),
-    "model.compressor.kind": _choice("residual"),
+    "model.compressor.kind": _choice("residual", "conv", "matryoshka"),
     "model.compressor.output_grid_size": _at_least(1),
     "model.compressor.num_layers": _at_least(0),
     "model.compressor.hidden_dim": _at_least(1),
     "model.compressor.init": _choice("pca", "pooling"),
-    "model.autoencoder.kind": _choice("conv", note=" (an attention decoder does not exist yet)"),
+    "model.compressor.norm": _choice("layer", "none"),
+    "model.compressor.padding": _choice("zeros", "partial"),
+    "model.autoencoder.kind": _choice("conv", "attention", "linear"),
+    "model.autoencoder.num_heads": _at_least(1),
+    "model.autoencoder.padding": _choice("zeros", "partial"),
     "model.autoencoder.num_layers": _at_least(0),
     "model.autoencoder.hidden_dim": _at_least(1),
-    "model.critic.kind": _choice("grid"),
+    "model.critic.kind": _choice("grid", "token", "multiscale"),
     "model.critic.num_layers": _at_least(0),
     "model.critic.hidden_dim": _at_least(1),
+    "loss.wgan.kind": _choice("wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan"),
     "loss.wgan.lambda_gp": _at_least(0),
-    "loss.weights.wgan": _at_least(0),
-    "loss.weights.ae": _at_least(0),
+    "loss.wgan.start": Bound("must be from 0 to 0.5", low=0, high=0.5),
+    **{f"loss.weights.{name}": _at_least(0) for name in LOSS_WEIGHTS},
     "loss.reconstruction": _choice("mse", "cosine", "hybrid"),
+    "loss.distribution": _choice("swd", "sinkhorn"),
     "training.epochs": _at_least(1),
     "training.batch_size": _at_least(1),
     "training.learning_rate": _above(0),
@@ -263,11 +303,43 @@ def validate(config: Config) -> Config:
     """
     for key in KEYS:
         check_value(key, get(config, key))
-    if config.loss.weights.wgan == 0 and config.loss.weights.ae == 0:
-        raise ConfigError("loss.weights: wgan and ae are both 0, nothing would be trained; raise one of them")
+    if not any(dataclasses.asdict(config.loss.weights).values()):
+        raise ConfigError("loss.weights: all are 0, nothing would be trained; raise ae or another one")
+    _check_model(config.model)
     if config.data.source in ("folder", "imagenet") and config.data.root is None:
         raise ConfigError(f"data.root: missing; data.source={config.data.source} needs the folder of the images")
     return config
+
+
+def matryoshka_grids(compressor: CompressorConfig) -> tuple[int, ...]:
+    """`grids` as numbers, ascending. Raises ConfigError unless it reads like 4-6-8-12."""
+    parts = compressor.grids.split("-")
+    if not all(part.isdecimal() and part.isascii() and 0 < int(part) < 10_000 for part in parts):
+        raise ConfigError(
+            f"model.compressor.grids: got {compressor.grids!r}; write side lengths with dashes between, as in 4-6-8-12"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _check_model(model: ModelConfig) -> None:
+    compressor, decoder = model.compressor, model.autoencoder
+    if compressor.kind == "matryoshka":
+        grids = matryoshka_grids(compressor)
+        if compressor.output_grid_size not in grids:
+            raise ConfigError(
+                f"model.compressor.output_grid_size: got {compressor.output_grid_size}; a matryoshka compressor serves "
+                f"{', '.join(map(str, grids))} (model.compressor.grids)"
+            )
+        if decoder.kind != "conv":
+            raise ConfigError(
+                f"model.autoencoder.kind: got {decoder.kind!r}; a matryoshka compressor has a decoder of its own, "
+                "leave it at conv"
+            )
+    if decoder.kind == "attention" and decoder.hidden_dim % decoder.num_heads:
+        raise ConfigError(
+            f"model.autoencoder.num_heads: got {decoder.num_heads}; model.autoencoder.hidden_dim="
+            f"{decoder.hidden_dim} must be a multiple of it"
+        )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tokconv.errors import StoreError
 from tokconv.files import write_json
 from tokconv.grid import Windows, compression_ratio
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
-from tokconv.models.compressor import Compressor
+from tokconv.models.compressor import Compressor, ResidualCompressor
 from tokconv.models.decoder import Decoder
 from tokconv.probe import Probe, fit_probe
 from tokconv.store import TokenStore
@@ -176,8 +176,8 @@ def _measure_baselines(store: TokenStore, output_grid: int) -> dict[str, Figures
 def linear_networks(store: TokenStore, output_grid: int) -> tuple[Compressor, Decoder]:
     """A compressor and a decoder that are nothing but their window projections."""
     sizes = (store.token_grid, store.dim, output_grid)
-    compressor = Compressor(*sizes, use_residual=False, mean=store.mean, scale=store.scale)
-    return compressor, Decoder(*sizes, num_layers=0, hidden_dim=1, mean=store.mean, scale=store.scale)
+    compressor = ResidualCompressor(*sizes, use_residual=False, mean=store.mean, scale=store.scale)
+    return compressor, Decoder(*sizes, mean=store.mean, scale=store.scale)
 
 
 def _read_figures(path: Path) -> dict[str, Figures]:

@@ -11,7 +11,7 @@ Written whole or not at all; reloaded output is bit-identical.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +21,14 @@ from safetensors.torch import load_file, save_file
 from tokconv import checkpoint as checkpoints
 from tokconv.errors import CheckpointError
 from tokconv.files import atomic_path, write_json
+from tokconv.models.build import build_compressor, build_decoder
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 
 FORMAT = 1
 Module = TypeVar("Module", Compressor, Decoder)
+DEFAULT_KINDS = {"compressor": "residual", "decoder": "conv"}
+"""What a network is whose config.json, an older one, names no kind."""
 
 
 def export(checkpoint: Path, out: Path) -> Path:
@@ -65,12 +68,12 @@ def load_compressor(path: str | Path) -> Compressor:
         >>> compressor(tokens).shape                                              # doctest: +SKIP
         torch.Size([1, 36, 64])
     """
-    return _load(Compressor, "compressor", Path(path), "model.safetensors")
+    return _load(build_compressor, "compressor", Path(path), "model.safetensors")
 
 
 def load_decoder(path: str | Path) -> Decoder:
     """Load the decoder of an exported compressor, [B, k*k, C] -> [B, N, C]. Raises CheckpointError."""
-    return _load(Decoder, "decoder", Path(path), "decoder.safetensors")
+    return _load(build_decoder, "decoder", Path(path), "decoder.safetensors")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -95,10 +98,10 @@ def _is_artefact(path: Path) -> bool:
         return False
 
 
-def _load(kind: type[Module], name: str, path: Path, file: str) -> Module:
+def _load(build: Callable[..., Module], name: str, path: Path, file: str) -> Module:
     description = read_config(path)
     try:
-        module = kind(**description[name])
+        module = build(**{"kind": DEFAULT_KINDS[name], **description[name]})
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{path / 'config.json'}: damaged, it describes no {name}") from error
     try:
@@ -109,18 +112,10 @@ def _load(kind: type[Module], name: str, path: Path, file: str) -> Module:
 
 
 def _describe(state: Mapping[str, Any]) -> dict[str, Any]:
-    model = state["config"]["model"]
-    sizes = {
-        "token_grid": state["token_grid"],
-        "dim": state["dim"],
-        "output_grid_size": model["compressor"]["output_grid_size"],
-    }
-    branch = ("num_layers", "hidden_dim")
     return {
         "tokconv_format": FORMAT,
-        "compressor": sizes | {name: model["compressor"][name] for name in (*branch, "use_residual")},
-        "decoder": sizes | {name: model["autoencoder"][name] for name in branch},
-        "clip": model["clip"],
+        **state["networks"],
+        "clip": state["config"]["model"]["clip"],
         "encoder": state["encoder"],
         "store_fingerprint": state["store_fingerprint"],
         "protocol": state["protocol"],

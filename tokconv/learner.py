@@ -6,6 +6,7 @@ newly drawn real tokens and newly drawn mixes, then compressor and decoder are u
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokconv.baselines import linear_codecs
 from tokconv.config import Config
 from tokconv.errors import DivergedError
-from tokconv.losses import adversarial_loss, critic_loss, reconstruction_loss
+from tokconv.losses.adversarial import adversarial_loss, critic_loss
+from tokconv.losses.distribution import distribution_loss
+from tokconv.losses.reconstruction import auxiliary_losses, reconstruction_loss
 from tokconv.models.compressor import Compressor
-from tokconv.models.critic import Critic
 from tokconv.models.decoder import Decoder
+from tokconv.models.matryoshka import MatryoshkaCompressor
+from tokconv.networks import build_networks, select_grid
 from tokconv.store import TokenStore
 
 WARM_UP = 0.1
@@ -30,6 +33,9 @@ LAST_LEARNING_RATE = 0.02
 PROJECTION_SHARE = 0.03
 """Learning rate of the window projections, as a share of the branches'. They start at a linear optimum and are wide: a
 full Adam step moves every input's weight at once and throws that start away (measured in the README)."""
+
+LOSS_NAMES = {"ae": "reconstruction", "wgan": "adversarial"}
+"""Losses whose figure is called otherwise than their weight."""
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -45,9 +51,13 @@ class Share:
 class Autoencoder(nn.Module):
     """Compressor and decoder as the one module that a generator update goes through (and DDP wraps)."""
 
+    leaves_unused: bool
+    """Whether a step may leave parameters out, as those of the grids that were not drawn; DDP has to know."""
+
     def __init__(self, compressor: Compressor, decoder: Decoder) -> None:
         super().__init__()
         self.compressor, self.decoder = compressor, decoder
+        self.leaves_unused = isinstance(compressor, MatryoshkaCompressor)
 
     def forward(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all standardised."""
@@ -58,45 +68,14 @@ class Autoencoder(nn.Module):
 class CriticUpdate(nn.Module):
     """The critic's whole loss as one forward pass, so that DDP averages its gradient like any other."""
 
-    def __init__(self, critic: Critic, lambda_gp: float) -> None:
+    def __init__(self, critic: nn.Module, kind: str, lambda_gp: float) -> None:
         super().__init__()
-        self.critic, self.lambda_gp = critic, lambda_gp
+        self.critic, self.kind, self.lambda_gp = critic, kind, lambda_gp
 
     def forward(self, real: Tensor, fake: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes as `tokconv.losses.gradient_penalty`; loss, Wasserstein estimate and penalty, scalars."""
-        terms = critic_loss(self.critic, real, fake, mix, self.lambda_gp)
+        """Shapes as `tokconv.losses.adversarial.gradient_penalty`; loss, Wasserstein estimate and penalty, scalars."""
+        terms = critic_loss(self.critic, real, fake, mix, self.lambda_gp, self.kind)
         return terms.loss, terms.wasserstein, terms.gradient_penalty
-
-
-def build_networks(config: Config, store: TokenStore) -> tuple[Compressor, Decoder, Critic]:
-    """New networks on the CPU, drawn from `training.seed`, compressor and decoder at their closed-form start."""
-    model = config.model
-    grid = model.compressor.output_grid_size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        compressor = Compressor(
-            store.token_grid,
-            store.dim,
-            grid,
-            num_layers=model.compressor.num_layers,
-            hidden_dim=model.compressor.hidden_dim,
-            use_residual=model.compressor.use_residual,
-            mean=store.mean,
-            scale=store.scale,
-        )
-        decoder = Decoder(
-            store.token_grid,
-            store.dim,
-            grid,
-            num_layers=model.autoencoder.num_layers,
-            hidden_dim=model.autoencoder.hidden_dim,
-            mean=store.mean,
-            scale=store.scale,
-        )
-        critic = Critic(store.dim, num_layers=model.critic.num_layers, hidden_dim=model.critic.hidden_dim)
-    start = "matched_window_pca" if model.compressor.init == "pca" else "pooling"
-    linear_codecs(store, grid)[start].fill(compressor, decoder)
-    return compressor, decoder, critic
 
 
 class Learner:
@@ -117,7 +96,8 @@ class Learner:
         compressor, decoder, critic = build_networks(config, store)
         self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
         self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
-        self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.lambda_gp))
+        self.grids = self.compressor.grids if isinstance(self.compressor, MatryoshkaCompressor) else ()
+        self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.kind, config.loss.wgan.lambda_gp))
         training = config.training
         self._critic_learning_rate = training.critic_learning_rate or training.learning_rate
         self.autoencoder_optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.95))
@@ -151,30 +131,49 @@ class Learner:
             DivergedError: before anything non-finite is applied.
         """
         self._set_learning_rate(step)
-        weights, config = self.config.loss.weights, self.config
+        config, weights = self.config, dataclasses.asdict(self.config.loss.weights)
         generator = torch.Generator().manual_seed((config.training.seed << 32) + step)
+        if self.grids:
+            drawn = self.grids[int(torch.randint(len(self.grids), (1,), generator=generator))]
+            select_grid(self.compressor, self.decoder, drawn)
         standardised = self.compressor.standardise(tokens.to(self.device, non_blocking=True))
         with self._autocast():
             compressed, reconstructed = self._autoencode(standardised)
         terms: dict[str, Tensor] = {}
-        if weights.wgan > 0:
+        if weights["wgan"] > 0:
             terms |= self._update_critic(standardised, compressed.detach(), share, generator, step)
-        reconstruction = reconstruction_loss(config.loss.reconstruction, reconstructed, standardised)
-        loss = weights.ae * reconstruction
-        terms["train/reconstruction"] = reconstruction.detach()
-        if weights.wgan > 0:
-            self.critic.requires_grad_(False)
-            with self._autocast():
-                adversarial = adversarial_loss(self.critic, compressed).float()
-            self.critic.requires_grad_(True)
-            loss = loss + weights.wgan * adversarial
-            terms["train/adversarial"] = adversarial.detach()
+        losses = {"ae": reconstruction_loss(config.loss.reconstruction, reconstructed, standardised)}
+        losses |= auxiliary_losses(weights, compressed, reconstructed, standardised, self.compressor.windows)
+        if weights["distribution"] > 0:
+            losses["distribution"] = distribution_loss(config.loss.distribution, compressed, standardised, generator)
+        if weights["wgan"] > 0:
+            losses["wgan"] = self._adversarial(compressed, standardised, share, generator)
+            weights["wgan"] *= self._adversarial_share(step)
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         self.autoencoder_optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._autoencode.parameters(), config.training.grad_clip)
         _check({"the generator's loss": loss, "the generator's gradient": norm}, step)
         self.autoencoder_optimizer.step()
+        if self.grids:
+            select_grid(self.compressor, self.decoder, config.model.compressor.output_grid_size)
+        terms |= {f"train/{LOSS_NAMES.get(name, name)}": value.detach() for name, value in losses.items()}
         return {**terms, "train/gradient_norm": norm.detach()}
+
+    def _adversarial(
+        self, compressed: Tensor, standardised: Tensor, share: Share, generator: torch.Generator
+    ) -> Tensor:
+        real = self.compressor.windows.sample(standardised, generator, first=share.first, total=share.total)
+        self.critic.requires_grad_(False)
+        with self._autocast():
+            loss = adversarial_loss(self.critic, compressed, real, self.config.loss.wgan.kind).float()
+        self.critic.requires_grad_(True)
+        return loss
+
+    def _adversarial_share(self, step: int) -> float:
+        """0 until `loss.wgan.start`, then rising to 1 over as many steps again."""
+        start = self.config.loss.wgan.start * self.total_steps
+        return 1.0 if start == 0 else min(1.0, max(0.0, (step - start) / start))
 
     def _update_critic(
         self, standardised: Tensor, compressed: Tensor, share: Share, generator: torch.Generator, step: int
@@ -196,7 +195,7 @@ class Learner:
     def _parameter_groups(self) -> list[dict[str, Any]]:
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in self._autoencode.named_parameters():
-            groups[".projection." in name].append(parameter)
+            groups[".projection." in name or ".projections." in name].append(parameter)
         return [{"params": groups[False], "share": 1.0}, {"params": groups[True], "share": PROJECTION_SHARE}]
 
     def _set_learning_rate(self, step: int) -> None:

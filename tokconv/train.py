@@ -23,6 +23,7 @@ from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreErr
 from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, baseline_figures, codec_of
 from tokconv.grid import check_output_grid
 from tokconv.learner import Learner, Share
+from tokconv.networks import network_arguments, select_grid
 from tokconv.runtime import Runtime
 from tokconv.store import TokenStore
 
@@ -79,6 +80,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
                 learner.optimizers,
                 {
                     "config": to_dict(config),
+                    "networks": network_arguments(config, store.token_grid, store.dim),
                     "store_fingerprint": store.fingerprint,
                     "protocol": PROTOCOL,
                     "token_grid": store.token_grid,
@@ -129,17 +131,30 @@ class _Batches:
 
 
 class _Judge:
-    """The evaluation protocol at this trial's grid, with the gain over pooling."""
+    """The evaluation protocol at this trial's grid, with the gain over pooling.
+
+    Of a matryoshka compressor's other grids fvu and swd are told too, as `val/grid-04/fvu` and so on.
+    """
 
     def __init__(self, config: Config, store: TokenStore, device: torch.device) -> None:
-        grid = config.model.compressor.output_grid_size
-        self.evaluator = Evaluator(store, grid, device)
-        self.baselines = baseline_figures(store, grid)
+        self.store, self.device = store, device
+        self.grid = config.model.compressor.output_grid_size
+        self.evaluators = {self.grid: Evaluator(store, self.grid, device)}
+        self.baselines = baseline_figures(store, self.grid)
 
     def __call__(self, learner: Learner) -> Figures:
-        return add_gain(
-            self.evaluator.evaluate(codec_of(learner.compressor, learner.decoder)), self.baselines["pooling"]
-        )
+        codec = codec_of(learner.compressor, learner.decoder)
+        figures = add_gain(self.evaluators[self.grid].evaluate(codec), self.baselines["pooling"])
+        for grid in learner.grids:
+            if grid == self.grid:
+                continue
+            if grid not in self.evaluators:
+                self.evaluators[grid] = Evaluator(self.store, grid, self.device)
+            select_grid(learner.compressor, learner.decoder, grid)
+            other = self.evaluators[grid].evaluate(codec)
+            figures |= {f"val/grid-{grid:02d}/{name}": other[f"val/{name}"] for name in ("fvu", "swd")}
+        select_grid(learner.compressor, learner.decoder, self.grid)
+        return figures
 
 
 def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:

@@ -1,10 +1,13 @@
-"""The two pieces the networks share: the scale of the tokens, and a cheap convolutional block."""
+"""The pieces the networks share: the scale of the tokens, and a cheap convolutional block."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PADDINGS = ("zeros", "partial")
+NORMS = ("layer", "none")
 
 
 class Standardise(nn.Module):
@@ -33,6 +36,29 @@ class Standardise(nn.Module):
         return standardised * self.scale + self.mean
 
 
+class DepthwiseConv(nn.Conv2d):
+    """Depthwise 3x3 convolution that keeps the grid's size.
+
+    Args:
+        dim: channels in and out, [B, dim, H, W].
+        padding: zeros, or partial: at the borders the sum over the k tokens that exist counts 9 / k times, so that a
+            border token is not darkened by the missing ones (Liu et al. 2018, arXiv:1811.11718, eq. 2).
+    """
+
+    def __init__(self, dim: int, padding: str = "zeros") -> None:
+        super().__init__(dim, dim, 3, padding=1, groups=dim)
+        self.partial = padding == "partial"
+
+    def forward(self, grid_BCHW: Tensor) -> Tensor:
+        if not self.partial:
+            return super().forward(grid_BCHW)
+        there = grid_BCHW.new_ones(1, 1, *grid_BCHW.shape[2:])
+        count = F.conv2d(there, there.new_ones(1, 1, 3, 3), padding=1)
+        summed = F.conv2d(grid_BCHW, self.weight, padding=1, groups=self.groups)
+        assert self.bias is not None
+        return summed * (9 / count) + self.bias.view(1, -1, 1, 1)
+
+
 class ConvBlock(nn.Module):
     """Depthwise 3x3, norm, and a two-layer MLP per token, with a skip (Liu et al. 2022, arXiv:2201.03545, fig. 4).
 
@@ -41,12 +67,14 @@ class ConvBlock(nn.Module):
 
     Args:
         dim: channels in and out, [B, H, W, dim].
+        norm: layer or none.
+        padding: see `DepthwiseConv`.
     """
 
-    def __init__(self, dim: int, expansion: int = 2) -> None:
+    def __init__(self, dim: int, expansion: int = 2, *, norm: str = "layer", padding: str = "zeros") -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.norm = nn.LayerNorm(dim)
+        self.depthwise = DepthwiseConv(dim, padding)
+        self.norm: nn.Module = make_norm(norm, dim)
         self.widen = nn.Linear(dim, expansion * dim)
         self.narrow = nn.Linear(expansion * dim, dim)
 
@@ -54,6 +82,11 @@ class ConvBlock(nn.Module):
         mixed = self.depthwise(grid_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         skip: Tensor = grid_BHWC + self.narrow(F.gelu(self.widen(self.norm(mixed))))
         return skip
+
+
+def make_norm(norm: str, dim: int) -> nn.Module:
+    """layer: LayerNorm over the channels of a token; none: the identity."""
+    return nn.LayerNorm(dim) if norm == "layer" else nn.Identity()
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:

@@ -10,46 +10,25 @@ from tokconv.models.blocks import ConvBlock, Standardise, zeroed
 
 
 class Compressor(nn.Module):
-    """Window projection (one strided convolution) + residual branch that starts at zero.
-
-    Both read the w x w window of each output cell; the branch then mixes neighbouring cells. So whatever closed-form
-    linear compressor fills `projection` is where training starts, never below it.
+    """What every compressor is; `tokconv.models.build` makes one of a kind.
 
     Args:
         token_grid: G; the input is [B, G*G, dim], patch tokens without CLS.
         dim: C, channels in and out.
         output_grid_size: k, from 1 to G; it need not divide G (`tokconv.grid.Windows`).
-        num_layers: blocks of the branch.
-        hidden_dim: width of the branch.
-        use_residual: false leaves the window projection alone.
         mean, scale: see `Standardise`; a loaded state dict brings them.
-
-    Example:
-        >>> Compressor(token_grid=24, dim=64, output_grid_size=6)(torch.zeros(2, 576, 64)).shape
-        torch.Size([2, 36, 64])
     """
 
+    projection: nn.Linear | None
+    """Window projection (one strided convolution) that a closed-form start fills; None for a kind without one."""
+
     def __init__(
-        self,
-        token_grid: int,
-        dim: int,
-        output_grid_size: int,
-        *,
-        num_layers: int = 3,
-        hidden_dim: int = 128,
-        use_residual: bool = True,
-        mean: Tensor | None = None,
-        scale: float = 1.0,
+        self, token_grid: int, dim: int, output_grid_size: int, *, mean: Tensor | None = None, scale: float = 1.0
     ) -> None:
         super().__init__()
         self.windows = Windows(token_grid, output_grid_size)
         self.token_grid, self.dim, self.output_grid_size = token_grid, dim, output_grid_size
         self.standardise = Standardise(dim, mean, scale)
-        window_dim = self.windows.window_size * dim
-        self.projection = nn.Linear(window_dim, dim)
-        self.branch: Branch | None = None
-        if use_residual:
-            self.branch = Branch(window_dim, hidden_dim, dim, self.windows.num_cells, num_layers)
 
     @property
     def num_output_tokens(self) -> int:
@@ -61,6 +40,51 @@ class Compressor(nn.Module):
 
     def compress(self, standardised_BNC: Tensor) -> Tensor:
         """[B, N, C] -> [B, K, C], both standardised."""
+        raise NotImplementedError
+
+
+class ResidualCompressor(Compressor):
+    """Window projection (one strided convolution) + residual branch that starts at zero.
+
+    Both read the w x w window of each output cell; the branch then mixes neighbouring cells. So whatever closed-form
+    linear compressor fills `projection` is where training starts, never below it.
+
+    Args: as `Compressor`, and
+        num_layers: blocks of the branch.
+        hidden_dim: width of the branch.
+        use_residual: false leaves the window projection alone, a linear compressor.
+        norm, padding: of the blocks, see `ConvBlock`.
+
+    Example:
+        >>> ResidualCompressor(token_grid=24, dim=64, output_grid_size=6)(torch.zeros(2, 576, 64)).shape
+        torch.Size([2, 36, 64])
+    """
+
+    projection: nn.Linear
+
+    def __init__(
+        self,
+        token_grid: int,
+        dim: int,
+        output_grid_size: int,
+        *,
+        num_layers: int = 3,
+        hidden_dim: int = 128,
+        use_residual: bool = True,
+        norm: str = "layer",
+        padding: str = "zeros",
+        mean: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        window_dim = self.windows.window_size * dim
+        self.projection = nn.Linear(window_dim, dim)
+        self.branch: Branch | None = None
+        if use_residual:
+            cells = self.windows.num_cells
+            self.branch = Branch(window_dim, hidden_dim, dim, cells, num_layers, norm=norm, padding=padding)
+
+    def compress(self, standardised_BNC: Tensor) -> Tensor:
         windows = self.windows.split(standardised_BNC).flatten(2)
         cells: Tensor = self.projection(windows)
         return cells if self.branch is None else cells + self.branch(windows)
@@ -75,11 +99,21 @@ class Branch(nn.Module):
         num_layers: blocks.
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_cells: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        num_cells: int,
+        num_layers: int,
+        *,
+        norm: str = "layer",
+        padding: str = "zeros",
+    ) -> None:
         super().__init__()
         self.enter = nn.Linear(in_dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(num_cells, hidden_dim))
-        self.blocks = nn.Sequential(*(ConvBlock(hidden_dim) for _ in range(num_layers)))
+        self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
         self.leave = zeroed(nn.Linear(hidden_dim, out_dim))
 
     def forward(self, cells_BKC: Tensor) -> Tensor:

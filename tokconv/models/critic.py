@@ -1,34 +1,104 @@
-"""The WGAN-GP critic: how real do k x k tokens look?"""
+"""Critics: how real do k x k tokens look? One score an image.
+
+No BatchNorm and no dropout: the gradient penalty is per sample (Gulrajani et al. 2017, section 4). Never compile one:
+torch.compile has no double backward.
+"""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as spectrally_normed
 
 from tokconv.grid import to_grid
-from tokconv.models.blocks import ConvBlock
+from tokconv.models.blocks import ConvBlock, make_norm
 
 
-class Critic(nn.Module):
-    """Convolutions over the k x k grid of standardised tokens, one score an image.
-
-    No BatchNorm and no dropout: the gradient penalty is per sample (Gulrajani et al. 2017, section 4). Never compile
-    it: torch.compile has no double backward.
+class GridCritic(nn.Module):
+    """Convolutions over the k x k grid of standardised tokens.
 
     Args:
         dim: C.
         num_layers: blocks.
         hidden_dim: width.
+        norm: layer or none.
     """
 
-    def __init__(self, dim: int, *, num_layers: int = 2, hidden_dim: int = 128) -> None:
+    def __init__(self, dim: int, *, num_layers: int = 2, hidden_dim: int = 128, norm: str = "layer") -> None:
         super().__init__()
         self.enter = nn.Linear(dim, hidden_dim)
-        self.blocks = nn.Sequential(*(ConvBlock(hidden_dim) for _ in range(num_layers)))
-        self.norm = nn.LayerNorm(hidden_dim)
+        self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm) for _ in range(num_layers)))
+        self.norm = make_norm(norm, hidden_dim)
         self.score = nn.Linear(hidden_dim, 1)
 
     def forward(self, tokens_BKC: Tensor) -> Tensor:
         """[B, K, C] -> [B]."""
-        hidden = self.blocks(self.enter(to_grid(tokens_BKC)))
+        return self.on_grid(to_grid(tokens_BKC))
+
+    def on_grid(self, grid_BHWC: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B]."""
+        hidden = self.blocks(self.enter(grid_BHWC))
         scores: Tensor = self.score(self.norm(hidden)).mean((1, 2, 3))
         return scores
+
+
+class TokenCritic(nn.Module):
+    """An MLP on every token by itself, averaged: it sees what tokens look like, not how they are arranged.
+
+    Args: as `GridCritic`; num_layers counts hidden layers with a skip.
+    """
+
+    def __init__(self, dim: int, *, num_layers: int = 2, hidden_dim: int = 128, norm: str = "layer") -> None:
+        super().__init__()
+        self.enter = nn.Linear(dim, hidden_dim)
+        self.norms = nn.ModuleList(make_norm(norm, hidden_dim) for _ in range(num_layers))
+        self.widen = nn.ModuleList(nn.Linear(hidden_dim, 2 * hidden_dim) for _ in range(num_layers))
+        self.narrow = nn.ModuleList(nn.Linear(2 * hidden_dim, hidden_dim) for _ in range(num_layers))
+        self.score = nn.Linear(hidden_dim, 1)
+
+    def forward(self, tokens_BKC: Tensor) -> Tensor:
+        """[B, K, C] -> [B]."""
+        hidden = self.enter(tokens_BKC)
+        for norm, widen, narrow in zip(self.norms, self.widen, self.narrow, strict=True):
+            hidden = hidden + narrow(F.gelu(widen(norm(hidden))))
+        scores: Tensor = self.score(F.gelu(hidden)).mean((1, 2))
+        return scores
+
+
+class MultiScaleCritic(nn.Module):
+    """A `GridCritic` each on the k x k grid and on grids of half and a quarter of its side, averaged (Wang et al. 2018,
+    arXiv:1711.11585, section 3.2): fine texture and coarse arrangement have their own judge.
+
+    Args: as `GridCritic`, and
+        num_scales: critics; a side never falls below 1.
+    """
+
+    def __init__(
+        self, dim: int, *, num_layers: int = 2, hidden_dim: int = 128, norm: str = "layer", num_scales: int = 3
+    ) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(
+            GridCritic(dim, num_layers=num_layers, hidden_dim=hidden_dim, norm=norm) for _ in range(num_scales)
+        )
+
+    def forward(self, tokens_BKC: Tensor) -> Tensor:
+        """[B, K, C] -> [B]."""
+        grid_BCHW = to_grid(tokens_BKC).permute(0, 3, 1, 2)
+        scores = []
+        for scale, critic in enumerate(self.critics):
+            assert isinstance(critic, GridCritic)
+            pooled = F.adaptive_avg_pool2d(grid_BCHW, max(1, grid_BCHW.shape[2] >> scale))
+            scores.append(critic.on_grid(pooled.permute(0, 2, 3, 1)))
+        return torch.stack(scores).mean(0)
+
+
+def with_spectral_norm(critic: nn.Module) -> nn.Module:
+    """The critic with the largest singular value of every layer at 1 (Miyato et al. 2018, arXiv:1802.05957, eq. 7).
+
+    Its estimates are buffers, updated by one power iteration a forward pass in training mode.
+    """
+    for module in critic.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            spectrally_normed(module)
+    return critic

@@ -108,7 +108,8 @@ class TrainRuntime:
         self._resumed_from = ""
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        wrapped: nn.Module = ray.train.torch.prepare_model(module)
+        unused = {"find_unused_parameters": True} if getattr(module, "leaves_unused", False) else None
+        wrapped: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=unused)
         return wrapped
 
     def checkpoint_dir(self, epoch: int) -> Path:

@@ -1,0 +1,159 @@
+"""One compressor and one decoder for several grids at once (Kusupati et al. 2022, arXiv:2205.13147; for visual tokens
+Cai et al. 2024, arXiv:2405.17430). Training draws a grid a batch; `select` says which grid is used.
+
+What the grids share is the nonlinear trunk, which works on the finest of them. A grid's own are its window projection
+(so that every grid starts at its closed form) and one layer that folds the finest grid into its cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tokconv.errors import ConfigError
+from tokconv.grid import Windows, to_grid, to_tokens
+from tokconv.models.blocks import ConvBlock, zeroed
+from tokconv.models.compressor import Compressor
+from tokconv.models.decoder import Decoder
+
+
+def _check(grids: Sequence[int], output_grid_size: int) -> None:
+    if output_grid_size not in grids:
+        raise ConfigError(
+            f"model.compressor.output_grid_size: got {output_grid_size}; a matryoshka compressor serves the grids "
+            f"{', '.join(map(str, grids))} (model.compressor.grids)"
+        )
+
+
+class MatryoshkaCompressor(Compressor):
+    """Window projection of the selected grid + shared trunk on the finest grid, folded, starting at zero.
+
+    Args: as `tokconv.models.compressor.ResidualCompressor`, and
+        output_grid_size: the grid selected at first.
+        grids: every grid it serves, ascending.
+
+    Raises:
+        ConfigError: output_grid_size is none of the grids.
+
+    Example:
+        >>> compressor = MatryoshkaCompressor(24, 64, 6, grids=(4, 6, 12))
+        >>> compressor.select(4)
+        >>> compressor(torch.zeros(2, 576, 64)).shape
+        torch.Size([2, 16, 64])
+    """
+
+    def __init__(
+        self,
+        token_grid: int,
+        dim: int,
+        output_grid_size: int,
+        *,
+        grids: Sequence[int],
+        num_layers: int = 3,
+        hidden_dim: int = 128,
+        norm: str = "layer",
+        padding: str = "zeros",
+        mean: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        _check(grids, output_grid_size)
+        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        self.grids = tuple(grids)
+        finest = max(self.grids)
+        self.finest = Windows(token_grid, finest)
+        windows, folds = _windows(token_grid, self.grids), _windows(finest, self.grids)
+        self.all_windows, self.folds = nn.ModuleDict(windows), nn.ModuleDict(folds)
+        self.projections = nn.ModuleDict({key: nn.Linear(own.window_size * dim, dim) for key, own in windows.items()})
+        self.enter = nn.Linear(self.finest.window_size * dim, hidden_dim)
+        self.position = nn.Parameter(torch.zeros(finest**2, hidden_dim))
+        self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
+        self.fold = nn.ModuleDict(
+            {key: nn.Linear(own.window_size * hidden_dim, hidden_dim) for key, own in folds.items()}
+        )
+        self.last = ConvBlock(hidden_dim, norm=norm, padding=padding)
+        self.leave = zeroed(nn.Linear(hidden_dim, dim))
+        self.select(output_grid_size)
+
+    def select(self, output_grid_size: int) -> None:
+        """Use this grid from now on. Raises ConfigError when it is none of the grids."""
+        _check(self.grids, output_grid_size)
+        _select(self, output_grid_size)
+
+    def compress(self, standardised_BNC: Tensor) -> Tensor:
+        key = str(self.output_grid_size)
+        hidden = self.enter(self.finest.split(standardised_BNC).flatten(2)) + self.position
+        hidden = to_tokens(self.blocks(to_grid(hidden)))
+        cells = self.fold[key](self.folds[key].split(hidden).flatten(2))  # type: ignore[operator]
+        mixed = to_tokens(self.last(to_grid(cells)))
+        compressed: Tensor = self.projections[key](self.windows.split(standardised_BNC).flatten(2)) + self.leave(mixed)
+        return compressed
+
+
+class MatryoshkaDecoder(Decoder):
+    """The mirror of `MatryoshkaCompressor`: transposed projection of the selected grid + shared trunk.
+
+    Args: as `MatryoshkaCompressor`.
+    """
+
+    def __init__(
+        self,
+        token_grid: int,
+        dim: int,
+        output_grid_size: int,
+        *,
+        grids: Sequence[int],
+        num_layers: int = 2,
+        hidden_dim: int = 128,
+        norm: str = "layer",
+        padding: str = "zeros",
+        mean: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        _check(grids, output_grid_size)
+        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        # The base class made a projection for one grid; here every grid has its own.
+        del self.projection
+        self.grids = tuple(grids)
+        finest = max(self.grids)
+        self.finest = Windows(token_grid, finest)
+        windows, folds = _windows(token_grid, self.grids), _windows(finest, self.grids)
+        self.all_windows, self.folds = nn.ModuleDict(windows), nn.ModuleDict(folds)
+        self.projections = nn.ModuleDict({key: nn.Linear(dim, own.window_size * dim) for key, own in windows.items()})
+        self.enter = nn.Linear(dim, hidden_dim)
+        self.first = ConvBlock(hidden_dim, norm=norm, padding=padding)
+        self.unfolds = nn.ModuleDict(
+            {key: nn.Linear(hidden_dim, own.window_size * hidden_dim) for key, own in folds.items()}
+        )
+        self.position = nn.Parameter(torch.zeros(finest**2, hidden_dim))
+        self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
+        self.leave = zeroed(nn.Linear(hidden_dim, self.finest.window_size * dim))
+        self.select(output_grid_size)
+
+    def select(self, output_grid_size: int) -> None:
+        """Use this grid from now on. Raises ConfigError when it is none of the grids."""
+        _check(self.grids, output_grid_size)
+        _select(self, output_grid_size)
+
+    def decode(self, standardised_BKC: Tensor) -> Tensor:
+        key = str(self.windows.output_grid)
+        folds: Windows = self.folds[key]  # type: ignore[assignment]
+        hidden = to_tokens(self.first(to_grid(self.enter(standardised_BKC))))
+        hidden = folds.join(self.unfolds[key](hidden).unflatten(2, (folds.window_size, -1))) + self.position
+        hidden = to_tokens(self.blocks(to_grid(hidden)))
+        fine = self.finest.join(self.leave(hidden).unflatten(2, (self.finest.window_size, -1)))
+        return self.unfold(self.projections[key](standardised_BKC)) + fine
+
+
+def _windows(token_grid: int, grids: Sequence[int]) -> dict[str, Windows]:
+    return {str(grid): Windows(token_grid, grid) for grid in grids}
+
+
+def _select(network: MatryoshkaCompressor | MatryoshkaDecoder, output_grid_size: int) -> None:
+    key = str(output_grid_size)
+    network.windows = network.all_windows[key]  # type: ignore[assignment]
+    # Not registered as a module of its own: it is one already, and a state dict must not hold it twice.
+    network.__dict__["projection"] = network.projections[key]
+    if isinstance(network, MatryoshkaCompressor):
+        network.output_grid_size = output_grid_size
