@@ -157,7 +157,7 @@ def _spec(**extra: object) -> list[str]:
         (["model.compressor.output_grid_size=0"], "must be at least 1"),
         (["model.compressor.output_grid_size=25"], "got 25; must be between 1 and the token grid, 24"),
         (["loss.wgan.lambda_gp=-1"], "loss.wgan.lambda_gp: got -1.0; must be at least 0"),
-        (["model.autoencoder.use_attention=true"], "an attention decoder does not exist yet"),
+        (["model.autoencoder.kind=mlp"], "model.autoencoder.kind: got 'mlp'; allowed: conv, attention, linear"),
         (["data.source=folder", "data.root=nowhere"], "there is no folder 'nowhere'"),
         (["data.source=folder", "data.root=."], "no images in '.'"),
         (["data.source=folder"], "data.root: missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_non_finite_numbers_are_refused(key: str, text: str) -> None:
 
 
 def test_nothing_to_train_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"wgan and ae are both 0"):
+    with pytest.raises(ConfigError, match=r"all are 0, nothing would be trained"):
         compose(["loss.weights.wgan=0", "loss.weights.ae=0"])
     assert compose(["loss.weights.wgan=0"]).loss.weights.wgan == 0.0
 
@@ -264,13 +265,29 @@ def test_published_lines_work_verbatim(line: list[str], expected: dict[str, obje
         assert get(config, key) == expected.get(key, get(default, key))
 
 
-def test_published_attention_decoder_is_refused_in_one_sentence() -> None:
-    with pytest.raises(ConfigError) as raised:
-        compose(["model.autoencoder.use_attention=true"])
-    assert str(raised.value) == (
-        "model.autoencoder.kind: got 'attention'; allowed: conv (an attention decoder does not exist yet)"
-    )
+def test_published_attention_switch() -> None:
+    assert compose(["model.autoencoder.use_attention=true"]).model.autoencoder.kind == "attention"
     assert compose(["model.autoencoder.use_attention=false"]) == compose()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.compressor.grids=4,6"], "write side lengths with dashes between, as in 4-6-8-12"),
+        (["model.compressor.grids=0-4"], "write side lengths with dashes between"),
+        (["model.compressor.output_grid_size=5"], "serves 4, 6, 8, 12"),
+        (["model.autoencoder.kind=attention"], "has a decoder of its own, leave it at conv"),
+    ],
+)
+def test_a_matryoshka_that_cannot_be_is_refused(overrides: list[str], expected: str) -> None:
+    quoted = [text.replace("4,6", "'4,6'") for text in overrides]
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        compose(["model.compressor.kind=matryoshka", *quoted])
+
+
+def test_attention_heads_share_the_width() -> None:
+    with pytest.raises(ConfigError, match=r"num_heads: got 3; .*hidden_dim=128 must be a multiple"):
+        compose(["model.autoencoder.kind=attention", "model.autoencoder.num_heads=3"])
 
 
 def test_published_subset_switch() -> None:

@@ -38,13 +38,14 @@ def sliced_wasserstein_loss(fake: Tensor, real: Tensor, generator: torch.Generat
     return (along_fake - along_real).square().mean()
 
 
-def sinkhorn_loss(fake: Tensor, real: Tensor) -> Tensor:
+def sinkhorn_loss(fake: Tensor, real: Tensor, *, scaling: float = SINKHORN_SCALING) -> Tensor:
     """Debiased Sinkhorn divergence with cost |x - y|^2 / 2 (Feydy et al. 2019, arXiv:1810.08278, eq. 3), by geomloss.
 
     The blur is a tenth of the tokens' root mean square norm, sqrt(C) for standardised ones.
 
     Args:
         fake, real: [n, C] float32; the first 256 of each are compared.
+        scaling: how finely the blur is annealed, below 1; nearer to 1 is more exact and slower.
 
     Returns:
         A scalar, divided by C, so that its size does not depend on the width.
@@ -54,7 +55,7 @@ def sinkhorn_loss(fake: Tensor, real: Tensor) -> Tensor:
     """
     dim = fake.shape[1]
     samples_loss = import_extra("geomloss", "sinkhorn").SamplesLoss
-    distance = samples_loss("sinkhorn", p=2, blur=0.1 * dim**0.5, scaling=SINKHORN_SCALING, backend="tensorized")
+    distance = samples_loss("sinkhorn", p=2, blur=0.1 * dim**0.5, scaling=scaling, backend="tensorized")
     loss: Tensor = distance(fake[:SINKHORN_TOKENS], real[:SINKHORN_TOKENS]) / dim
     return loss
 
