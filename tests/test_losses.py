@@ -177,13 +177,15 @@ def test_sinkhorn_agrees_with_pot() -> None:
     def transport(x: Tensor, y: Tensor) -> float:
         cost = ot.dist(x.double().numpy(), y.double().numpy()) / 2
         weights = [1 / len(x)] * len(x)
-        plan = ot.sinkhorn(weights, weights, cost, blur**2, method="sinkhorn_log", numItermax=50_000, stopThr=1e-8)
+        plan = ot.sinkhorn(
+            weights, weights, cost, blur**2, method="sinkhorn_log", numItermax=20_000, stopThr=1e-7, warn=False
+        )
         # The dual value: transport cost plus the relative entropy to the product measure.
         entropy = float((plan * np.log(plan * len(x) * len(y) + 1e-300)).sum())
         return float((plan * cost).sum()) + blur**2 * entropy
 
     expected = transport(a, b) - (transport(a, a) + transport(b, b)) / 2
-    assert sinkhorn_loss(a, b, scaling=0.995).item() * 4 == pytest.approx(expected, rel=1e-4)
+    assert sinkhorn_loss(a, b, scaling=0.999).item() * 4 == pytest.approx(expected, rel=1e-4)
     # What training uses is the same number, less finely annealed.
     assert sinkhorn_loss(a, b).item() * 4 == pytest.approx(expected, rel=0.02)
     assert sinkhorn_loss(a, a).item() == pytest.approx(0, abs=1e-5)

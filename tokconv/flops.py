@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokconv.config import Config, matryoshka_grids
@@ -34,8 +35,9 @@ class Cost:
 def count(network: nn.Module, *shape: int) -> tuple[int, int]:
     """Parameters, and FLOPs of a forward pass of an input of this shape."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    network = network.to("meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    network = network.to("meta").requires_grad_(False)
+    # The counter knows matrix products, not every fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(*shape, device="meta"))
     return parameters, int(counter.get_total_flops())
 
