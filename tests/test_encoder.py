@@ -136,9 +136,53 @@ def test_a_cached_hub_model_needs_no_network(tower_dir: Path, tmp_path: Path, mo
     assert torch.equal(VisionTower(clip, "cpu").encode(pixels), wanted)
 
 
-def test_other_architectures_are_named(copy: Path) -> None:
-    edit_config(copy, model_type="siglip_vision_model")
-    with pytest.raises(DataError, match="siglip_vision_model"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "dinov2"}, "'dinov2'; only the vision towers of CLIP and SigLIP"),
+        ({"model_type": "clip_text_model"}, "'clip_text_model'; only the vision towers"),
+        ({"model_type": "siglip2"}, "NaFlex SigLIP 2 .* take one of a fixed resolution"),
+        ({"model_type": "siglip2_vision_model"}, "NaFlex SigLIP 2"),
+        ({"image_size": [16, 32]}, r"image_size .* \[16, 32\]; only square"),
+        ({"patch_size": [4, 2]}, r"patch_size .* \[4, 2\]; only square"),
+        ({"patch_size": 32}, "patch_size .* larger than its image_size"),
+        ({"num_channels": 1}, "wants images of 1 channels"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(copy: Path, values: dict[str, object], message: str) -> None:
+    edit_config(copy, **values)
+    with pytest.raises(DataError, match=message):
+        describe(ClipConfig(model_name=str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_size": {"height": 16, "width": 32}}, "wants images of 16 x 16 .* makes 16 x 32"),
+        ({"do_center_crop": False}, "keeps their shape"),
+        ({"do_center_crop": False, "do_resize": False}, "leaves images as they are"),
+    ],
+)
+def test_a_processor_that_makes_other_images_is_refused(copy: Path, values: dict[str, object], message: str) -> None:
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(DataError, match=message):
+        describe(ClipConfig(model_name=str(copy)))
+
+
+def test_sizes_may_be_lists_and_a_square_needs_no_crop(copy: Path) -> None:
+    edit_config(copy, image_size=[16, 16], patch_size=[4, 4])
+    path = copy / "preprocessor_config.json"
+    values = {"do_center_crop": False, "size": {"height": 16, "width": 16}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    tower = VisionTower(ClipConfig(model_name=str(copy)), "cpu")
+    assert tower.encode(tower.preprocess([Image.new("RGB", (20, 30))])).shape == (1, 16, 32)
+
+
+def test_pickled_weights_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"no safetensors weights, only pytorch_model\.bin, a pickle"):
         describe(ClipConfig(model_name=str(copy)))
 
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from towers import write_tower
 from transformers import CLIPVisionModel
 
+from tokconv.cli import main
 from tokconv.flops import costs, count, tower_flops
 from tokconv.models.compressor import ResidualCompressor
 from tokconv.overrides import compose
@@ -58,3 +59,27 @@ def test_every_role_is_listed_at_every_grid() -> None:
         (role, grid) for role in ("compressor", "decoder", "critic") for grid in (2, 3)
     }
     assert all(cost.parameters > 0 and cost.flops > 0 for cost in found)
+
+
+@pytest.mark.parametrize(("name", "flops"), [("ViT-L/14-336", "382 GFLOP"), ("ViT-B/32", "8.7"), ("ViT-H/14", "33")])
+def test_the_table_tells_published_towers_without_having_them(
+    name: str, flops: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", f"model.clip.model_name={name}", "--grids", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert flops in shown
+    for kind in ("residual *", "matryoshka", "attention", "linear", "grid *", "multiscale"):
+        assert kind in shown
+    assert "more than 1 %" not in shown or name != "ViT-L/14-336"
+
+
+def test_the_table_reads_a_local_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tower(tmp_path / "tower", image_size=32, patch_size=4, layers=2)
+    assert main(["models", f"model.clip.model_name={path}", "--grids", "3", "model.compressor.kind=conv"]) == 0
+    assert "conv *" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("grids", ["4;6", "25", "0", "", "-4"])
+def test_the_table_refuses_grids_that_cannot_be(grids: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", f"--grids={grids}"]) == 2
+    assert "grid" in capsys.readouterr().err

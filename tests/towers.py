@@ -1,11 +1,22 @@
-"""Tiny CLIP towers for tests: random weights, written as a user's local model directory would be."""
+"""Tiny towers for tests: random weights, written as a user's local model directory would be."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
 
 
 def _vision_config(
@@ -57,4 +68,69 @@ def write_full_clip(path: Path, image_size: int = 16, patch_size: int = 4, dim: 
         torch.manual_seed(0)
         CLIPModel(config).save_pretrained(path)
     _write_processor(path, image_size)
+    return path
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A published tower cut down to two heads and three layers; everything else as published."""
+
+    image_size: int
+    patch_size: int
+    head_dim: int
+    expansion: float
+    activation: str
+    siglip: bool = False
+
+    @property
+    def token_grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def dim(self) -> int:
+        return 2 * self.head_dim
+
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "hidden_size": self.dim,
+            "intermediate_size": round(self.expansion * self.dim),
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "hidden_act": self.activation,
+        }
+
+
+ARCHITECTURES = {
+    "openai/clip-vit-base-patch32": Architecture(224, 32, 64, 4, "quick_gelu"),
+    "openai/clip-vit-base-patch16": Architecture(224, 16, 64, 4, "quick_gelu"),
+    "openai/clip-vit-large-patch14": Architecture(224, 14, 64, 4, "quick_gelu"),
+    "openai/clip-vit-large-patch14-336": Architecture(336, 14, 64, 4, "quick_gelu"),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": Architecture(224, 14, 80, 4, "gelu"),
+    "google/siglip-base-patch16-224": Architecture(224, 16, 64, 4, "gelu_pytorch_tanh", siglip=True),
+    "google/siglip-so400m-patch14-384": Architecture(384, 14, 72, 4304 / 1152, "gelu_pytorch_tanh", siglip=True),
+    # SigLIP 2 of a fixed resolution: the same classes, and a much larger vocabulary in the text tower.
+    "google/siglip2-base-patch16-256": Architecture(256, 16, 64, 4, "gelu_pytorch_tanh", siglip=True),
+}
+
+
+def write_architecture(path: Path, architecture: Architecture, whole: bool = True) -> Path:
+    """A directory as it is published: the model with its text tower, or the vision tower alone, and the processor."""
+    vision = {**architecture.sizes(), "image_size": architecture.image_size, "patch_size": architecture.patch_size}
+    text = {**architecture.sizes(), "num_hidden_layers": 1, "vocab_size": 64}
+    model: Any
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if architecture.siglip:
+            model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
+        else:
+            model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text))
+        # Freshly initialised layer norms are the identity up to scale, which would hide one too many.
+        for parameter in model.vision_model.post_layernorm.parameters():
+            torch.nn.init.uniform_(parameter, 0.5, 2)
+    (model if whole else model.vision_model).save_pretrained(path)
+    if architecture.siglip:
+        size = {"height": architecture.image_size, "width": architecture.image_size}
+        SiglipImageProcessor(size=size).save_pretrained(path)
+    else:
+        _write_processor(path, architecture.image_size)
     return path

@@ -109,6 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--resume", action="store_true", help="go on with the newest run of this spec's name")
     sweep.set_defaults(run=_sweep, list="overrides")
 
+    models = command(
+        "models",
+        "what every compressor, decoder and critic costs, beside its encoder",
+        "tokconv models model.clip.model_name=ViT-L/14-336 --grids 4,6,8,12",
+    )
+    _add_overrides(models)
+    models.add_argument("--grids", default="4,6,8,12", help="output grids (default: %(default)s)")
+    models.set_defaults(run=_models)
+
     export = command(
         "export",
         "turn a checkpoint into a folder that tokconv.load_compressor reads",
@@ -175,6 +184,12 @@ def _sweep(args: argparse.Namespace) -> None:
     from tokconv.sweep.run import run_sweep
 
     run_sweep(spec, resume=args.resume)
+
+
+def _models(args: argparse.Namespace) -> None:
+    from tokconv.model_costs import models, parse_grids
+
+    models(args.overrides, grids=parse_grids(args.grids))
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -24,7 +24,8 @@ class ClipConfig:
     """The frozen vision tower."""
 
     model_name: str = "openai/clip-vit-large-patch14-336"
-    """A Hugging Face name, a local directory, or `bundled:digits-tower`."""
+    """A Hugging Face name or a local directory of a CLIP or SigLIP tower, `bundled:digits-tower`, or a short name:
+    ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14-336, ViT-H/14."""
     revision: str | None = None
     """Commit, tag or branch of a Hugging Face name; None is its main branch."""
     freeze: bool = True

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import DataError, suggest
+from tokconv.families import SHORT_NAMES, is_short, nearest_name
 
 BUNDLED = "bundled:digits-tower"
 ASSETS = Path(__file__).parent / "assets"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS = "model*.safetensors*"
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_TIMEOUT = 5.0
 
 
@@ -36,9 +38,12 @@ class Located:
 def locate(name: str, revision: str | None) -> Located:
     """The folder with config and image processor files; for a hub name they are fetched when not cached.
 
+    A short name (`SHORT_NAMES`) always means its hub name, whatever directories there are.
+
     Raises:
         DataError: neither local nor reachable, or a directory without weights or `config.json`.
     """
+    name = SHORT_NAMES.get(name, name)
     if name.startswith("bundled:"):
         if name != BUNDLED:
             raise DataError(f"model.clip.model_name: {name!r} does not ship with tokconv; {suggest(name, [BUNDLED])}")
@@ -49,6 +54,10 @@ def locate(name: str, revision: str | None) -> Located:
     # A hub name is NAME or OWNER/NAME; everything else can only be meant as a path, so no network is asked.
     if name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1:
         raise DataError(f"model.clip.model_name: there is no directory {name!r}; check the path")
+    if is_short(name):
+        nearest = nearest_name(name)
+        hint = f"did you mean {nearest}?" if nearest else f"known: {', '.join(SHORT_NAMES)}, and any OWNER/NAME"
+        raise DataError(f"model.clip.model_name: there is no tower called {name!r}; {hint}")
     return _from_hub(name, revision)
 
 
@@ -58,7 +67,11 @@ def _local(folder: Path, name: str) -> Located:
     weights = sorted(folder.glob(WEIGHTS))
     read_json(folder / CONFIG_FILE, name)
     if not weights:
-        raise DataError(f"model.clip.model_name: {name!r} holds no safetensors weights; save it with save_pretrained")
+        pickled = next((path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
+        found = f", only {pickled}, a pickle, which could run any code when it is read" if pickled else ""
+        raise DataError(
+            f"model.clip.model_name: {name!r} holds no safetensors weights{found}; save it with save_pretrained"
+        )
     total = hashlib.sha256()
     for path in [folder / CONFIG_FILE, *(p for f in PROCESSOR_FILES if (p := folder / f).is_file()), *weights]:
         stat = path.stat()
@@ -88,9 +101,11 @@ def _from_hub(repo: str, revision: str | None) -> Located:
                     snapshot_download(repo, revision=revision, allow_patterns=files, etag_timeout=HUB_TIMEOUT)
                 )
     except (httpx.HTTPError, OSError, ValueError) as error:
+        nearest = nearest_name(repo)
+        hint = f"did you mean {nearest}? Otherwise check" if nearest else "check"
         raise DataError(
             f"model.clip.model_name: {repo!r} is neither a local directory nor reachable on the Hugging Face hub "
-            f"({type(error).__name__}); check the name and the network, or give the directory of a downloaded copy"
+            f"({type(error).__name__}); {hint} the name and the network, or give the directory of a downloaded copy"
         ) from error
     return Located(folder, folder.name, repo)
 
