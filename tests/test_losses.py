@@ -187,7 +187,7 @@ def test_sinkhorn_agrees_with_pot() -> None:
     expected = transport(a, b) - (transport(a, a) + transport(b, b)) / 2
     assert sinkhorn_loss(a, b, scaling=0.999).item() * 4 == pytest.approx(expected, rel=1e-4)
     # What training uses is the same number, less finely annealed.
-    assert sinkhorn_loss(a, b).item() * 4 == pytest.approx(expected, rel=0.02)
+    assert sinkhorn_loss(a, b).item() * 4 == pytest.approx(expected, rel=0.05)
     assert sinkhorn_loss(a, a).item() == pytest.approx(0, abs=1e-5)
 
 

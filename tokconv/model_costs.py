@@ -72,7 +72,8 @@ def _configured(config: Config, role: str) -> str:
     model = config.model
     if role == "decoder" and model.compressor.kind == "matryoshka":
         return "matryoshka"
-    return {"compressor": model.compressor, "decoder": model.autoencoder, "critic": model.critic}[role].kind
+    kinds = {"compressor": model.compressor.kind, "decoder": model.autoencoder.kind, "critic": model.critic.kind}
+    return kinds[role]
 
 
 def _tower(clip: ClipConfig) -> Tower:

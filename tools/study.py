@@ -1,0 +1,143 @@
+"""The study behind the README's result tables: learned compressors against every baseline, what the critic buys, one
+model for all grids; every arm over several seeds, on the bundled digits and photographs.
+
+    python tools/study.py run --out runs/study                 # about an hour on 2 cores; start it twice to use both
+    python tools/study.py table --out runs/study               # Markdown: mean and 95 % interval of every arm
+
+Arms that are finished are skipped, one that is being worked on is left to the process that has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from scipy.stats import t as student
+
+from tokconv.files import write_json
+from tokconv.overrides import compose
+from tokconv.prepare import open_store
+from tokconv.runtime import LocalRuntime
+from tokconv.train import run_trial
+
+GRIDS = (4, 6, 8, 12)
+PHOTOGRAPHS = ["data=photographs", "model.clip.model_name=bundled:digits-tower"]
+BEST = [
+    "training.epochs=15",
+    "training.learning_rate=3e-3",
+    "loss.weights.wgan=0",
+    "loss.weights.distribution=1",
+    "model.compressor.hidden_dim=256",
+    "model.autoencoder.hidden_dim=256",
+    "model.autoencoder.num_layers=3",
+]
+SMALL = [
+    "training.epochs=8",
+    "training.learning_rate=3e-3",
+    "training.critic_learning_rate=1e-3",
+    "training.n_critic=1",
+    "loss.weights.wgan=0",
+    "model.compressor.num_layers=2",
+    "model.compressor.hidden_dim=64",
+    "model.autoencoder.hidden_dim=64",
+    "model.critic.num_layers=1",
+    "model.critic.hidden_dim=64",
+    "model.compressor.output_grid_size=6",
+]
+ADVERSARIAL = {"wgan_gp": [], "r3gan": ["loss.wgan.kind=r3gan", "loss.wgan.lambda_gp=1"]}
+FIGURES = (
+    "val/fvu",
+    "val/swd",
+    "val/cosine",
+    "val/reader_kept",
+    "val/grid-04/fvu",
+    "val/grid-06/fvu",
+    "val/grid-08/fvu",
+)
+
+
+def arms() -> Iterator[tuple[str, list[str]]]:
+    """Name and overrides of every arm, without the seed."""
+    for grid in GRIDS:
+        at = f"model.compressor.output_grid_size={grid}"
+        yield f"digits/best/{grid:02d}", [*BEST, at]
+        longer = ["training.epochs=40", "training.batch_size=8"]
+        narrow = ["model.compressor.hidden_dim=128", "model.autoencoder.hidden_dim=128"]
+        yield f"photographs/best/{grid:02d}", [*PHOTOGRAPHS, *BEST, *longer, *narrow, at]
+    yield "front/none", SMALL
+    for weight in ("0.001", "0.01", "0.1"):
+        for kind, extra in ADVERSARIAL.items():
+            yield f"front/{kind}/{weight}", [*SMALL, *extra, f"loss.weights.wgan={weight}"]
+    for weight in ("0.1", "1", "10"):
+        yield f"front/swd/{weight}", [*SMALL, f"loss.weights.distribution={weight}"]
+    for weight in ("0.03", "0.3", "3"):
+        sinkhorn = ["loss.distribution=sinkhorn", f"loss.weights.distribution={weight}"]
+        yield f"front/sinkhorn/{weight}", [*SMALL, *sinkhorn]
+    for weight in ("0.1", "1"):
+        yield f"front/anchor/{weight}", [*SMALL, f"loss.weights.anchor={weight}"]
+    matryoshka = ["model.compressor.kind=matryoshka", "model.compressor.output_grid_size=12"]
+    yield "digits/matryoshka", [*BEST, *matryoshka]
+    yield "kinds/conv", [*SMALL, "model.compressor.kind=conv"]
+    yield "kinds/conv-without-start", [*SMALL, "model.compressor.kind=conv", "model.compressor.use_residual=false"]
+    yield "kinds/attention-decoder", [*SMALL, "model.autoencoder.kind=attention"]
+
+
+def run(out: Path, seeds: int) -> None:
+    torch.set_num_threads(1)
+    for seed in range(seeds):
+        for name, overrides in arms():
+            directory = out / name / f"seed-{seed}"
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(directory / ".lock", timeout=0):
+                    if (directory / "figures.json").exists():
+                        continue
+                    config = compose([*overrides, f"training.seed={seed}"])
+                    result = run_trial(config, open_store(config), LocalRuntime(directory, device="cpu", resume=True))
+                    write_json(directory / "figures.json", result.figures)
+                    print(directory, {key: round(result.figures[key], 4) for key in FIGURES if key in result.figures})
+            except Timeout:
+                continue
+
+
+def table(out: Path) -> None:
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for path in sorted(out.rglob("figures.json")):
+        found[str(path.parent.parent.relative_to(out))].append(json.loads(path.read_text(encoding="utf-8")))
+    shown = [name for name in FIGURES if any(name in rows[0] for rows in found.values())]
+    print("| arm | seeds | " + " | ".join(name.removeprefix("val/") for name in shown) + " |")
+    print("| --- | ---: |" + " ---: |" * len(shown))
+    for arm, rows in found.items():
+        cells = [_interval([row[name] for row in rows]) if name in rows[0] else "" for name in shown]
+        print(f"| {arm} | {len(rows)} | " + " | ".join(cells) + " |")
+
+
+def _interval(values: list[float]) -> str:
+    """Mean and half the 95 % interval (Student's t)."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.4f} +- {half:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    if args.action == "run":
+        run(args.out, args.seeds)
+    else:
+        table(args.out)
+
+
+if __name__ == "__main__":
+    main()
