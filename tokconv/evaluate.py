@@ -51,7 +51,7 @@ class Evaluator:
     """The protocol for one store and one output grid; built once, used every epoch.
 
     Memory for 2,048 images at L/14-336 (576 x 1024): image features 0.13 GB, tokens that are compared 0.03 GB a
-    sample, their projections 0.02 GB, a batch of 64 images 0.15 GB and about five times that while it is worked on.
+    sample, their projections 0.02 GB, a batch of 16 images 0.04 GB and about five times that while it is worked on.
 
     Args:
         store: its validation split is evaluated, at most 2,048 images of it.
@@ -69,6 +69,8 @@ class Evaluator:
         self.reference = sorted_projections(self.sample.reference, self.directions)
         self.mmd = MmdReference.of(self.sample.mmd_reference)
         self.relations = heldout.relations(store, self.indices)
+        few = self.relations is None
+        self.features = None if few else heldout.new_features(store, len(self.indices), self.device)
         self.probe: Probe | None = fit_probe(store) if store.labels is not None else None
         self.reader = self.probe.reader(self.windows) if self.probe is not None else None
         self.real = self._real_figures()
@@ -82,7 +84,8 @@ class Evaluator:
         """
         fidelity, hits, read = Fidelity(self.store.mean), 0, 0
         compared = heldout.Draw(self.sample.compared, self.store.dim)
-        features = heldout.new_features(self.store, len(self.indices), self.device) if self.relations else None
+        if self.features is not None:
+            self.features.restart()
         for batch in self.indices.split(heldout.BATCH):
             tokens = self.store.tokens(batch).to(self.device)
             compressed, reconstructed = (part.float() for part in codec(tokens))
@@ -90,8 +93,8 @@ class Evaluator:
             fidelity.update(reconstructed, tokens)
             cells, standardised = self._standardise(compressed), self._standardise(reconstructed)
             compared.take(cells)
-            if features is not None:
-                features.add(standardised)
+            if self.features is not None:
+                self.features.add(standardised)
             if self.probe is not None and self.reader is not None:
                 hits += self._hits(self.probe, standardised, batch)
                 read += self._hits(self.reader, cells, batch)
@@ -103,8 +106,8 @@ class Evaluator:
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
             **self.real,
         }
-        if features is not None and self.relations is not None:
-            gram = features.gram()
+        if self.features is not None and self.relations is not None:
+            gram = self.features.gram()
             neighbours = nearest(gram, protocol.NEIGHBOURS)
             figures["val/knn_overlap"] = neighbour_overlap(self.relations.neighbours, neighbours)
             figures["val/cka"] = cka(self.relations.gram, gram)

@@ -10,7 +10,10 @@ comparable, and nothing compares them without saying so.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from tokconv.errors import CheckpointError
 
 PROTOCOL = 2
 MAX_IMAGES = 2048
@@ -40,3 +43,13 @@ def other_protocol(state: Mapping[str, Any]) -> str:
     if found == PROTOCOL:
         return ""
     return f"its figures are of evaluation protocol {found}, this tokconv has {PROTOCOL}, and the two do not compare"
+
+
+def check_resumable(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with a run whose history would then hold figures of two protocols.
+
+    Raises:
+        CheckpointError: the state at `path` is of another protocol.
+    """
+    if difference := other_protocol(state):
+        raise CheckpointError(f"{path}: {difference}; go on with the tokconv that started this run, or start a new one")

@@ -31,7 +31,8 @@ class Fidelity:
         """Add a batch, both [B, N, C] float32, in token units (not standardised)."""
         mean = self.mean.to(tokens.device)
         centered, centered_tokens = reconstructed - mean, tokens - mean
-        self.error += (reconstructed - tokens).square_().sum(dtype=torch.float64).cpu()
+        difference = reconstructed - tokens
+        self.error += vecdot(difference, difference).sum(dtype=torch.float64).cpu()
         self.deviation += vecdot(centered_tokens, centered_tokens).sum(dtype=torch.float64).cpu()
         cosine = _cosine(reconstructed, tokens)
         self.cosine_sum += cosine.sum(dtype=torch.float64).cpu()
