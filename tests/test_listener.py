@@ -30,6 +30,7 @@ class Desk:
         self.listener = Listener(
             self.record,
             ratio=lambda values: 576 / values["model.compressor.output_grid_size"] ** 2,
+            judged_by=("val/fvu", "compression_ratio"),
             finish=self.finish,
             on_event=lambda: self.seen.append(len(self.events())),
         )
@@ -168,3 +169,14 @@ def test_a_failed_export_is_raised_at_the_end_and_spares_the_others(desk: Desk) 
 
 def test_tune_may_pickle_it(desk: Desk) -> None:
     assert desk.listener.__getstate__() == {}
+
+
+def test_a_trial_without_an_objectives_figure_is_failed_with_the_reason(desk: Desk) -> None:
+    trial = desk.start()
+    desk.report(trial, 3)
+    del trial.last_result["val/fvu"]
+    desk.listener.on_trial_complete(0, [], trial)
+    desk.listener.close()
+    [ended] = desk.events("trial_ended")
+    assert (ended["state"], ended["reason"]) == ("failed", "ended without val/fvu, an objective of this sweep")
+    assert desk.finished == []

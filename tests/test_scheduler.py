@@ -171,4 +171,4 @@ def test_replay_of_the_records_own_history_fills_the_rungs() -> None:
     ],
 )
 def test_how_a_trial_ended(result: dict[str, Any] | None, error: bool, expected: Outcome) -> None:
-    assert outcome(result, error=error) is expected
+    assert outcome(result, error=error, judged_by=()) is expected

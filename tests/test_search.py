@@ -243,3 +243,13 @@ def test_a_journal_keeps_the_objectives_and_their_directions(tmp_path: Path) -> 
     directions = [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
     assert again.directions == directions
     assert again.trials[0].values == [0.75, result(1)["val/swd"]]
+
+
+def test_a_complete_trial_without_an_objectives_figure_is_failed(tmp_path: Path) -> None:
+    objectives = [{"metric": "val/probe_kept", "mode": "max"}, {"metric": "val/fvu", "mode": "min"}]
+    sweep = Sweep(make_spec(objectives=objectives), tmp_path)
+    for name, last in (("without", result(1)), ("with", result(2, **{"val/probe_kept": 0.9}))):
+        sweep.ask(name)
+        sweep.searcher.on_trial_complete(name, last)
+    assert [found.state for found in sweep.study.trials[:2]] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [found.number for found in sweep.study.best_trials] == [1]

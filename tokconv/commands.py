@@ -27,6 +27,7 @@ from tokconv.imagefiles import open_image
 from tokconv.overrides import compose, from_dict, parse, with_values
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
+from tokconv.protocol import check_resumable, other_protocol
 from tokconv.runtime import LocalRuntime, Metrics, checkpoints_of, resolve_device
 from tokconv.store import TokenStore
 from tokconv.terminal import progress_line
@@ -157,15 +158,19 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
 
 
 def _finished(run_dir: Path, config: Config) -> bool:
-    """Whether a run has all its epochs; if so, say it."""
+    """Whether a run has all its epochs; if so, say it. Raises CheckpointError when it has not and cannot go on."""
     newest = _newest_checkpoint(run_dir)
     if newest is None:
         return False
     state = load_state(newest)
     figures = state["history"][-1]
     if figures["epoch"] < config.training.epochs:
+        check_resumable(state, run_dir)
         return False
-    print(f"{run_dir}: finished already, nothing is left to train\n\n{_header(figures)}")
+    print(f"{run_dir}: finished already, nothing is left to train")
+    if difference := other_protocol(state):
+        print(f"note: {difference}")
+    print(f"\n{_header(figures)}")
     for baseline, title in SHOWN_BASELINES.items():
         print(_row(title, state["baselines"][baseline]))
     print(f"{_epoch_row(figures)}\n{_next_step(run_dir)}")

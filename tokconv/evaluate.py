@@ -1,36 +1,32 @@
 """The fixed evaluation protocol: the same held-out tokens, seeds and sizes for every trial and every baseline.
 
-Critic-free on purpose: a critic's own distance changes its ruler with lambda_gp and n_critic. A change of any constant
-here is a new PROTOCOL, and figures of different protocols are not comparable.
+Critic-free on purpose: a critic's own distance changes its ruler with lambda_gp and n_critic. Sizes and seeds stand in
+`tokconv.protocol`, the real tokens that everything is compared with in `tokconv.heldout`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
+from tokconv import heldout, protocol
 from tokconv.baselines import BASELINES, linear_codecs
-from tokconv.errors import StoreError
+from tokconv.errors import ConfigError, StoreError
 from tokconv.files import write_json
 from tokconv.grid import Windows, compression_ratio
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
+from tokconv.metrics.mmd import MmdReference
+from tokconv.metrics.similarity import cka, nearest, neighbour_overlap
 from tokconv.models.compressor import Compressor, ResidualCompressor
 from tokconv.models.decoder import Decoder
-from tokconv.probe import Probe, fit_probe
+from tokconv.probe import Probe, Reader, fit_probe
+from tokconv.protocol import PROTOCOL as PROTOCOL
 from tokconv.store import TokenStore
-
-PROTOCOL = 1
-MAX_IMAGES = 2048
-MAX_TOKENS = 8192
-NUM_PROJECTIONS = 512
-SEED = 20_001
-BATCH = 64
 
 Figures = dict[str, float]
 Codec = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -51,20 +47,11 @@ def codec_of(compressor: Compressor, decoder: Decoder) -> Codec:
     return run
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Standardised real tokens: what compressed tokens are compared with, and a second draw for the floor."""
-
-    reference: Tensor
-    """Sorted projections, [512, n]."""
-    one_per_window: Tensor
-    """[n, C]."""
-    chosen: Tensor
-    """Which of the B*K compressed tokens are compared, [n]."""
-
-
 class Evaluator:
     """The protocol for one store and one output grid; built once, used every epoch.
+
+    Memory for 2,048 images at L/14-336 (576 x 1024): image features 0.13 GB, tokens that are compared 0.03 GB a
+    sample, their projections 0.02 GB, a batch of 16 images 0.04 GB and about five times that while it is worked on.
 
     Args:
         store: its validation split is evaluated, at most 2,048 images of it.
@@ -75,73 +62,103 @@ class Evaluator:
     def __init__(self, store: TokenStore, output_grid: int, device: torch.device | None = None) -> None:
         self.store, self.output_grid = store, output_grid
         self.device = device or torch.device("cpu")
-        generator = torch.Generator().manual_seed(SEED)
-        order = torch.randperm(len(store.val_indices), generator=generator)[:MAX_IMAGES]
-        self.indices = store.val_indices[order].sort().values
-        self.directions = projections(store.dim, NUM_PROJECTIONS, SEED)
-        self.sample = self._draw(Windows(store.token_grid, output_grid), generator)
-        self.swd_floor = self._swd(self.sample.one_per_window)
+        self.indices = heldout.held_out(store)
+        self.windows = Windows(store.token_grid, output_grid)
+        self.sample = heldout.draw_sample(store, self.indices, self.windows)
+        self.directions = projections(store.dim, protocol.NUM_PROJECTIONS, protocol.SEED)
+        self.reference = sorted_projections(self.sample.reference, self.directions)
+        self.mmd = MmdReference.of(self.sample.mmd_reference)
+        self.relations = heldout.relations(store, self.indices)
+        few = self.relations is None
+        self.features = None if few else heldout.new_features(store, len(self.indices), self.device)
         self.probe: Probe | None = fit_probe(store) if store.labels is not None else None
-        self._probe_full: float | None = None
+        self.reader = self.probe.reader(self.windows) if self.probe is not None else None
+        self.real = self._real_figures()
 
     @torch.no_grad()
     def evaluate(self, codec: Codec) -> Figures:
-        """Figures of a codec by name ("val/fvu" and so on); the README says what each of them is."""
-        fidelity, cells, hits = Fidelity(self.store.mean), [], 0
-        for batch in self.indices.split(BATCH):
+        """Figures of a codec by name ("val/fvu" and so on); the README says what each of them is.
+
+        Raises:
+            ConfigError: the codec does not answer with k * k tokens an image.
+        """
+        fidelity, hits, read = Fidelity(self.store.mean), 0, 0
+        compared = heldout.Draw(self.sample.compared, self.store.dim)
+        if self.features is not None:
+            self.features.restart()
+        for batch in self.indices.split(heldout.BATCH):
             tokens = self.store.tokens(batch).to(self.device)
             compressed, reconstructed = (part.float() for part in codec(tokens))
+            self._check_count(compressed)
             fidelity.update(reconstructed, tokens)
-            cells.append(self._standardise(compressed).flatten(0, 1).cpu())
-            hits += self._hits(reconstructed, batch)
-        compared = torch.cat(cells)[self.sample.chosen]
+            cells, standardised = self._standardise(compressed), self._standardise(reconstructed)
+            compared.take(cells)
+            if self.features is not None:
+                self.features.add(standardised)
+            if self.probe is not None and self.reader is not None:
+                hits += self._hits(self.probe, standardised, batch)
+                read += self._hits(self.reader, cells, batch)
         figures = {
             "val/fvu": fidelity.fvu,
             "val/cosine": fidelity.cosine,
             "val/cosine_centered": fidelity.cosine_centered,
-            "val/swd": self._swd(compared),
-            "val/swd_floor": self.swd_floor,
+            **self._distances(compared.kept),
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
+            **self.real,
         }
+        if self.features is not None and self.relations is not None:
+            gram = self.features.gram()
+            neighbours = nearest(gram, protocol.NEIGHBOURS)
+            figures["val/knn_overlap"] = neighbour_overlap(self.relations.neighbours, neighbours)
+            figures["val/cka"] = cka(self.relations.gram, gram)
         if self.probe is not None:
-            figures["val/probe_accuracy"] = hits / len(self.indices)
-            # A probe that reads no class from the real tokens has nothing that could be kept.
-            if self.probe_full > 0:
-                figures["val/probe_kept"] = figures["val/probe_accuracy"] / self.probe_full
+            for name, count in (("probe", hits), ("reader", read)):
+                figures[f"val/{name}_accuracy"] = count / len(self.indices)
+                # A probe that reads no class from the real tokens has nothing that could be kept.
+                if self.probe_full > 0:
+                    figures[f"val/{name}_kept"] = figures[f"val/{name}_accuracy"] / self.probe_full
         return figures
 
-    @property
-    def probe_full(self) -> float:
-        """The probe's accuracy on uncompressed held-out tokens."""
-        if self._probe_full is None:
-            hits = sum(self._hits(self.store.tokens(batch), batch) for batch in self.indices.split(BATCH))
-            self._probe_full = hits / len(self.indices)
-        return self._probe_full
+    def _real_figures(self) -> Figures:
+        """What real tokens get where the codec's stand; sets `probe_full`, the probe's accuracy on real images."""
+        found = {f"{name}_floor": value for name, value in self._distances(self.sample.one_per_window).items()}
+        if self.relations is not None:
+            found["val/knn_overlap_halves"] = self.relations.overlap_of_halves
+            found["val/cka_halves"] = self.relations.cka_of_halves
+        if self.probe is not None and self.reader is not None:
+            full, sampled = 0, 0
+            for batch, cells in zip(
+                self.indices.split(heldout.BATCH), self.sample.cells.split(heldout.BATCH), strict=True
+            ):
+                tokens = self._standardise(self.store.tokens(batch))
+                one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim))
+                full += self._hits(self.probe, tokens, batch)
+                sampled += self._hits(self.reader, one_each, batch)
+            self.probe_full = full / len(self.indices)
+            found["val/reader_sampled"] = sampled / len(self.indices)
+        return found
 
-    def _swd(self, tokens_nC: Tensor) -> float:
-        return sliced_wasserstein(sorted_projections(tokens_nC, self.directions), self.sample.reference)
+    def _distances(self, tokens_nC: Tensor) -> Figures:
+        projected = sorted_projections(tokens_nC, self.directions)
+        figures = {"val/swd": sliced_wasserstein(projected, self.reference)}
+        # A single compressed token in all has no pairs.
+        if len(tokens_nC) > 1:
+            figures["val/mmd"] = self.mmd.squared_distance(tokens_nC[: protocol.MAX_MMD_TOKENS])
+        return figures
 
     def _standardise(self, tokens: Tensor) -> Tensor:
-        return (tokens - self.store.mean.to(tokens.device)) / self.store.scale
+        return heldout.standardise(self.store, tokens)
 
-    def _hits(self, tokens: Tensor, batch: Tensor) -> int:
-        if self.probe is None or self.store.labels is None:
-            return 0
-        predicted = self.probe.predict(self._standardise(tokens)).cpu()
-        return int((predicted == self.store.labels[batch]).sum())
+    def _hits(self, classifier: Probe | Reader, standardised: Tensor, batch: Tensor) -> int:
+        assert self.store.labels is not None
+        return int((classifier.predict(standardised).cpu() == self.store.labels[batch]).sum())
 
-    def _draw(self, windows: Windows, generator: torch.Generator) -> _Sample:
-        """Reference: tokens from anywhere in the images. Floor: one token per window, as an ideal compressor that
-        answers with real tokens would give. Both of as many tokens as are compared."""
-        anywhere, per_window = [], []
-        for batch in self.indices.split(BATCH):
-            tokens = self._standardise(self.store.tokens(batch))
-            places = torch.randint(tokens.shape[1], (len(batch), windows.num_cells), generator=generator)
-            anywhere.append(tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2])).flatten(0, 1))
-            per_window.append(windows.sample(tokens, generator).flatten(0, 1))
-        reference, one_per_window = torch.cat(anywhere), torch.cat(per_window)
-        chosen = torch.randperm(len(reference), generator=generator)[:MAX_TOKENS]
-        return _Sample(sorted_projections(reference[chosen], self.directions), one_per_window[chosen], chosen)
+    def _check_count(self, compressed: Tensor) -> None:
+        if compressed.shape[1] != self.windows.num_cells:
+            raise ConfigError(
+                f"a codec evaluated at {self.output_grid} x {self.output_grid} must answer with "
+                f"{self.windows.num_cells} tokens an image, not {compressed.shape[1]}"
+            )
 
 
 def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:

@@ -24,6 +24,7 @@ from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, baseline_fi
 from tokconv.grid import check_output_grid
 from tokconv.learner import Learner, Share
 from tokconv.networks import network_arguments, select_grid
+from tokconv.protocol import check_resumable
 from tokconv.runtime import Runtime
 from tokconv.store import TokenStore
 
@@ -50,7 +51,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
 
     Raises:
         ConfigError, StoreError: see `check_store`.
-        CheckpointError: the checkpoint to resume from belongs to another config or store.
+        CheckpointError: the checkpoint to resume from belongs to another config, store or evaluation protocol.
         DivergedError: a non-finite loss, gradient or figure; no checkpoint holds it.
 
     Example:
@@ -187,6 +188,7 @@ def _resume(config: Config, store: TokenStore, runtime: Runtime, learner: Learne
     saved = checkpoints.load(path)
     if saved.state["store_fingerprint"] != store.fingerprint:
         raise CheckpointError(f"{path}: was trained on another token store than {store.path}")
+    check_resumable(saved.state, path)
     ours, theirs = flatten(to_dict(config)), flatten(saved.state["config"])
     for key, value in ours.items():
         if not key.startswith("data.") and theirs.get(key) != value:

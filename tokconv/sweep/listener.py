@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from tokconv.sweep.outcome import FAILURE, Outcome, outcome
+from tokconv.sweep.outcome import FAILURE, Outcome, missing, outcome
 from tokconv.sweep.record import Record, TrialRecord, finite
 
 KEPT = ("val/", "train/", "critic/")
@@ -25,6 +25,7 @@ class Listener(Callback):
 
     Args:
         ratio: of a trial's searched values.
+        judged_by: the objectives' figures.
         finish: runs in a thread of its own, so that the sweep does not wait for pictures.
     """
 
@@ -33,10 +34,12 @@ class Listener(Callback):
         record: Record,
         *,
         ratio: Callable[[Mapping[str, Any]], float],
+        judged_by: Sequence[str],
         finish: Finish,
         on_event: Callable[[], None],
     ) -> None:
         self._record, self._ratio, self._finish, self._on_event = record, ratio, finish, on_event
+        self._judged_by = judged_by
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finish")
         self._pending: list[Future[None]] = []
 
@@ -78,16 +81,24 @@ class Listener(Callback):
 
     def _end(self, trial: Trial, *, error: bool) -> None:
         result, uid = trial.last_result, trial.config["uid"]
-        state = outcome(result, error=error)
+        state = outcome(result, error=error, judged_by=self._judged_by)
         reason = ""
         if state is Outcome.FAILED:
-            reason = str(result.get(FAILURE) or _last_line(trial)) if result else _last_line(trial)
+            reason = self._why(trial, result, error=error)
         elif state is Outcome.PRUNED:
             reason = f"stopped after epoch {result['epoch']} of {result['epochs']}: dominated at its rung"
         self._record.append("trial_ended", trial=uid, state=state.value, reason=reason)
         self._on_event()
         if state is Outcome.COMPLETE:
             self._pending.append(self._pool.submit(self._keep, self._record.trials[uid]))
+
+    def _why(self, trial: Trial, result: Mapping[str, Any] | None, *, error: bool) -> str:
+        if not result:
+            return _last_line(trial)
+        absent = missing(result, self._judged_by)
+        if not error and FAILURE not in result and "epoch" in result and absent:
+            return f"ended without {', '.join(absent)}, an objective of this sweep"
+        return str(result.get(FAILURE) or _last_line(trial))
 
     def _keep(self, trial: TrialRecord) -> None:
         self._record.append("trial_artifacts", trial=trial.uid, path=str(self._finish(trial)))

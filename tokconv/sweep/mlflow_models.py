@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv import __version__
+from tokconv.protocol import protocol_of
 from tokconv.sweep.mlflow_view import shown
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
         "ratio": shown(description["figures"]["compression_ratio"]),
         "fvu": shown(description["figures"]["val/fvu"]),
         "meets_targets": str(champion["meets_targets"]).lower(),
+        "tokconv.protocol": str(protocol_of(description)),
         "tokconv.sweep_run": sweep_run,
     }
     _create_model(client, name)

@@ -14,7 +14,16 @@ from urllib.parse import quote
 
 TRIED_WITH = "3.17."
 NAME = "tokconv"
-FIGURES = ("compression_ratio", "val/fvu", "val/swd", "val/gain", "val/cosine", "val/probe_kept")
+FIGURES = (
+    "compression_ratio",
+    "val/fvu",
+    "val/swd",
+    "val/gain",
+    "val/cosine",
+    "val/knn_overlap",
+    "val/probe_kept",
+    "val/reader_kept",
+)
 DESCRIPTION = (
     "Compressors for CLIP patch tokens, found by `tokconv sweep`. A run of kind *sweep* holds the spec and the report, "
     "its children of kind *trial* one compressor each. `compression_ratio`: tokens in / tokens out. `val/fvu`: share "
@@ -81,6 +90,8 @@ def _state(params: list[str]) -> dict[str, Any]:
             *(f"metrics.`{name}`" for name in FIGURES),
             *(f"params.`{name}`" for name in params),
             "tags.`tokconv.state`",
+            # Runs of two protocols may stand in one experiment; their figures do not compare.
+            "tags.`tokconv.protocol`",
         ],
         "columnOrder": [],
         "columnWidths": {},

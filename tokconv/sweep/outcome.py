@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -16,13 +16,21 @@ class Outcome(Enum):
     FAILED = "failed"
 
 
-def outcome(result: Mapping[str, Any] | None, *, error: bool) -> Outcome:
+def outcome(result: Mapping[str, Any] | None, *, error: bool, judged_by: Iterable[str]) -> Outcome:
     """A trial is complete when its last epoch was reported, pruned when it was stopped before, else failed.
 
     Args:
         result: the last result Ray Tune has; `epoch` and `epochs` are ours.
         error: whether Ray Tune counts the trial as errored.
+        judged_by: the objectives' figures; a trial that ran to its end without one of them cannot be judged: failed.
     """
     if error or not result or FAILURE in result or "epoch" not in result:
         return Outcome.FAILED
-    return Outcome.COMPLETE if result["epoch"] >= result["epochs"] else Outcome.PRUNED
+    if result["epoch"] < result["epochs"]:
+        return Outcome.PRUNED
+    return Outcome.FAILED if missing(result, judged_by) else Outcome.COMPLETE
+
+
+def missing(result: Mapping[str, Any], judged_by: Iterable[str]) -> list[str]:
+    """The objectives' figures that a result lacks."""
+    return [name for name in judged_by if name not in result]

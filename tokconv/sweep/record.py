@@ -3,7 +3,7 @@
 It is the one source of truth. Resuming, the final table and MLflow are all derived from it, so none of them depends on
 a pickle of Ray Tune's or on a tracking server being up.
 
-    sweep_started    sweep, spec, store_fingerprint, git_commit, ...
+    sweep_started    sweep, spec, store_fingerprint, protocol, git_commit, ...
     trial_started    trial, values (searched keys), ratio
     trial_reported   trial, epoch, figures, checkpoint
     trial_ended      trial, state (complete | pruned | failed), reason

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv.files import atomic_path, write_json
+from tokconv.protocol import PROTOCOL
 from tokconv.sweep.champions import Figures, Verdict
 from tokconv.sweep.pareto import ranks
 from tokconv.sweep.record import TrialRecord
@@ -145,6 +146,7 @@ def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
             "reason": trial.reason,
             "on_front": front.get(trial.uid),
             "ratio": trial.ratio,
+            "protocol": PROTOCOL,
             **trial.values,
             **{name: value for name, value in trial.figures.items() if name not in _REPEATED},
             "epochs": int(trial.figures.get("epoch", 0)),
@@ -152,7 +154,7 @@ def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
         }
         for trial in sorted(trials, key=lambda trial: trial.uid)
     ]
-    return pandas.DataFrame(rows, columns=None if rows else ["uid", "state", "reason", "on_front", "ratio"])
+    return pandas.DataFrame(rows, columns=None if rows else ["uid", "state", "reason", "on_front", "ratio", "protocol"])
 
 
 _REPEATED = ("epoch", "epochs", "compression_ratio")
@@ -178,6 +180,7 @@ def _champion_json(verdict: Verdict) -> dict[str, Any]:
     return {
         "tokens": verdict.grid**2,
         "compression_ratio": verdict.ratio,
+        "protocol": PROTOCOL,
         "trial": None if champion is None else champion.uid,
         "meets_targets": verdict.meets_targets,
         "missed": list(verdict.missed),
@@ -224,4 +227,5 @@ def _shown_columns(verdicts: Iterable[Verdict]) -> list[int]:
 
 
 def _legends(verdicts: Sequence[Verdict]) -> list[str]:
-    return [LEGEND, PROBE_LEGEND] if PROBE in _shown_columns(verdicts) else [LEGEND]
+    probe = [PROBE_LEGEND] if PROBE in _shown_columns(verdicts) else []
+    return [LEGEND, *probe, f"evaluation protocol {PROTOCOL}"]

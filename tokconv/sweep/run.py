@@ -20,13 +20,14 @@ from tokconv.files import write_text
 from tokconv.grid import check_output_grid, compression_ratio
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
+from tokconv.protocol import MIN_NEIGHBOUR_IMAGES, PROTOCOL, other_protocol
 from tokconv.store import TokenStore
 from tokconv.sweep import report
 from tokconv.sweep.champions import Verdict, judge
 from tokconv.sweep.layout import SweepDirectory, new_directory, newest_directory
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.progress import SweepDisplay
-from tokconv.sweep.record import Record, TrialRecord
+from tokconv.sweep.record import Record, TrialRecord, read_events
 from tokconv.sweep.spec import GRID_KEY, Spec
 from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
@@ -70,6 +71,7 @@ def run_sweep(spec: Spec, *, resume: bool = False) -> SweepResult:
     directory = newest_directory(root, spec.name) if resume else None
     if directory is not None:
         _check_same_experiment(spec, load_spec(directory.spec))
+        _check_same_protocol(directory)
     store = open_store(config)
     _check_figures(spec, store)
     directory = directory or new_directory(root, spec.name)
@@ -96,6 +98,7 @@ class _Sweep:
             spec=spec_to_dict(self.spec),
             git_commit=_git_commit(),
             store_fingerprint=self.store.fingerprint,
+            protocol=PROTOCOL,
             token_grid=self.store.token_grid,
             plan={"trials": self.spec.trials, "images": self.store.num_images},
         )
@@ -146,6 +149,7 @@ class _Sweep:
         listener = Listener(
             self.record,
             ratio=self._ratio,
+            judged_by=self.spec.judged_by,
             finish=self._finish,
             on_event=lambda: display.update(self.record),
         )
@@ -191,12 +195,17 @@ class _Sweep:
 
 
 def _check_figures(spec: Spec, store: TokenStore) -> None:
-    """A store without labels has no probe, so nothing may be judged by it."""
-    named = [objective.metric for objective in spec.objectives]
-    named += [spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
+    """A store without labels has no probe, one of a few images no neighbours, so nothing may be judged by them."""
+    named = [*spec.judged_by, spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
+    images = len(store.val_indices)
     for name in named:
-        if name.startswith("val/probe") and store.labels is None:
+        if name.startswith(("val/probe", "val/reader")) and store.labels is None:
             raise SpecError(f"{name}: needs labels, and {store.path} has none; judge by val/fvu and val/swd")
+        if name in ("val/knn_overlap", "val/cka") and images < MIN_NEIGHBOUR_IMAGES:
+            raise SpecError(
+                f"{name}: needs {MIN_NEIGHBOUR_IMAGES} held-out images, and {store.path} has {images}; judge by "
+                "val/fvu and val/swd, or encode more images"
+            )
 
 
 def _check_same_experiment(spec: Spec, before: Spec) -> None:
@@ -206,6 +215,16 @@ def _check_same_experiment(spec: Spec, before: Spec) -> None:
             raise SweepError(
                 f"{key}: differs from the sweep to resume; give it another name, or restore what it was: "
                 f"{spec_to_dict(before)[key]}"
+            )
+
+
+def _check_same_protocol(directory: SweepDirectory) -> None:
+    """Trials that were judged by another protocol share no front and no table with new ones."""
+    for event, _ in read_events(directory.events):
+        if event["event"] == "sweep_started" and (difference := other_protocol(event)):
+            raise SweepError(
+                f"{directory.path}: {difference}; resume it with the tokconv that started it, or start it again "
+                "without --resume"
             )
 
 

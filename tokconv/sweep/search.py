@@ -114,7 +114,7 @@ class StudySearcher(Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        found = outcome(result, error=error)
+        found = outcome(result, error=error, judged_by=self._spec.judged_by)
         if found is Outcome.COMPLETE and result is not None:
             told: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
         else:

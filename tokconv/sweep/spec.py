@@ -17,8 +17,13 @@ FIGURES = (
     "val/cosine",
     "val/cosine_centered",
     "val/swd",
+    "val/mmd",
+    "val/knn_overlap",
+    "val/cka",
     "val/probe_accuracy",
     "val/probe_kept",
+    "val/reader_accuracy",
+    "val/reader_kept",
 )
 """What objectives and targets may name. A critic's own estimate is not among them: its ruler changes with the trial."""
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
@@ -114,6 +119,11 @@ class Spec:
     def base_config(self) -> Config:
         """The config that every trial starts from."""
         return compose(self.base)
+
+    @property
+    def judged_by(self) -> tuple[str, ...]:
+        """The figures that are objectives."""
+        return tuple(objective.metric for objective in self.objectives)
 
     def grids(self) -> tuple[int, ...]:
         """Every output grid size that a trial may have, ascending."""

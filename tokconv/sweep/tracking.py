@@ -4,7 +4,7 @@ One writer, in the driver, follows the sweep's own record. So a tracking server 
 nor loses anything, and delivering the record twice adds nothing: runs are found again by their tags, a metric point is
 itself by (key, time, step, value), a model version by its run.
 
-    tags of a run   tokconv.kind (sweep | trial), tokconv.sweep, tokconv.state, tokconv.reason
+    tags of a run   tokconv.kind (sweep | trial), tokconv.sweep, tokconv.protocol, tokconv.state, tokconv.reason
     found again by  tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
 """
 
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokconv.errors import SweepError, import_extra
+from tokconv.protocol import protocol_of
 from tokconv.sweep.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.mlflow_models import MISSING, register
 from tokconv.sweep.mlflow_view import DESCRIPTION, rounded, shown, slug, view_tags, view_url
@@ -134,6 +135,7 @@ class _Runs:
         """Connect, find or create experiment and parent run; the parent run's id comes back."""
         self._client = _connect(self._uri)
         self._born = self._token_grid = 0
+        self._judged: dict[str, str] = {}
         self._started: dict[str, Event] = {}
         self._trial_runs: dict[str, str] = {}
         # Names and params of a trial stand in events that may lie far before the cursor.
@@ -162,13 +164,13 @@ class _Runs:
     def _learn(self, event: Event) -> None:
         self._born = self._born or event["time"]
         if event["event"] == "sweep_started":
-            self._token_grid = event["token_grid"]
+            self._token_grid, self._judged = event["token_grid"], {"tokconv.protocol": str(protocol_of(event))}
         elif event["event"] == "trial_started":
             self._started.setdefault(event["trial"], event)
 
     def _deliver_sweep(self, event: Event) -> None:
         if event["event"] == "sweep_started":
-            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()}
+            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()} | self._judged
             tags["tokconv.store_fingerprint"] = event["store_fingerprint"]
             tags["mlflow.source.git.commit"] = event["git_commit"]
             self._set_state(self._parent, "running", "", tags)
@@ -225,7 +227,7 @@ class _Runs:
             f"{self._sweep}/{uid}",
             f"{ratio:.3g}x k={grid} #{uid}",
             started["time"],
-            {"tokconv.kind": "trial", "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent},
+            {"tokconv.kind": "trial", "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent} | self._judged,
         )
         params = started["values"] | {"compression_ratio": ratio, "output_grid_size": grid, "num_tokens": grid**2}
         self._client.log_batch(
@@ -276,7 +278,7 @@ class _Runs:
         if Path(directory).is_dir():
             self._client.log_artifacts(run_id, directory, artifact_path)
         else:
-            # Somebody removed it before MLflow was reachable. That must not hold back all later events.
+            # Somebody removed it before MLflow was reachable: no reason to hold back all later events.
             self._client.set_tag(run_id, MISSING, directory)
 
 

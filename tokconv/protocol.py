@@ -1,0 +1,55 @@
+"""What fixes the evaluation protocol: its version, and every size and seed that a held-out figure depends on.
+
+A change of anything here, or of what a figure computes, is a new PROTOCOL. Figures of different protocols are not
+comparable, and nothing compares them without saying so.
+
+    1  fvu, cosines, swd, probe
+    2  also mmd, knn_overlap, cka, reader; the tokens that swd compares are drawn for all images at once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokconv.errors import CheckpointError
+
+PROTOCOL = 2
+MAX_IMAGES = 2048
+"""Held-out images that are evaluated."""
+MAX_TOKENS = 8192
+"""Compressed tokens that swd compares."""
+NUM_PROJECTIONS = 512
+MAX_MMD_TOKENS = 4096
+MAX_FEATURES = 65_536
+"""Largest N * C of images that are compared as they are; longer ones are sketched to SKETCH_FEATURES."""
+SKETCH_FEATURES = 16_384
+NEIGHBOURS = 10
+MIN_NEIGHBOUR_IMAGES = 12
+"""With fewer held-out images there are no figures of neighbours and of alignment: of 11 images every one is among the
+10 nearest of every other."""
+SEED = 20_001
+
+
+def protocol_of(state: Mapping[str, Any]) -> int:
+    """The protocol that the figures of a checkpoint, an export or an event are of; the first one was not written."""
+    return int(state.get("protocol", 1))
+
+
+def other_protocol(state: Mapping[str, Any]) -> str:
+    """Empty when these figures are of this protocol, else the sentence that says they are not."""
+    found = protocol_of(state)
+    if found == PROTOCOL:
+        return ""
+    return f"its figures are of evaluation protocol {found}, this tokconv has {PROTOCOL}, and the two do not compare"
+
+
+def check_resumable(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with a run whose history would then hold figures of two protocols.
+
+    Raises:
+        CheckpointError: the state at `path` is of another protocol.
+    """
+    if difference := other_protocol(state):
+        raise CheckpointError(f"{path}: {difference}; go on with the tokconv that started this run, or start a new one")
