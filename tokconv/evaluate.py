@@ -6,18 +6,12 @@ here is a new PROTOCOL, and figures of different protocols are not comparable.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from tokconv.baselines import BASELINES, linear_codecs
-from tokconv.errors import StoreError
-from tokconv.files import write_json
 from tokconv.grid import Windows, compression_ratio
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
 from tokconv.models.compressor import Compressor
@@ -144,45 +138,6 @@ class Evaluator:
         return _Sample(sorted_projections(reference[chosen], self.directions), one_per_window[chosen], chosen)
 
 
-def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
-    """Figures of every baseline at this grid, computed once per store, grid and protocol, then read back.
-
-    `val/gain` is 1 - fvu / fvu of pooling.
-    """
-    path = store.derived_dir / f"baselines-p{PROTOCOL}-grid-{output_grid:02d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            write_json(path, _measure_baselines(store, output_grid))
-        return _read_figures(path)
-
-
 def add_gain(figures: Figures, pooling: Figures) -> Figures:
     """The figures with `val/gain`, the share of pooling's error that is gone: comparable across grids."""
     return {**figures, "val/gain": 1 - figures["val/fvu"] / pooling["val/fvu"]}
-
-
-def _measure_baselines(store: TokenStore, output_grid: int) -> dict[str, Figures]:
-    evaluator = Evaluator(store, output_grid)
-    codecs = linear_codecs(store, output_grid)
-    measured: dict[str, Figures] = {}
-    for name in BASELINES:
-        compressor, decoder = linear_networks(store, output_grid)
-        codecs[name].fill(compressor, decoder)
-        measured[name] = evaluator.evaluate(codec_of(compressor, decoder))
-    return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}
-
-
-def linear_networks(store: TokenStore, output_grid: int) -> tuple[Compressor, Decoder]:
-    """A compressor and a decoder that are nothing but their window projections."""
-    sizes = (store.token_grid, store.dim, output_grid)
-    compressor = Compressor(*sizes, use_residual=False, mean=store.mean, scale=store.scale)
-    return compressor, Decoder(*sizes, num_layers=0, hidden_dim=1, mean=store.mean, scale=store.scale)
-
-
-def _read_figures(path: Path) -> dict[str, Figures]:
-    try:
-        figures: dict[str, Figures] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{path}: damaged; remove it and it is computed again") from error
-    return figures
