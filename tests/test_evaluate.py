@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import linear_networks
 from stores import write_store
 from torch import Tensor, nn
 
-from tokconv.evaluate import Evaluator, baseline_figures, codec_of, linear_networks
+from tokconv.evaluate import Evaluator, codec_of
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
 from tokconv.probe import fit_probe
+from tokconv.rate_distortion import baseline_figures
 from tokconv.store import TokenStore
 
 

@@ -12,7 +12,7 @@ from stores import write_store
 
 from tokconv.config import Config
 from tokconv.errors import ConfigError
-from tokconv.evaluate import Evaluator, baseline_figures, codec_of
+from tokconv.evaluate import Evaluator, codec_of
 from tokconv.learner import Learner, Share
 from tokconv.losses.adversarial import critic_loss
 from tokconv.models.blocks import DepthwiseConv
@@ -21,6 +21,7 @@ from tokconv.models.matryoshka import MatryoshkaCompressor
 from tokconv.models.progressive import stage_sizes
 from tokconv.networks import build_networks, network_arguments, select_grid
 from tokconv.overrides import compose
+from tokconv.rate_distortion import baseline_figures
 from tokconv.store import TokenStore
 
 SMALL = ["model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"]

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tokconv import checkpoint as checkpoints
 from tokconv.config import Config, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError
-from tokconv.evaluate import baseline_figures
 from tokconv.learner import Learner, Share
 from tokconv.overrides import compose, from_dict, with_values
+from tokconv.rate_distortion import baseline_figures
 from tokconv.runtime import LocalRuntime, Metrics
 from tokconv.store import TokenStore
 from tokconv.train import run_trial

@@ -20,7 +20,6 @@ from tokconv.config import ClipConfig, Config, get, to_dict
 from tokconv.encode import plan
 from tokconv.encoder import VisionTower, describe
 from tokconv.errors import CheckpointError, ConfigError, DataError, import_extra
-from tokconv.evaluate import baseline_figures
 from tokconv.files import NAME, NAME_RULE, atomic_path, new_numbered, newest_numbered, write_json
 from tokconv.grid import check_output_grid, compression_ratio
 from tokconv.imagefiles import open_image
@@ -28,6 +27,7 @@ from tokconv.overrides import compose, from_dict, parse, with_values
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
 from tokconv.protocol import check_resumable, other_protocol
+from tokconv.rate_distortion import baseline_figures
 from tokconv.runtime import LocalRuntime, Metrics, checkpoints_of, resolve_device
 from tokconv.store import TokenStore
 from tokconv.terminal import progress_line

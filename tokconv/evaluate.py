@@ -6,23 +6,18 @@ Critic-free on purpose: a critic's own distance changes its ruler with lambda_gp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from tokconv import heldout, protocol
-from tokconv.baselines import BASELINES, linear_codecs
-from tokconv.errors import ConfigError, StoreError
-from tokconv.files import write_json
+from tokconv.errors import ConfigError
 from tokconv.grid import Windows, compression_ratio
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
 from tokconv.metrics.mmd import MmdReference
 from tokconv.metrics.similarity import cka, nearest, neighbour_overlap
-from tokconv.models.compressor import Compressor, ResidualCompressor
+from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.probe import Probe, Reader, fit_probe
 from tokconv.protocol import PROTOCOL as PROTOCOL
@@ -161,45 +156,6 @@ class Evaluator:
             )
 
 
-def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
-    """Figures of every baseline at this grid, computed once per store, grid and protocol, then read back.
-
-    `val/gain` is 1 - fvu / fvu of pooling.
-    """
-    path = store.derived_dir / f"baselines-p{PROTOCOL}-grid-{output_grid:02d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            write_json(path, _measure_baselines(store, output_grid))
-        return _read_figures(path)
-
-
 def add_gain(figures: Figures, pooling: Figures) -> Figures:
     """The figures with `val/gain`, the share of pooling's error that is gone: comparable across grids."""
     return {**figures, "val/gain": 1 - figures["val/fvu"] / pooling["val/fvu"]}
-
-
-def _measure_baselines(store: TokenStore, output_grid: int) -> dict[str, Figures]:
-    evaluator = Evaluator(store, output_grid)
-    codecs = linear_codecs(store, output_grid)
-    measured: dict[str, Figures] = {}
-    for name in BASELINES:
-        compressor, decoder = linear_networks(store, output_grid)
-        codecs[name].fill(compressor, decoder)
-        measured[name] = evaluator.evaluate(codec_of(compressor, decoder))
-    return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}
-
-
-def linear_networks(store: TokenStore, output_grid: int) -> tuple[Compressor, Decoder]:
-    """A compressor and a decoder that are nothing but their window projections."""
-    sizes = (store.token_grid, store.dim, output_grid)
-    compressor = ResidualCompressor(*sizes, use_residual=False, mean=store.mean, scale=store.scale)
-    return compressor, Decoder(*sizes, mean=store.mean, scale=store.scale)
-
-
-def _read_figures(path: Path) -> dict[str, Figures]:
-    try:
-        figures: dict[str, Figures] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{path}: damaged; remove it and it is computed again") from error
-    return figures

@@ -14,13 +14,14 @@ from typing import Any
 from tokconv.config import Config, get
 from tokconv.encoder import describe
 from tokconv.errors import SpecError, SweepError
-from tokconv.evaluate import Figures, baseline_figures
+from tokconv.evaluate import Figures
 from tokconv.export import export, load_compressor, load_decoder
 from tokconv.files import write_text
 from tokconv.grid import check_output_grid, compression_ratio
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
 from tokconv.protocol import MIN_NEIGHBOUR_IMAGES, PROTOCOL, other_protocol
+from tokconv.rate_distortion import baseline_figures
 from tokconv.store import TokenStore
 from tokconv.sweep import report
 from tokconv.sweep.champions import Verdict, judge
@@ -128,7 +129,7 @@ class _Sweep:
         return SweepResult(self.directory.path, verdicts, self.record.trials)
 
     def _baselines(self) -> dict[int, dict[str, Figures]]:
-        """Pooling and window PCA at every grid, from the store's cache or computed now."""
+        """Every baseline at every grid, from the store's cache or computed now."""
         grids = self.spec.grids()
         found = {}
         with progress_line("baselines") as line:
