@@ -24,7 +24,7 @@ from tokconv import __version__
 from tokconv.cli import main
 from tokconv.overrides import compose
 
-COMMANDS = ("doctor", "encode", "train", "sweep", "export", "compress")
+COMMANDS = ("doctor", "encode", "train", "sweep", "export", "calibrate", "compress")
 SHORT = ("training.epochs=1", "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
 ROOT = Path(__file__).parents[1]
 
@@ -271,7 +271,7 @@ def test_compress_refuses(capsys: pytest.CaptureFixture[str], artefact: Path, im
     [
         (["train", "--training.epochs=5"], "write overrides without dashes"),
         (["doctor", "now"], "unexpected 'now'"),
-        (["compress", "a.png"], "--compressor"),
+        (["compress", "a.png", "--out", "x"], "--compressor"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

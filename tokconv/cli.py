@@ -127,17 +127,43 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="the folder to write")
     export.set_defaults(run=_export)
 
+    calibrate = command(
+        "calibrate",
+        "fit what chooses a grid per image, for the compressors of a sweep (compress --target-fvu)",
+        "tokconv calibrate runs/sweeps/demo-001/champions",
+    )
+    calibrate.add_argument("champions", type=Path, help="a folder of exported compressors, one a grid")
+    calibrate.add_argument(
+        "store", nargs="?", type=Path, help="the token store they were trained on (default: found below runs/stores)"
+    )
+    _add_device(calibrate)
+    calibrate.set_defaults(run=_calibrate)
+
     compress = command(
         "compress",
         "compress the tokens of images with an exported compressor",
         "tokconv compress cat.jpg --compressor my-compressor --out tokens.safetensors --picture picture.png",
     )
     compress.add_argument("images", nargs="+", type=Path, help="image files")
-    compress.add_argument("--compressor", type=Path, required=True, help="an exported compressor")
+    which = compress.add_mutually_exclusive_group(required=True)
+    which.add_argument("--compressor", type=Path, help="an exported compressor")
+    which.add_argument(
+        "--compressors", type=Path, help="a folder of them, as a sweep's champions, to choose from for every image"
+    )
+    compress.add_argument(
+        "--target-fvu",
+        type=float,
+        help="with --compressors: the error an image may have (as val/fvu; 0 is perfect)",
+    )
+    compress.add_argument(
+        "--confidence", type=float, help="with --compressors: the probability of meeting the target (default: 0.5)"
+    )
     compress.add_argument(
         "--encoder", help="the vision tower, when it is elsewhere than at export: a name or directory"
     )
-    compress.add_argument("--out", type=Path, required=True, help="a safetensors file with `tokens` [B, k*k, C]")
+    compress.add_argument(
+        "--out", type=Path, required=True, help="a safetensors file with `tokens`, [B, k*k, C] or [sum of k*k, C]"
+    )
     compress.add_argument(
         "--picture", type=Path, help="a PNG: the first images, their tokens, compressed grids, reconstructions, errors"
     )
@@ -198,12 +224,21 @@ def _export(args: argparse.Namespace) -> None:
     export(args.checkpoint, args.out)
 
 
+def _calibrate(args: argparse.Namespace) -> None:
+    from tokconv.compressing import calibrate
+
+    calibrate(args.champions, args.store, device=args.device)
+
+
 def _compress(args: argparse.Namespace) -> None:
-    from tokconv.commands import compress
+    from tokconv.compressing import compress
 
     compress(
         args.images,
         compressor=args.compressor,
+        compressors=args.compressors,
+        target_fvu=args.target_fvu,
+        confidence=args.confidence,
         encoder=args.encoder,
         out=args.out,
         picture=args.picture,

@@ -1,30 +1,22 @@
-"""What the commands do, apart from the sweep and the doctor: arguments in, files and a few lines of text out."""
+"""What encode, train and export do: arguments in, files and a few lines of text out."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
-
 from tokconv import export as exports
 from tokconv.checkpoint import load_state
-from tokconv.config import ClipConfig, Config, get, to_dict
+from tokconv.config import Config, get, to_dict
 from tokconv.encode import plan
-from tokconv.encoder import VisionTower, describe
-from tokconv.errors import CheckpointError, ConfigError, DataError, import_extra
-from tokconv.files import NAME, NAME_RULE, atomic_path, new_numbered, newest_numbered, write_json
+from tokconv.encoder import describe
+from tokconv.errors import CheckpointError, ConfigError
+from tokconv.files import NAME, NAME_RULE, new_numbered, newest_numbered, write_json
 from tokconv.grid import check_output_grid, compression_ratio
-from tokconv.imagefiles import open_image
 from tokconv.overrides import compose, from_dict, parse, with_values
-from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
 from tokconv.protocol import check_resumable, other_protocol
 from tokconv.rate_distortion import baseline_figures
@@ -34,8 +26,6 @@ from tokconv.terminal import progress_line
 from tokconv.train import check_store, run_trial
 
 TRAIN_RUNS = Path("runs/train")
-PICTURED_IMAGES = 8
-PICTURED_SIZE = (512, 512)
 SHOWN_BASELINES = {"pooling": "pooling", "matched_window_pca": "matched PCA"}
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -209,91 +199,3 @@ def export(checkpoint: Path, out: Path) -> None:
         checkpoint = newest
     written = exports.export(checkpoint, out)
     print(f"{written}: load it with tokconv.load_compressor({str(written)!r})")
-
-
-def compress(
-    images: Sequence[Path],
-    *,
-    compressor: Path,
-    encoder: str | None,
-    out: Path,
-    picture: Path | None,
-    batch_size: int,
-    device: str | None,
-) -> None:
-    """`tokconv compress`. Raises TokconvError."""
-    _check_files(images, [out] if picture is None else [out, picture])
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size: got {batch_size}; must be at least 1")
-    if picture is not None:
-        import_extra("matplotlib.figure", "sweep")
-    network = exports.load_compressor(compressor)
-    tower = _tower_of(compressor, encoder, device)
-    network.to(tower.device)
-    compressed: list[Tensor] = []
-    pictured: list[Image.Image] = []
-    pictured_tokens: list[Tensor] = []
-    with torch.inference_mode(), progress_line("compressing") as line:
-        for first in range(0, len(images), batch_size):
-            pixels = []
-            for path in images[first : first + batch_size]:
-                image = _open(path)
-                pixels.append(tower.preprocess([image]))
-                if picture is not None and len(pictured) < PICTURED_IMAGES:
-                    image.thumbnail(PICTURED_SIZE)
-                    pictured.append(image)
-            tokens = tower.encode(torch.cat(pixels))
-            compressed.append(network(tokens).cpu())
-            if sum(map(len, pictured_tokens)) < len(pictured):
-                pictured_tokens.append(tokens.cpu())
-            if len(images) > batch_size:
-                line(first + len(pixels), len(images))
-    result = torch.cat(compressed)
-    with atomic_path(out) as temporary:
-        save_file({"tokens": result}, temporary, {"images": json.dumps([str(path) for path in images])})
-    print(f"{out}: tokens {list(result.shape)}, {network.token_grid**2 / result.shape[1]:.3g}x fewer")
-    if picture is not None:
-        drawn = torch.cat(pictured_tokens)[:PICTURED_IMAGES]
-        draw_compression(network.cpu(), exports.load_decoder(compressor), drawn, picture, pictured[:PICTURED_IMAGES])
-        more = f" of the first {len(drawn)} images" if len(images) > len(drawn) else ""
-        print(f"{picture}: image, tokens, compressed grid, reconstruction, error of each token{more}")
-
-
-def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:
-    for path in images:
-        if not path.is_file():
-            raise DataError(f"{path}: {'is a folder; name its images' if path.is_dir() else 'there is no such image'}")
-    for path in outputs:
-        if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; name the file to write")
-    taken = {path.resolve() for path in images}
-    for path in outputs:
-        if path.resolve() in taken:
-            raise ConfigError(f"{path}: is named twice; every file to write needs a name of its own")
-        taken.add(path.resolve())
-
-
-def _tower_of(compressor: Path, encoder: str | None, device: str | None) -> VisionTower:
-    """The tower whose tokens a compressor was trained on."""
-    description = exports.read_config(compressor)
-    try:
-        clip, trained_on = ClipConfig(**description["clip"]), dict(description["encoder"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{compressor / 'config.json'}: damaged, it describes no encoder") from error
-    if encoder is not None:
-        clip = replace(clip, model_name=encoder, revision=None)
-    spec = describe(clip)
-    if spec.identity() != trained_on:
-        raise CheckpointError(
-            f"{compressor}: was trained on tokens of {trained_on.get('name')} "
-            f"({trained_on.get('revision')}), not of {clip.model_name} ({spec.revision})"
-        )
-    return VisionTower(clip, resolve_device(device))
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return open_image(path)
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: cannot be read as an image ({reason})") from error

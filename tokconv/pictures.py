@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 
 
-@torch.no_grad()
 def draw_compression(
     compressor: Compressor, decoder: Decoder, tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
 ) -> Path:
@@ -31,20 +31,29 @@ def draw_compression(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    compressed = compressor(tokens_BNC)
-    reconstructed = decoder(compressed)
-    scale = compressor.standardise.scale
-    errors = to_grid(((reconstructed - tokens_BNC) / scale).square().mean(-1, keepdim=True))
-    rows = []
-    for index, tokens in enumerate(tokens_BNC):
+    return draw_compressions([(compressor, decoder)] * len(tokens_BNC), tokens_BNC, out, images)
+
+
+@torch.no_grad()
+def draw_compressions(
+    codecs: Sequence[tuple[Compressor, Decoder]], tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
+) -> Path:
+    """The same with a compressor and a decoder for each image: their grids may differ."""
+    rows, maps = [], []
+    for index, ((compressor, decoder), tokens) in enumerate(zip(codecs, tokens_BNC, strict=True)):
+        compressed = compressor(tokens[None])
+        reconstructed = decoder(compressed)[0]
+        scaled = (reconstructed - tokens) / compressor.standardise.scale
+        maps.append(to_grid(scaled.square().mean(-1, keepdim=True)[None])[0])
         paint = _Palette(tokens)
         row: list[tuple[str, Any]] = [] if images is None else [("image", images[index])]
         row += [
             (f"{len(tokens)} tokens", paint(tokens)),
-            (f"{compressed.shape[1]} compressed", paint(compressed[index])),
-            ("reconstructed", paint(reconstructed[index])),
+            (f"{compressed.shape[1]} compressed", paint(compressed[0])),
+            ("reconstructed", paint(reconstructed)),
         ]
         rows.append(row)
+    errors = torch.stack(maps)
     figure_module = import_extra("matplotlib.figure", "sweep")
     columns = len(rows[0]) + 1
     figure = figure_module.Figure(figsize=(2.4 * columns, 2.5 * len(rows)), layout="constrained")
