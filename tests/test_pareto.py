@@ -1,14 +1,15 @@
-"""Non-dominated sorting against its definition."""
+"""Non-dominated sorting and hypervolume against their definitions."""
 
 from __future__ import annotations
 
 import math
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokconv.sweep.pareto import crowding, dominates, ranks
+from tokconv.sweep.pareto import crowding, dominates, hypervolume, ranks
 
 # Few distinct values, so that ties and duplicates occur all the time.
 COORDINATE = st.integers(0, 6).map(float)
@@ -61,3 +62,24 @@ def test_crowding_is_infinite_at_the_ends_of_every_axis(found: list[tuple[float,
 
 def test_crowding_is_the_size_of_the_gap_around_a_point() -> None:
     assert crowding([(0.0, 8.0), (1.0, 7.0), (2.0, 6.0), (8.0, 0.0)])[1:3] == [0.5, 1.75]
+
+
+@given(points(2), st.tuples(COORDINATE, COORDINATE))
+def test_hypervolume_counts_the_unit_cells_that_a_point_dominates(
+    found: list[tuple[float, ...]], reference: tuple[float, float]
+) -> None:
+    """On whole numbers an area is a number of unit squares."""
+    cells = [(x, y) for x in range(int(reference[0])) for y in range(int(reference[1]))]
+    expected = sum(any(px <= x and py <= y for px, py in found) for x, y in cells)
+    assert hypervolume(found, reference) == expected
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=8))
+def test_hypervolume_agrees_with_inclusion_and_exclusion(found: list[tuple[float, float]]) -> None:
+    """The union of boxes from each point to (1, 1), for points where no order is given."""
+    expected = 0.0
+    for chosen in range(1, 2 ** len(found)):
+        members = [point for i, point in enumerate(found) if chosen >> i & 1]
+        corner = [max(values) for values in zip(*members, strict=True)]
+        expected -= (-1) ** len(members) * (1 - corner[0]) * (1 - corner[1])
+    assert hypervolume(found, (1.0, 1.0)) == pytest.approx(expected, abs=1e-9)

@@ -118,6 +118,19 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--grids", default="4,6,8,12", help="output grids (default: %(default)s)")
     models.set_defaults(run=_models)
 
+    replay = command(
+        "replay",
+        "what early stopping would have saved and cost a sweep that ran without it",
+        "tokconv replay runs/sweeps/full-001 --min-epochs 1 2 --reduction 2 3\n"
+        "  (after: tokconv sweep sweeps/demo.yaml name=full early_stopping=none trials=24)",
+    )
+    replay.add_argument("sweep", type=Path, help="the directory of a sweep whose trials all ran to their end")
+    replay.add_argument("--min-epochs", type=int, nargs="+", default=[2], help="first rung (default: 2)")
+    replay.add_argument("--reduction", type=int, nargs="+", default=[3], help="1 in so many goes on (default: 3)")
+    replay.add_argument("--orders", type=int, default=200, help="random arrival orders (default: %(default)s)")
+    replay.add_argument("--seed", type=int, default=0, help="of the orders (default: %(default)s)")
+    replay.set_defaults(run=_replay)
+
     export = command(
         "export",
         "turn a checkpoint into a folder that tokconv.load_compressor reads",
@@ -216,6 +229,13 @@ def _models(args: argparse.Namespace) -> None:
     from tokconv.model_costs import models, parse_grids
 
     models(args.overrides, grids=parse_grids(args.grids))
+
+
+def _replay(args: argparse.Namespace) -> None:
+    import_extra("ray", "sweep")
+    from tokconv.sweep.replay import print_replay
+
+    print_replay(args.sweep, min_epochs=args.min_epochs, reductions=args.reduction, orders=args.orders, seed=args.seed)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -27,9 +27,9 @@ from tokconv.dynamic.compressor import DESCRIPTION, FOLDER, FORMAT, MEDIAN, PICT
 from tokconv.dynamic.predictor import ErrorPredictor, fit
 from tokconv.dynamic.spectrum import Spectrum, principal_axes
 from tokconv.errors import CheckpointError, StoreError
-from tokconv.evaluate import MAX_IMAGES, SEED
 from tokconv.export import load_decoder
 from tokconv.files import atomic_path, write_json
+from tokconv.protocol import MAX_IMAGES, SEED
 from tokconv.runtime import resolve_device
 from tokconv.shards import INDEX, digest
 from tokconv.store import TokenStore

@@ -1,4 +1,4 @@
-"""Non-dominated sorting of points to minimise (Deb et al. 2002, NSGA-II, section III-A and III-B)."""
+"""Points to minimise: non-dominated sorting (Deb et al. 2002, NSGA-II, section III-A and III-B), hypervolume."""
 
 from __future__ import annotations
 
@@ -46,3 +46,16 @@ def crowding(points: Sequence[Point]) -> list[float]:
             if spread > 0:
                 distance[i] += (points[after][axis] - points[before][axis]) / spread
     return distance
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Area that two-dimensional points dominate, up to the reference (Zitzler and Thiele 1998); 0 without points.
+
+    A point that is not below the reference on both axes dominates nothing of it.
+    """
+    area, ceiling = 0.0, reference[1]
+    for x, y in sorted(tuple(point) for point in points):
+        if x < reference[0] and y < ceiling:
+            area += (reference[0] - x) * (ceiling - y)
+            ceiling = y
+    return area

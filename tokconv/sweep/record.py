@@ -4,11 +4,11 @@ It is the one source of truth. Resuming, the final table and MLflow are all deri
 a pickle of Ray Tune's or on a tracking server being up.
 
     sweep_started    sweep, spec, store_fingerprint, protocol, git_commit, ...
-    trial_started    trial, values (searched keys), ratio
+    trial_started    trial, values (searched keys), ratio; of a confirmation also kind=confirm, confirms (a trial)
     trial_reported   trial, epoch, figures, checkpoint
     trial_ended      trial, state (complete | pruned | failed), reason
     trial_artifacts  trial, path (a directory to upload)
-    sweep_ended      champions (grid -> trial), artifacts (a directory to upload)
+    sweep_ended      champions (grid -> what was exported), artifacts (a directory to upload)
 
 Every event also carries `time`, milliseconds since the epoch.
 """
@@ -37,10 +37,12 @@ class TrialRecord:
 
     uid: str
     values: dict[str, Any]
-    """The searched keys."""
+    """The searched keys; of a confirmation also its `training.seed`."""
     ratio: float
     """Tokens in / tokens out."""
     started: int
+    confirms: str | None = None
+    """The trial that this one repeats with another seed; None for a trial of the search."""
     state: str = "running"
     """running, complete, pruned (stopped early) or failed."""
     reason: str = ""
@@ -81,7 +83,9 @@ class Record:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        # Apart, so that nothing that reads the search's trials can take a confirmation for one of them.
         self.trials: dict[str, TrialRecord] = {}
+        self.confirmations: dict[str, TrialRecord] = {}
         whole = 0
         for event, end in read_events(self.path):
             self._check(event)
@@ -107,16 +111,22 @@ class Record:
         return entry
 
     def unfinished(self) -> list[TrialRecord]:
-        """Trials that were running when the sweep stopped."""
+        """Trials, and confirmations, that were running when the sweep stopped."""
         with self._lock:
-            return [trial for trial in self.trials.values() if trial.state == "running"]
+            both = (*self.trials.values(), *self.confirmations.values())
+            return [trial for trial in both if trial.state == "running"]
+
+    def find(self, uid: str) -> TrialRecord:
+        """A trial or a confirmation by its uid. Raises KeyError."""
+        return self.confirmations[uid] if uid in self.confirmations else self.trials[uid]
 
     def close(self) -> None:
         self._file.close()
 
     def _check(self, event: Event) -> None:
         uid = event.get("trial")
-        if uid is not None and uid not in self.trials and event["event"] != "trial_started":
+        known = uid in self.trials or uid in self.confirmations
+        if uid is not None and not known and event["event"] != "trial_started":
             raise SweepError(f"{self.path}: {event['event']} of trial {uid}, which was never started")
 
     def _write(self, line: bytes) -> None:
@@ -134,9 +144,31 @@ class Record:
         uid = event.get("trial")
         if uid is None:
             return
-        if uid not in self.trials:
-            self.trials[uid] = TrialRecord(uid, event["values"], event["ratio"], event["time"])
-        self.trials[uid].apply(event)
+        if uid not in self.trials and uid not in self.confirmations:
+            trial = _started(event)
+            (self.trials if trial.confirms is None else self.confirmations)[uid] = trial
+        self.find(uid).apply(event)
+
+
+def read_trials(path: Path) -> list[TrialRecord]:
+    """The search's trials as a record tells them, which may be in use: nothing is written.
+
+    Raises:
+        SweepError: the record is damaged.
+    """
+    trials: dict[str, TrialRecord] = {}
+    for event, _ in read_events(path):
+        if "trial" in event:
+            if event["event"] == "trial_started":
+                trials.setdefault(event["trial"], _started(event))
+            if event["trial"] not in trials:
+                raise SweepError(f"{path}: {event['event']} of trial {event['trial']}, which was never started")
+            trials[event["trial"]].apply(event)
+    return [trial for trial in trials.values() if trial.confirms is None]
+
+
+def _started(event: Event) -> TrialRecord:
+    return TrialRecord(event["trial"], event["values"], event["ratio"], event["time"], confirms=event.get("confirms"))
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:

@@ -9,7 +9,7 @@ part of a front larger than the quota, because a sweep is read for its front.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -28,15 +28,16 @@ class Rungs:
     Args:
         rule: first rung and the share kept, 1/reduction.
         epochs: a trial's length; there is no rung at its end.
+        axes: the figures that are compared; a single one makes it plain successive halving.
     """
 
-    def __init__(self, rule: EarlyStopping, epochs: int) -> None:
+    def __init__(self, rule: EarlyStopping, epochs: int, axes: Sequence[str] = AXES) -> None:
         self.levels = []
         level = rule.min_epochs
         while level < epochs:
             self.levels.append(level)
             level *= rule.reduction
-        self.reduction = rule.reduction
+        self.reduction, self._axes = rule.reduction, tuple(axes)
         self._seen: dict[tuple[float, int], dict[str, Point]] = defaultdict(dict)
 
     def replay(self, trials: Iterable[TrialRecord]) -> None:
@@ -51,7 +52,7 @@ class Rungs:
         if epoch not in self.levels:
             return True
         rung = self._seen[figures["compression_ratio"], epoch]
-        rung[uid] = tuple(figures[axis] for axis in AXES)
+        rung[uid] = tuple(figures[axis] for axis in self._axes)
         uids, points = list(rung), list(rung.values())
         rank = dict(zip(uids, ranks(points), strict=True))
         if rank[uid] == 0:
