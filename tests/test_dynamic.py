@@ -217,7 +217,7 @@ def _tensors_of_two_grids(path: Path) -> None:
     save_file(tensors | {"bias": tensors["bias"][:2].contiguous()}, file)
 
 
-CALIBRATE = "run: tokconv calibrate "
+FIT_IT = "run: tokconv dynamic "
 
 
 @pytest.mark.parametrize(
@@ -230,15 +230,15 @@ CALIBRATE = "run: tokconv calibrate "
         (shutil.rmtree, "holds 0 exported compressors"),
         (
             lambda path: shutil.rmtree(path / "dynamic"),
-            f"was fitted for these compressors yet; {CALIBRATE}",
+            f"was fitted for these compressors yet; {FIT_IT}",
         ),
-        (_replaced, f"grid-03: is not what the predictor was fitted for; {CALIBRATE}"),
+        (_replaced, f"grid-03: is not what the predictor was fitted for; {FIT_IT}"),
         (
             lambda path: (path / "grid-03").rename(path / "x"),
             "x: is not what the predictor was fitted for; run: ",
         ),
-        (lambda path: shutil.rmtree(path / "grid-03"), f"that the predictor was fitted for is gone; {CALIBRATE}"),
-        (lambda path: (path / "dynamic" / "dynamic.json").write_text("[1]"), f"dynamic.json: damaged; {CALIBRATE}"),
+        (lambda path: shutil.rmtree(path / "grid-03"), f"that the predictor was fitted for is gone; {FIT_IT}"),
+        (lambda path: (path / "dynamic" / "dynamic.json").write_text("[1]"), f"dynamic.json: damaged; {FIT_IT}"),
         (lambda path: (path / "dynamic" / "dynamic.json").write_text('{"format": 9}'), "of another format"),
         (lambda path: (path / "dynamic" / "dynamic.json").write_text('{"format": 1}'), "is not what the predictor"),
         (lambda path: (path / "dynamic" / "predictor.safetensors").write_bytes(b"torn"), "missing or damaged"),
@@ -261,6 +261,11 @@ def test_compressors_of_other_sizes_are_refused(fitted: Fitted, copy: Path, tmp_
     change_config(copy / "grid-03", encoder=fitted[1].settings.encoder)
     with pytest.raises(CheckpointError, match="grid-03 has another number of channels than grid-02"):
         load_dynamic(copy, target_fvu=0.1)
+
+
+def test_what_an_interrupted_export_left_is_no_compressor(copy: Path) -> None:
+    shutil.copytree(copy / "grid-03", copy / ".grid-03.0a1b2c3d.tmp")
+    assert load_dynamic(copy, target_fvu=0.1).grids.tolist() == list(GRIDS)
 
 
 def test_shipped_without_decoders_it_still_loads(copy: Path) -> None:
@@ -345,7 +350,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["encode", "data.subset=120", "data.num_workers=0"]) == 0
         (path,) = Path("runs/stores").iterdir()
         write_champions(Path("champions"), TokenStore.open(path), (8, 12))
-        assert main(["calibrate", "champions", "--device", "cpu"]) == 0
+        assert main(["dynamic", "champions", "--device", "cpu"]) == 0
     for number in range(6):
         # Blank ones and ones full of noise: some easy, some hard.
         noise = torch.randint(0, 256, (24, 24), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
@@ -406,10 +411,10 @@ def _between(images: list[str]) -> float:
     return math.sqrt(float(bounds[2] * bounds[3]))
 
 
-def test_calibrate_reports_and_leaves_the_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_and_leaves_the_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree("champions/dynamic")
     (store,) = Path("runs/stores").iterdir()
-    for command in (["calibrate", "champions"], ["calibrate", "champions", str(store)]):
+    for command in (["dynamic", "champions"], ["dynamic", "champions", str(store)]):
         assert main(command) == 0
         text = capsys.readouterr().out
         for part in ("R2 of the log error", "rank correlation", "saving", "oracle", "--target-fvu"):
@@ -441,12 +446,12 @@ def test_compress_refuses(here: Path, arguments: list[str], expected: str, capsy
     assert files_of(here) == before
 
 
-def test_calibrate_refuses_a_store_of_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_a_store_of_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(here / "other", num_images=100)
-    assert main(["calibrate", "champions", "other"]) == 2
+    assert main(["dynamic", "champions", "other"]) == 2
     assert "were not trained on other" in capsys.readouterr().err
     shutil.rmtree("runs")
-    assert main(["calibrate", "champions"]) == 2
+    assert main(["dynamic", "champions"]) == 2
     assert "holds no token store that champions was trained on" in capsys.readouterr().err
 
 
