@@ -33,3 +33,8 @@ def change_config(path: Path, **values: object) -> None:
     """Overwrite entries of an export's config.json."""
     description = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(description | values))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Relative path to content, of everything below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

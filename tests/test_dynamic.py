@@ -1,4 +1,4 @@
-"""A grid per image: fitted, written, loaded, refused where it does not fit, and used from the command line."""
+"""A grid per image: fitted, written, loaded, refused where it does not fit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from champions_folders import change_config, write_champions
+from champions_folders import change_config, files_of, write_champions
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from stores import write_store
 
 import tokconv
-from tokconv.cli import main
 from tokconv.dynamic.compressor import DynamicCompressor, load_dynamic, read_champions
 from tokconv.dynamic.fit import DynamicReport, fit_dynamic, halves, measure
 from tokconv.dynamic.predictor import choose
-from tokconv.dynamic.ragged import load_ragged, save_ragged
 from tokconv.dynamic.spectrum import Spectrum
-from tokconv.errors import CheckpointError, ConfigError, DataError, StoreError
+from tokconv.errors import CheckpointError, ConfigError, StoreError
 from tokconv.evaluate import Evaluator, codec_of
 from tokconv.export import load_compressor, load_decoder
 from tokconv.store import TokenStore
@@ -47,10 +45,6 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 @pytest.fixture
 def copy(fitted: Fitted, tmp_path: Path) -> Path:
     return Path(shutil.copytree(fitted[0], tmp_path / "copy"))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def middle_target(fitted: Fitted) -> float:
@@ -217,7 +211,7 @@ def _tensors_of_two_grids(path: Path) -> None:
     save_file(tensors | {"bias": tensors["bias"][:2].contiguous()}, file)
 
 
-CALIBRATE = "run: tokconv calibrate "
+FIT_IT = "run: tokconv dynamic "
 
 
 @pytest.mark.parametrize(
@@ -230,15 +224,15 @@ CALIBRATE = "run: tokconv calibrate "
         (shutil.rmtree, "holds 0 exported compressors"),
         (
             lambda path: shutil.rmtree(path / "dynamic"),
-            f"was fitted for these compressors yet; {CALIBRATE}",
+            f"was fitted for these compressors yet; {FIT_IT}",
         ),
-        (_replaced, f"grid-03: is not what the predictor was fitted for; {CALIBRATE}"),
+        (_replaced, f"grid-03: is not what the predictor was fitted for; {FIT_IT}"),
         (
             lambda path: (path / "grid-03").rename(path / "x"),
             "x: is not what the predictor was fitted for; run: ",
         ),
-        (lambda path: shutil.rmtree(path / "grid-03"), f"that the predictor was fitted for is gone; {CALIBRATE}"),
-        (lambda path: (path / "dynamic" / "dynamic.json").write_text("[1]"), f"dynamic.json: damaged; {CALIBRATE}"),
+        (lambda path: shutil.rmtree(path / "grid-03"), f"that the predictor was fitted for is gone; {FIT_IT}"),
+        (lambda path: (path / "dynamic" / "dynamic.json").write_text("[1]"), f"dynamic.json: damaged; {FIT_IT}"),
         (lambda path: (path / "dynamic" / "dynamic.json").write_text('{"format": 9}'), "of another format"),
         (lambda path: (path / "dynamic" / "dynamic.json").write_text('{"format": 1}'), "is not what the predictor"),
         (lambda path: (path / "dynamic" / "predictor.safetensors").write_bytes(b"torn"), "missing or damaged"),
@@ -263,6 +257,11 @@ def test_compressors_of_other_sizes_are_refused(fitted: Fitted, copy: Path, tmp_
         load_dynamic(copy, target_fvu=0.1)
 
 
+def test_what_an_interrupted_export_left_is_no_compressor(copy: Path) -> None:
+    shutil.copytree(copy / "grid-03", copy / ".grid-03.0a1b2c3d.tmp")
+    assert load_dynamic(copy, target_fvu=0.1).grids.tolist() == list(GRIDS)
+
+
 def test_shipped_without_decoders_it_still_loads(copy: Path) -> None:
     for grid in GRIDS:
         (copy / f"grid-{grid:02d}" / "decoder.safetensors").unlink()
@@ -280,178 +279,3 @@ def test_a_fresh_interpreter_needs_torch_and_safetensors_alone(fitted: Fitted) -
     command = [sys.executable, "-c", code, str(fitted[0])]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
     assert set(json.loads(done.stdout)).isdisjoint(HEAVY)
-
-
-# The file
-
-
-def test_a_ragged_file_gives_back_what_was_written(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(k * k, 5, generator=generator) for k in (3, 1, 4, 3)]
-    names = ["a.png", "dir/b c.png", "u\u00e9.png", "a.png"]
-    read = tokconv.load_ragged(save_ragged(tmp_path / "sub" / "tokens.safetensors", parts, names))
-    assert len(read) == 4
-    assert read.images == tuple(names)
-    assert read.grids.tolist() == [3, 1, 4, 3]
-    assert read.offsets.tolist() == [0, 9, 10, 26, 35]
-    assert all(torch.equal(part, again) for part, again in zip(parts, read, strict=True))
-    assert torch.equal(read[-2], parts[2])
-    for number in (4, -5):
-        with pytest.raises(IndexError):
-            read[number]
-
-
-def test_what_is_no_ragged_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tokens.safetensors"
-    with pytest.raises(DataError, match="there is no such file"):
-        load_ragged(path)
-    for parts, names in ([], []), ([torch.zeros(4, 2)], []), ([torch.zeros(3, 2)], ["a"]):
-        with pytest.raises(DataError, match=r"tokens\.safetensors"):
-            save_ragged(path, parts, names)
-    assert not list(tmp_path.iterdir())
-    save_file({"tokens": torch.zeros(1, 4, 2)}, path)
-    with pytest.raises(DataError, match="holds no tokens of mixed grids"):
-        load_ragged(path)
-    save_ragged(path, [torch.zeros(4, 2), torch.zeros(9, 2)], ["a", "b"])
-    whole, good = path.read_bytes(), load_file(path)
-    metadata = {"tokconv_ragged": "1", "images": '["a", "b"]'}
-    path.write_bytes(whole[:-10])
-    with pytest.raises(DataError, match="damaged"):
-        load_ragged(path)
-    wrong: tuple[tuple[dict[str, torch.Tensor], dict[str, str]], ...] = (
-        ({"grids": torch.tensor([3, 2])}, {}),
-        ({"grids": torch.tensor([-2, 3])}, {}),
-        ({"offsets": torch.tensor([0, 4])}, {}),
-        ({"tokens": torch.zeros(12, 2)}, {}),
-        ({"tokens": torch.zeros(13)}, {}),
-        ({}, {"images": '["a"]'}),
-        ({}, {"images": "a, b"}),
-    )
-    for tensors, texts in wrong:
-        save_file(good | tensors, path, metadata | texts)
-        with pytest.raises(DataError, match="damaged"):
-            load_ragged(path)
-
-
-# The command line
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a store of 120 digits, champions at two grids fitted for it, and some images."""
-    folder = tmp_path_factory.mktemp("digits")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["encode", "data.subset=120", "data.num_workers=0"]) == 0
-        (path,) = Path("runs/stores").iterdir()
-        write_champions(Path("champions"), TokenStore.open(path), (8, 12))
-        assert main(["calibrate", "champions", "--device", "cpu"]) == 0
-    for number in range(6):
-        # Blank ones and ones full of noise: some easy, some hard.
-        noise = torch.randint(0, 256, (24, 24), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
-        pixels = noise.numpy() if number % 2 else (0 * noise).numpy()
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture
-def here(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it that a test may change, as the current directory."""
-    shutil.copytree(digits, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-IMAGES = [f"{number}.png" for number in range(6)]
-
-
-def test_compress_by_target(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    champions = ["compress", *IMAGES, "--compressors", "champions"]
-    target = _between(IMAGES)
-    assert main([*champions, "--target-fvu", str(target), "--out", "t.safetensors", "--picture", "p.png"]) == 0
-    text = capsys.readouterr().out
-    ragged = load_ragged("t.safetensors")
-    assert ragged.images == tuple(IMAGES)
-    assert set(ragged.grids.tolist()) == {8, 12}
-    assert all(part.shape == (int(grid) ** 2, 64) for part, grid in zip(ragged, ragged.grids, strict=True))
-    assert f"{len(ragged.tokens) / 6:.1f} tokens an image on average" in text
-    for grid in (8, 12):
-        assert f"{grid} x {grid}: {int((ragged.grids == grid).sum())} image" in text
-    with Image.open("p.png") as picture:
-        assert picture.format == "PNG"
-    # Batches change nothing, and one grid alone gives what that grid's compressor gives.
-    assert main([*champions, "--target-fvu", str(target), "--out", "b.safetensors", "--batch-size", "4"]) == 0
-    again = load_ragged("b.safetensors")
-    assert torch.equal(again.grids, ragged.grids)
-    torch.testing.assert_close(again.tokens, ragged.tokens, rtol=1e-4, atol=1e-4)
-    capsys.readouterr()
-    assert main([*champions, "--target-fvu", "1e-9", "--out", "all.safetensors"]) == 0
-    assert "6 of the 6 images are not expected to meet the target at any grid" in capsys.readouterr().out
-    assert main(["compress", *IMAGES, "--compressor", "champions/grid-12", "--out", "fixed.safetensors"]) == 0
-    fixed = load_file("fixed.safetensors")["tokens"]
-    torch.testing.assert_close(load_ragged("all.safetensors").tokens, fixed.flatten(0, 1), rtol=1e-4, atol=1e-4)
-
-
-def _between(images: list[str]) -> float:
-    """A target that some of these images are predicted to meet at the smallest grid, and some are not."""
-    from tokconv.encoder import VisionTower
-    from tokconv.overrides import compose
-
-    tower = VisionTower(compose([]).model.clip, torch.device("cpu"))
-    tokens = tower.encode(torch.cat([tower.preprocess([Image.open(name).convert("RGB")]) for name in images]))
-    dynamic = load_dynamic("champions", target_fvu=1)
-    with torch.no_grad():
-        bounds = dynamic.predictor.upper(tokens, 0.5)[:, 0].sort().values
-    return math.sqrt(float(bounds[2] * bounds[3]))
-
-
-def test_calibrate_reports_and_leaves_the_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree("champions/dynamic")
-    (store,) = Path("runs/stores").iterdir()
-    for command in (["calibrate", "champions"], ["calibrate", "champions", str(store)]):
-        assert main(command) == 0
-        text = capsys.readouterr().out
-        for part in ("R2 of the log error", "rank correlation", "saving", "oracle", "--target-fvu"):
-            assert part in text
-        report = json.loads(Path("champions/dynamic/dynamic.json").read_text())["report"]
-        assert report["grids"] == [8, 12]
-        assert {"target", "tokens", "fvu", "mixed_tokens", "low", "high"} <= set(report["dynamic"][0])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--compressors", "champions"], "--compressors: needs --target-fvu"),
-        (["--compressors", "champions", "--target-fvu", "0"], "--target-fvu: got 0.0; must be a positive number"),
-        (["--compressors", "champions", "--target-fvu", "nan"], "--target-fvu: got nan; must be a positive number"),
-        (["--compressors", "champions", "--target-fvu", "1", "--confidence", "1"], "confidence: got 1.0"),
-        (["--compressors", "nowhere", "--target-fvu", "1"], "nowhere: holds 0 exported compressors"),
-        (["--compressor", "champions/grid-08", "--target-fvu", "1"], "--target-fvu: chooses among --compressors"),
-        (["--compressor", "champions/grid-08", "--confidence", "0.9"], "--confidence: chooses among --compressors"),
-    ],
-)
-def test_compress_refuses(here: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    before = files_of(here)
-    assert main(["compress", *IMAGES, *arguments, "--out", "x"]) == 2
-    text = capsys.readouterr().err
-    assert text.startswith("tokconv: ")
-    assert text.count("\n") == 1
-    assert expected in text
-    assert files_of(here) == before
-
-
-def test_calibrate_refuses_a_store_of_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_store(here / "other", num_images=100)
-    assert main(["calibrate", "champions", "other"]) == 2
-    assert "were not trained on other" in capsys.readouterr().err
-    shutil.rmtree("runs")
-    assert main(["calibrate", "champions"]) == 2
-    assert "holds no token store that champions was trained on" in capsys.readouterr().err
-
-
-def test_one_compressor_or_a_choice_not_both(here: Path) -> None:
-    for which in ([], ["--compressor", "a", "--compressors", "b"]):
-        with pytest.raises(SystemExit) as left:
-            main(["compress", *IMAGES, *which, "--out", "x"])
-        assert left.value.code == 2

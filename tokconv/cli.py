@@ -140,17 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="the folder to write")
     export.set_defaults(run=_export)
 
-    calibrate = command(
-        "calibrate",
+    dynamic = command(
+        "dynamic",
         "fit what chooses a grid per image, for the compressors of a sweep (compress --target-fvu)",
-        "tokconv calibrate runs/sweeps/demo-001/champions",
+        "tokconv dynamic runs/sweeps/demo-001/champions",
     )
-    calibrate.add_argument("champions", type=Path, help="a folder of exported compressors, one a grid")
-    calibrate.add_argument(
+    dynamic.add_argument("champions", type=Path, help="a folder of exported compressors, one a grid")
+    dynamic.add_argument(
         "store", nargs="?", type=Path, help="the token store they were trained on (default: found below runs/stores)"
     )
-    _add_device(calibrate)
-    calibrate.set_defaults(run=_calibrate)
+    _add_device(dynamic)
+    dynamic.set_defaults(run=_dynamic)
 
     compress = command(
         "compress",
@@ -244,10 +244,10 @@ def _export(args: argparse.Namespace) -> None:
     export(args.checkpoint, args.out)
 
 
-def _calibrate(args: argparse.Namespace) -> None:
-    from tokconv.compressing import calibrate
+def _dynamic(args: argparse.Namespace) -> None:
+    from tokconv.compressing import fit_champions
 
-    calibrate(args.champions, args.store, device=args.device)
+    fit_champions(args.champions, args.store, device=args.device)
 
 
 def _compress(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What compress and calibrate do: images to compressed tokens, by one compressor or by a choice among a sweep's."""
+"""What compress and dynamic do: images to compressed tokens, by one compressor or by a choice among a sweep's."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def compress(
     _compress_fixed(reader, compressor, _tower_of(compressor, encoder, device), out, picture)
 
 
-def calibrate(champions: Path, store: Path | None, *, device: str | None) -> None:
-    """`tokconv calibrate`. Raises TokconvError."""
+def fit_champions(champions: Path, store: Path | None, *, device: str | None) -> None:
+    """`tokconv dynamic`. Raises TokconvError."""
     opened = find_store(champions, STORES) if store is None else TokenStore.open(store)
     print(f"token store: {opened.path}")
     with progress_line("measuring") as line:

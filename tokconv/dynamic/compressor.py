@@ -3,7 +3,7 @@
 A folder of champions holds:
 
     grid-04/ grid-06/ ...      exported compressors; their names do not matter, their grids must differ
-    dynamic/                   what `tokconv calibrate` (or the sweep's end) fitted for exactly these
+    dynamic/                   what `tokconv dynamic` (or the sweep's end) fitted for exactly these
         dynamic.json           format, the compressors' hashes, the judgement on held-out images
         predictor.safetensors  the predictor
         tokens_vs_fvu.png      its picture
@@ -144,7 +144,8 @@ def read_champions(champions_dir: str | Path) -> list[Champion]:
         CheckpointError: fewer than two, damaged ones, or such as do not belong together.
     """
     folder = Path(champions_dir)
-    paths = sorted(path.parent for path in folder.glob("*/config.json"))
+    # What an interrupted export left begins with a dot.
+    paths = sorted(path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("."))
     if len(paths) < 2:
         raise CheckpointError(
             f"{folder}: holds {len(paths)} exported compressors; a choice needs at least two, as in a sweep's champions"
@@ -179,7 +180,7 @@ def _shared(champion: Champion) -> tuple[Any, ...]:
 def read_description(champions_dir: Path) -> dict[str, Any]:
     """The folder's dynamic.json. Raises CheckpointError when there is none that this tokconv reads."""
     file = champions_dir / FOLDER / DESCRIPTION
-    advice = f"run: tokconv calibrate {champions_dir}"
+    advice = f"run: tokconv dynamic {champions_dir}"
     if not file.is_file():
         raise CheckpointError(f"{champions_dir}: no predictor was fitted for these compressors yet; {advice}")
     try:
@@ -196,7 +197,7 @@ def read_description(champions_dir: Path) -> dict[str, Any]:
 def _load_predictor(folder: Path, champions: list[Champion]) -> ErrorPredictor:
     found = read_description(folder).get("compressors")
     fitted_for: dict[str, Any] = found if isinstance(found, dict) else {}
-    advice = f"run: tokconv calibrate {folder}"
+    advice = f"run: tokconv dynamic {folder}"
     for champion in champions:
         mine = champion.identity()
         theirs = fitted_for.get(champion.path.name)

@@ -9,6 +9,9 @@ Ridge regression of the log error on the log energies of `Spectrum`, in closed f
 * no decoder and no second network at run time: on the demo this explains 0.75 to 0.86 of the variance of the log error
   of images it never saw, where within-window variances summed over channels explained 0.2 to 0.5.
 
+The rule gives every image at most the target; it does not put tokens where they lower the mean error most. Choosing by
+error + price * tokens instead would do that, but it has no target that a user could name for an image.
+
 The margin for a confidence q is the q-quantile of the leave-one-out residuals of a grid: the jackknife interval of
 Barber et al. 2021, "Predictive inference with the jackknife+" (arXiv:1905.02928, eq. 1.2), with the finite-sample rank
 ceil((n + 1) q). As the choice depends on nothing but the prediction, an image whose grid is chosen this way meets the
