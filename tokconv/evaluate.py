@@ -22,7 +22,7 @@ from tokconv.grid import Windows, compression_ratio
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.probe import Probe, fit_probe
+from tokconv.probe import Probe, fit_probe, labelled_sample
 from tokconv.store import TokenStore
 
 PROTOCOL = 1
@@ -81,7 +81,10 @@ class Evaluator:
         self.directions = projections(store.dim, NUM_PROJECTIONS, SEED)
         self.sample = self._draw(Windows(store.token_grid, output_grid), generator)
         self.swd_floor = self._swd(self.sample.one_per_window)
-        self.probe: Probe | None = fit_probe(store) if store.labels is not None else None
+        # An image without a class is none that a probe could get right.
+        self.num_labelled = 0 if store.labels is None else int((store.labels[self.indices] >= 0).sum())
+        can_probe = self.num_labelled > 0 and len(labelled_sample(store)) > 0
+        self.probe: Probe | None = fit_probe(store) if can_probe else None
         self._probe_full: float | None = None
 
     @torch.no_grad()
@@ -104,7 +107,7 @@ class Evaluator:
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
         }
         if self.probe is not None:
-            figures["val/probe_accuracy"] = hits / len(self.indices)
+            figures["val/probe_accuracy"] = hits / self.num_labelled
             # A probe that reads no class from the real tokens has nothing that could be kept.
             if self.probe_full > 0:
                 figures["val/probe_kept"] = figures["val/probe_accuracy"] / self.probe_full
@@ -115,7 +118,7 @@ class Evaluator:
         """The probe's accuracy on uncompressed held-out tokens."""
         if self._probe_full is None:
             hits = sum(self._hits(self.store.tokens(batch), batch) for batch in self.indices.split(BATCH))
-            self._probe_full = hits / len(self.indices)
+            self._probe_full = hits / self.num_labelled
         return self._probe_full
 
     def _swd(self, tokens_nC: Tensor) -> float:
