@@ -79,6 +79,8 @@ class HuggingFaceSource:
 
     def load(self, index: int) -> Image.Image:
         content = self._content(index)
+        if content is None:
+            raise ValueError("no image in this row")
         return open_image(BytesIO(content) if isinstance(content, bytes) else content)
 
     def identity(self) -> dict[str, Any]:
@@ -86,17 +88,19 @@ class HuggingFaceSource:
         contents = digest(_summary(self._content(index)) for index in probes(range(len(self.items))))
         return {**basic_identity(self), "contents": contents}
 
-    def _content(self, index: int) -> bytes | Path:
+    def _content(self, index: int) -> bytes | Path | None:
         """An encoded image, or the file that holds it."""
         part = bisect.bisect_right(self._starts, index) - 1
-        cell = self._parts[part][index - self._starts[part]][self._column]
-        if cell is None or (cell["bytes"] is None and cell["path"] is None):
-            raise ValueError("no image in this row")
-        return Path(cell["path"]) if cell["bytes"] is None else bytes(cell["bytes"])
+        cell = self._parts[part][index - self._starts[part]][self._column] or {}
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        return Path(cell["path"]) if cell.get("path") else None
 
 
-def _summary(content: bytes | Path) -> str | int:
-    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else file_size(content)
+def _summary(content: bytes | Path | None) -> str | int:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return -1 if content is None else file_size(content)
 
 
 def _load(datasets: Any, root: str, config_name: str | None) -> Mapping[str, Any]:
