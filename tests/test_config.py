@@ -22,7 +22,7 @@ from tokconv.overrides import compose, from_dict, parse, with_values
 
 Result = TypeVar("Result")
 EXTRA = {"data.root": "/photos"}
-"""What a config needs beside a value under test, for folder and imagenet sources."""
+"""What a config needs beside a value under test, for sources that read images from somewhere."""
 
 PUBLISHED = [
     (["model.compressor.output_grid_size=8"], {"model.compressor.output_grid_size": 8}),
@@ -150,12 +150,20 @@ def test_nothing_to_train_is_refused() -> None:
     assert compose(["loss.weights.wgan=0"]).loss.weights.wgan == 0.0
 
 
-@pytest.mark.parametrize("source", ["folder", "imagenet"])
+@pytest.mark.parametrize("source", ["folder", "imagenet", "coco", "huggingface"])
 @pytest.mark.parametrize("key", ["data", "data.source"])
 def test_sources_with_a_folder_need_root(key: str, source: str) -> None:
     with pytest.raises(ConfigError, match=rf"^data\.root: missing; data\.source={source}"):
         compose([f"{key}={source}"])
     assert compose([f"{key}={source}", "data.root=/photos"]).data.root == "/photos"
+
+
+@pytest.mark.parametrize("key", ["data.name", "data.image_column", "data.label_column"])
+def test_keys_that_the_source_does_not_read_are_refused(key: str) -> None:
+    override = f"{key}=2017"
+    with pytest.raises(ConfigError, match=rf"^{key}: data\.source=folder does not read it"):
+        compose(["data=folder", "data.root=/photos", override])
+    assert get(compose(["data=huggingface", "data.root=a/b", override]), key) == "2017"
 
 
 # Names

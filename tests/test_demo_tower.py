@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from tokconv.config import ClipConfig
 from tokconv.encoder import BUNDLED, VisionTower, describe
 from tokconv.hub import ASSETS
-from tokconv.images import DigitsSource
+from tokconv.sources.bundled import DigitsSource
 
 TOWER = ASSETS / "digits-tower"
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "head.safetensors", "card.json"}

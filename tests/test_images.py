@@ -14,16 +14,9 @@ from PIL import Image
 from tokconv.config import DataConfig
 from tokconv.errors import DataError
 from tokconv.imagefiles import open_image
-from tokconv.images import (
-    DigitsSource,
-    FolderSource,
-    ImageItem,
-    ImageNetSource,
-    PhotographsSource,
-    SubsetSource,
-    assign_split,
-    open_source,
-)
+from tokconv.images import ImageItem, SubsetSource, assign_split, open_source
+from tokconv.sources.bundled import DigitsSource, PhotographsSource
+from tokconv.sources.folder import FolderSource, ImageNetSource
 
 
 def write_images(root: Path, *names: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 from tokconv.errors import ConfigError, suggest
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-SOURCES = ("digits", "photographs", "folder", "imagenet")
+SOURCES = ("digits", "photographs", "folder", "imagenet", "coco", "huggingface")
 
 
 @dataclass(kw_only=True)
@@ -157,9 +157,15 @@ class TrainingConfig:
 @dataclass(kw_only=True)
 class DataConfig:
     source: str = "digits"
-    """digits, photographs, folder or imagenet."""
+    """digits, photographs, folder, imagenet, coco or huggingface."""
     root: str | None = None
-    """The folder of a folder or imagenet source."""
+    """The folder of the images; for huggingface a data set's name on the hub or its directory."""
+    name: str | None = None
+    """Which part of a data set that has several: a Hugging Face configuration, or the year of a COCO folder (2017)."""
+    image_column: str | None = None
+    """Column of a Hugging Face data set; None is the only one of images."""
+    label_column: str | None = None
+    """Column of a Hugging Face data set; None is the only one of class labels, if there is one."""
     subset: int | None = None
     """Use this many images, chosen by a fixed seed; None is all."""
     val_fraction: float = 0.1
@@ -259,6 +265,7 @@ BOUNDS: dict[str, Bound] = {
     "data.num_workers": _at_least(0),
 }
 GROUPS = {"data": SOURCES}
+NEED_ROOT = ("folder", "imagenet", "coco", "huggingface")
 
 
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -307,8 +314,14 @@ def validate(config: Config) -> Config:
     if not any(dataclasses.asdict(config.loss.weights).values()):
         raise ConfigError("loss.weights: all are 0, nothing would be trained; raise ae or another one")
     _check_model(config.model)
-    if config.data.source in ("folder", "imagenet") and config.data.root is None:
-        raise ConfigError(f"data.root: missing; data.source={config.data.source} needs the folder of the images")
+    source = config.data.source
+    if source in NEED_ROOT and config.data.root is None:
+        wanted = "a data set's name or directory" if source == "huggingface" else "the folder of the images"
+        raise ConfigError(f"data.root: missing; data.source={source} needs {wanted}")
+    for key in ("data.name", "data.image_column", "data.label_column"):
+        readers = ("coco", "huggingface") if key == "data.name" else ("huggingface",)
+        if get(config, key) is not None and source not in readers:
+            raise ConfigError(f"{key}: data.source={source} does not read it, only {', '.join(readers)}; leave it out")
     return config
 
 

@@ -19,7 +19,7 @@ from tokconv.metrics.mmd import MmdReference
 from tokconv.metrics.similarity import cka, nearest, neighbour_overlap
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.probe import Probe, Reader, fit_probe
+from tokconv.probe import Probe, Reader, fit_probe, labelled_sample
 from tokconv.protocol import PROTOCOL as PROTOCOL
 from tokconv.store import TokenStore
 
@@ -66,7 +66,10 @@ class Evaluator:
         self.relations = heldout.relations(store, self.indices)
         few = self.relations is None
         self.features = None if few else heldout.new_features(store, len(self.indices), self.device)
-        self.probe: Probe | None = fit_probe(store) if store.labels is not None else None
+        # An image without a class is none that a probe could get right.
+        self.num_labelled = 0 if store.labels is None else int((store.labels[self.indices] >= 0).sum())
+        can_probe = self.num_labelled > 0 and len(labelled_sample(store)) > 0
+        self.probe: Probe | None = fit_probe(store) if can_probe else None
         self.reader = self.probe.reader(self.windows) if self.probe is not None else None
         self.real = self._real_figures()
 
@@ -108,7 +111,7 @@ class Evaluator:
             figures["val/cka"] = cka(self.relations.gram, gram)
         if self.probe is not None:
             for name, count in (("probe", hits), ("reader", read)):
-                figures[f"val/{name}_accuracy"] = count / len(self.indices)
+                figures[f"val/{name}_accuracy"] = count / self.num_labelled
                 # A probe that reads no class from the real tokens has nothing that could be kept.
                 if self.probe_full > 0:
                     figures[f"val/{name}_kept"] = figures[f"val/{name}_accuracy"] / self.probe_full
@@ -129,8 +132,8 @@ class Evaluator:
                 one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim))
                 full += self._hits(self.probe, tokens, batch)
                 sampled += self._hits(self.reader, one_each, batch)
-            self.probe_full = full / len(self.indices)
-            found["val/reader_sampled"] = sampled / len(self.indices)
+            self.probe_full = full / self.num_labelled
+            found["val/reader_sampled"] = sampled / self.num_labelled
         return found
 
     def _distances(self, tokens_nC: Tensor) -> Figures:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def open_image(path: Path) -> Image.Image:
-    """A file as an upright RGB image: first frame, 16 bits scaled to 8, transparency on white.
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """A file, or its open content, as an upright RGB image: first frame, 16 bits scaled to 8, transparency on white.
 
     Raises:
         OSError: unreadable, truncated or empty; ValueError, SyntaxError and others of Pillow's for damaged files.
@@ -24,7 +25,7 @@ def open_image(path: Path) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 return to_rgb(ImageOps.exif_transpose(image))
         except UnidentifiedImageError as error:
             # Pillow's own text holds the whole path; a store lists reasons and must not depend on where images lie.

@@ -86,8 +86,8 @@ def _classes(features_BF: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def fit_probe(store: TokenStore) -> Probe:
-    """The store's probe, from its cache or fitted now. Raises StoreError for a store without labels."""
-    if store.labels is None:
+    """The store's probe, from its cache or fitted now. Raises StoreError when no training image has a label."""
+    if store.labels is None or not len(labelled_sample(store)):
         raise StoreError(f"{store.path}: no labels, so no probe")
     windows = Windows(store.token_grid, _probe_grid(store.token_grid, store.dim))
     path = store.derived_dir / f"probe-v{FIT_VERSION}.safetensors"
@@ -101,12 +101,18 @@ def fit_probe(store: TokenStore) -> Probe:
     return Probe(tensors["weight"], tensors["bias"], windows)
 
 
+def labelled_sample(store: TokenStore) -> Tensor:
+    """The training indices that the probe is fitted on: those of `training_sample` that have a class."""
+    sample = training_sample(store)
+    return sample[:0] if store.labels is None else sample[store.labels[sample] >= 0]
+
+
 def _probe_grid(token_grid: int, dim: int) -> int:
     return max(1, min(token_grid, math.isqrt(MAX_FEATURES // dim)))
 
 
 def _solve(store: TokenStore, windows: Windows, labels: Tensor) -> tuple[Tensor, Tensor]:
-    sample = training_sample(store)
+    sample = labelled_sample(store)
     features = torch.cat([windows.split(t).mean(2).flatten(1) for t in standardised_batches(store, sample)])
     targets = F.one_hot(labels[sample], len(store.class_names)).double()
     center, target_mean = features.mean(0), targets.mean(0)

@@ -2,7 +2,7 @@
 
 A vision tower of CLIP's own architecture (transformers.CLIPVisionModel, 96 px, patch 4: 24 x 24 = 576 patch tokens,
 as at ViT-L/14-336), trained to classify the UCI handwritten digits that ship with scikit-learn. Only the training
-split that tokconv.images.DigitsSource declares is seen; the held-out accuracy is printed and written to the card.
+split that DigitsSource declares is seen; the held-out accuracy is printed and written to the card.
 
     python tools/train_demo_tower.py --out tokconv/assets/digits-tower     # about 20 minutes on 2 cores
 """
@@ -21,7 +21,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
 
-from tokconv.images import DigitsSource
+from tokconv.sources.bundled import DigitsSource
 
 IMAGE_SIZE, PATCH_SIZE = 96, 4
 

@@ -12,8 +12,8 @@ import torch
 from tokconv.config import ClipConfig
 from tokconv.encode import encode
 from tokconv.encoder import BUNDLED, VisionTower
-from tokconv.images import DigitsSource
 from tokconv.overrides import compose
+from tokconv.sources.bundled import DigitsSource
 
 IMAGES, REPEATS = 32, 7
 
