@@ -14,6 +14,7 @@ from tokconv.models.compressor import ResidualCompressor
 from tokconv.models.decoder import ConvDecoder
 from tokconv.networks import network_arguments
 from tokconv.overrides import compose
+from tokconv.protocol import PROTOCOL
 
 BASELINE = {"val/fvu": 0.1, "val/cosine": 0.9, "val/cosine_centered": 0.8, "val/swd": 0.1, "val/swd_floor": 0.05}
 
@@ -40,7 +41,7 @@ def write_checkpoint(path: Path, token_grid: int = 4, dim: int = 8, grid: int = 
         "config": to_dict(config),
         "networks": network_arguments(config, token_grid, dim),
         "store_fingerprint": "0" * 16,
-        "protocol": 1,
+        "protocol": PROTOCOL,
         "token_grid": token_grid,
         "dim": dim,
         "encoder": {"name": "tiny", "revision": None, "layer": -2},

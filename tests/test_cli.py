@@ -388,6 +388,10 @@ def test_resume_of_a_finished_run_says_so(store: str, capsys: pytest.CaptureFixt
     saved.write_text(text)
     # A copy of the data is no other experiment.
     assert main(["train", "--resume", "data.num_workers=0", "data=digits"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    _judge_by_protocol_1(Path("runs/train/train-001"))
+    assert main(["train", "--resume"]) == 0
+    assert "figures are of evaluation protocol 1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -414,3 +418,19 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], sec
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_an_unfinished_run_of_another_protocol_is_not_resumed(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SHORT, *_digits(store)]) == 0
+    run = Path("runs/train/train-001")
+    config = json.loads((run / "config.json").read_text())
+    config["training"]["epochs"] = 2
+    (run / "config.json").write_text(json.dumps(config))
+    _judge_by_protocol_1(run)
+    assert main(["train", "--resume"]) == 2
+    assert "evaluation protocol 1" in capsys.readouterr().err
+
+
+def _judge_by_protocol_1(run: Path) -> None:
+    [path] = run.glob("checkpoints/*/state.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "protocol": 1}))

@@ -211,7 +211,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("champion/subject_to", ["val/fvu <= low"]), "'low' is not a number"),
         (changed("champion/subject_to", ["val/fvu <= nan"]), "'nan' is not a number"),
         (changed("champion/subject_to", ["val/fuv <= 1"]), "champion.subject_to: got 'val/fuv'; did you mean val/fvu?"),
-        (changed("champion/minimise", "val/mmd"), "champion.minimise: got 'val/mmd'"),
+        (changed("champion/minimise", "val/fid"), "champion.minimise: got 'val/fid'"),
         (changed("objectives", [{"metric": "val/fuv", "mode": "min"}]), "got 'val/fuv'; did you mean val/fvu?"),
         (changed("objectives", [{"metric": "val/fvu", "mode": "minimise"}]), "objectives.mode: got 'minimise'"),
         (changed("objectives", [{"metric": "val/fvu"}]), "must be {metric: val/fvu, mode: min}"),

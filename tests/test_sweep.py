@@ -15,18 +15,22 @@ import torch
 from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from stores import write_store
 from sweeping import champions, events, spec, write_spec
 from towers import write_vit_b_16
 
 import tokconv
 from tokconv.errors import ConfigError, SpecError, SweepError
+from tokconv.files import write_text
 from tokconv.overrides import with_values
 from tokconv.prepare import open_store
+from tokconv.protocol import PROTOCOL
 from tokconv.runtime import LocalRuntime
 from tokconv.sweep.champions import judge
+from tokconv.sweep.layout import new_directory
 from tokconv.sweep.record import Record
-from tokconv.sweep.run import run_sweep
-from tokconv.sweep.spec_file import parse_spec
+from tokconv.sweep.run import _check_figures, run_sweep
+from tokconv.sweep.spec_file import parse_spec, to_yaml
 from tokconv.sweep.tracking import local_uri
 from tokconv.train import run_trial
 
@@ -202,6 +206,32 @@ def test_impossible_sweeps_are_refused_before_anything_is_written(tmp_path: Path
     with pytest.raises(SweepError, match="no run of 'tiny' to resume"):
         run_sweep(parse_spec(spec(tmp_path)), resume=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("protocol", [None, PROTOCOL + 1])
+def test_a_sweep_judged_by_another_protocol_is_not_resumed(tmp_path: Path, protocol: int | None) -> None:
+    """The first version of the record did not name its protocol."""
+    tiny = parse_spec(spec(tmp_path))
+    directory = new_directory(tmp_path / "runs", "tiny")
+    write_text(directory.spec, to_yaml(tiny))
+    record = Record(directory.events)
+    record.append("sweep_started", sweep=directory.name, **({} if protocol is None else {"protocol": protocol}))
+    record.close()
+    with pytest.raises(SweepError, match=rf"evaluation protocol {protocol or 1}, this .* without --resume"):
+        run_sweep(tiny, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_classes", "message"),
+    [("val/reader_kept", 0, "needs labels"), ("val/cka", 2, "needs 12 held-out images, and .* has 10")],
+)
+def test_figures_that_a_store_cannot_have_are_refused(
+    tmp_path: Path, metric: str, num_classes: int, message: str
+) -> None:
+    store = write_store(tmp_path / "store", num_classes=num_classes)
+    plain = spec(tmp_path, objectives=[{"metric": metric, "mode": "max"}])
+    with pytest.raises(SpecError, match=message):
+        _check_figures(parse_spec(plain), store)
 
 
 def test_the_judgement_of_a_record_needs_no_sweep(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_everything_of_the_record_arrives(root: Path, export: Path) -> None:
         assert run.info.status == STATUS[state]
         assert (run.info.start_time, run.info.end_time) == (told.started, told.ended)
         assert (run.data.tags["tokconv.state"], run.data.tags["tokconv.reason"]) == (state, told.reason)
+        assert run.data.tags["tokconv.protocol"] == "2"
         assert run.data.params == {
             "training.n_critic": str(int(uid)),
             "loss.weights.wgan": "0.123457",
@@ -122,6 +123,7 @@ def test_everything_of_the_record_arrives(root: Path, export: Path) -> None:
         parent.data.tags.items()
         >= {
             "tokconv.store_fingerprint": "f00d",
+            "tokconv.protocol": "2",
             "mlflow.source.git.commit": "c0ffee",
             "tokconv.plan.trials": "4",
             "mlflow.note.content": "| grid |\n| --- |",

@@ -21,6 +21,7 @@ from tokconv.config import Config, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError
 from tokconv.learner import Learner, Share
 from tokconv.overrides import compose, from_dict, with_values
+from tokconv.protocol import PROTOCOL
 from tokconv.rate_distortion import baseline_figures
 from tokconv.runtime import LocalRuntime, Metrics
 from tokconv.store import TokenStore
@@ -132,6 +133,17 @@ def test_a_checkpoint_of_another_config_or_store_is_refused(store: TokenStore, c
     with pytest.raises(CheckpointError, match="another token store"):
         run_trial(with_values(config, {"training.epochs": 1}), elsewhere,
                   LocalRuntime(tmp_path / "run", device="cpu", resume=True))  # fmt: skip
+
+
+def test_a_history_of_another_protocol_is_not_continued(store: TokenStore, config: Config, tmp_path: Path) -> None:
+    with pytest.raises(_InterruptedError):
+        run_trial(config, store, LocalRuntime(tmp_path, device="cpu", on_report=_stop_after(2)))
+    path = tmp_path / "checkpoints" / "epoch-0002" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["protocol"] == PROTOCOL
+    path.write_text(json.dumps({**state, "protocol": 1}))
+    with pytest.raises(CheckpointError, match=f"evaluation protocol 1, this tokconv has {PROTOCOL}.*start a new one"):
+        run_trial(config, store, LocalRuntime(tmp_path, device="cpu", resume=True))
 
 
 def test_damaged_checkpoints_are_refused(store: TokenStore, config: Config, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def start_sweep(record: Record) -> None:
         spec={"name": "demo", "search": {"training.n_critic": {"int": [1, 5]}}},
         git_commit="c0ffee",
         store_fingerprint="f00d",
+        protocol=2,
         token_grid=4,
         plan={"trials": 4},
     )
