@@ -32,6 +32,7 @@ class LinearCodec:
     @torch.no_grad()
     def fill(self, compressor: Compressor, decoder: Decoder) -> None:
         """Make this codec the window projections of a compressor and a decoder of the same grid and width."""
+        assert compressor.projection is not None
         compressor.projection.weight.copy_(self.encode_weight)
         compressor.projection.bias.copy_(self.encode_bias)
         decoder.projection.weight.copy_(self.decode_weight)
