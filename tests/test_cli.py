@@ -24,7 +24,7 @@ from tokconv import __version__
 from tokconv.cli import main
 from tokconv.overrides import compose
 
-COMMANDS = ("doctor", "encode", "train", "sweep", "replay", "models", "export", "dynamic", "compress")
+COMMANDS = ("doctor", "encode", "train", "sweep", "replay", "evaluate", "models", "export", "dynamic", "compress")
 SHORT = ("training.epochs=1", "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.errors import TokconvError, import_extra
+from tokconv.errors import ConfigError, TokconvError, import_extra
 
 SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure")
 """What a sweep imports sooner or later; one that is missing is told before anything starts."""
@@ -131,6 +131,22 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--seed", type=int, default=0, help="of the orders (default: %(default)s)")
     replay.set_defaults(run=_replay)
 
+    evaluate = command(
+        "evaluate",
+        "judge a token store's baselines, or an exported compressor beside them",
+        "tokconv evaluate --baselines runs/stores/my-store --grids 4,6,8,12 --plot plot.png\n"
+        "  tokconv evaluate my-compressor runs/stores/my-store",
+    )
+    evaluate.add_argument("compressor", type=Path, nargs="?", help="an exported compressor")
+    evaluate.add_argument("store", type=Path, nargs="?", help="a store of its encoder (default: the one it came from)")
+    evaluate.add_argument("--baselines", type=Path, metavar="STORE", help="judge the baselines of this store alone")
+    evaluate.add_argument("--grids", help="with --baselines: output grids (default: 4,6,8,12, those that fit)")
+    evaluate.add_argument(
+        "--plot", type=Path, help="with --baselines: the PNG (default: STORE/derived/rate_distortion.png)"
+    )
+    _add_device(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
     export = command(
         "export",
         "turn a checkpoint into a folder that tokconv.load_compressor reads",
@@ -236,6 +252,21 @@ def _replay(args: argparse.Namespace) -> None:
     from tokconv.sweep.replay import print_replay
 
     print_replay(args.sweep, min_epochs=args.min_epochs, reductions=args.reduction, orders=args.orders, seed=args.seed)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    # What contradicts itself first: it is said without waiting for torch.
+    if (args.compressor is None) == (args.baselines is None):
+        raise ConfigError("name an exported compressor or --baselines STORE, one of the two; see: tokconv evaluate -h")
+    for option in ("grids", "plot"):
+        if args.baselines is None and getattr(args, option) is not None:
+            raise ConfigError(f"--{option}: goes with --baselines STORE; an exported compressor has one grid, no plot")
+    from tokconv.assess import evaluate_baselines, evaluate_compressor
+
+    if args.baselines is not None:
+        evaluate_baselines(args.baselines, grids=args.grids, plot=args.plot)
+    else:
+        evaluate_compressor(args.compressor, args.store, device=args.device)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -100,7 +100,8 @@ def _merge_pairs(tokens_BnC: Tensor, sizes_Bn1: Tensor, count: int) -> tuple[Ten
     order = similarity.argsort(dim=1, descending=True, stable=True)
     leaving, staying = order[:, :count], order[:, count:].sort(1).values
     target = nearest.gather(1, leaving)
-    weighted, size = _pick(first * first_sizes, leaving), _pick(first_sizes, leaving)
+    size = _pick(first_sizes, leaving)
+    weighted = _pick(first, leaving) * size
     joined_sizes = second_sizes.scatter_add(1, target[..., None], size)
     joined = (second * second_sizes).scatter_add(1, _wide(target, tokens_BnC), weighted) / joined_sizes
     moved = torch.empty(tokens_BnC.shape[:2], dtype=torch.int64, device=tokens_BnC.device)
