@@ -193,6 +193,7 @@ PARTS = (
     Part("devices", _devices, "check the driver: nvidia-smi must list the GPU that torch was built for"),
     Part("encoder", _encoder, "reinstall tokconv: its bundled tower is missing or damaged"),
     Part("demo extra", _packages("scikit-learn", "scikit-image"), DEMO),
+    Part("datasets extra", _packages("datasets"), "pip install 'tokconv[datasets]'"),
     Part("training", _training, f"repair what fails above ({DEMO} brings the digits), else report this"),
     Part("sweep extra", _packages("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "PyYAML"), SWEEP),
     Part(
