@@ -12,7 +12,7 @@ from pathlib import Path
 from tokconv import __version__
 from tokconv.errors import ConfigError, TokconvError, import_extra
 
-SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure")
+SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats")
 """What a sweep imports sooner or later; one that is missing is told before anything starts."""
 UNUSABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -107,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("spec", type=Path, help="the spec, a YAML file")
     sweep.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the spec: resources.runner=inline")
     sweep.add_argument("--resume", action="store_true", help="go on with the newest run of this spec's name")
+    sweep.add_argument(
+        "--allow-unproven",
+        action="store_true",
+        help="also export champions that do not beat every baseline over the confirmation seeds, marked as unproven",
+    )
     sweep.set_defaults(run=_sweep, list="overrides")
 
     models = command(
@@ -238,7 +243,7 @@ def _sweep(args: argparse.Namespace) -> None:
         import_extra(module, "sweep")
     from tokconv.sweep.run import run_sweep
 
-    run_sweep(spec, resume=args.resume)
+    run_sweep(spec, resume=args.resume, allow_unproven=args.allow_unproven)
 
 
 def _models(args: argparse.Namespace) -> None:

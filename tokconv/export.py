@@ -31,8 +31,11 @@ DEFAULT_KINDS = {"compressor": "residual", "decoder": "conv"}
 """What a network is whose config.json, an older one, names no kind."""
 
 
-def export(checkpoint: Path, out: Path) -> Path:
+def export(checkpoint: Path, out: Path, *, evidence: Mapping[str, Any] | None = None) -> Path:
     """Write the artefact of a checkpoint to the directory `out` (replaced when it is an older artefact).
+
+    Args:
+        evidence: what a sweep knows beyond this one run, with a `summary` in words; None outside a sweep.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged, or `out` holds something else.
@@ -44,7 +47,7 @@ def export(checkpoint: Path, out: Path) -> Path:
     out = Path(out)
     if out.exists() and not _is_artefact(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
-    description = _describe(saved.state)
+    description = _describe(saved.state) | ({} if evidence is None else {"evidence": dict(evidence)})
     with atomic_path(out) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", description)
@@ -165,6 +168,7 @@ def model_card(description: Mapping[str, Any]) -> str:
             "",
             f"- Encoder: `{description['encoder']['name']}`, hidden layer {description['encoder']['layer']}",
             f"- Token store: `{description['store_fingerprint']}`, evaluation protocol {description['protocol']}",
+            f"- Evidence: {description.get('evidence', {}).get('summary', 'one run, not confirmed over seeds')}",
             "",
             header,
             "| --- |" + " ---: |" * len(columns),

@@ -2,4 +2,4 @@
 
 from tokconv.errors import require_extra
 
-require_extra("sweep", "ray", "optuna", "mlflow", "pandas", "rich", "matplotlib")
+require_extra("sweep", "ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "scipy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tokconv.sweep.evidence import Evidence, confirmations_of, weigh
 from tokconv.sweep.pareto import ranks
 from tokconv.sweep.record import TrialRecord
 from tokconv.sweep.spec import Champion
@@ -25,8 +26,12 @@ class Verdict:
     """Not dominated on (val/fvu, val/swd), by falling fvu."""
     champion: TrialRecord | None
     missed: tuple[str, ...]
-    """Targets that the champion does not meet, with its figure; then it is the nearest, not a winner by the rule."""
+    """Targets that are not met, with the figure: the mean of the confirmations, or the champion's where there is none."""
+    nearest: bool
+    """Whether no trial of the search meets the targets: then the champion is the nearest, not a winner by the rule."""
     baselines: Mapping[str, Figures]
+    evidence: Evidence | None
+    """None without a champion."""
 
     @property
     def meets_targets(self) -> bool:
@@ -34,37 +39,56 @@ class Verdict:
 
 
 def judge(
-    trials: Iterable[TrialRecord], rule: Champion, token_grid: int, baselines: Mapping[int, Mapping[str, Figures]]
+    trials: Iterable[TrialRecord],
+    rule: Champion,
+    token_grid: int,
+    baselines: Mapping[int, Mapping[str, Figures]],
+    *,
+    confirmations: Iterable[TrialRecord] = (),
+    seeds: int = 0,
 ) -> list[Verdict]:
     """One verdict for every grid in `baselines`, coarsest grid first.
 
     Args:
-        trials: all of the sweep's.
+        trials: all of the search's.
         rule: the spec's champion rule.
         token_grid: G.
         baselines: grid -> baseline -> figures.
+        confirmations: winners trained again; each counts for the trial that it confirms.
+        seeds: confirmations wanted of a winner; 0 for none.
     """
+    repeats = tuple(confirmations)
     complete = [trial for trial in trials if trial.state == "complete"]
-    return [_verdict(grid, complete, rule, token_grid, baselines[grid]) for grid in sorted(baselines)]
+    return [_verdict(grid, complete, rule, token_grid, baselines[grid], repeats, seeds) for grid in sorted(baselines)]
 
 
 def _verdict(
-    grid: int, complete: list[TrialRecord], rule: Champion, token_grid: int, baselines: Mapping[str, Figures]
+    grid: int,
+    complete: list[TrialRecord],
+    rule: Champion,
+    token_grid: int,
+    baselines: Mapping[str, Figures],
+    confirmations: tuple[TrialRecord, ...],
+    seeds: int,
 ) -> Verdict:
     ratio = token_grid**2 / grid**2
     trials = tuple(trial for trial in complete if abs(trial.ratio - ratio) < 1e-9)
     fronts = ranks([(trial.figures["val/fvu"], trial.figures["val/swd"]) for trial in trials])
     front = [trial for trial, rank in zip(trials, fronts, strict=True) if rank == 0]
     champion = min(trials, key=lambda trial: _distance(trial, rule), default=None)
-    missed = () if champion is None else tuple(_misses(champion, rule))
+    evidence = None
+    if champion is not None:
+        evidence = weigh(champion, confirmations_of(champion.uid, confirmations), seeds, baselines)
     return Verdict(
         grid=grid,
         ratio=ratio,
         trials=trials,
         front=tuple(sorted(front, key=lambda trial: -trial.figures["val/fvu"])),
         champion=champion,
-        missed=missed,
+        missed=() if evidence is None else tuple(_misses(evidence.figures, rule)),
+        nearest=champion is not None and any(_misses(champion.figures, rule)),
         baselines=baselines,
+        evidence=evidence,
     )
 
 
@@ -77,8 +101,8 @@ def _distance(trial: TrialRecord, rule: Champion) -> tuple[float, float, str]:
     return off, trial.figures.get(rule.minimise, float("inf")), trial.uid
 
 
-def _misses(trial: TrialRecord, rule: Champion) -> Iterable[str]:
+def _misses(figures: Figures, rule: Champion) -> Iterable[str]:
     for target in rule.subject_to:
-        if not target.met(trial.figures):
-            figure = trial.figures.get(target.metric)
+        if not target.met(figures):
+            figure = figures.get(target.metric)
             yield f"{target} (it has {'no such figure' if figure is None else f'{figure:.4g}'})"

@@ -63,8 +63,12 @@ class SweepDirectory:
     def artifacts(self, uid: str) -> Path:
         return self.path / "artifacts" / uid
 
+    @property
+    def champions(self) -> Path:
+        return self.path / "champions"
+
     def champion(self, grid: int) -> Path:
-        return self.path / "champions" / f"grid-{grid:02d}"
+        return self.champions / f"grid-{grid:02d}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

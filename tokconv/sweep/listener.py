@@ -44,8 +44,10 @@ class Listener(Callback):
         self._pending: list[Future[None]] = []
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        values = trial.config["values"]
-        self._record.append("trial_started", trial=trial.config["uid"], values=values, ratio=self._ratio(values))
+        values, confirms = trial.config["values"], trial.config.get("confirms")
+        kind = {} if confirms is None else {"kind": "confirm", "confirms": confirms}
+        ratio = self._ratio(values)
+        self._record.append("trial_started", trial=trial.config["uid"], values=values, ratio=ratio, **kind)
         self._on_event()
 
     def on_trial_result(
@@ -90,7 +92,7 @@ class Listener(Callback):
         self._record.append("trial_ended", trial=uid, state=state.value, reason=reason)
         self._on_event()
         if state is Outcome.COMPLETE:
-            self._pending.append(self._pool.submit(self._keep, self._record.trials[uid]))
+            self._pending.append(self._pool.submit(self._keep, self._record.find(uid)))
 
     def _why(self, trial: Trial, result: Mapping[str, Any] | None, *, error: bool) -> str:
         if not result:

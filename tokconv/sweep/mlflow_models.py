@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokconv import __version__
 from tokconv.protocol import protocol_of
+from tokconv.sweep.evidence import PROVEN
 from tokconv.sweep.mlflow_view import shown
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
     """Register the compressor of a trial's run, and let the alias `champion` point at it.
 
     A run has one version, however often this is called. The alias stays where it is when another sweep has a newer
-    version: delivering an old sweep again must not dethrone the present champion.
+    version: delivering an old sweep again must not dethrone the present champion. Only what is proven gets it.
 
     Args:
         name: of the registered model.
         run_id: of the trial.
         sweep_run: id of its parent run.
-        champion: `export` (the directory that `tokconv.export.export` wrote) and `meets_targets`. An export that is
-            gone is named in a tag of the run.
+        champion: `export` (the directory that `tokconv.export.export` wrote), `meets_targets` and `evidence`. An
+            export that is gone is named in a tag of the run.
 
     Raises:
         OSError, ValueError: the export cannot be read.
@@ -53,8 +54,10 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
         "fvu": shown(description["figures"]["val/fvu"]),
         "meets_targets": str(champion["meets_targets"]).lower(),
         "tokconv.protocol": str(protocol_of(description)),
+        "tokconv.evidence": champion["evidence"],
         "tokconv.sweep_run": sweep_run,
     }
+    client.set_tag(run_id, "tokconv.evidence", champion["evidence"])
     _create_model(client, name)
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((found for found in versions if found.run_id == run_id), None)
@@ -63,9 +66,22 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
     else:
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
+    if champion["evidence"] != PROVEN:
+        withdraw(client, name, sweep_run)
+        return
     others = [int(found.version) for found in versions if found.tags.get("tokconv.sweep_run") != sweep_run]
     if all(other < int(version.version) for other in others):
         client.set_registered_model_alias(name, ALIAS, version.version)
+
+
+def withdraw(client: MlflowClient, name: str, sweep_run: str) -> None:
+    """Take the alias `champion` from a version of this sweep, if it has it: it was given for an earlier judgement."""
+    for model in client.search_registered_models(f"name = '{name}'"):
+        version = model.aliases.get(ALIAS)
+        if version is None:
+            continue
+        if client.get_model_version(name, version).tags.get("tokconv.sweep_run") == sweep_run:
+            client.delete_registered_model_alias(name, ALIAS)
 
 
 def save_model(export: Path, out: Path, description: Mapping[str, Any]) -> None:

@@ -36,6 +36,9 @@ class _Snapshot:
     """The record at one moment. The live view is drawn by another thread, which must not see the record change."""
 
     counts: Mapping[str, int]
+    """Of the search's trials, by state."""
+    confirmed: int
+    """Confirmations that ended."""
     running: tuple[TrialRecord, ...]
     epochs_done: int
     epochs_left: int
@@ -52,7 +55,8 @@ class SweepDisplay:
 
     Args:
         name: of the sweep.
-        total: trials in all.
+        total: trials of the search.
+        confirmations: runs that repeat the winners, as far as that is known before the search.
         token_grid: G.
         baselines: grid -> baseline -> figures.
         epochs: of a trial that is not stopped early.
@@ -73,10 +77,12 @@ class SweepDisplay:
         baselines: Mapping[int, Mapping[str, Figures]],
         epochs: int,
         rule: Champion,
+        confirmations: int = 0,
         console: Console | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._name, self._total, self._epochs = name, total, epochs
+        self._confirmations = confirmations
         self._token_grid, self._baselines, self._rule = token_grid, baselines, rule
         # Without the isatty, FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
         self._console = console or Console(force_interactive=None if sys.stdout.isatty() else False)
@@ -84,7 +90,7 @@ class SweepDisplay:
         self._live: Live | None = None
         self._states: dict[str, str] = {}
         self._judged = 0
-        self._snapshot = _Snapshot(Counter(), (), 0, total * epochs, None, self._judge([]))
+        self._snapshot = _Snapshot(Counter(), 0, (), 0, (total + confirmations) * epochs, None, self._judge([]))
         self._started = self._line_due = clock()
         self._epochs_before: int | None = None
 
@@ -101,7 +107,8 @@ class SweepDisplay:
             self._live.start()
         else:
             grids = " ".join(f"{grid}x{grid}" for grid in self._baselines)
-            self.message(f"sweep {self._name}: {self._total} trials of {self._epochs} epochs, grids {grids}")
+            repeats = f" and {self._confirmations} confirmations" if self._confirmations else ""
+            self.message(f"sweep {self._name}: {self._total} trials{repeats} of {self._epochs} epochs, grids {grids}")
         return self
 
     def __exit__(
@@ -120,12 +127,17 @@ class SweepDisplay:
             # Not through the console, which would wrap a log's lines at 80 columns and turn a notebook's into HTML.
             print(text, file=self._console.file, flush=True)
 
+    def expect(self, confirmations: int) -> None:
+        """How many confirmations there will be, ended ones included; known when the search has ended."""
+        self._confirmations = confirmations
+
     def update(self, record: Record) -> None:
         """Take in the record as it is now; to be called after every event, from one thread."""
-        trials = list(record.trials.values())
+        searched, repeats = list(record.trials.values()), list(record.confirmations.values())
+        trials = searched + repeats
         if self._epochs_before is None:
             self._epochs_before = sum(len(trial.history) for trial in trials)
-        self._snapshot = self._take(trials)
+        self._snapshot = self._take(searched, repeats)
         changed = [trial for trial in trials if self._states.get(trial.uid) != trial.state]
         for trial in changed:
             # A trial that was finished when first seen belongs to an earlier run of a resumed sweep.
@@ -136,16 +148,17 @@ class SweepDisplay:
             self._line_due = self._clock() + LOG_INTERVAL
             self.message(f"{self._counts()} ({self._time()})")
 
-    def _take(self, trials: list[TrialRecord]) -> _Snapshot:
-        counts = Counter(trial.state for trial in trials)
+    def _take(self, searched: list[TrialRecord], repeats: list[TrialRecord]) -> _Snapshot:
+        counts, trials = Counter(trial.state for trial in searched), searched + repeats
         running = tuple(trial for trial in trials if trial.state == "running")
         failed = [trial for trial in trials if trial.state == "failed"]
-        waiting = max(0, self._total - len(trials))
+        waiting = max(0, self._total - len(searched)) + max(0, self._confirmations - len(repeats))
         # Judging costs more than everything else here, and only a complete trial can change a verdict.
-        judged = self._snapshot.verdicts if counts["complete"] == self._judged else self._judge(trials)
+        judged = self._snapshot.verdicts if counts["complete"] == self._judged else self._judge(searched)
         self._judged = counts["complete"]
         return _Snapshot(
             counts=counts,
+            confirmed=sum(run.state in FINISHED for run in repeats),
             running=running,
             epochs_done=sum(len(trial.history) for trial in trials),
             epochs_left=waiting * self._epochs + sum(max(0, self._epochs - _epoch(trial)) for trial in running),
@@ -160,7 +173,8 @@ class SweepDisplay:
         now = self._snapshot
         states = ", ".join(f"{now.counts[state]} {STATES[state]}" for state in FINISHED if now.counts[state])
         running = f"; {len(now.running)} running" if now.running else ""
-        return f"{now.finished}/{self._total} trials finished" + (f": {states}" if states else "") + running
+        repeats = f"; {now.confirmed}/{self._confirmations} confirmations" if self._confirmations else ""
+        return f"{now.finished}/{self._total} trials finished" + (f": {states}" if states else "") + repeats + running
 
     def _time(self) -> str:
         """Elapsed, and what is left at this run's pace: too long a guess while trials will be stopped early."""
@@ -175,7 +189,7 @@ class SweepDisplay:
         header = Table.grid(padding=(0, 1))
         header.add_row(
             Text(self._name, style="bold", overflow="ellipsis", no_wrap=True),
-            ProgressBar(total=self._total, completed=now.finished, width=20),
+            ProgressBar(total=self._total + self._confirmations, completed=now.finished + now.confirmed, width=20),
             self._time(),
         )
         parts: list[Any] = [header, Text(self._counts(), overflow="ellipsis", no_wrap=True)]
@@ -216,10 +230,14 @@ def _event_line(trial: TrialRecord) -> str:
     figures, epoch = trial.figures, _epoch(trial)
     if trial.state == "running":
         begun = f"continues after epoch {epoch}" if epoch else "started"
-        return f"trial {trial.uid} {begun}: {trial.ratio:.3g}x {compact(trial.values)}".rstrip()
+        return f"{_name(trial)} {begun}: {trial.ratio:.3g}x {compact(trial.values)}".rstrip()
     reached = f" fvu {figures['val/fvu']:.4f}, swd {figures['val/swd']:.3f}" if figures else ""
     reason = f" {trial.reason}" if trial.state == "failed" else reached
-    return f"trial {trial.uid} {STATES[trial.state]} after epoch {epoch}:{reason}"
+    return f"{_name(trial)} {STATES[trial.state]} after epoch {epoch}:{reason}"
+
+
+def _name(trial: TrialRecord) -> str:
+    return f"trial {trial.uid}" if trial.confirms is None else f"{trial.uid} (confirms trial {trial.confirms})"
 
 
 def _table(title: str, *columns: str, wide: str = "") -> Table:

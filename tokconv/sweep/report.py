@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tokconv.files import atomic_path, write_json
 from tokconv.protocol import PROTOCOL
 from tokconv.sweep.champions import Figures, Verdict
+from tokconv.sweep.evidence import Evidence
 from tokconv.sweep.pareto import ranks
 from tokconv.sweep.record import TrialRecord
 from tokconv.sweep.spec import Objective, Spec
@@ -32,13 +34,14 @@ LEGEND = (
     "fvu: share of the tokens' variance that is lost; gain: share of pooling's fvu that is gone; "
     "swd: distance to real tokens (floor: real against real)."
 )
+INTERVAL_LEGEND = "+-: half of the 95 % interval over the confirmation seeds; the figures above it are their means."
 PROBE_LEGEND = "probe: linear classifier on reconstructed tokens, and the share kept of its accuracy on the real ones."
 
 
 @dataclass(frozen=True)
 class _Row:
     cells: tuple[str, ...]
-    is_baseline: bool
+    is_champion: bool
 
 
 def print_result(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
@@ -74,7 +77,7 @@ def result_table(verdicts: Sequence[Verdict], *, narrow: bool = False) -> Table:
     for verdict in verdicts:
         rows = list(_rows(verdict))
         for row in rows:
-            style = "dim" if row.is_baseline else "bold"
+            style = "bold" if row.is_champion else "dim"
             table.add_row(*(row.cells[i] for i in shown), style=style, end_section=row is rows[-1])
     return table
 
@@ -90,37 +93,52 @@ def summary_markdown(verdicts: Sequence[Verdict]) -> str:
         for row in _rows(verdict):
             cells = [row.cells[i] for i in shown]
             lines.append(
-                "| " + " | ".join(cells if row.is_baseline else [f"**{c}**" if c else c for c in cells]) + " |"
+                "| " + " | ".join([f"**{c}**" if c else c for c in cells] if row.is_champion else cells) + " |"
             )
     lines += ["", *(f"- {note}" for note in notes(verdicts))]
     return "\n".join([*lines, "", " ".join(_legends(verdicts)), ""])
 
 
 def notes(verdicts: Sequence[Verdict]) -> list[str]:
-    """What the table's `nearest` and `none finished` mean, a line a grid that needs one."""
+    """What the table's `nearest`, `missed`, `unproven` and `none finished` mean, a line each."""
     found = []
     for verdict in verdicts:
         name = f"{verdict.grid}x{verdict.grid}"
         if verdict.champion is None:
             found.append(f"{name}: no trial finished at this grid")
         elif verdict.missed:
-            found.append(f"{name}: nearest, misses {', '.join(verdict.missed)}")
+            found.append(
+                f"{name}: {'nearest' if verdict.nearest else 'in the mean'}, misses {', '.join(verdict.missed)}"
+            )
+        if verdict.evidence is not None and verdict.evidence.reasons:
+            found.append(f"{name}: {verdict.evidence.summary}")
     return found
 
 
-def write_results(directory: Path, verdicts: Sequence[Verdict], trials: Sequence[TrialRecord], spec: Spec) -> None:
+def write_results(
+    directory: Path,
+    verdicts: Sequence[Verdict],
+    trials: Sequence[TrialRecord],
+    spec: Spec,
+    *,
+    confirmations: Sequence[TrialRecord] = (),
+    exported: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
     """Write results.csv, champions.json, pareto.png and learning_curves.png, each whole or not at all.
 
     Args:
         directory: created when missing.
-        trials: all of the sweep's, in any state.
+        trials: all of the search's, in any state.
+        confirmations: in results.csv, too.
+        exported: grid -> what was exported, with its path as `export`.
         spec: its objectives decide `on_front` in results.csv; its target on `val/swd` is drawn.
     """
     from tokconv.sweep import plots
 
     with atomic_path(directory / "results.csv") as temporary:
-        results_frame(trials, spec.objectives).to_csv(temporary, index=False)
-    write_json(directory / "champions.json", {str(verdict.grid): _champion_json(verdict) for verdict in verdicts})
+        results_frame([*trials, *confirmations], spec.objectives).to_csv(temporary, index=False)
+    found = {str(verdict.grid): _champion_json(verdict, exported.get(str(verdict.grid), {})) for verdict in verdicts}
+    write_json(directory / "champions.json", found)
     limit = next((t.limit for t in spec.champion.subject_to if t.metric == "val/swd" and t.sign == "<="), None)
     for name, figure in (
         ("pareto.png", plots.pareto_figure(verdicts, trials, limit)),
@@ -133,8 +151,8 @@ def write_results(directory: Path, verdicts: Sequence[Verdict], trials: Sequence
 def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> pandas.DataFrame:
     """One row a trial: state, searched values, last figures, epochs and seconds.
 
-    `on_front` is true where a complete trial is not dominated on the sweep's objectives by another one, false where it
-    is, and empty for every other trial.
+    `kind` is search or confirm, `confirms` the trial that a confirmation repeats. `on_front` is true where a complete trial is not dominated on the sweep's objectives by another one, false where it
+    is, and empty for every other trial and for confirmations.
     """
     import pandas
 
@@ -142,6 +160,8 @@ def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
     rows = [
         {
             "uid": trial.uid,
+            "kind": "search" if trial.confirms is None else "confirm",
+            "confirms": trial.confirms,
             "state": trial.state,
             "reason": trial.reason,
             "on_front": front.get(trial.uid),
@@ -154,7 +174,8 @@ def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
         }
         for trial in sorted(trials, key=lambda trial: trial.uid)
     ]
-    return pandas.DataFrame(rows, columns=None if rows else ["uid", "state", "reason", "on_front", "ratio", "protocol"])
+    columns = ["uid", "kind", "confirms", "state", "reason", "on_front", "ratio", "protocol"]
+    return pandas.DataFrame(rows, columns=None if rows else columns)
 
 
 _REPEATED = ("epoch", "epochs", "compression_ratio")
@@ -165,7 +186,9 @@ def _on_front(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) ->
     judged = [
         trial
         for trial in trials
-        if trial.state == "complete" and all(objective.metric in trial.figures for objective in objectives)
+        if trial.state == "complete"
+        and trial.confirms is None
+        and all(objective.metric in trial.figures for objective in objectives)
     ]
     signs = [-1 if objective.mode == "max" else 1 for objective in objectives]
     points = [
@@ -175,8 +198,8 @@ def _on_front(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) ->
     return {trial.uid: rank == 0 for trial, rank in zip(judged, ranks(points), strict=True)}
 
 
-def _champion_json(verdict: Verdict) -> dict[str, Any]:
-    champion = verdict.champion
+def _champion_json(verdict: Verdict, exported: Mapping[str, Any]) -> dict[str, Any]:
+    champion, evidence = verdict.champion, verdict.evidence
     return {
         "tokens": verdict.grid**2,
         "compression_ratio": verdict.ratio,
@@ -187,6 +210,8 @@ def _champion_json(verdict: Verdict) -> dict[str, Any]:
         "values": {} if champion is None else champion.values,
         "figures": {} if champion is None else champion.figures,
         "checkpoint": None if champion is None else champion.checkpoint,
+        "evidence": None if champion is None or evidence is None else evidence.as_dict(champion.uid),
+        "export": exported.get("export"),
         "complete_trials": len(verdict.trials),
         "front": [trial.uid for trial in verdict.front],
         "baselines": {name: dict(figures) for name, figures in verdict.baselines.items()},
@@ -195,16 +220,16 @@ def _champion_json(verdict: Verdict) -> dict[str, Any]:
 
 def _rows(verdict: Verdict) -> Iterator[_Row]:
     place = (f"{verdict.grid}x{verdict.grid}", str(verdict.grid**2), f"{verdict.ratio:.3g}x")
-    if verdict.champion is None:
-        yield _Row((*place, "none finished", *[""] * 6), is_baseline=False)
+    champion, evidence = verdict.champion, verdict.evidence
+    if champion is None or evidence is None:
+        yield _Row((*place, "none finished", *[""] * 6), is_champion=True)
     else:
-        targets = "yes" if verdict.meets_targets else "nearest"
-        yield _Row(
-            (*place, f"trial {verdict.champion.uid}", *_cells(verdict.champion.figures), targets), is_baseline=False
-        )
+        targets = "yes" if verdict.meets_targets else "nearest" if verdict.nearest else "missed"
+        yield _Row((*place, f"trial {champion.uid}", *_cells(evidence.figures), targets), is_champion=True)
+        yield _Row(("", "", "", evidence.label, *_half_widths(evidence), ""), is_champion=False)
     for name, shown in COMPARED.items():
         if name in verdict.baselines:
-            yield _Row(("", "", "", shown, *_cells(verdict.baselines[name]), ""), is_baseline=True)
+            yield _Row(("", "", "", shown, *_cells(verdict.baselines[name]), ""), is_champion=False)
 
 
 def _cells(figures: Figures) -> tuple[str, ...]:
@@ -220,6 +245,16 @@ def _cells(figures: Figures) -> tuple[str, ...]:
     )
 
 
+def _half_widths(evidence: Evidence) -> tuple[str, ...]:
+    """Below each figure of the champion, half of its interval."""
+    own = {name: width for name, width in evidence.half_widths.items() if name in _SPREAD}
+    return tuple(f"+-{cell}" if cell else "" for cell in _cells(own))
+
+
+_SPREAD = ("val/fvu", "val/gain", "val/swd", "val/cosine", "val/probe_accuracy")
+"""Figures whose interval is shown; a floor has none, and what is kept of the probe moves with its accuracy."""
+
+
 def _shown_columns(verdicts: Iterable[Verdict]) -> list[int]:
     """All columns, without the probe's when the images have no labels."""
     probed = any(row.cells[PROBE] for verdict in verdicts for row in _rows(verdict))
@@ -227,5 +262,9 @@ def _shown_columns(verdicts: Iterable[Verdict]) -> list[int]:
 
 
 def _legends(verdicts: Sequence[Verdict]) -> list[str]:
-    probe = [PROBE_LEGEND] if PROBE in _shown_columns(verdicts) else []
-    return [LEGEND, *probe, f"evaluation protocol {PROTOCOL}"]
+    lines = [LEGEND]
+    if any(verdict.evidence is not None and verdict.evidence.half_widths for verdict in verdicts):
+        lines.append(INTERVAL_LEGEND)
+    if PROBE in _shown_columns(verdicts):
+        lines.append(PROBE_LEGEND)
+    return [*lines, f"evaluation protocol {PROTOCOL}"]

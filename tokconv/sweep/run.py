@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.config import Config, get
+from tokconv.dynamic.fit import fit_dynamic
 from tokconv.encoder import describe
-from tokconv.errors import SpecError, SweepError
+from tokconv.errors import SpecError, StoreError, SweepError
 from tokconv.evaluate import Figures
 from tokconv.export import export, load_compressor, load_decoder
 from tokconv.files import write_text
@@ -25,6 +26,8 @@ from tokconv.rate_distortion import baseline_figures
 from tokconv.store import TokenStore
 from tokconv.sweep import report
 from tokconv.sweep.champions import Verdict, judge
+from tokconv.sweep.confirm import drop_superseded, owed
+from tokconv.sweep.exports import export_champions, refusals
 from tokconv.sweep.layout import SweepDirectory, new_directory, newest_directory
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.progress import SweepDisplay
@@ -42,20 +45,22 @@ PICTURED_IMAGES = 4
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves: its directory, a verdict a grid, and every trial by uid."""
+    """What a sweep leaves: its directory, a verdict a grid, and every trial and confirmation by uid."""
 
     directory: Path
     verdicts: list[Verdict]
     trials: Mapping[str, TrialRecord]
+    confirmations: Mapping[str, TrialRecord]
 
 
-def run_sweep(spec: Spec, *, resume: bool = False) -> SweepResult:
+def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False) -> SweepResult:
     """Run a sweep, or finish an interrupted one, and print its result.
 
     Args:
         spec: checked (`tokconv.sweep.spec_file`).
         resume: go on in the newest directory of this spec's name: finished trials are kept, running ones continue
-            from their checkpoint; `trials` may have grown.
+            from their checkpoint; `trials` may have grown, `confirm` may have changed.
+        allow_unproven: export and register champions that do not beat every baseline, marked as unproven.
 
     Raises:
         ConfigError, DataError, StoreError: before any trial starts.
@@ -78,14 +83,23 @@ def run_sweep(spec: Spec, *, resume: bool = False) -> SweepResult:
     directory = directory or new_directory(root, spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
-        return _Sweep(spec, config, store, directory, root).run()
+        return _Sweep(spec, config, store, directory, root, allow_unproven).run()
 
 
 class _Sweep:
     """One driver's work on one directory."""
 
-    def __init__(self, spec: Spec, config: Config, store: TokenStore, directory: SweepDirectory, root: Path) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        config: Config,
+        store: TokenStore,
+        directory: SweepDirectory,
+        root: Path,
+        allow_unproven: bool,
+    ) -> None:
         self.spec, self.config, self.store, self.directory, self.root = spec, config, store, directory, root
+        self.allow_unproven = allow_unproven
         self.record = Record(directory.events)
         self.uri = spec.tracking.uri or local_uri(root)
         self.experiment = spec.tracking.experiment or spec.name
@@ -101,7 +115,11 @@ class _Sweep:
             store_fingerprint=self.store.fingerprint,
             protocol=PROTOCOL,
             token_grid=self.store.token_grid,
-            plan={"trials": self.spec.trials, "images": self.store.num_images},
+            plan={
+                "trials": self.spec.trials,
+                "confirm_seeds": self.spec.confirm_seeds,
+                "images": self.store.num_images,
+            },
         )
         writer = MlflowWriter(
             self.directory.events,
@@ -119,14 +137,17 @@ class _Sweep:
             writer.close(DRAIN_SECONDS)
             print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
             raise
-        verdicts = self._conclude("finished", baselines)
+        verdicts, exported = self._conclude("finished", baselines)
         delivery = writer.close(DRAIN_SECONDS)
         report.print_result(verdicts)
         print(f"\nresults, plots and exported champions: {self.directory.path}")
         print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
         print(delivery)
+        # Last, and with exit code 0: the sweep did its work, it is its finding that is negative.
+        for line in refusals(verdicts, exported):
+            print(line)
         self.record.close()
-        return SweepResult(self.directory.path, verdicts, self.record.trials)
+        return SweepResult(self.directory.path, verdicts, self.record.trials, self.record.confirmations)
 
     def _baselines(self) -> dict[int, dict[str, Figures]]:
         """Every baseline at every grid, from the store's cache or computed now."""
@@ -146,7 +167,22 @@ class _Sweep:
             baselines=baselines,
             epochs=self.config.training.epochs,
             rule=self.spec.champion,
+            confirmations=self.spec.confirm_seeds * len(baselines),
         )
+
+        def owed_now() -> list[dict[str, Any]]:
+            verdicts = self._judge(baselines)
+            drop_superseded(self.record, verdicts)
+            configs = owed(
+                verdicts,
+                self.record.trials,
+                self.record.confirmations,
+                seeds=self.spec.confirm_seeds,
+                base_seed=self.config.training.seed,
+            )
+            display.expect(len(self.record.confirmations.keys() | {config["uid"] for config in configs}))
+            return configs
+
         listener = Listener(
             self.record,
             ratio=self._ratio,
@@ -155,7 +191,7 @@ class _Sweep:
             on_event=lambda: display.update(self.record),
         )
         with display:
-            tune(self.spec, self.config, self.store.path.resolve(), self.directory, self.record, listener)
+            tune(self.spec, self.config, self.store.path.resolve(), self.directory, self.record, listener, owed_now)
             listener.close()
 
     def _ratio(self, values: Mapping[str, Any]) -> float:
@@ -172,27 +208,50 @@ class _Sweep:
         draw_compression(load_compressor(exported), load_decoder(exported), tokens, out / "reconstruction.png")
         return out
 
-    def _conclude(self, state: str, baselines: Mapping[int, Mapping[str, Figures]]) -> list[Verdict]:
+    def _judge(self, baselines: Mapping[int, Mapping[str, Figures]]) -> list[Verdict]:
+        return judge(
+            self.record.trials.values(),
+            self.spec.champion,
+            self.store.token_grid,
+            baselines,
+            confirmations=self.record.confirmations.values(),
+            seeds=self.spec.confirm_seeds,
+        )
+
+    def _fit_dynamic(self) -> None:
+        """What a grid per image would save, and the predictor that chooses it, beside the exported champions."""
+        try:
+            dynamic = fit_dynamic(self.directory.champions, self.store)
+        except StoreError as error:  # too few held-out images to judge a predictor: no reason to fail a finished sweep
+            print(f"no dynamic compression: {error}")
+            return
+        write_text(self.directory.report / "dynamic.txt", dynamic.text() + "\n")
+
+    def _conclude(
+        self, state: str, baselines: Mapping[int, Mapping[str, Figures]]
+    ) -> tuple[list[Verdict], dict[str, dict[str, Any]]]:
         """Judge what is complete, export the champions, write tables and plots, close the record."""
-        verdicts = judge(self.record.trials.values(), self.spec.champion, self.store.token_grid, baselines)
-        champions = {}
-        for verdict in verdicts:
-            if verdict.champion is not None and verdict.champion.checkpoint is not None:
-                out = export(Path(verdict.champion.checkpoint), self.directory.champion(verdict.grid))
-                champions[str(verdict.grid)] = {
-                    "trial": verdict.champion.uid,
-                    "export": str(out),
-                    "meets_targets": verdict.meets_targets,
-                }
-        report.write_results(self.directory.report, verdicts, list(self.record.trials.values()), self.spec)
+        verdicts = self._judge(baselines)
+        exported = export_champions(verdicts, self.directory, allow_unproven=self.allow_unproven)
+        if state == "finished" and len(exported) > 1:
+            self._fit_dynamic()
+        report.write_results(
+            self.directory.report,
+            verdicts,
+            list(self.record.trials.values()),
+            self.spec,
+            confirmations=list(self.record.confirmations.values()),
+            exported=exported,
+        )
         self.record.append(
             "sweep_ended",
             state=state,
-            champions=champions,
+            champions=exported,
+            evidence={str(v.grid): v.evidence.summary for v in verdicts if v.evidence is not None},
             artifacts=str(self.directory.report),
             summary=report.summary_markdown(verdicts),
         )
-        return verdicts
+        return verdicts, exported
 
 
 def _check_figures(spec: Spec, store: TokenStore) -> None:

@@ -144,6 +144,30 @@ class StudySearcher(Searcher):
         """Nothing, see `save`."""
 
 
+class GivenSearcher(Searcher):
+    """Hands configs to Ray Tune one after the other, and learns nothing from them."""
+
+    def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
+        super().__init__()
+        self._waiting = list(configs)
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the sweep's record holds everything."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, see `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `__getstate__`."""
+
+
 def _uid(number: int) -> str:
     return f"{number:05d}"
 

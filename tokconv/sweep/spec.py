@@ -82,6 +82,13 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confirm:
+    """The winner of each grid is trained again on this many fresh seeds; an interval needs two at least."""
+
+    seeds: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
     runner: str = "torch_trainer"
     workers: int = 1
@@ -112,6 +119,8 @@ class Spec:
     early_stopping: EarlyStopping | None = EarlyStopping()
     trials: int
     concurrency: int = 1
+    confirm: Confirm | None = Confirm()
+    """None: champions are unconfirmed, whatever their one run shows."""
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     storage: str | None = None
@@ -124,6 +133,11 @@ class Spec:
     def judged_by(self) -> tuple[str, ...]:
         """The figures that are objectives."""
         return tuple(objective.metric for objective in self.objectives)
+
+    @property
+    def confirm_seeds(self) -> int:
+        """Seeds a winner is trained on again; 0 for none."""
+        return 0 if self.confirm is None else self.confirm.seeds
 
     def grids(self) -> tuple[int, ...]:
         """Every output grid size that a trial may have, ascending."""

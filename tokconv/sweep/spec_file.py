@@ -17,12 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.files import NAME, NAME_RULE
 from tokconv.overrides import compose
+from tokconv.sweep.evidence import MIN_SEEDS
 from tokconv.sweep.space import parse_range
 from tokconv.sweep.spec import (
     FIGURES,
     RUNNERS,
     SAMPLERS,
     Champion,
+    Confirm,
     EarlyStopping,
     Objective,
     Resources,
@@ -32,7 +34,7 @@ from tokconv.sweep.spec import (
     Tracking,
 )
 
-Section = TypeVar("Section", Sampler, EarlyStopping, Resources, Tracking)
+Section = TypeVar("Section", Sampler, EarlyStopping, Confirm, Resources, Tracking)
 # PyYAML and OmegaConf let the last seven through: a value that its tag cannot be made of, a number of more than 4,300
 # digits, an alias inside what it stands for.
 _YAML_ERRORS = (
@@ -100,7 +102,7 @@ def parse_spec(tree: Any) -> Spec:
     for key in ("name", "trials"):
         if key not in tree:
             raise SpecError(f"{key}: missing; every spec needs it")
-    stopping = tree.get("early_stopping", {})
+    stopping, confirm = tree.get("early_stopping", {}), tree.get("confirm", {})
     spec = Spec(
         name=_name(tree["name"]),
         base=_base(tree.get("base", [])),
@@ -111,6 +113,7 @@ def parse_spec(tree: Any) -> Spec:
         early_stopping=None if stopping in (None, "none") else _section(EarlyStopping, "early_stopping", stopping),
         trials=_whole("trials", tree["trials"], 1),
         concurrency=_whole("concurrency", tree.get("concurrency", 1), 1),
+        confirm=None if confirm in (None, "none") else _section(Confirm, "confirm", confirm),
         resources=_section(Resources, "resources", tree.get("resources", {})),
         tracking=_section(Tracking, "tracking", tree.get("tracking", {})),
         storage=_text("storage", tree.get("storage")),
@@ -128,7 +131,8 @@ def spec_to_dict(spec: Spec) -> dict[str, Any]:
         "minimise": spec.champion.minimise,
         "subject_to": [str(target) for target in spec.champion.subject_to],
     }
-    plain["early_stopping"] = "none" if spec.early_stopping is None else dataclasses.asdict(spec.early_stopping)
+    for key in ("early_stopping", "confirm"):
+        plain[key] = "none" if plain[key] is None else plain[key]
     return plain
 
 
@@ -158,6 +162,11 @@ def _check_whole(spec: Spec) -> Spec:
     if spec.early_stopping is not None:
         _whole("early_stopping.min_epochs", spec.early_stopping.min_epochs, 1)
         _whole("early_stopping.reduction", spec.early_stopping.reduction, 2)
+    if spec.confirm is not None and spec.confirm.seeds < MIN_SEEDS:
+        raise SpecError(
+            f"confirm.seeds: got {spec.confirm.seeds}; an interval needs at least {MIN_SEEDS} seeds; write confirm: none "
+            "to go without"
+        )
     for key in spec.search:
         if key.startswith(("data.", "model.clip.")) or key == "training.epochs":
             raise SpecError(f"search.{key}: cannot be searched; all trials share one token store and one length")

@@ -4,7 +4,9 @@ One writer, in the driver, follows the sweep's own record. So a tracking server 
 nor loses anything, and delivering the record twice adds nothing: runs are found again by their tags, a metric point is
 itself by (key, time, step, value), a model version by its run.
 
-    tags of a run   tokconv.kind (sweep | trial), tokconv.sweep, tokconv.protocol, tokconv.state, tokconv.reason
+    tags of a run   tokconv.kind (sweep | trial | confirm), tokconv.sweep, tokconv.protocol, tokconv.state,
+                    tokconv.reason; tokconv.evidence on the run of an exported champion, tokconv.evidence.GRID on the
+                    sweep's
     found again by  tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
 """
 
@@ -27,7 +29,7 @@ import yaml
 from tokconv.errors import SweepError, import_extra
 from tokconv.protocol import protocol_of
 from tokconv.sweep.follower import Delivery, Follower, without_credentials
-from tokconv.sweep.mlflow_models import MISSING, register
+from tokconv.sweep.mlflow_models import MISSING, register, withdraw
 from tokconv.sweep.mlflow_view import DESCRIPTION, rounded, shown, slug, view_tags, view_url
 from tokconv.sweep.record import Event, read_events
 
@@ -38,6 +40,8 @@ DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 LOCAL_UI = "http://127.0.0.1:5000"
 BATCH_METRICS = 1000
 """MLflow takes no more in one call."""
+MOST_TAG = 5000
+"""Characters of a tag."""
 STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
 """State of a trial or a sweep -> status of its run, where that is not the same word."""
 NOTE = "mlflow.note.content"
@@ -183,7 +187,11 @@ class _Runs:
             if event["state"] == "finished":
                 for grid, champion in event["champions"].items():
                     name = f"tokconv-{slug(self._experiment)}-{grid}x{grid}"
-                    register(self._client, name, self._trial_run(champion["trial"]), self._parent, champion)
+                    register(self._client, name, self._trial_run(champion["run"]), self._parent, champion)
+                for grid, evidence in event.get("evidence", {}).items():
+                    self._client.set_tag(self._parent, f"tokconv.evidence.{grid}x{grid}", evidence[:MOST_TAG])
+                    if grid not in event["champions"]:
+                        withdraw(self._client, f"tokconv-{slug(self._experiment)}-{grid}x{grid}", self._parent)
             else:
                 self._stop_running_trials(event)
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
@@ -227,9 +235,17 @@ class _Runs:
             f"{self._sweep}/{uid}",
             f"{ratio:.3g}x k={grid} #{uid}",
             started["time"],
-            {"tokconv.kind": "trial", "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent} | self._judged,
+            # Of another kind than trials, so that the prepared view lists the search alone.
+            {
+                "tokconv.kind": started.get("kind", "trial"),
+                "tokconv.sweep": self._sweep,
+                "mlflow.parentRunId": self._parent,
+            }
+            | self._judged,
         )
         params = started["values"] | {"compression_ratio": ratio, "output_grid_size": grid, "num_tokens": grid**2}
+        if "confirms" in started:
+            params["confirms"] = started["confirms"]
         self._client.log_batch(
             run_id,
             # As a metric too: a param groups, a metric can be an axis. Known before the first epoch.

@@ -1,9 +1,11 @@
-"""The search itself: study, early stopping and trials put into one Ray Tune run."""
+"""The search and its confirmation: study, early stopping and trials put into Ray Tune runs, on one cluster."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tokconv.config import Config, to_dict
 from tokconv.sweep.cluster import ray_cluster
@@ -12,53 +14,83 @@ from tokconv.sweep.listener import Listener
 from tokconv.sweep.record import FINISHED, Record
 from tokconv.sweep.spec import Spec
 
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+Owed = Callable[[], list[dict[str, Any]]]
+
 
 def tune(
-    spec: Spec, config: Config, store: Path, directory: SweepDirectory, record: Record, listener: Listener
+    spec: Spec, config: Config, store: Path, directory: SweepDirectory, record: Record, listener: Listener, owed: Owed
 ) -> None:
-    """Run the trials that are missing: unfinished ones first, then new ones until the record holds `spec.trials`.
+    """Run the trials that are missing: unfinished ones first, then new ones until the record holds `spec.trials`; then
+    the confirmations that the finished search owes.
+
+    Args:
+        owed: asked once, after the search: configs with `confirms`.
 
     Raises:
         SweepError: no Ray cluster, or the cluster lacks what one trial needs.
     """
-    finished = sum(trial.state in FINISHED for trial in record.trials.values())
-    missing = spec.trials - finished
-    if missing <= 0:
+    missing = spec.trials - sum(trial.state in FINISHED for trial in record.trials.values())
+    if missing <= 0 and not owed():
         return
     # Tune would answer Ctrl-C by going on until all running trials have ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with ray_cluster(dashboard=spec.resources.runner == "torch_trainer") as private:
-        import ray.tune
-
         from tokconv.sweep.scheduler import ParetoHalving, Rungs
-        from tokconv.sweep.search import StudySearcher, open_study
-        from tokconv.sweep.trial import TrialJob, check_resources, trial_function, tune_resources
+        from tokconv.sweep.search import GivenSearcher, StudySearcher, open_study
+        from tokconv.sweep.trial import TrialJob, check_resources
 
         if private:
             check_resources(spec.resources)
-        scheduler = None
-        if spec.early_stopping is not None:
-            rungs = Rungs(spec.early_stopping, config.training.epochs)
-            rungs.replay(record.trials.values())
-            scheduler = ParetoHalving(rungs)
         job = TrialJob(to_dict(config), str(store), str(directory.trials), spec.resources)
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(ray.tune.with_parameters(trial_function, job=job), tune_resources(spec.resources)),
-            tune_config=ray.tune.TuneConfig(
-                search_alg=StudySearcher(spec, open_study(spec, directory.journal), record.trials.values()),
-                scheduler=scheduler,
-                num_samples=missing,
-                max_concurrent_trials=spec.concurrency,
-                reuse_actors=spec.resources.runner == "inline",
-                trial_name_creator=lambda trial: str(trial.config["uid"]),
-                trial_dirname_creator=lambda trial: str(trial.config["uid"]),
-            ),
-            run_config=ray.tune.RunConfig(
-                name="tune",
-                storage_path=str(directory.path),
-                callbacks=[listener],
-                failure_config=ray.tune.FailureConfig(max_failures=1),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
+        if missing > 0:
+            scheduler = None
+            if spec.early_stopping is not None:
+                rungs = Rungs(spec.early_stopping, config.training.epochs)
+                rungs.replay(record.trials.values())
+                scheduler = ParetoHalving(rungs)
+            searcher = StudySearcher(spec, open_study(spec, directory.journal), record.trials.values())
+            _fit("tune", spec, job, directory, listener, searcher, scheduler, missing)
+        configs = owed()
+        if configs:
+            _fit("confirm", spec, job, directory, listener, GivenSearcher(configs), None, len(configs))
+
+
+def _fit(
+    name: str,
+    spec: Spec,
+    job: Any,
+    directory: SweepDirectory,
+    listener: Listener,
+    searcher: Searcher,
+    scheduler: TrialScheduler | None,
+    samples: int,
+) -> None:
+    """One Tune run; everything that it leaves is in the record."""
+    import ray.tune
+
+    from tokconv.sweep.trial import trial_function, tune_resources
+
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(ray.tune.with_parameters(trial_function, job=job), tune_resources(spec.resources)),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=samples,
+            max_concurrent_trials=spec.concurrency,
+            reuse_actors=spec.resources.runner == "inline",
+            trial_name_creator=lambda trial: str(trial.config["uid"]),
+            trial_dirname_creator=lambda trial: str(trial.config["uid"]),
+        ),
+        run_config=ray.tune.RunConfig(
+            name=name,
+            storage_path=str(directory.path),
+            callbacks=[listener],
+            failure_config=ray.tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
