@@ -37,6 +37,7 @@ def spec(root: Path, **changes: Any) -> dict[str, Any]:
             "training.n_critic": {"int": [1, 2]},
         },
         "early_stopping": "none",
+        "confirm": "none",
         "trials": 4,
         "concurrency": 2,
         "resources": {"runner": "inline"},

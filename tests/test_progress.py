@@ -24,6 +24,7 @@ class Trials:
     """What a display reads of a `Record`."""
 
     trials: dict[str, TrialRecord] = field(default_factory=dict)
+    confirmations: dict[str, TrialRecord] = field(default_factory=dict)
 
     def put(self, *found: TrialRecord) -> Trials:
         self.trials |= {t.uid: t for t in found}

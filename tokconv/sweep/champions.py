@@ -26,7 +26,7 @@ class Verdict:
     """Not dominated on (val/fvu, val/swd), by falling fvu."""
     champion: TrialRecord | None
     missed: tuple[str, ...]
-    """Targets that are not met, with the figure: the mean of the confirmations, or the champion's where there is none."""
+    """Targets that are not met, with the figure: the mean of the confirmations, else the champion's own."""
     nearest: bool
     """Whether no trial of the search meets the targets: then the champion is the nearest, not a winner by the rule."""
     baselines: Mapping[str, Figures]

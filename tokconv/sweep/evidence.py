@@ -52,10 +52,10 @@ class Evidence:
 
     @property
     def label(self) -> str:
-        """`proven, 3 seeds`: a cell of the table."""
+        """`proven (3)`, with the number of seeds: a cell of the table."""
         if self.status == PENDING:
-            return f"pending, {sum(run.state in FINISHED for run in self.runs)}/{self.wanted} seeds"
-        return f"{self.status}, " + (f"{len(self.runs)} seeds" if self.wanted else "one seed")
+            return f"pending {sum(run.state in FINISHED for run in self.runs)}/{self.wanted}"
+        return f"{self.status} ({len(self.runs)})" if self.wanted else self.status
 
     def as_dict(self, trial: str) -> dict[str, Any]:
         """Plain data for champions.json and the export, of the champion `trial`."""
@@ -73,12 +73,15 @@ class Evidence:
     @property
     def summary(self) -> str:
         """One line: the status and what it rests on."""
-        if self.reasons:
-            return f"{self.label}: {'; '.join(self.reasons)}"
-        if not self.half_widths:
+        start = f"{self.status}, {len(self.runs)} seeds" if self.wanted else f"{self.status}, one seed"
+        if self.status == PENDING:
             return self.label
+        if self.reasons:
+            return f"{start}: {'; '.join(self.reasons)}"
+        if not self.half_widths:
+            return start
         known = (f"{name} {self.figures[name]:.4f} +- {self.half_widths[name]:.4f}" for name in JUDGED_ON)
-        return f"{self.label}: {', '.join(known)} (95 % interval)"
+        return f"{start}: {', '.join(known)} (95 % interval)"
 
 
 def weigh(champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baselines: Mapping[str, Figures]) -> Evidence:

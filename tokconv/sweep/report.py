@@ -34,7 +34,7 @@ LEGEND = (
     "fvu: share of the tokens' variance that is lost; gain: share of pooling's fvu that is gone; "
     "swd: distance to real tokens (floor: real against real)."
 )
-INTERVAL_LEGEND = "+-: half of the 95 % interval over the confirmation seeds; the figures above it are their means."
+INTERVAL_LEGEND = "+-: half of the 95 % interval over the confirmation seeds, (n) of them; above it their means."
 PROBE_LEGEND = "probe: linear classifier on reconstructed tokens, and the share kept of its accuracy on the real ones."
 
 
@@ -151,8 +151,9 @@ def write_results(
 def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> pandas.DataFrame:
     """One row a trial: state, searched values, last figures, epochs and seconds.
 
-    `kind` is search or confirm, `confirms` the trial that a confirmation repeats. `on_front` is true where a complete trial is not dominated on the sweep's objectives by another one, false where it
-    is, and empty for every other trial and for confirmations.
+    `kind` is search or confirm, `confirms` the trial that a confirmation repeats. `on_front` is true where a complete
+    trial is not dominated on the sweep's objectives by another one, false where it is, and empty for every other trial
+    and for confirmations.
     """
     import pandas
 

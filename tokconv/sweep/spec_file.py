@@ -164,8 +164,8 @@ def _check_whole(spec: Spec) -> Spec:
         _whole("early_stopping.reduction", spec.early_stopping.reduction, 2)
     if spec.confirm is not None and spec.confirm.seeds < MIN_SEEDS:
         raise SpecError(
-            f"confirm.seeds: got {spec.confirm.seeds}; an interval needs at least {MIN_SEEDS} seeds; write confirm: none "
-            "to go without"
+            f"confirm.seeds: got {spec.confirm.seeds}; an interval needs at least {MIN_SEEDS} seeds; write "
+            "confirm: none to go without"
         )
     for key in spec.search:
         if key.startswith(("data.", "model.clip.")) or key == "training.epochs":
