@@ -71,7 +71,7 @@ class Evaluator:
         self.relations = heldout.relations(store, self.indices)
         few = self.relations is None
         self.features = None if few else heldout.new_features(store, len(self.indices), self.device)
-        self.probe: Probe | None = fit_probe(store) if store.labels is not None else None
+        self.probe: Probe | None = fit_probe(store).to(self.device) if store.labels is not None else None
         self.reader = self.probe.reader(self.windows) if self.probe is not None else None
         self.real = self._real_figures()
 
@@ -130,8 +130,8 @@ class Evaluator:
             for batch, cells in zip(
                 self.indices.split(heldout.BATCH), self.sample.cells.split(heldout.BATCH), strict=True
             ):
-                tokens = self._standardise(self.store.tokens(batch))
-                one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim))
+                tokens = self._standardise(self.store.tokens(batch).to(self.device))
+                one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim).to(self.device))
                 full += self._hits(self.probe, tokens, batch)
                 sampled += self._hits(self.reader, one_each, batch)
             self.probe_full = full / len(self.indices)
