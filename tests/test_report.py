@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from trials import TOKEN_GRID, baselines, trial
 
+from tokconv.protocol import PROTOCOL
 from tokconv.sweep.champions import Verdict, judge
 from tokconv.sweep.pareto import dominates
 from tokconv.sweep.plots import curves_figure, pareto_figure
@@ -95,6 +96,15 @@ def test_markdown_is_one_rectangular_table() -> None:
     assert len({line.count("|") for line in table}) == 1
     # Champion, what it rests on, pooling and window PCA.
     assert len(table) == 2 + 4 * len(GRIDS)
+
+
+def test_every_form_of_the_result_names_its_protocol(tmp_path: Path) -> None:
+    verdicts, trials = judged([trial("0")], 6), [trial("0")]
+    for text in (printed(verdicts), summary_markdown(verdicts)):
+        assert f"evaluation protocol {PROTOCOL}" in text
+    write_results(tmp_path, verdicts, trials, SPEC)
+    assert json.loads((tmp_path / "champions.json").read_text())["6"]["protocol"] == PROTOCOL
+    assert list(results_frame(trials, SPEC.objectives)["protocol"]) == [PROTOCOL]
 
 
 def test_results_have_a_row_a_trial_and_say_who_is_on_the_front() -> None:

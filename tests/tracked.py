@@ -61,7 +61,16 @@ def end_sweep(record: Record, champion: str, export: Path, report: Path, state: 
     record.append(
         "sweep_ended",
         state=state,
-        champions={"2": {"trial": champion, "export": str(export), "meets_targets": True}},
+        champions={
+            "2": {
+                "trial": champion,
+                "run": champion,
+                "export": str(export),
+                "meets_targets": True,
+                "evidence": "proven",
+            }
+        },
+        evidence={"2": "proven, 3 seeds"},
         artifacts=str(report),
         summary="| grid |\n| --- |",
     )

@@ -69,7 +69,7 @@ class Evaluator:
         # An image without a class is none that a probe could get right.
         self.num_labelled = 0 if store.labels is None else int((store.labels[self.indices] >= 0).sum())
         can_probe = self.num_labelled > 0 and len(labelled_sample(store)) > 0
-        self.probe: Probe | None = fit_probe(store) if can_probe else None
+        self.probe: Probe | None = fit_probe(store).to(self.device) if can_probe else None
         self.reader = self.probe.reader(self.windows) if self.probe is not None else None
         self.real = self._real_figures()
 
@@ -128,8 +128,8 @@ class Evaluator:
             for batch, cells in zip(
                 self.indices.split(heldout.BATCH), self.sample.cells.split(heldout.BATCH), strict=True
             ):
-                tokens = self._standardise(self.store.tokens(batch))
-                one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim))
+                tokens = self._standardise(self.store.tokens(batch).to(self.device))
+                one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim).to(self.device))
                 full += self._hits(self.probe, tokens, batch)
                 sampled += self._hits(self.reader, one_each, batch)
             self.probe_full = full / self.num_labelled
