@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -85,6 +86,8 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
         )
         yield True
     finally:
+        # A handle that is collected after the shutdown would end this process: Ray's core worker exits on it.
+        gc.collect()
         ray.shutdown()
         del os.environ["RAY_ADDRESS"], os.environ["RAY_GCS_SERVER_PORT"]
 
