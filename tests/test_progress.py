@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from rich.console import Console
@@ -126,6 +126,27 @@ def test_the_time_left_counts_only_what_this_run_did(log: Console, clock: Clock)
         clock.now += 20
         shown.update(record.put(trial("00003", state="running", epochs=2)))
     assert "(20 s, about 2 min 20 s left)" in "\n".join(lines(log))
+
+
+def test_confirmations_are_counted_apart_and_take_their_time(log: Console, clock: Clock) -> None:
+    def repeat(uid: str, state: str, epochs: int) -> TrialRecord:
+        return replace(trial(uid, state=state, epochs=epochs), confirms="00000")
+
+    record = Trials().put(*(trial(f"{i:05d}") for i in range(4)))
+    record.confirmations = {"c06-1": repeat("c06-1", "running", 1)}
+    with display(log, clock) as shown:
+        shown.expect(3)
+        shown.update(record)
+        clock.now += 20
+        record.confirmations = {"c06-1": repeat("c06-1", "running", 2)}
+        shown.update(record)
+        record.confirmations = {"c06-1": repeat("c06-1", "complete", EPOCHS)}
+        shown.update(record)
+    text = "\n".join(lines(log))
+    # One epoch in 20 seconds; 7 of this one and 9 of each of the other two are left.
+    assert "4/4 trials finished: 4 complete; 0/3 confirmations; 1 running (20 s, about 8 min 20 s left)" in text
+    assert "c06-1 (confirms trial 00000) complete after epoch 9" in text
+    assert "4/4 trials finished: 4 complete; 1/3 confirmations" in lines(log)[-1]
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])

@@ -293,6 +293,56 @@ def test_a_better_champion_takes_the_alias_and_an_older_sweep_does_not(
     assert champion() == newest
 
 
+def test_a_confirmation_is_a_run_of_its_own_kind_and_holds_the_model(root: Path, export: Path) -> None:
+    record = new_record(root)
+    start_sweep(record)
+    run_trial(record, "00000")
+    values = {"training.n_critic": 0, "training.seed": 7}
+    record.append("trial_started", trial="c02-1", values=values, ratio=4.0, kind="confirm", confirms="00000")
+    record.append("trial_reported", trial="c02-1", epoch=1, figures={"val/fvu": 0.1}, checkpoint=None)
+    record.append("trial_ended", trial="c02-1", state="complete", reason="")
+    end_sweep(record, "00000", export, root / "report", run="c02-1")
+    deliver(root)
+    reader = client(root)
+    assert list(runs(reader)) == ["00000"]
+    [run] = runs(reader, "confirm").values()
+    assert run.data.tags["tokconv.trial_uid"] == "demo-001/c02-1"
+    assert run.data.tags["tokconv.evidence"] == "proven"
+    assert run.data.params.items() >= {"training.seed": "7", "confirms": "00000"}.items()
+    assert reader.get_model_version_by_alias("tokconv-demo-2x2", "champion").run_id == run.info.run_id
+    parent = runs(reader, "sweep")["demo-001"]
+    assert parent.data.tags["tokconv.evidence.2x2"] == "proven, 3 seeds"
+
+
+def test_what_is_proven_no_longer_loses_the_alias_and_what_is_unproven_never_gets_it(root: Path, export: Path) -> None:
+    def alias() -> str | None:
+        [model] = client(root).search_registered_models("name = 'tokconv-demo-2x2'")
+        return model.aliases.get("champion")
+
+    record = whole_sweep(root, export)
+    deliver(root)
+    assert alias() is not None
+    for champions in ({}, {"2": {"trial": "00003", "run": "00003", "export": str(export), "meets_targets": True}}):
+        for champion in champions.values():
+            champion["evidence"] = "unproven"
+        told = {"champions": champions, "evidence": {"2": "unproven, 3 seeds: pooling is at least as good"}}
+        record.append("sweep_ended", state="finished", artifacts=None, summary="", **told)
+        deliver(root)
+        assert alias() is None
+    tags = [version.tags["tokconv.evidence"] for version in client(root).search_model_versions("")]
+    assert sorted(tags) == ["proven", "unproven"]
+
+
+def test_a_record_from_before_confirmation_is_delivered_as_unconfirmed(root: Path, export: Path) -> None:
+    record = new_record(root)
+    start_sweep(record)
+    run_trial(record, "00000")
+    old = {"2": {"trial": "00000", "export": str(export), "meets_targets": True}}
+    record.append("sweep_ended", state="finished", champions=old, artifacts=None, summary="")
+    deliver(root)
+    assert runs(client(root))["00000"].data.tags["tokconv.evidence"] == "unconfirmed"
+
+
 def test_what_was_removed_meanwhile_is_named_and_holds_nothing_back(root: Path, tmp_path: Path) -> None:
     record = new_record(root)
     start_sweep(record)

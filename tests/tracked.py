@@ -55,16 +55,16 @@ def run_trial(record: Record, uid: str, epochs: int = EPOCHS) -> None:
     record.append("trial_ended", trial=uid, state=STATES[uid], reason=reason)
 
 
-def end_sweep(record: Record, champion: str, export: Path, report: Path, state: str = "finished") -> None:
+def end_sweep(record: Record, champion: str, export: Path, report: Path, *, run: str = "") -> None:
     report.mkdir(parents=True, exist_ok=True)
     (report / "results.csv").write_text("uid\n")
     record.append(
         "sweep_ended",
-        state=state,
+        state="finished",
         champions={
             "2": {
                 "trial": champion,
-                "run": champion,
+                "run": run or champion,
                 "export": str(export),
                 "meets_targets": True,
                 "evidence": "proven",
@@ -112,7 +112,7 @@ def runs(mlflow_client: Any, kind: str = "trial") -> dict[str, Any]:
     """Runs of a kind by their uid; each once."""
     experiment = mlflow_client.get_experiment_by_name("demo").experiment_id
     found = mlflow_client.search_runs([experiment], f"tags.`tokconv.kind` = '{kind}'")
-    key = "tokconv.trial_uid" if kind == "trial" else "tokconv.sweep_uid"
+    key = "tokconv.sweep_uid" if kind == "sweep" else "tokconv.trial_uid"
     by_uid = {run.data.tags[key].split("/")[-1]: run for run in found}
     assert len(by_uid) == len(found)
     return by_uid

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv import __version__
 from tokconv.protocol import protocol_of
-from tokconv.sweep.evidence import PROVEN
+from tokconv.sweep.evidence import PROVEN, UNCONFIRMED
 from tokconv.sweep.mlflow_view import shown
 
 if TYPE_CHECKING:
@@ -20,11 +20,35 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "champion"
+MOST_TAG = 5000
+"""Characters of a tag."""
 MODEL_PATH = "model"
 """Below the artifacts of the trial's run."""
 MISSING = "tokconv.missing"
 """Tag of a run: what was to be uploaded but is gone."""
 SERVING = Path(__file__).with_name("serving.py")
+
+
+def register_all(
+    client: MlflowClient, experiment: str, event: Mapping[str, Any], sweep_run: str, run_of: Callable[[str], str]
+) -> None:
+    """Register what a sweep exported, say on its run how well each grid is proven, and withdraw what no longer holds.
+
+    Args:
+        experiment: as a name of models may be.
+        event: `sweep_ended` of a finished sweep. Those written before confirmation existed name neither the exported
+            run nor any evidence.
+        sweep_run: id of the parent run.
+        run_of: uid of a trial or confirmation -> id of its run.
+    """
+    for grid, champion in event["champions"].items():
+        run_id = run_of(champion.get("run", champion["trial"]))
+        known = {"evidence": UNCONFIRMED, **champion}
+        register(client, f"tokconv-{experiment}-{grid}x{grid}", run_id, sweep_run, known)
+    for grid, evidence in event.get("evidence", {}).items():
+        client.set_tag(sweep_run, f"tokconv.evidence.{grid}x{grid}", evidence[:MOST_TAG])
+        if grid not in event["champions"]:
+            withdraw(client, f"tokconv-{experiment}-{grid}x{grid}", sweep_run)
 
 
 def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champion: Mapping[str, Any]) -> None:

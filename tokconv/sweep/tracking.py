@@ -29,7 +29,7 @@ import yaml
 from tokconv.errors import SweepError, import_extra
 from tokconv.protocol import protocol_of
 from tokconv.sweep.follower import Delivery, Follower, without_credentials
-from tokconv.sweep.mlflow_models import MISSING, register, withdraw
+from tokconv.sweep.mlflow_models import MISSING, register_all
 from tokconv.sweep.mlflow_view import DESCRIPTION, rounded, shown, slug, view_tags, view_url
 from tokconv.sweep.record import Event, read_events
 
@@ -40,8 +40,6 @@ DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 LOCAL_UI = "http://127.0.0.1:5000"
 BATCH_METRICS = 1000
 """MLflow takes no more in one call."""
-MOST_TAG = 5000
-"""Characters of a tag."""
 STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
 """State of a trial or a sweep -> status of its run, where that is not the same word."""
 NOTE = "mlflow.note.content"
@@ -185,13 +183,7 @@ class _Runs:
             if event.get("artifacts"):
                 self._upload(self._parent, event["artifacts"], "report")
             if event["state"] == "finished":
-                for grid, champion in event["champions"].items():
-                    name = f"tokconv-{slug(self._experiment)}-{grid}x{grid}"
-                    register(self._client, name, self._trial_run(champion["run"]), self._parent, champion)
-                for grid, evidence in event.get("evidence", {}).items():
-                    self._client.set_tag(self._parent, f"tokconv.evidence.{grid}x{grid}", evidence[:MOST_TAG])
-                    if grid not in event["champions"]:
-                        withdraw(self._client, f"tokconv-{slug(self._experiment)}-{grid}x{grid}", self._parent)
+                register_all(self._client, slug(self._experiment), event, self._parent, self._trial_run)
             else:
                 self._stop_running_trials(event)
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
@@ -229,19 +221,15 @@ class _Runs:
             return self._trial_runs[uid]
         started, ratio = self._started[uid], self._started[uid]["ratio"]
         grid = round(self._token_grid / ratio**0.5)
+        # Confirmations are of another kind than trials, so that the prepared view lists the search alone.
+        kind = started.get("kind", "trial")
         # The ratio leads, so that runs can be compared at a glance wherever only names are shown.
         run_id = self._find_run(
             "tokconv.trial_uid",
             f"{self._sweep}/{uid}",
             f"{ratio:.3g}x k={grid} #{uid}",
             started["time"],
-            # Of another kind than trials, so that the prepared view lists the search alone.
-            {
-                "tokconv.kind": started.get("kind", "trial"),
-                "tokconv.sweep": self._sweep,
-                "mlflow.parentRunId": self._parent,
-            }
-            | self._judged,
+            {"tokconv.kind": kind, "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent} | self._judged,
         )
         params = started["values"] | {"compression_ratio": ratio, "output_grid_size": grid, "num_tokens": grid**2}
         if "confirms" in started:
