@@ -14,10 +14,10 @@ from stores import write_store
 from tokconv.assess import TITLES
 from tokconv.baselines import BASELINES
 from tokconv.cli import main
-from tokconv.evaluate import PROTOCOL
 from tokconv.export import read_config
 from tokconv.figure_table import BOLD, PLAIN, figure_table, is_bold
 from tokconv.files import write_json
+from tokconv.protocol import PROTOCOL
 from tokconv.rate_distortion import baseline_figures
 from tokconv.store import TokenStore
 

@@ -12,7 +12,7 @@ from stores import write_store
 from tokconv import rate_distortion
 from tokconv.baselines import BASELINES, fitting
 from tokconv.errors import ConfigError, StoreError
-from tokconv.evaluate import PROTOCOL
+from tokconv.protocol import PROTOCOL
 from tokconv.rate_distortion import SHORTFALL, baseline_figures
 from tokconv.store import TokenStore
 

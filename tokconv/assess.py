@@ -10,15 +10,15 @@ from tokconv import export as exports
 from tokconv.baseline_plot import draw_rate_distortion
 from tokconv.encode import STORES
 from tokconv.errors import CheckpointError, ConfigError, MissingExtraError, StoreError, require_extra
-from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, codec_of
+from tokconv.evaluate import Evaluator, Figures, add_gain, codec_of
 from tokconv.figure_table import figure_table, legend
-from tokconv.grid import check_output_grid, compression_ratio
+from tokconv.grid import chosen_grids, compression_ratio
+from tokconv.protocol import PROTOCOL, at_least_as_good
 from tokconv.rate_distortion import SHORTFALL, baseline_figures
 from tokconv.runtime import resolve_device
 from tokconv.store import TokenStore
 from tokconv.terminal import progress_line
 
-DEFAULT_GRIDS = (4, 6, 8, 12)
 TITLES = {
     "pooling": "pooling",
     "max_norm": "max norm",
@@ -52,7 +52,7 @@ def evaluate_baselines(path: Path, *, grids: str | None = None, plot: Path | Non
         if plot.is_dir():
             raise ConfigError(f"--plot: {plot} is a folder; name the file to write")
     store = TokenStore.open(path)
-    chosen = _grids(grids, store.token_grid)
+    chosen = chosen_grids(grids, store.token_grid)
     figures: dict[int, dict[str, Figures]] = {}
     with progress_line("baselines") as line:
         for done, grid in enumerate(chosen, start=1):
@@ -63,7 +63,8 @@ def evaluate_baselines(path: Path, *, grids: str | None = None, plot: Path | Non
         print(f"\n{_heading(store, grid)}\n{figure_table(_titled(rows))}\n{_pca_note(rows)}")
     print(f"\n{SIDE_INFORMATION}")
     try:
-        print(f"\nplot: {_draw(figures, store, plot or store.derived_dir / 'rate_distortion.png')}")
+        out = plot or store.derived_dir / "rate_distortion.png"
+        print(f"\nplot: {draw_rate_distortion(figures, TITLES, store.token_grid, out)}")
     except MissingExtraError as error:
         print(f"\nno plot: {error}")
 
@@ -95,28 +96,15 @@ def evaluate_compressor(folder: Path, path: Path | None = None, *, device: str |
         print(f"note: {note}")
 
 
-def _grids(text: str | None, token_grid: int) -> list[int]:
-    if text is None:
-        return [grid for grid in DEFAULT_GRIDS if grid < token_grid] or [max(1, token_grid // 2)]
-    try:
-        chosen = sorted({int(part) for part in text.split(",")})
-    except ValueError as error:
-        raise ConfigError(f"--grids: got {text!r}; write whole numbers with commas, as in 4,6,8,12") from error
-    for grid in chosen:
-        check_output_grid(grid, token_grid)
-    return chosen
-
-
 def _store_of(folder: Path, description: Mapping[str, Any]) -> TokenStore:
     """The store below runs/stores that this compressor was trained on."""
-    for candidate in sorted(STORES.glob("*/index.json")):
-        store = TokenStore.open(candidate.parent)
-        if store.fingerprint == description.get("store_fingerprint"):
-            return store
-    raise StoreError(
-        f"{folder}: its token store is not below {STORES}; name a store of the same encoder: "
-        f"tokconv evaluate {folder} STORE"
-    )
+    store = TokenStore.with_fingerprint(STORES, description.get("store_fingerprint"))
+    if store is None:
+        raise StoreError(
+            f"{folder}: its token store is not below {STORES}; name a store of the same encoder: "
+            f"tokconv evaluate {folder} STORE"
+        )
+    return store
 
 
 def _check_encoder(folder: Path, description: Mapping[str, Any], store: TokenStore) -> None:
@@ -152,8 +140,7 @@ def _differences(description: Mapping[str, Any], store: TokenStore) -> list[str]
 
 def _verdict(figures: Figures, baselines: Mapping[str, Figures]) -> str:
     """Which baselines leave no reason to use this compressor: at least as good in error and in token-likeness."""
-    axes = ("val/fvu", "val/swd")
-    better = [TITLES[name] for name, row in baselines.items() if all(row[axis] <= figures[axis] for axis in axes)]
+    better = [TITLES[name] for name in at_least_as_good(baselines, figures)]
     if better:
         return f"At least as good on both fvu and swd: {', '.join(better)}."
     return "No baseline is at least as good on both fvu and swd."
@@ -177,7 +164,3 @@ def _pca_note(rows: Mapping[str, Figures]) -> str:
     if not shortfall:
         return "window PCA: exact"
     return f"window PCA: randomised, may capture {shortfall:.2g} of the optimum's variance less than it (estimate)"
-
-
-def _draw(figures: Mapping[int, Mapping[str, Figures]], store: TokenStore, out: Path) -> Path:
-    return draw_rate_distortion(figures, TITLES, store.token_grid, out)

@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "tokconv models model.clip.model_name=ViT-L/14-336 --grids 4,6,8,12",
     )
     _add_overrides(models)
-    models.add_argument("--grids", default="4,6,8,12", help="output grids (default: %(default)s)")
+    models.add_argument("--grids", help="output grids (default: 4,6,8,12, those that fit)")
     models.set_defaults(run=_models)
 
     replay = command(
@@ -247,9 +247,9 @@ def _sweep(args: argparse.Namespace) -> None:
 
 
 def _models(args: argparse.Namespace) -> None:
-    from tokconv.model_costs import models, parse_grids
+    from tokconv.model_costs import models
 
-    models(args.overrides, grids=parse_grids(args.grids))
+    models(args.overrides, grids=args.grids)
 
 
 def _replay(args: argparse.Namespace) -> None:

@@ -20,7 +20,6 @@ from tokconv.metrics.similarity import cka, nearest, neighbour_overlap
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.probe import Probe, Reader, fit_probe, labelled_sample
-from tokconv.protocol import PROTOCOL as PROTOCOL
 from tokconv.store import TokenStore
 
 Figures = dict[str, float]
@@ -89,7 +88,7 @@ class Evaluator:
             compressed, reconstructed = (part.float() for part in codec(tokens))
             self._check_count(compressed)
             fidelity.update(reconstructed, tokens)
-            cells, standardised = self._standardise(compressed), self._standardise(reconstructed)
+            cells, standardised = self.store.standardise(compressed), self.store.standardise(reconstructed)
             compared.take(cells)
             if self.features is not None:
                 self.features.add(standardised)
@@ -128,7 +127,7 @@ class Evaluator:
             for batch, cells in zip(
                 self.indices.split(heldout.BATCH), self.sample.cells.split(heldout.BATCH), strict=True
             ):
-                tokens = self._standardise(self.store.tokens(batch).to(self.device))
+                tokens = self.store.standardise(self.store.tokens(batch).to(self.device))
                 one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim).to(self.device))
                 full += self._hits(self.probe, tokens, batch)
                 sampled += self._hits(self.reader, one_each, batch)
@@ -143,9 +142,6 @@ class Evaluator:
         if len(tokens_nC) > 1:
             figures["val/mmd"] = self.mmd.squared_distance(tokens_nC[: protocol.MAX_MMD_TOKENS])
         return figures
-
-    def _standardise(self, tokens: Tensor) -> Tensor:
-        return heldout.standardise(self.store, tokens)
 
     def _hits(self, classifier: Probe | Reader, standardised: Tensor, batch: Tensor) -> int:
         assert self.store.labels is not None

@@ -48,6 +48,26 @@ def check_output_grid(output_grid: int, token_grid: int) -> None:
         )
 
 
+DEFAULT_GRIDS = (4, 6, 8, 12)
+
+
+def chosen_grids(text: str | None, token_grid: int) -> list[int]:
+    """The output grids of a `--grids 4,6,8,12`, ascending; for None the default ones that compress.
+
+    Raises:
+        ConfigError: not side lengths with commas between, or one that is not in 1..G.
+    """
+    if text is None:
+        return [grid for grid in DEFAULT_GRIDS if grid < token_grid] or [max(1, token_grid // 2)]
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 5 for part in parts):
+        raise ConfigError(f"--grids: got {text!r}; write side lengths with commas between, as in 4,6,8,12")
+    chosen = sorted({int(part) for part in parts})
+    for grid in chosen:
+        check_output_grid(grid, token_grid)
+    return chosen
+
+
 def to_grid(tokens_BNC: Tensor) -> Tensor:
     """[B, N, C] -> [B, G, G, C], a view."""
     side = side_length(tokens_BNC.shape[1])

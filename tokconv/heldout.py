@@ -34,11 +34,6 @@ def held_out(store: TokenStore) -> Tensor:
     return store.val_indices[order].sort().values
 
 
-def standardise(store: TokenStore, tokens: Tensor) -> Tensor:
-    """Tokens [..., C] with the store's mean removed, over its scale."""
-    return (tokens - store.mean.to(tokens.device)) / store.scale
-
-
 class Draw:
     """Some rows out of all those of the held-out images, kept while batches pass by: never all of them in memory.
 
@@ -92,7 +87,7 @@ def draw_sample(store: TokenStore, images: Tensor, windows: Windows) -> Sample:
     rows = (first_rows + places).flatten()[compared], (first_rows + cells).flatten()[compared], mmd_rows
     draws = [Draw(chosen, store.dim) for chosen in rows]
     for batch in images.split(BATCH):
-        tokens = standardise(store, store.tokens(batch))
+        tokens = store.standardise(store.tokens(batch))
         for draw in draws:
             draw.take(tokens)
     return Sample(draws[0].kept, draws[1].kept, draws[2].kept, compared, cells)
@@ -164,5 +159,5 @@ def _relate(store: TokenStore, images: Tensor) -> dict[str, Tensor]:
 def _gram(store: TokenStore, images: Tensor, part_N1: Tensor) -> Tensor:
     features = new_features(store, len(images), torch.device("cpu"))
     for batch in images.split(BATCH):
-        features.add(standardise(store, store.tokens(batch)) * part_N1)
+        features.add(store.standardise(store.tokens(batch)) * part_N1)
     return features.gram()

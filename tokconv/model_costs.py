@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from tokconv.config import ClipConfig, Config
 from tokconv.encoder_spec import describe, read_config
-from tokconv.errors import ConfigError, DataError
+from tokconv.errors import DataError
 from tokconv.families import PUBLISHED_SHAPES, SHORT_NAMES
 from tokconv.flops import costs, tower_flops
-from tokconv.grid import check_output_grid
+from tokconv.grid import chosen_grids
 from tokconv.hub import locate
 from tokconv.overrides import compose
 
@@ -28,8 +28,11 @@ class Tower:
     flops: int
 
 
-def models(overrides: Sequence[str], *, grids: Sequence[int]) -> None:
-    """Print parameters, FLOPs and share of the encoder's FLOPs of every kind of network at these grids.
+def models(overrides: Sequence[str], *, grids: str | None = None) -> None:
+    """Print parameters, FLOPs and share of the encoder's FLOPs of every kind of network.
+
+    Args:
+        grids: output grids with commas, as in "4,6,8,12".
 
     Raises:
         ConfigError: an override or a grid that cannot be.
@@ -37,15 +40,14 @@ def models(overrides: Sequence[str], *, grids: Sequence[int]) -> None:
     """
     config = compose(overrides)
     tower = _tower(config.model.clip)
-    for grid in grids:
-        check_output_grid(grid, tower.token_grid)
+    at_grids = chosen_grids(grids, tower.token_grid)
     print(
         f"{tower.name}: {tower.token_grid}x{tower.token_grid} tokens of {tower.dim} channels, "
         f"{_flops(tower.flops)} an image; widths and depths as configured\n"
     )
     print(f"{'':<12}{'kind':<12}{'grid':>7}{'parameters':>13}{'FLOPs':>12}{'of encoder':>12}")
     before = ""
-    for cost in sorted(costs(config, tower.token_grid, tower.dim, grids), key=lambda cost: ROLES.index(cost.role)):
+    for cost in sorted(costs(config, tower.token_grid, tower.dim, at_grids), key=lambda cost: ROLES.index(cost.role)):
         role, before = cost.role if cost.role != before else "", cost.role
         share = cost.flops / tower.flops
         chosen = " *" if cost.kind == _configured(config, cost.role) else ""
@@ -58,14 +60,6 @@ def models(overrides: Sequence[str], *, grids: Sequence[int]) -> None:
 
 
 ROLES = ("compressor", "decoder", "critic")
-
-
-def parse_grids(text: str) -> tuple[int, ...]:
-    """`4,6,8,12` as numbers. Raises ConfigError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 5 for part in parts):
-        raise ConfigError(f"--grids: got {text!r}; write side lengths with commas between, as in 4,6,8,12")
-    return tuple(int(part) for part in parts)
 
 
 def _configured(config: Config, role: str) -> str:

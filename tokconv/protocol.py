@@ -32,6 +32,15 @@ MIN_NEIGHBOUR_IMAGES = 12
 SEED = 20_001
 
 
+JUDGED_ON = ("val/fvu", "val/swd")
+"""What a compressor and a baseline are compared on, error and token-likeness; lower is better for both."""
+
+
+def at_least_as_good(baselines: Mapping[str, Mapping[str, float]], figures: Mapping[str, float]) -> tuple[str, ...]:
+    """The baselines that leave no reason to use a compressor of these figures: as good or better on both."""
+    return tuple(name for name, own in baselines.items() if all(own[axis] <= figures[axis] for axis in JUDGED_ON))
+
+
 def protocol_of(state: Mapping[str, Any]) -> int:
     """The protocol that the figures of a checkpoint, an export or an event are of; the first one was not written."""
     return int(state.get("protocol", 1))

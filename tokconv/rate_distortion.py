@@ -11,9 +11,10 @@ from filelock import FileLock
 
 from tokconv.baselines import FIT_VERSION, fitted_baselines
 from tokconv.errors import StoreError
-from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain
+from tokconv.evaluate import Evaluator, Figures, add_gain
 from tokconv.files import write_json
 from tokconv.grid import check_output_grid
+from tokconv.protocol import PROTOCOL
 from tokconv.store import TokenStore
 
 SHORTFALL = "pca_shortfall"

@@ -131,6 +131,24 @@ class TokenStore:
         check_settings(path, settings)
         return cls.open(path) if (path / INDEX).exists() else None
 
+    @classmethod
+    def with_fingerprint(cls, stores: Path, fingerprint: str | None) -> TokenStore | None:
+        """The store of this fingerprint in a directory of stores, None when it is not there.
+
+        Only indices are read to find it; a damaged one belongs to another store.
+
+        Raises:
+            StoreError: it is there, and its shards are damaged.
+        """
+        for path in sorted(stores.glob(f"*/{INDEX}")):
+            try:
+                index = read_json(path)
+            except StoreError:
+                continue
+            if digest(index) == fingerprint:
+                return cls.open(path.parent)
+        return None
+
     @property
     def derived_dir(self) -> Path:
         return self.path / "derived"
@@ -159,6 +177,10 @@ class TokenStore:
             start = self._ends[number] - self._shards[number].count
             out[targets] = unpack(self._shard(number), torch.tensor([wanted[place] - start for place in targets]))
         return out
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., C] with the training split's mean removed, over its scale, wherever they are."""
+        return (tokens - self.mean.to(tokens.device)) / self.scale
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}

@@ -20,11 +20,11 @@ from torch import Tensor
 from tokconv import checkpoint as checkpoints
 from tokconv.config import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
-from tokconv.evaluate import PROTOCOL, Evaluator, Figures, add_gain, codec_of
+from tokconv.evaluate import Evaluator, Figures, add_gain, codec_of
 from tokconv.grid import check_output_grid
 from tokconv.learner import Learner, Share
 from tokconv.networks import network_arguments, select_grid
-from tokconv.protocol import check_resumable
+from tokconv.protocol import PROTOCOL, check_resumable
 from tokconv.rate_distortion import baseline_figures
 from tokconv.runtime import Runtime
 from tokconv.store import TokenStore

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from scipy.stats import t as student
 
 from tokconv.files import write_json
 from tokconv.overrides import compose
 from tokconv.prepare import open_store
 from tokconv.runtime import LocalRuntime
+from tokconv.sweep.evidence import half_width
 from tokconv.train import run_trial
 
 GRIDS = (4, 6, 8, 12)
@@ -123,8 +123,7 @@ def _interval(values: list[float]) -> str:
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.4f}"
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.4f} +- {half:.4f}"
+    return f"{mean:.4f} +- {half_width(values):.4f}"
 
 
 def main() -> None:

@@ -22,4 +22,4 @@ def training_sample(store: TokenStore, limit: int = MAX_IMAGES) -> Tensor:
 def standardised_batches(store: TokenStore, indices: Tensor) -> Iterator[Tensor]:
     """Standardised tokens [b, N, C] float32 of these images, in order."""
     for batch in indices.split(BATCH):
-        yield (store.tokens(batch) - store.mean) / store.scale
+        yield store.standardise(store.tokens(batch))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,8 @@ from tokconv.dynamic.spectrum import Spectrum, principal_axes
 from tokconv.errors import CheckpointError, StoreError
 from tokconv.export import load_decoder
 from tokconv.files import atomic_path, write_json
-from tokconv.protocol import MAX_IMAGES, SEED
+from tokconv.heldout import held_out
 from tokconv.runtime import resolve_device
-from tokconv.shards import INDEX, digest
 from tokconv.store import TokenStore
 
 LEAST_IMAGES = 20
@@ -152,14 +150,12 @@ def fit_dynamic(
 def find_store(champions_dir: str | Path, stores: Path) -> TokenStore:
     """The store below a directory of stores that the compressors of a folder were trained on. Raises StoreError."""
     fingerprint = read_champions(champions_dir)[0].description.get("store_fingerprint")
-    for index in sorted(stores.glob(f"*/{INDEX}")):
-        try:
-            found = digest(json.loads(index.read_text(encoding="utf-8")))
-        except ValueError:  # a damaged store of something else is no reason to refuse
-            continue
-        if found == fingerprint:
-            return TokenStore.open(index.parent)
-    raise StoreError(f"{stores}: holds no token store that {champions_dir} was trained on; name it after the folder")
+    store = TokenStore.with_fingerprint(stores, fingerprint)
+    if store is None:
+        raise StoreError(
+            f"{stores}: holds no token store that {champions_dir} was trained on; name it after the folder"
+        )
+    return store
 
 
 @torch.no_grad()
@@ -173,8 +169,7 @@ def measure(
 ) -> Measured:
     """Features and true errors of the same held-out images as the evaluation protocol's. Raises CheckpointError."""
     place = resolve_device(device)
-    order = torch.randperm(len(store.val_indices), generator=torch.Generator().manual_seed(SEED))[:MAX_IMAGES]
-    indices = store.val_indices[order].sort().values
+    indices = held_out(store)
     pairs = [(champion.compressor.to(place), load_decoder(champion.path).to(place)) for champion in champions]
     on_place = spectrum.to(place)
     energies, errors, deviations = [], [], []

@@ -21,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Critic = Callable[[Tensor], Tensor]
-ADVERSARIAL = ("wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan")
-"""wgan_sn has no penalty: its critic is spectrally normed instead (`tokconv.models.critic.with_spectral_norm`)."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,9 @@ def _input_gradient(critic: Critic, point: Tensor) -> Tensor:
 def critic_loss(
     critic: Critic, real: Tensor, fake: Tensor, mix: Tensor, lambda_gp: float, kind: str = "wgan_gp"
 ) -> CriticTerms:
-    """The critic's loss of a kind in `ADVERSARIAL`; nothing flows back into `real` or `fake`.
+    """The critic's loss: wgan_gp, wgan_gp_one_sided, wgan_sn or r3gan; nothing flows back into `real` or `fake`.
 
+    wgan_sn has no penalty: its critic is spectrally normed instead (`tokconv.models.critic.with_spectral_norm`).
     Shapes as in `gradient_penalty`.
     """
     scores = critic(torch.cat([real, fake]).detach())

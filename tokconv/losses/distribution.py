@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tokconv.errors import import_extra
 
-DISTRIBUTION = ("swd", "sinkhorn")
 NUM_PROJECTIONS = 128
 """Drawn anew for every step: the protocol's own directions are never trained on."""
 SINKHORN_TOKENS = 256
@@ -61,7 +60,7 @@ def sinkhorn_loss(fake: Tensor, real: Tensor, *, scaling: float = SINKHORN_SCALI
 
 
 def distribution_loss(kind: str, compressed: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """The loss of a kind in `DISTRIBUTION` between all compressed tokens and as many real ones.
+    """swd or sinkhorn between all compressed tokens and as many real ones.
 
     Args:
         compressed: [B, K, C]; tokens: [B, N, C], both standardised. For sinkhorn 256 of each are compared.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tokconv.grid import Windows, to_grid
 
-RECONSTRUCTION = ("mse", "cosine", "hybrid")
 RELATED_TOKENS = 144
 """Tokens between which relations are compared; all 576 would cost 16 times as much."""
 

@@ -6,9 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PADDINGS = ("zeros", "partial")
-NORMS = ("layer", "none")
-
 
 class Standardise(nn.Module):
     """Tokens in their own units <-> tokens with mean 0 and unit average variance.

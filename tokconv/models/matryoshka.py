@@ -19,6 +19,36 @@ from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 
 
+class ManyGrids(nn.Module):
+    """What compressor and decoder share: the grids, their windows, and which of them is used."""
+
+    grids: tuple[int, ...]
+    """Every grid that is served, ascending."""
+    output_grid_size: int
+    """The selected one."""
+    windows: Windows
+    projections: nn.ModuleDict
+
+    def select(self, output_grid_size: int) -> None:
+        """Use this grid from now on. Raises ConfigError when it is none of the grids."""
+        _check(self.grids, output_grid_size)
+        key = str(output_grid_size)
+        self.windows = self.all_windows[key]  # type: ignore[assignment]
+        # Not registered as a module of its own: it is one already, and a state dict must not hold it twice.
+        self.__dict__["projection"] = self.projections[key]
+        self.output_grid_size = output_grid_size
+
+    def _serve(self, token_grid: int, grids: Sequence[int]) -> tuple[dict[str, Windows], dict[str, Windows]]:
+        """Windows of every grid over the token grid, and over the finest of them, by `str(grid)`."""
+        self.grids = tuple(grids)
+        finest = max(self.grids)
+        self.finest = Windows(token_grid, finest)
+        windows = {str(grid): Windows(token_grid, grid) for grid in self.grids}
+        folds = {str(grid): Windows(finest, grid) for grid in self.grids}
+        self.all_windows, self.folds = nn.ModuleDict(windows), nn.ModuleDict(folds)
+        return windows, folds
+
+
 def _check(grids: Sequence[int], output_grid_size: int) -> None:
     if output_grid_size not in grids:
         raise ConfigError(
@@ -27,7 +57,7 @@ def _check(grids: Sequence[int], output_grid_size: int) -> None:
         )
 
 
-class MatryoshkaCompressor(Compressor):
+class MatryoshkaCompressor(ManyGrids, Compressor):
     """Window projection of the selected grid + shared trunk on the finest grid, folded, starting at zero.
 
     Args: as `tokconv.models.compressor.ResidualCompressor`, and
@@ -60,14 +90,10 @@ class MatryoshkaCompressor(Compressor):
     ) -> None:
         _check(grids, output_grid_size)
         super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
-        self.grids = tuple(grids)
-        finest = max(self.grids)
-        self.finest = Windows(token_grid, finest)
-        windows, folds = _windows(token_grid, self.grids), _windows(finest, self.grids)
-        self.all_windows, self.folds = nn.ModuleDict(windows), nn.ModuleDict(folds)
+        windows, folds = self._serve(token_grid, grids)
         self.projections = nn.ModuleDict({key: nn.Linear(own.window_size * dim, dim) for key, own in windows.items()})
         self.enter = nn.Linear(self.finest.window_size * dim, hidden_dim)
-        self.position = nn.Parameter(torch.zeros(finest**2, hidden_dim))
+        self.position = nn.Parameter(torch.zeros(self.finest.num_cells, hidden_dim))
         self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
         self.fold = nn.ModuleDict(
             {key: nn.Linear(own.window_size * hidden_dim, hidden_dim) for key, own in folds.items()}
@@ -75,11 +101,6 @@ class MatryoshkaCompressor(Compressor):
         self.last = ConvBlock(hidden_dim, norm=norm, padding=padding)
         self.leave = zeroed(nn.Linear(hidden_dim, dim))
         self.select(output_grid_size)
-
-    def select(self, output_grid_size: int) -> None:
-        """Use this grid from now on. Raises ConfigError when it is none of the grids."""
-        _check(self.grids, output_grid_size)
-        _select(self, output_grid_size)
 
     def compress(self, standardised_BNC: Tensor) -> Tensor:
         key = str(self.output_grid_size)
@@ -91,7 +112,7 @@ class MatryoshkaCompressor(Compressor):
         return compressed
 
 
-class MatryoshkaDecoder(Decoder):
+class MatryoshkaDecoder(ManyGrids, Decoder):
     """The mirror of `MatryoshkaCompressor`: transposed projection of the selected grid + shared trunk.
 
     Args: as `MatryoshkaCompressor`.
@@ -115,45 +136,23 @@ class MatryoshkaDecoder(Decoder):
         super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
         # The base class made a projection for one grid; here every grid has its own.
         del self.projection
-        self.grids = tuple(grids)
-        finest = max(self.grids)
-        self.finest = Windows(token_grid, finest)
-        windows, folds = _windows(token_grid, self.grids), _windows(finest, self.grids)
-        self.all_windows, self.folds = nn.ModuleDict(windows), nn.ModuleDict(folds)
+        windows, folds = self._serve(token_grid, grids)
         self.projections = nn.ModuleDict({key: nn.Linear(dim, own.window_size * dim) for key, own in windows.items()})
         self.enter = nn.Linear(dim, hidden_dim)
         self.first = ConvBlock(hidden_dim, norm=norm, padding=padding)
         self.unfolds = nn.ModuleDict(
             {key: nn.Linear(hidden_dim, own.window_size * hidden_dim) for key, own in folds.items()}
         )
-        self.position = nn.Parameter(torch.zeros(finest**2, hidden_dim))
+        self.position = nn.Parameter(torch.zeros(self.finest.num_cells, hidden_dim))
         self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
         self.leave = zeroed(nn.Linear(hidden_dim, self.finest.window_size * dim))
         self.select(output_grid_size)
 
-    def select(self, output_grid_size: int) -> None:
-        """Use this grid from now on. Raises ConfigError when it is none of the grids."""
-        _check(self.grids, output_grid_size)
-        _select(self, output_grid_size)
-
     def decode(self, standardised_BKC: Tensor) -> Tensor:
-        key = str(self.windows.output_grid)
+        key = str(self.output_grid_size)
         folds: Windows = self.folds[key]  # type: ignore[assignment]
         hidden = to_tokens(self.first(to_grid(self.enter(standardised_BKC))))
         hidden = folds.join(self.unfolds[key](hidden).unflatten(2, (folds.window_size, -1))) + self.position
         hidden = to_tokens(self.blocks(to_grid(hidden)))
         fine = self.finest.join(self.leave(hidden).unflatten(2, (self.finest.window_size, -1)))
         return self.unfold(self.projections[key](standardised_BKC)) + fine
-
-
-def _windows(token_grid: int, grids: Sequence[int]) -> dict[str, Windows]:
-    return {str(grid): Windows(token_grid, grid) for grid in grids}
-
-
-def _select(network: MatryoshkaCompressor | MatryoshkaDecoder, output_grid_size: int) -> None:
-    key = str(output_grid_size)
-    network.windows = network.all_windows[key]  # type: ignore[assignment]
-    # Not registered as a module of its own: it is one already, and a state dict must not hold it twice.
-    network.__dict__["projection"] = network.projections[key]
-    if isinstance(network, MatryoshkaCompressor):
-        network.output_grid_size = output_grid_size

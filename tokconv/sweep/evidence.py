@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from tokconv.protocol import JUDGED_ON, at_least_as_good
 from tokconv.sweep.record import FINISHED, TrialRecord
 
 PROVEN, UNPROVEN, UNCONFIRMED, PENDING = "proven", "unproven", "unconfirmed", "pending"
-JUDGED_ON = ("val/fvu", "val/swd")
-"""Lower is better for both: the worse end of an interval is the upper one."""
 LEVEL = 0.95
 MIN_SEEDS = 2
 SEED_KEY = "training.seed"
@@ -109,6 +108,7 @@ def weigh(champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baseli
     if len(complete) < MIN_SEEDS:
         return Evidence(UNPROVEN, seeds, runs, champion.figures, champion, reasons=failed)
     means, half_widths = intervals(complete)
+    # Lower is better for both: the worse end of an interval is the upper one.
     worse = {name: means[name] + half_widths[name] for name in JUDGED_ON}
     beaten_by, rivals = _rivals(baselines, worse, "the champion's upper ends")
     reasons = (*rivals, *failed)
@@ -119,12 +119,16 @@ def weigh(champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baseli
 
 def intervals(runs: Sequence[TrialRecord]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean and half of the 95 % interval (Student's t) of every figure that all runs have; two runs at least."""
-    from scipy.stats import t
-
     names = [name for name in runs[0].figures if all(name in run.figures for run in runs)]
     values = {name: [run.figures[name] for run in runs] for name in names}
-    factor = float(t.ppf((1 + LEVEL) / 2, len(runs) - 1)) / math.sqrt(len(runs))
-    return {name: fmean(v) for name, v in values.items()}, {name: factor * stdev(v) for name, v in values.items()}
+    return {name: fmean(v) for name, v in values.items()}, {name: half_width(v) for name, v in values.items()}
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of their mean (Student's t); two values at least."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) / math.sqrt(len(values)) * stdev(values)
 
 
 def confirmations_of(uid: str, runs: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -134,9 +138,7 @@ def confirmations_of(uid: str, runs: Iterable[TrialRecord]) -> list[TrialRecord]
 
 def _rivals(baselines: Mapping[str, Figures], worse: Figures, whose: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Baselines at least as good on every judged figure: their names, and a sentence each."""
-    names = tuple(
-        name for name, figures in baselines.items() if all(figures[axis] <= worse[axis] for axis in JUDGED_ON)
-    )
+    names = at_least_as_good(baselines, worse)
     return names, tuple(
         f"{name.replace('_', ' ')} ({_pair(baselines[name])}) is at least as good as {whose} ({_pair(worse)})"
         for name in names

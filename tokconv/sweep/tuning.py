@@ -34,7 +34,8 @@ def tune(
         SweepError: no Ray cluster, or the cluster lacks what one trial needs.
     """
     missing = spec.trials - sum(trial.state in FINISHED for trial in record.trials.values())
-    if missing <= 0 and not owed():
+    configs = owed() if missing <= 0 else []
+    if missing <= 0 and not configs:
         return
     # Tune would answer Ctrl-C by going on until all running trials have ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -54,7 +55,7 @@ def tune(
                 scheduler = ParetoHalving(rungs)
             searcher = StudySearcher(spec, open_study(spec, directory.journal), record.trials.values())
             _fit("tune", spec, job, directory, listener, searcher, scheduler, missing)
-        configs = owed()
+            configs = owed()
         if configs:
             _fit("confirm", spec, job, directory, listener, GivenSearcher(configs), None, len(configs))
 
