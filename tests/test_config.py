@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokconv.configs
-from tokconv.config import BOUNDS, GROUPS, KEYS, Bound, Config, check_value, flatten, get, to_dict, validate
+from tokconv.bounds import BOUNDS, Bound, check_value, validate
+from tokconv.config import GROUPS, KEYS, Config, flatten, get, to_dict
 from tokconv.errors import ConfigError
 from tokconv.overrides import compose, from_dict, parse, with_values
 

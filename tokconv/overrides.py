@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from tokconv.config import GROUPS, KEYS, Config, check_key, flatten, validate
+from tokconv.bounds import check_key, validate
+from tokconv.config import GROUPS, KEYS, Config, flatten
 from tokconv.errors import ConfigError, suggest
 
 ConfigStore.instance().store(name="schema", node=Config)

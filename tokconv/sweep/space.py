@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokconv.config import KEYS, check_key, get
+from tokconv.bounds import check_key
+from tokconv.config import KEYS, get
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.overrides import from_dict
 
