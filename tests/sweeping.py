@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import tokconv
 from tokconv.sweep.record import Event, read_events
 
 BASE = [
@@ -62,3 +69,41 @@ def champions(directory: Path) -> dict[str, Any]:
     """The champions of the last `sweep_ended`."""
     found: dict[str, Any] = [e for e in events(directory) if e["event"] == "sweep_ended"][-1]["champions"]
     return json.loads(json.dumps(found))
+
+
+class Driver:
+    """`tokconv sweep` in a process of its own.
+
+    Args:
+        spec: the YAML file.
+        cwd: where it runs.
+        options: of the command, as --allow-unproven.
+    """
+
+    def __init__(self, spec: Path, cwd: Path, *options: str) -> None:
+        self._command = [sys.executable, "-m", "tokconv.cli", "sweep", str(spec), *options]
+        self._cwd, self._environment = cwd, {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+
+    def killed_when(self, reached: Callable[[], bool]) -> None:
+        """Start it, and end it by SIGKILL as soon as the condition holds."""
+        driver = subprocess.Popen(self._command, cwd=self._cwd, env=self._environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 200
+        while not reached():
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.2)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+
+    def resume(self) -> None:
+        """Run it to its end with --resume, once Ray's processes have noticed that their driver is gone."""
+        time.sleep(5)
+        again = subprocess.run(
+            [*self._command, "--resume"],
+            cwd=self._cwd,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert again.returncode == 0, again.stdout + again.stderr

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from sweeping import events, spec, write_spec
+from sweeping import Driver, events, spec, write_spec
 
 import tokconv
 from tokconv.sweep.champions import judge
@@ -54,29 +49,16 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
         early_stopping=early,
         base=["training.epochs=12"],
     )
-    command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path), "--allow-unproven"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
     directory = tmp_path / "runs" / "sweeps" / "repeats-001"
-    driver = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
+    driver = Driver(path, tmp_path, "--allow-unproven")
     # One confirmation has ended, others run or wait.
-    while not (started(directory) and complete(directory)):
-        assert time.monotonic() < deadline
-        assert driver.poll() is None
-        time.sleep(0.2)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver.killed_when(lambda: bool(started(directory) and complete(directory)))
     before = Record(directory / "events.jsonl")
     done = {uid for uid, run in before.confirmations.items() if run.state == "complete"}
     searched = {uid: trial.history for uid, trial in before.trials.items()}
     before.close()
     assert 1 <= len(done) < 6
-    time.sleep(5)  # Ray's processes notice that their driver is gone
-
-    again = subprocess.run(
-        [*command, "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
+    driver.resume()
     record = Record(directory / "events.jsonl")
     assert {uid: trial.history for uid, trial in record.trials.items()} == searched
     runs = record.confirmations

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import optuna
@@ -16,7 +11,7 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from stores import write_store
-from sweeping import champions, events, spec, write_spec
+from sweeping import Driver, champions, events, spec, write_spec
 from towers import write_vit_b_16
 
 import tokconv
@@ -135,24 +130,13 @@ def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None
 def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, runner: str) -> None:
     name = f"killed-{runner.replace('_', '-')}"
     path = write_spec(root, name=name, resources={"runner": runner}, base=["training.epochs=12"])
-    command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
     directory = root / "runs" / "sweeps" / f"{name}-001"
-    driver = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not _reached(directory, complete=1):
-        assert time.monotonic() < deadline
-        assert driver.poll() is None
-        time.sleep(0.3)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver = Driver(path, tmp_path)
+    driver.killed_when(lambda: _reached(directory, complete=1))
     before = Record(directory / "events.jsonl")
     done = {uid for uid, trial in before.trials.items() if trial.state == "complete"}
     before.close()
-    time.sleep(5)  # Ray's processes notice that their driver is gone
-    resume = [*command, "--resume"]
-    again = subprocess.run(resume, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stdout + again.stderr
+    driver.resume()
     record = Record(directory / "events.jsonl")
     assert [trial.state for trial in record.trials.values()] == ["complete"] * 4
     assert all([row["epoch"] for row in trial.history] == list(range(1, 13)) for trial in record.trials.values())
