@@ -165,7 +165,8 @@ def test_photographs_seen_by_a_vit_b_16_can_be_swept(tmp_path: Path) -> None:
         f"model.clip.model_name={tower}",
         "training.epochs=1",
     ]
-    result = run_sweep(parse_spec(plain))
+    # One epoch on a tower that was never trained beats no baseline; what is tested is that all of it runs.
+    result = run_sweep(parse_spec(plain), allow_unproven=True)
     assert [trial.state for trial in result.trials.values()] == ["complete"] * 2
     for verdict in result.verdicts:
         assert verdict.champion is not None
