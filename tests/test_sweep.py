@@ -222,6 +222,16 @@ def test_figures_that_a_store_cannot_have_are_refused(
         _check_figures(parse_spec(plain), store)
 
 
+def test_a_probe_needs_a_label_among_the_held_out_images(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", num_images=64)
+    judged = parse_spec(spec(tmp_path, objectives=[{"metric": "val/probe_accuracy", "mode": "max"}]))
+    _check_figures(judged, store)
+    assert store.labels is not None
+    store.labels[store.val_indices] = -1
+    with pytest.raises(SpecError, match="no held-out image"):
+        _check_figures(judged, store)
+
+
 def test_the_judgement_of_a_record_needs_no_sweep(tmp_path: Path) -> None:
     assert judge([], parse_spec(spec(tmp_path)).champion, 24, {4: {}})[0].champion is None
 

@@ -112,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also export champions that do not beat every baseline over the confirmation seeds, marked as unproven",
     )
+    sweep.add_argument(
+        "--submit",
+        metavar="ADDRESS",
+        help="run it on a Ray cluster, as a job: the address of its dashboard, as http://localhost:8265",
+    )
+    sweep.add_argument("--no-wait", action="store_true", help="with --submit: do not follow the job's output")
     sweep.set_defaults(run=_sweep, list="overrides")
 
     models = command(
@@ -234,16 +240,25 @@ def _train(args: argparse.Namespace) -> None:
     train(args.overrides, name=args.name, resume=args.resume, device=args.device)
 
 
-def _sweep(args: argparse.Namespace) -> None:
+def _sweep(args: argparse.Namespace) -> int:
     from tokconv.sweep.spec_file import load_spec
 
+    if args.no_wait and args.submit is None:
+        raise ConfigError("--no-wait: goes with --submit ADDRESS")
     # The spec first: what is wrong with it is said in a second, without waiting for Ray.
     spec = load_spec(args.spec, args.overrides)
+    if args.submit is not None:
+        from tokconv.sweep.jobs import submit
+
+        import_extra("ray", "sweep")
+        options = [flag for flag, on in (("--resume", args.resume), ("--allow-unproven", args.allow_unproven)) if on]
+        return submit(args.submit, args.spec, spec, args.overrides, options=options, wait=not args.no_wait)
     for module in SWEEP_MODULES:
         import_extra(module, "sweep")
     from tokconv.sweep.run import run_sweep
 
     run_sweep(spec, resume=args.resume, allow_unproven=args.allow_unproven)
+    return 0
 
 
 def _models(args: argparse.Namespace) -> None:

@@ -77,7 +77,11 @@ def plan(config: Config) -> EncodePlan:
 
 
 def encode(
-    config: Config, *, device: str | None = None, progress: Callable[[EncodeProgress], None] | None = None
+    config: Config,
+    *,
+    device: str | None = None,
+    progress: Callable[[EncodeProgress], None] | None = None,
+    stores: Path = STORES,
 ) -> TokenStore:
     """The token store of this config: opened when it exists, resumed when it is unfinished, else encoded.
 
@@ -85,6 +89,7 @@ def encode(
         config: `model.clip` and `data` are read.
         device: where the tower runs; None takes CUDA when there is one.
         progress: called after every batch.
+        stores: where the store is unless `data.store` names it.
 
     Raises:
         DataError: no encoder, no images, or fewer than two readable ones.
@@ -94,7 +99,7 @@ def encode(
     Example:
         >>> store = encode(compose(["data.subset=64"]))      # doctest: +SKIP
     """
-    job = _prepare(config)
+    job = _prepare(config, stores)
     store = TokenStore.find(job.path, job.settings)
     if store is not None:
         return store
@@ -113,7 +118,7 @@ class _Job:
     path: Path
 
 
-def _prepare(config: Config) -> _Job:
+def _prepare(config: Config, stores: Path = STORES) -> _Job:
     spec, source, data = describe(config.model.clip), open_source(config.data), config.data
     settings = StoreSettings(
         encoder=spec.identity(),
@@ -126,7 +131,7 @@ def _prepare(config: Config) -> _Job:
         class_names=source.class_names,
         shard_size=default_shard_size(spec.token_grid, spec.dim, data.dtype),
     )
-    path = Path(data.store or STORES / f"{source.name}-{spec.slug}-{settings.digest()[:8]}").expanduser()
+    path = Path(data.store or stores / f"{source.name}-{spec.slug}-{settings.digest()[:8]}").expanduser()
     return _Job(spec, source, settings, path)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokconv.config import Config
-from tokconv.encode import EncodeProgress, encode
+from tokconv.encode import STORES, EncodeProgress, encode
 from tokconv.images import open_source
 from tokconv.runtime import resolve_device
 from tokconv.store import TokenStore
@@ -12,8 +14,11 @@ from tokconv.terminal import progress_line
 LISTED = 5
 
 
-def open_store(config: Config, *, device: str | None = None) -> TokenStore:
+def open_store(config: Config, *, device: str | None = None, stores: Path = STORES) -> TokenStore:
     """The store of a config, encoded with progress when it is missing, and a line that says which it is.
+
+    Args:
+        config, device, stores: as for `tokconv.encode.encode`.
 
     Raises:
         TokconvError: as `tokconv.encode.encode`; ConfigError for a device that is not there.
@@ -23,7 +28,7 @@ def open_store(config: Config, *, device: str | None = None) -> TokenStore:
         def progress(at: EncodeProgress) -> None:
             line(at.done, at.total, f"{at.skipped} skipped" if at.skipped else "")
 
-        store = encode(config, device=str(resolve_device(device)), progress=progress)
+        store = encode(config, device=str(resolve_device(device)), progress=progress, stores=stores)
     print(f"token store: {store.path} ({store.num_images} images, {store.num_tokens} tokens of {store.dim} channels)")
     if store.skipped:
         print(f"  {len(store.skipped)} images could not be read:")

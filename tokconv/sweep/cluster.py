@@ -7,9 +7,10 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from tokconv.errors import SweepError
+from tokconv.errors import SpecError, SweepError
 
 SETTINGS = {
     # Our own record replaces Tune's CSV and JSON loggers, its snapshots and its boxes.
@@ -39,6 +40,11 @@ TASK_SECONDS = 120.0
 
 LOCALHOST = "127.0.0.1"
 
+DRIVER_RESOURCE = "tokconv_driver"
+"""A custom resource of the nodes that shall host the trials' drivers: the head, which is never taken away."""
+UPLOADED = "working_dir_files"
+"""Ray unpacks what a job uploads below a directory of this name, and deletes it when the job is over."""
+
 
 @contextmanager
 def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
@@ -55,12 +61,17 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
     settings = SETTINGS if address else SETTINGS | PRIVATE_SETTINGS
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    if address:
+        use_token()
     import ray
+    from ray.exceptions import AuthenticationError
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         try:
             ray.init(address=address, runtime_env={"env_vars": {**settings, "RAY_ADDRESS": address}}, **quiet)
+        except AuthenticationError as error:
+            raise SweepError(f"RAY_ADDRESS={address}: {TOKEN_ADVICE}") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SweepError(
                 f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset RAY_ADDRESS to use this "
@@ -90,6 +101,35 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
         gc.collect()
         ray.shutdown()
         del os.environ["RAY_ADDRESS"], os.environ["RAY_GCS_SERVER_PORT"]
+
+
+TOKEN_ADVICE = (
+    "the cluster refuses this token, or asks for one and there is none; put the cluster's token into RAY_AUTH_TOKEN, "
+    "into the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token"
+)
+
+
+def use_token() -> None:
+    """Turn token authentication on for this process when a token is at hand; to be called before Ray is imported.
+
+    Ray's clients send a token only when told to, also to a head that asks for one.
+    """
+    at_hand = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if at_hand or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def check_lasting(path: Path, key: str) -> None:
+    """Refuse a place inside the tree that a Ray job uploaded, which is deleted with the job.
+
+    Raises:
+        SpecError: with the key that names the place.
+    """
+    if UPLOADED in path.resolve().parts:
+        raise SpecError(
+            f"{key}: {path} is in the directory that this job uploaded, which Ray deletes; name one that every node "
+            "sees, as in storage=/shared/tokconv"
+        )
 
 
 def check_ray() -> str:

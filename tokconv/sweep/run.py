@@ -26,6 +26,7 @@ from tokconv.rate_distortion import baseline_figures
 from tokconv.store import TokenStore
 from tokconv.sweep import report
 from tokconv.sweep.champions import Verdict, judge
+from tokconv.sweep.cluster import check_lasting
 from tokconv.sweep.confirm import drop_superseded, owed
 from tokconv.sweep.exports import export_champions, refusals
 from tokconv.sweep.layout import SweepDirectory, new_directory, newest_directory
@@ -74,11 +75,14 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     root = Path(spec.storage or "runs").expanduser().resolve()
     if root.exists() and not root.is_dir():
         raise SpecError(f"storage: {root} is a file; name a directory, it is created when missing")
+    check_lasting(root, "storage")
+    if config.data.store is not None:
+        check_lasting(Path(config.data.store), "data.store")
     directory = newest_directory(root, spec.name) if resume else None
     if directory is not None:
         _check_same_experiment(spec, load_spec(directory.spec))
         _check_same_protocol(directory)
-    store = open_store(config)
+    store = open_store(config, stores=Path(spec.storage or "runs").expanduser() / "stores")
     _check_figures(spec, store)
     directory = directory or new_directory(root, spec.name)
     with directory.lock():
@@ -258,9 +262,12 @@ def _check_figures(spec: Spec, store: TokenStore) -> None:
     """A store without labels has no probe, one of a few images no neighbours, so nothing may be judged by them."""
     named = [*spec.judged_by, spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
     images = len(store.val_indices)
+    labelled = store.labels is not None and bool((store.labels[store.val_indices] >= 0).any())
     for name in named:
-        if name.startswith(("val/probe", "val/reader")) and store.labels is None:
-            raise SpecError(f"{name}: needs labels, and {store.path} has none; judge by val/fvu and val/swd")
+        if name.startswith(("val/probe", "val/reader")) and not labelled:
+            raise SpecError(
+                f"{name}: needs labels, and no held-out image of {store.path} has one; judge by val/fvu and val/swd"
+            )
         if name in ("val/knn_overlap", "val/cka") and images < MIN_NEIGHBOUR_IMAGES:
             raise SpecError(
                 f"{name}: needs {MIN_NEIGHBOUR_IMAGES} held-out images, and {store.path} has {images}; judge by "

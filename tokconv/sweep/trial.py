@@ -17,13 +17,16 @@ import ray.train
 import ray.train.torch
 import ray.tune
 import torch
+from ray.train._internal.session import get_session
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.util.queue import Queue
 from torch import nn
 
 from tokconv.errors import DivergedError, SweepError
 from tokconv.overrides import from_dict, with_values
 from tokconv.runtime import LocalRuntime, Metrics, Runtime
 from tokconv.store import TokenStore
+from tokconv.sweep.cluster import DRIVER_RESOURCE
 from tokconv.sweep.outcome import FAILURE
 from tokconv.sweep.spec import Resources
 from tokconv.train import run_trial
@@ -50,6 +53,7 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
     if job.resources.runner == "inline":
         _run(config, job, _inline_runtime(config["uid"], job), ray.tune.report)
         return
+    _keep_queue_here()
     resources = job.resources
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -72,6 +76,19 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
     trainer.fit()
 
 
+def _keep_queue_here() -> None:
+    """Put the actor through which Train reports to this Tune function on this node.
+
+    Ray puts it anywhere, and a trial whose queue was on a node that is taken away waits for ever, on whatever node it
+    runs itself.
+    """
+    session = get_session()
+    if session is None:
+        raise SweepError("a trial with runner torch_trainer runs as a Tune function")
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    session._inter_actor_queue = Queue(1, actor_options={"num_cpus": 0, "label_selector": here})
+
+
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Runs in every worker of the `TorchTrainer`."""
     _run(loop_config["trial"], loop_config["job"], TrainRuntime(), ray.train.report)
@@ -86,9 +103,13 @@ def worker_resources(resources: Resources) -> dict[str, float]:
 
 
 def tune_resources(resources: Resources) -> dict[str, float]:
-    """What Tune reserves for the Tune function itself."""
+    """What Tune reserves for the Tune function itself.
+
+    A driver that is lost takes its trial's workers with it, so it belongs on a node that stays: where some nodes have
+    the resource `tokconv_driver`, drivers go there, and nowhere else.
+    """
     if resources.runner == "torch_trainer":
-        return {"CPU": DRIVER_CPUS}
+        return {DRIVER_RESOURCE: 1} if DRIVER_RESOURCE in ray.cluster_resources() else {"CPU": DRIVER_CPUS}
     wanted: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker > 0:
         wanted["GPU"] = resources.gpus_per_worker
@@ -156,17 +177,24 @@ def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failu
         report_failure({FAILURE: str(error)})
 
 
-def check_resources(resources: Resources) -> None:
-    """Refuse a trial that this machine can never hold, instead of waiting for ever.
+def check_resources(resources: Resources, *, private: bool) -> None:
+    """Refuse a trial that this machine can never hold, instead of waiting for ever; say it of a cluster that may grow.
 
     Raises:
-        SweepError: fewer CPUs or GPUs than the workers of one trial need.
+        SweepError: a private cluster with fewer CPUs or GPUs than the workers of one trial need.
     """
     available = ray.cluster_resources()
     for name, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
-        wanted = getattr(resources, key) * resources.workers
-        if wanted > available.get(name, 0):
+        wanted, there = getattr(resources, key) * resources.workers, available.get(name, 0)
+        if wanted <= there:
+            continue
+        if private:
             raise SweepError(
-                f"resources.{key}: one trial needs {wanted:g} {name}s, this machine has {available.get(name, 0):g}; "
+                f"resources.{key}: one trial needs {wanted:g} {name}s, this machine has {there:g}; "
                 "lower it, or resources.workers"
             )
+        print(
+            f"resources.{key}: one trial needs {wanted:g} {name}s, the cluster has {there:g} now; trials wait until it "
+            "has grown (ray status shows its autoscaler)",
+            flush=True,
+        )

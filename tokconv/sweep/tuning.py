@@ -44,8 +44,7 @@ def tune(
         from tokconv.sweep.search import GivenSearcher, StudySearcher, open_study
         from tokconv.sweep.trial import TrialJob, check_resources
 
-        if private:
-            check_resources(spec.resources)
+        check_resources(spec.resources, private=private)
         job = TrialJob(to_dict(config), str(store), str(directory.trials), spec.resources)
         if missing > 0:
             scheduler = None

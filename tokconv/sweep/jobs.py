@@ -1,0 +1,146 @@
+"""Submitting a sweep as a Ray job: the same command, run by the cluster's head in a copy of the current directory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokconv.errors import SpecError, SweepError
+from tokconv.sweep.cluster import TOKEN_ADVICE, use_token
+from tokconv.sweep.spec import Spec
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+STOP_SECONDS = 60
+"""What `ray job stop` gives a sweep to write down what is finished; Ray's own 3 s end in a kill."""
+OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""Ray's job client prefers these to the address it is given."""
+
+TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Ray's loggers that tell every step of an upload."""
+
+
+def submit(
+    address: str, path: Path, spec: Spec, overrides: Sequence[str], *, options: Sequence[str] = (), wait: bool = True
+) -> int:
+    """Run `tokconv sweep` on a cluster and follow its output; Ctrl-C leaves the job running.
+
+    The current directory is uploaded as `ray job submit --working-dir .` does it, without what `.gitignore` and
+    `.rayignore` name.
+
+    Args:
+        address: of the head's dashboard, `http://HOST:8265` or `HOST:8265`.
+        path: the spec's file, below the current directory.
+        spec: the same, with its overrides, checked.
+        overrides, options: of the command.
+        wait: follow the output until the job has ended.
+
+    Returns:
+        0 when the job succeeded, or was submitted without waiting; 1 when it failed or was stopped.
+
+    Raises:
+        SpecError: the spec names no place that outlives the job.
+        SweepError: no head answers at this address, or it refuses the token.
+    """
+    inside = _below_here(path)
+    check_spec(spec)
+    use_token()
+    with _talking_to(address):
+        client = _client(address)
+        job = client.submit_job(
+            entrypoint=shlex.join(["tokconv", "sweep", inside, *overrides, *options]),
+            submission_id=f"{spec.name}-{uuid.uuid4().hex[:8]}",
+            runtime_env={"working_dir": ".", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
+            metadata={"tokconv.sweep": spec.name},
+        )
+        at = f"--address {address}"
+        print(f"job {job} is submitted; see what it does: ray job logs {at} {job} --follow", flush=True)
+        print(f"  stop it: ray job stop {at} {job}; go on with it: the same command with --resume", flush=True)
+        if not wait:
+            return 0
+        try:
+            asyncio.run(_follow(client, job))
+        except KeyboardInterrupt:
+            print(f"\nno longer following; job {job} goes on", flush=True)
+            raise
+        status, detail = client.get_job_status(job), client.get_job_info(job).message
+    if status.value == "SUCCEEDED":
+        return 0
+    print(f"tokconv: job {job}: {status.value.lower()} ({detail})", file=sys.stderr)
+    return 1
+
+
+def check_spec(spec: Spec) -> None:
+    """Refuse a sweep whose results would be deleted with the job's directory.
+
+    Raises:
+        SpecError: `storage` or `data.store` is missing or relative.
+    """
+    places = {"storage": spec.storage}
+    if (store := spec.base_config().data.store) is not None:
+        places["data.store"] = store
+    for key, place in places.items():
+        if place is None or not ("://" in place or Path(place).is_absolute()):
+            raise SpecError(
+                f"{key}: {place or 'not set'}; a job's own directory is deleted with it, so name a place that every "
+                "node sees, as in storage=/shared/tokconv"
+            )
+
+
+def _below_here(path: Path) -> str:
+    here = Path.cwd()
+    try:
+        return str(path.resolve().relative_to(here))
+    except ValueError as error:
+        raise SpecError(
+            f"{path}: a job is sent the current directory ({here}), and this file is outside; go to a directory that "
+            "holds it"
+        ) from error
+
+
+def _client(address: str) -> JobSubmissionClient:
+    from ray.job_submission import JobSubmissionClient
+
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return JobSubmissionClient(address if "://" in address else f"http://{address}")
+
+
+@contextmanager
+def _talking_to(address: str) -> Iterator[None]:
+    """Ray's errors as sentences, and its overriding variables out of the way."""
+    aside = {name: os.environ.pop(name) for name in OVERRIDING if name in os.environ}
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise SweepError(f"--submit {address}: {TOKEN_ADVICE}") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise SweepError(
+            f"--submit {address}: no Ray head answers there; start one, or open a way to its dashboard (ray dashboard "
+            "CLUSTER.yaml, or kubectl port-forward service/NAME-head-svc 8265:8265) and submit to http://localhost:8265"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise SweepError(f"--submit {address}: {str(error).splitlines()[0]}") from error
+    finally:
+        os.environ.update(aside)
+
+
+async def _follow(client: JobSubmissionClient, job: str) -> None:
+    lines: Any
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
