@@ -22,6 +22,7 @@ from tokconv.sweep.jobs import check_spec, submit
 from tokconv.sweep.record import Record
 from tokconv.sweep.spec_file import parse_spec
 
+EPOCHS = 100
 ROOT = Path(tokconv.__file__).parents[1]
 
 
@@ -115,7 +116,7 @@ def test_jobs_are_stopped_resumed_and_queued(cluster: Head, tmp_path: Path) -> N
     here = tmp_path / "project"
     here.mkdir()
     for name, trials in (("first", 4), ("second", 1)):
-        text = write_spec(tmp_path, name=name, trials=trials, base=["training.epochs=40"]).read_text()
+        text = write_spec(tmp_path, name=name, trials=trials, base=[f"training.epochs={EPOCHS}"]).read_text()
         (here / f"{name}.yaml").write_text(text)
     sweep = [sys.executable, "-m", "tokconv.cli", "sweep"]
     at = ["--submit", cluster.dashboard]
@@ -126,10 +127,11 @@ def test_jobs_are_stopped_resumed_and_queued(cluster: Head, tmp_path: Path) -> N
         following = subprocess.Popen(
             [*sweep, "first.yaml", *at], cwd=here, env=dict(cluster.environment), stdout=file, stderr=file
         )
-    _wait(lambda: _ended(directory) >= 1, following, log)
+    _wait(lambda: _count(directory, "trial_reported") >= 1, following, log)
     queued = _run(cluster, *sweep, "second.yaml", *at, "--no-wait", cwd=here)
     assert queued.returncode == 0, queued.stdout + queued.stderr
     (beside,) = re.findall(r"job (second-[0-9a-f]{8}) is submitted", queued.stdout)
+    _wait(lambda: _count(directory, "trial_ended") >= 1, following, log)
     (job,) = re.findall(r"job (first-[0-9a-f]{8}) is submitted", log.read_text())
     stopped = _run(cluster, "ray", "job", "stop", "--address", cluster.dashboard, job, cwd=here)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
@@ -138,24 +140,24 @@ def test_jobs_are_stopped_resumed_and_queued(cluster: Head, tmp_path: Path) -> N
     assert "trial 00000 started" in output  # the job's own lines were streamed
     assert "go on with: --resume" in output  # it had the time to say how to go on
     assert f"job {job}: stopped" in output
-    assert _ended(directory) < 4
+    assert _count(directory, "trial_ended") < 4
 
     again = _run(cluster, *sweep, "first.yaml", *at, "--resume", cwd=here)
     assert again.returncode == 0, again.stdout + again.stderr
     record = Record(directory / "events.jsonl")
     assert [trial.state for trial in record.trials.values()] == ["complete"] * 4
     for trial in record.trials.values():
-        assert [row["epoch"] for row in trial.history] == list(range(1, 41))
+        assert [row["epoch"] for row in trial.history] == list(range(1, EPOCHS + 1))
     record.close()
     _wait(lambda: cluster.get(f"/api/jobs/{beside}")["status"] not in ("PENDING", "RUNNING"))
     assert cluster.get(f"/api/jobs/{beside}")["status"] == "SUCCEEDED"
-    assert _ended(tmp_path / "runs" / "sweeps" / "second-001") == 1
+    assert _count(tmp_path / "runs" / "sweeps" / "second-001", "trial_ended") == 1
 
 
-def _ended(directory: Path) -> int:
+def _count(directory: Path, name: str) -> int:
     if not (directory / "events.jsonl").exists():
         return 0
-    return sum(event["event"] == "trial_ended" for event in events(directory))
+    return sum(event["event"] == name for event in events(directory))
 
 
 def _wait(
