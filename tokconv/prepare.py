@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tokconv.config import Config
 from tokconv.encode import EncodeProgress, encode
 from tokconv.images import open_source
@@ -12,8 +14,16 @@ from tokconv.terminal import progress_line
 LISTED = 5
 
 
-def open_store(config: Config, *, device: str | None = None) -> TokenStore:
+Encode = Callable[[Callable[[EncodeProgress], None]], TokenStore]
+"""Open or encode the store of a config, telling how far it is."""
+
+
+def open_store(config: Config, *, device: str | None = None, encode_with: Encode | None = None) -> TokenStore:
     """The store of a config, encoded with progress when it is missing, and a line that says which it is.
+
+    Args:
+        device: where this process encodes.
+        encode_with: what encodes instead of this process.
 
     Raises:
         TokconvError: as `tokconv.encode.encode`; ConfigError for a device that is not there.
@@ -23,7 +33,10 @@ def open_store(config: Config, *, device: str | None = None) -> TokenStore:
         def progress(at: EncodeProgress) -> None:
             line(at.done, at.total, f"{at.skipped} skipped" if at.skipped else "")
 
-        store = encode(config, device=str(resolve_device(device)), progress=progress)
+        if encode_with is None:
+            store = encode(config, device=str(resolve_device(device)), progress=progress)
+        else:
+            store = encode_with(progress)
     print(f"token store: {store.path} ({store.num_images} images, {store.num_tokens} tokens of {store.dim} channels)")
     if store.skipped:
         print(f"  {len(store.skipped)} images could not be read:")
