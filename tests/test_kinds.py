@@ -13,7 +13,7 @@ from stores import write_store
 from tokconv.config import Config
 from tokconv.errors import ConfigError
 from tokconv.evaluate import Evaluator, codec_of
-from tokconv.learner import Learner, Share
+from tokconv.learner import Learner
 from tokconv.losses.adversarial import critic_loss
 from tokconv.models.blocks import DepthwiseConv
 from tokconv.models.build import build_compressor, build_critic, build_decoder
@@ -165,7 +165,7 @@ def test_a_matryoshka_step_moves_only_the_drawn_grid(store: TokenStore) -> None:
     moved = set()
     for step in range(8):
         before = {key: layer.weight.clone() for key, layer in compressor.projections.items()}  # type: ignore[operator]
-        learner.step(store.tokens(store.train_indices[:8]), Share(0, 8), step)
+        learner.step(store.tokens(store.train_indices[:8]), step)
         changed = {key for key, layer in compressor.projections.items() if not torch.equal(before[key], layer.weight)}  # type: ignore[arg-type]
         assert len(changed) == 1
         moved |= changed
@@ -217,7 +217,7 @@ def test_every_adversary_trains_and_repeats_itself(store: TokenStore, kind: str,
     for _ in range(2):
         learner = _learner(config, store)
         for step in range(2):
-            terms = learner.step(store.tokens(store.train_indices[:8]), Share(0, 8), step)
+            terms = learner.step(store.tokens(store.train_indices[:8]), step)
         runs.append({name: float(value) for name, value in terms.items()})
     assert runs[0] == runs[1]
     assert {"critic/wasserstein", "train/adversarial", "train/reconstruction"} <= set(runs[0])
@@ -229,7 +229,7 @@ def test_the_critic_keeps_silent_until_its_start(store: TokenStore) -> None:
     learner = _learner(config, store)
     before = learner.compressor.projection.weight.clone()  # type: ignore[union-attr]
     for step in range(10):
-        learner.step(store.tokens(store.train_indices[:8]), Share(0, 8), step)
+        learner.step(store.tokens(store.train_indices[:8]), step)
         moved = not torch.equal(before, learner.compressor.projection.weight)  # type: ignore[union-attr]
         assert moved is (step > 5)
 

@@ -87,6 +87,12 @@ def test_every_key_of_a_spec_reaches_it() -> None:
     assert limits == [0.123456789, 1e-7]
 
 
+def _group(gpus_per_worker: float = 0.0, search: Any = None) -> dict[str, Any]:
+    """A spec of three workers a trial."""
+    resources = {"runner": "torch_trainer", "workers": 3, "gpus_per_worker": gpus_per_worker}
+    return {**MINIMAL, "resources": resources, "search": {} if search is None else {"training.batch_size": search}}
+
+
 WHOLE = st.integers(1, 10**6)
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="$\\"), max_size=20)
 NUMBER = st.floats(-1e9, 1e9)
@@ -219,6 +225,9 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("objectives", [{"metric": "val/fvu"}]), "must be {metric: val/fvu, mode: min}"),
         (changed("objectives", []), "objectives: got []"),
         (changed("resources/workers", 2), "runner inline runs trials of one worker only"),
+        (_group(gpus_per_worker=0.5), "resources.gpus_per_worker: got 0.5 with 3 workers; NCCL refuses two workers"),
+        (_group(), "training.batch_size: 32 is not a multiple of resources.workers, 3"),
+        (_group(search={"int": [30, 33]}), "training.batch_size: 31 is not a multiple of resources.workers, 3"),
         (changed("storage", "s3://bucket/runs"), "storage: got 's3://bucket/runs'; only a directory is supported"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One training function: resumed equals uninterrupted, two workers equal one, divergence stops before the update."""
+"""One training function: resumed equals uninterrupted, divergence stops before the update."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from stores import write_store
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tokconv import checkpoint as checkpoints
-from tokconv.config import Config, to_dict
+from tokconv.config import Config
 from tokconv.errors import CheckpointError, ConfigError, DivergedError
-from tokconv.learner import Learner, Share
+from tokconv.learner import Learner
 from tokconv.overrides import compose, from_dict, with_values
 from tokconv.protocol import PROTOCOL
 from tokconv.rate_distortion import baseline_figures
@@ -106,7 +102,7 @@ def test_divergence_is_raised_and_nothing_is_updated(store: TokenStore, config: 
     tokens = store.tokens(store.train_indices[:8])
     tokens[0, 0, 0] = float("nan")
     with pytest.raises(DivergedError, match=r"critic.* not finite at step 3"):
-        learner.step(tokens, Share(0, 8), 3)
+        learner.step(tokens, 3)
     assert all(torch.equal(before[name], p) for name, p in learner.compressor.named_parameters())
 
 
@@ -169,45 +165,6 @@ def test_a_grid_larger_than_the_tokens_is_refused_at_once(store: TokenStore, con
 def test_the_newest_checkpoint_is_the_only_one_kept(store: TokenStore, config: Config, tmp_path: Path) -> None:
     run_trial(config, store, LocalRuntime(tmp_path, device="cpu"))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-0004"]
-
-
-def _two_workers(rank: int, store_path: str, config: dict[str, Any], out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
-    learner = Learner(from_dict(config), TokenStore.open(store_path), device=torch.device("cpu"),
-                      wrap=DistributedDataParallel, total_steps=10)  # fmt: skip
-    _three_steps(learner, TokenStore.open(store_path), first=rank * 4, size=4)
-    if rank == 0:
-        torch.save(_gradients(learner), f"{out}/gradients.pt")
-    dist.destroy_process_group()
-
-
-def _three_steps(learner: Learner, store: TokenStore, *, first: int, size: int) -> None:
-    for step in range(3):
-        batch = store.train_indices[step * 8 : step * 8 + 8][first : first + size]
-        learner.step(store.tokens(batch), Share(first, 8), step)
-
-
-def _gradients(learner: Learner) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": p.grad for name, module in learner.modules.items() for key, p in module.named_parameters()
-        if p.grad is not None
-    }  # fmt: skip
-
-
-def test_two_workers_have_the_gradients_of_one(store: TokenStore, config: Config, tmp_path: Path) -> None:
-    alone = Learner(config, store, device=torch.device("cpu"), wrap=_identity, total_steps=10)
-    _three_steps(alone, store, first=0, size=8)
-    mp.spawn(_two_workers, args=(str(store.path), to_dict(config), str(tmp_path)), nprocs=2)
-    together = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    ours = _gradients(alone)
-    assert ours.keys() == together.keys()
-    for name, gradient in ours.items():
-        assert torch.allclose(gradient, together[name], atol=1e-5), name
-
-
-def _identity(module: nn.Module) -> nn.Module:
-    return module
 
 
 def test_state_is_plain_json(store: TokenStore, config: Config, tmp_path: Path) -> None:

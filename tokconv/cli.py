@@ -84,12 +84,37 @@ def _parser() -> argparse.ArgumentParser:
     encode = command(
         "encode",
         "images to a token store, once",
-        "tokconv encode data=folder data.root=photos model.clip.model_name=openai/clip-vit-large-patch14-336",
+        "tokconv encode data=folder data.root=photos model.clip.model_name=openai/clip-vit-large-patch14-336\n"
+        "  tokconv encode data=imagenet data.root=/data/imagenet --encoders 2-16 --gpus-per-encoder 0.5\n"
+        "  tokconv encode data=folder data.root=photos --plan --images 1281167 --encoders 8 --gpus-per-encoder 1",
     )
     _add_overrides(encode)
-    encode.add_argument("--plan", action="store_true", help="say what would be written, and write nothing")
     encode.add_argument("--verify", action="store_true", help="also check the hash of every shard")
     _add_device(encode)
+    pool = encode.add_argument_group(
+        "several encoders",
+        "on the Ray cluster of RAY_ADDRESS, else on this machine; the same store, bit for bit",
+    )
+    pool.add_argument(
+        "--encoders", metavar="N", help="how many, or MIN-MAX: more are started while shards wait for one"
+    )
+    pool.add_argument(
+        "--gpus-per-encoder",
+        type=float,
+        metavar="X",
+        help="0.5 puts two on a GPU: one computes while the other reads (default: 1 when the cluster has GPUs, else 0)",
+    )
+    pool.add_argument("--cpus-per-encoder", type=int, metavar="N", help="its image readers share them (default: 1)")
+    planning = encode.add_argument_group("planning")
+    planning.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what would be written and how long it would take, from a short calibration, and write nothing",
+    )
+    planning.add_argument("--images", type=int, metavar="N", help="plan for so many images like these")
+    planning.add_argument(
+        "--images-per-second", type=float, metavar="X", help="plan with this speed of one encoder, do not calibrate"
+    )
     encode.set_defaults(run=_encode)
 
     train = command(
@@ -229,9 +254,31 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace) -> None:
+    # What contradicts itself first: it is said without waiting for torch.
+    for option in ("gpus_per_encoder", "cpus_per_encoder"):
+        if args.encoders is None and getattr(args, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')}: goes with --encoders")
+    for option in ("images", "images_per_second"):
+        if not args.plan and getattr(args, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')}: goes with --plan")
+    if args.encoders is not None and args.device is not None and not args.plan:
+        raise ConfigError("--device: not with --encoders; --gpus-per-encoder says what each runs on, 0 is a CPU")
     from tokconv.commands import encode
+    from tokconv.encode_plan import parse_encoders
 
-    encode(args.overrides, plan_only=args.plan, verify=args.verify, device=args.device)
+    encoders = None
+    if args.encoders is not None:
+        cpus = 1 if args.cpus_per_encoder is None else args.cpus_per_encoder
+        encoders = parse_encoders(args.encoders, gpus=args.gpus_per_encoder, cpus=cpus)
+    encode(
+        args.overrides,
+        plan_only=args.plan,
+        verify=args.verify,
+        device=args.device,
+        encoders=encoders,
+        images=args.images,
+        images_per_second=args.images_per_second,
+    )
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokconv import export as exports
 from tokconv.checkpoint import load_state
 from tokconv.config import Config, get, to_dict
-from tokconv.encode import plan
+from tokconv.encode_plan import Encoders, describe_plan
 from tokconv.encoder import describe
 from tokconv.errors import CheckpointError, ConfigError
 from tokconv.files import NAME, NAME_RULE, new_numbered, newest_numbered, write_json
@@ -41,19 +42,32 @@ LEGEND = (
 )
 
 
-def encode(overrides: Sequence[str], *, plan_only: bool, verify: bool, device: str | None) -> None:
+def encode(
+    overrides: Sequence[str],
+    *,
+    plan_only: bool,
+    verify: bool,
+    device: str | None,
+    encoders: Encoders | None = None,
+    images: int | None = None,
+    images_per_second: float | None = None,
+) -> None:
     """`tokconv encode`. Raises TokconvError."""
     config = compose(overrides)
     if plan_only:
-        found = plan(config)
-        state = "complete already" if found.complete else "not yet encoded"
+        place = resolve_device(device)
         print(
-            f"{found.path}: {found.images} images x {found.tokens_per_image} tokens, {found.bytes / 1e6:.1f} MB in "
-            f"{found.shards} shards ({state})"
+            describe_plan(config, device=place, encoders=encoders, images=images, images_per_second=images_per_second)
         )
         return
+    encode_with = None
+    if encoders is not None:
+        # Only then is Ray imported.
+        from tokconv.encode_pool import encode_with_pool
+
+        encode_with = partial(encode_with_pool, config, encoders)
     try:
-        store = open_store(config, device=device)
+        store = open_store(config, device=device, encode_with=encode_with)
     except KeyboardInterrupt:
         print("stopped; finished shards are kept, the same command goes on")
         raise

@@ -3,6 +3,7 @@
 Shapes: B images, N tokens of C channels each, H = W = image size.
 
 Workers decode and preprocess; this process encodes and writes. Memory holds one shard, whatever the number of images.
+`tokconv.encode_pool` does the same with several encoders.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from tokconv.store import TokenStore
 from tokconv.writer import StoreWriter
 
 STORES = Path("runs/stores")
+
+Count = Callable[[int, int], None]
+"""Told (images, of them skipped) as they are done."""
+WriteShards = Callable[[StoreWriter, Sequence[int], Count], None]
+"""Write these shards, which are missing."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,11 @@ def plan(config: Config) -> EncodePlan:
         >>> plan(compose()).bytes      # doctest: +SKIP
         132489216
     """
-    job = _prepare(config)
+    return plan_of(prepare_job(config))
+
+
+def plan_of(job: Job) -> EncodePlan:
+    """As `plan`, of a job that is prepared already."""
     settings = job.settings
     return EncodePlan(
         path=job.path,
@@ -99,26 +109,26 @@ def encode(
     Example:
         >>> store = encode(compose(["data.subset=64"]))      # doctest: +SKIP
     """
-    job = _prepare(config, stores)
-    store = TokenStore.find(job.path, job.settings)
-    if store is not None:
-        return store
-    with StoreWriter(job.path, job.settings) as writer:
-        if not writer.complete:
-            _write_shards(config, job, writer, torch.device(device or _default_device()), progress)
-            _finish(config, job, writer)
-    return TokenStore.open(job.path)
+    job = prepare_job(config, stores)
+
+    def write(writer: StoreWriter, missing: Sequence[int], count: Count) -> None:
+        ShardEncoder(config, job, torch.device(device or _default_device())).write(writer, missing, count)
+
+    return complete(config, job, write, progress)
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """What a config asks to be encoded, and where to; it can be pickled."""
+
     spec: EncoderSpec
     source: ImageSource
     settings: StoreSettings
     path: Path
 
 
-def _prepare(config: Config, stores: Path = STORES) -> _Job:
+def prepare_job(config: Config, stores: Path = STORES) -> Job:
+    """Open the source and describe the encoder, without loading weights or images. Raises as `encode`."""
     spec, source, data = describe(config.model.clip), open_source(config.data), config.data
     settings = StoreSettings(
         encoder=spec.identity(),
@@ -132,38 +142,84 @@ def _prepare(config: Config, stores: Path = STORES) -> _Job:
         shard_size=default_shard_size(spec.token_grid, spec.dim, data.dtype),
     )
     path = Path(data.store or stores / f"{source.name}-{spec.slug}-{settings.digest()[:8]}").expanduser()
-    return _Job(spec, source, settings, path)
+    return Job(spec, source, settings, path)
+
+
+def complete(
+    config: Config, job: Job, write: WriteShards, progress: Callable[[EncodeProgress], None] | None = None
+) -> TokenStore:
+    """The store of a job: opened when it is there, else its missing shards written, then the index. As `encode`."""
+    store = TokenStore.find(job.path, job.settings)
+    if store is not None:
+        return store
+    with StoreWriter(job.path, job.settings) as writer:
+        if not writer.complete:
+            start, settings, ready = time.monotonic(), job.settings, writer.headers()
+            done = sum(len(settings.shard_items(number)) for number in ready)
+            skipped = sum(len(header.skipped) for header in ready.values())
+
+            def count(images: int, of_them_skipped: int) -> None:
+                nonlocal done, skipped
+                done, skipped = done + images, skipped + of_them_skipped
+                if progress is not None:
+                    progress(EncodeProgress(done, settings.num_items, skipped, time.monotonic() - start))
+
+            missing = [number for number in range(settings.num_shards) if number not in ready]
+            if missing:
+                write(writer, missing, count)
+            _finish(config, job, writer)
+    return TokenStore.open(job.path)
 
 
 def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _write_shards(
-    config: Config,
-    job: _Job,
-    writer: StoreWriter,
-    device: torch.device,
-    progress: Callable[[EncodeProgress], None] | None,
-) -> None:
-    """Encode every shard that is not there yet."""
-    start, settings, ready = time.monotonic(), job.settings, writer.headers()
-    missing = [number for number in range(settings.num_shards) if number not in ready]
-    if not missing:
-        return
-    done = sum(len(settings.shard_items(number)) for number in ready)
-    num_skipped = sum(len(header.skipped) for header in ready.values())
-    tower = VisionTower(config.model.clip, device)
-    loader = _loader(config, job, tower, missing)
-    for number, batches in itertools.groupby(loader, key=lambda batch: batch.first // settings.shard_size):
-        shard = _Shard(settings)
-        for batch in batches:
-            shard.add(batch, tower)
-            done += len(batch.items) + len(batch.skipped)
-            num_skipped += len(batch.skipped)
-            if progress is not None:
-                progress(EncodeProgress(done, settings.num_items, num_skipped, time.monotonic() - start))
-        shard.write(writer, number, job.source)
+class ShardEncoder:
+    """The tower, and the processes that read and preprocess its images. They live as long as this object.
+
+    A shard's bits depend on the job, the batch size and the kind of device, not on who encodes it or after what.
+
+    Args:
+        config: `model.clip` and `data` are read.
+        device: where the tower runs.
+
+    Raises:
+        DataError, ConfigError: as `VisionTower`.
+    """
+
+    def __init__(self, config: Config, job: Job, device: torch.device) -> None:
+        self.config, self.job = config, job
+        self.tower = VisionTower(config.model.clip, device)
+        self._batches = _ShardBatches(job.settings, (), config.data.encode_batch_size)
+        self._loader: DataLoader[Any] | None = None
+
+    def write(self, writer: StoreWriter, numbers: Sequence[int], count: Count) -> None:
+        """Encode these shards and write each one when it is whole. Raises StoreError: tokens do not fit the dtype."""
+        self._batches.shards = numbers
+        self._loader = self._loader or self.read(self._batches)
+        size = self.job.settings.shard_size
+        for number, batches in itertools.groupby(self._loader, key=lambda batch: batch.first // size):
+            shard = _Shard(self.job.settings)
+            for batch in batches:
+                shard.add(batch, self.tower)
+                count(len(batch.items) + len(batch.skipped), len(batch.skipped))
+            shard.write(writer, number, self.job.source)
+
+    def read(self, batches: _ShardBatches | Sequence[Sequence[int]]) -> DataLoader[Any]:
+        """The images of these batches of source indices, as `Batch` each; read ahead while earlier ones are used."""
+        # A daemonic process may have no children; more workers than cores or batches only cost memory.
+        daemon = multiprocessing.current_process().daemon
+        workers = 0 if daemon else min(self.config.data.num_workers, os.cpu_count() or 1, len(batches))
+        return DataLoader(
+            _Images(self.job.source, self.tower.processor),
+            batch_sampler=batches,  # type: ignore[arg-type]  # ranges are the lists of indices it asks for
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=self.tower.device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+            persistent_workers=workers > 0,
+        )
 
 
 class _Shard:
@@ -176,7 +232,7 @@ class _Shard:
         nothing = torch.zeros(0, settings.num_tokens, settings.dim)
         self.packed = [pack(nothing, settings.dtype)]
 
-    def add(self, batch: _Batch, tower: VisionTower) -> None:
+    def add(self, batch: Batch, tower: VisionTower) -> None:
         if batch.items:
             self.packed.append(pack(tower.encode(batch.pixels), self.settings.dtype))
         self.items += batch.items
@@ -189,7 +245,7 @@ class _Shard:
         writer.write_shard(number, packed, self.items, numbers, self.skipped)
 
 
-def _finish(config: Config, job: _Job, writer: StoreWriter) -> None:
+def _finish(config: Config, job: Job, writer: StoreWriter) -> None:
     # The split is drawn over the images that could be read, so that neither side is empty for an unreadable one.
     stored = [job.source.items[item] for item in writer.stored_items()]
     if not stored:
@@ -201,7 +257,7 @@ def _finish(config: Config, job: _Job, writer: StoreWriter) -> None:
     writer.finish([item.key for item in stored], assign_split(stored, config.data.val_fraction))
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Some images of one shard: the readable ones as pixels [B, 3, H, W] float32, and why others are not."""
 
     first: int
@@ -224,11 +280,11 @@ class _Images(Dataset[tuple[int, Tensor | str]]):
             return index, f"{type(error).__name__}: {text.splitlines()[0]}"
 
 
-def _collate(images: Sequence[tuple[int, Tensor | str]]) -> _Batch:
+def _collate(images: Sequence[tuple[int, Tensor | str]]) -> Batch:
     good = [(item, pixels) for item, pixels in images if isinstance(pixels, Tensor)]
     pixels = torch.stack([pixels for _, pixels in good]) if good else torch.zeros(0)
     skipped = [(item, reason) for item, reason in images if isinstance(reason, str)]
-    return _Batch(images[0][0], [item for item, _ in good], pixels, skipped)
+    return Batch(images[0][0], [item for item, _ in good], pixels, skipped)
 
 
 class _ShardBatches:
@@ -245,20 +301,6 @@ class _ShardBatches:
 
     def __len__(self) -> int:
         return sum(-(-len(self.settings.shard_items(number)) // self.batch_size) for number in self.shards)
-
-
-def _loader(config: Config, job: _Job, tower: VisionTower, shards: Sequence[int]) -> DataLoader[Any]:
-    batches = _ShardBatches(job.settings, shards, config.data.encode_batch_size)
-    # A daemonic process may have no children; more workers than cores or batches only cost memory.
-    daemon = multiprocessing.current_process().daemon
-    return DataLoader(
-        _Images(job.source, tower.processor),
-        batch_sampler=batches,  # type: ignore[arg-type]  # ranges are the lists of indices it asks for
-        num_workers=0 if daemon else min(config.data.num_workers, os.cpu_count() or 1, len(batches)),
-        collate_fn=_collate,
-        pin_memory=tower.device.type == "cuda",
-        worker_init_fn=_ignore_interrupt,
-    )
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from tokconv.models.decoder import Decoder
 from tokconv.models.matryoshka import MatryoshkaCompressor
 from tokconv.networks import build_networks, select_grid
 from tokconv.store import TokenStore
+from tokconv.workers import ALONE, Workers
 
 WARM_UP = 0.1
 """Share of all steps in which the learning rate rises from 0."""
@@ -38,14 +38,6 @@ LOSS_NAMES = {"ae": "reconstruction", "wgan": "adversarial"}
 """Losses whose figure is called otherwise than their weight."""
 
 Wrap = Callable[[nn.Module], nn.Module]
-
-
-@dataclass(frozen=True)
-class Share:
-    """One worker's part of a global batch: `total` images, of which these start at `first`."""
-
-    first: int
-    total: int
 
 
 class Autoencoder(nn.Module):
@@ -87,13 +79,22 @@ class Learner:
         device: where tensors live.
         wrap: `Runtime.wrap`.
         total_steps: length of the learning rate's fall.
+        workers: the group that takes each step together, and this process's place in it.
     """
 
     def __init__(
-        self, config: Config, store: TokenStore, *, device: torch.device, wrap: Wrap, total_steps: int
+        self,
+        config: Config,
+        store: TokenStore,
+        *,
+        device: torch.device,
+        wrap: Wrap,
+        total_steps: int,
+        workers: Workers = ALONE,
     ) -> None:
-        self.config, self.device, self.total_steps = config, device, total_steps
-        compressor, decoder, critic = build_networks(config, store)
+        self.config, self.device, self.total_steps, self.workers = config, device, total_steps, workers
+        # The closed-form start is fitted by one worker, and read from beside the store by the others.
+        compressor, decoder, critic = workers.first_then_others(lambda: build_networks(config, store))
         self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
         self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
         self.grids = self.compressor.grids if isinstance(self.compressor, MatryoshkaCompressor) else ()
@@ -116,19 +117,20 @@ class Learner:
         """What a checkpoint holds."""
         return {"autoencoder": self.autoencoder_optimizer, "critic": self.critic_optimizer}
 
-    def step(self, tokens: Tensor, share: Share, step: int) -> dict[str, Tensor]:
+    def step(self, tokens: Tensor, step: int) -> dict[str, Tensor]:
         """One generator update after its critic updates.
+
+        With W workers every random number is drawn for the batch of W * b images, of which this worker takes its own.
 
         Args:
             tokens: [b, N, C] float32, this worker's part of the batch, in token units.
-            share: which part.
             step: counts from 0; with `training.seed` it fixes every random number.
 
         Returns:
-            Scalars by name, detached.
+            Scalars by name, detached; their mean over the workers is what one process would have.
 
         Raises:
-            DivergedError: before anything non-finite is applied.
+            DivergedError: before anything non-finite is applied; on every worker when it is on one.
         """
         self._set_learning_rate(step)
         config, weights = self.config, dataclasses.asdict(self.config.loss.weights)
@@ -141,29 +143,29 @@ class Learner:
             compressed, reconstructed = self._autoencode(standardised)
         terms: dict[str, Tensor] = {}
         if weights["wgan"] > 0:
-            terms |= self._update_critic(standardised, compressed.detach(), share, generator, step)
+            terms |= self._update_critic(standardised, compressed.detach(), generator, step)
         losses = {"ae": reconstruction_loss(config.loss.reconstruction, reconstructed, standardised)}
         losses |= auxiliary_losses(weights, compressed, reconstructed, standardised, self.compressor.windows)
         if weights["distribution"] > 0:
-            losses["distribution"] = distribution_loss(config.loss.distribution, compressed, standardised, generator)
+            losses["distribution"] = distribution_loss(
+                config.loss.distribution, compressed, standardised, generator, self.workers
+            )
         if weights["wgan"] > 0:
-            losses["wgan"] = self._adversarial(compressed, standardised, share, generator)
+            losses["wgan"] = self._adversarial(compressed, standardised, generator)
             weights["wgan"] *= self._adversarial_share(step)
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         self.autoencoder_optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._autoencode.parameters(), config.training.grad_clip)
-        _check({"the generator's loss": loss, "the generator's gradient": norm}, step)
+        self._check({"the generator's loss": loss, "the generator's gradient": norm}, step)
         self.autoencoder_optimizer.step()
         if self.grids:
             select_grid(self.compressor, self.decoder, config.model.compressor.output_grid_size)
         terms |= {f"train/{LOSS_NAMES.get(name, name)}": value.detach() for name, value in losses.items()}
         return {**terms, "train/gradient_norm": norm.detach()}
 
-    def _adversarial(
-        self, compressed: Tensor, standardised: Tensor, share: Share, generator: torch.Generator
-    ) -> Tensor:
-        real = self.compressor.windows.sample(standardised, generator, first=share.first, total=share.total)
+    def _adversarial(self, compressed: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
+        real = self._real(standardised, generator)
         self.critic.requires_grad_(False)
         with self._autocast():
             loss = adversarial_loss(self.critic, compressed, real, self.config.loss.wgan.kind).float()
@@ -175,20 +177,25 @@ class Learner:
         start = self.config.loss.wgan.start * self.total_steps
         return 1.0 if start == 0 else min(1.0, max(0.0, (step - start) / start))
 
+    def _real(self, standardised: Tensor, generator: torch.Generator) -> Tensor:
+        """[b, K, C]: this worker's part of the real tokens drawn for the whole batch."""
+        size = len(standardised)
+        first, total = self.workers.rank * size, self.workers.count * size
+        return self.compressor.windows.sample(standardised, generator, first=first, total=total)
+
     def _update_critic(
-        self, standardised: Tensor, compressed: Tensor, share: Share, generator: torch.Generator, step: int
+        self, standardised: Tensor, compressed: Tensor, generator: torch.Generator, step: int
     ) -> dict[str, Tensor]:
-        mine = slice(share.first, share.first + len(standardised))
-        fake = compressed.float()
+        size, fake = len(standardised), compressed.float()
         for _ in range(self.config.training.n_critic):
-            real = self.compressor.windows.sample(standardised, generator, first=share.first, total=share.total)
-            mix = torch.rand(share.total, generator=generator)[mine]
+            real = self._real(standardised, generator)
+            mix = torch.rand(self.workers.count, size, generator=generator)[self.workers.rank]
             with self._autocast():
                 loss, wasserstein, penalty = self._criticise(real, fake, mix)
             self.critic_optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.get_total_norm([p.grad for p in self.critic.parameters() if p.grad is not None])
-            _check({"the critic's loss": loss, "the critic's gradient": norm}, step)
+            self._check({"the critic's loss": loss, "the critic's gradient": norm}, step)
             self.critic_optimizer.step()
         return {"critic/wasserstein": wasserstein, "critic/gradient_penalty": penalty}
 
@@ -206,14 +213,15 @@ class Learner:
         for group in self.critic_optimizer.param_groups:
             group["lr"] = self._critic_learning_rate * now
 
+    def _check(self, terms: Mapping[str, Tensor], step: int) -> None:
+        """After backward, and by the mean over the workers: one that left the others alone would keep them waiting in
+        the next averaging of gradients for ever."""
+        values = self.workers.mean(torch.stack([value.detach() for value in terms.values()]))
+        for term, value in zip(terms, values, strict=True):
+            if not torch.isfinite(value):
+                raise DivergedError(term, step)
+
     def _autocast(self) -> AbstractContextManager[None]:
         precision = self.config.training.precision
         half = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
-
-
-def _check(terms: Mapping[str, Tensor], step: int) -> None:
-    """After backward, so that no worker leaves the others waiting in the averaging of gradients."""
-    for term, value in terms.items():
-        if not torch.isfinite(value):
-            raise DivergedError(term, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tokconv.config import Config
@@ -14,11 +15,18 @@ from tokconv.terminal import progress_line
 LISTED = 5
 
 
-def open_store(config: Config, *, device: str | None = None, stores: Path = STORES) -> TokenStore:
+Encode = Callable[[Callable[[EncodeProgress], None]], TokenStore]
+"""Open or encode the store of a config, telling how far it is."""
+
+
+def open_store(
+    config: Config, *, device: str | None = None, stores: Path = STORES, encode_with: Encode | None = None
+) -> TokenStore:
     """The store of a config, encoded with progress when it is missing, and a line that says which it is.
 
     Args:
-        config, device, stores: as for `tokconv.encode.encode`.
+        device, stores: as for `tokconv.encode.encode`.
+        encode_with: what encodes instead of this process.
 
     Raises:
         TokconvError: as `tokconv.encode.encode`; ConfigError for a device that is not there.
@@ -28,7 +36,10 @@ def open_store(config: Config, *, device: str | None = None, stores: Path = STOR
         def progress(at: EncodeProgress) -> None:
             line(at.done, at.total, f"{at.skipped} skipped" if at.skipped else "")
 
-        store = encode(config, device=str(resolve_device(device)), progress=progress, stores=stores)
+        if encode_with is None:
+            store = encode(config, device=str(resolve_device(device)), progress=progress, stores=stores)
+        else:
+            store = encode_with(progress)
     print(f"token store: {store.path} ({store.num_images} images, {store.num_tokens} tokens of {store.dim} channels)")
     if store.skipped:
         print(f"  {len(store.skipped)} images could not be read:")

@@ -2,7 +2,9 @@
 
 `run_trial` is the only training function: alone in a process, in the workers of a Ray `TorchTrainer`, in a sweep. It
 reads its arguments only and speaks through `runtime` only. Batches and noise are drawn from (seed, epoch or step), so
-a resumed run sees what it would have seen uninterrupted, and every worker of a group takes its share of one draw.
+a resumed run sees what it would have seen uninterrupted, and every worker of a group takes its share of one draw: a
+run of several workers is that of one worker with the same global batch, up to the order of floating-point sums, and may
+be resumed by another number of them. Rank 0 alone evaluates and writes.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from tokconv.config import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from tokconv.evaluate import Evaluator, Figures, add_gain, codec_of
 from tokconv.grid import check_output_grid
-from tokconv.learner import Learner, Share
+from tokconv.learner import Learner
 from tokconv.networks import network_arguments, select_grid
 from tokconv.protocol import PROTOCOL, check_resumable
 from tokconv.rate_distortion import baseline_figures
 from tokconv.runtime import Runtime
 from tokconv.store import TokenStore
+from tokconv.workers import Workers
 
 _EPOCH_STREAM = 1 << 31
 """Keeps the seeds of epoch orders apart from those of steps."""
@@ -35,7 +38,7 @@ _EPOCH_STREAM = 1 << 31
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial leaves, on rank 0: figures of the last epoch, of every epoch, and the last checkpoint written."""
+    """What a trial leaves: figures of the last epoch, of every epoch, and, on rank 0, the last checkpoint written."""
 
     figures: Figures
     history: list[Figures]
@@ -51,9 +54,9 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
         runtime: device, workers, checkpoints, and where figures go.
 
     Raises:
-        ConfigError, StoreError: see `check_store`.
+        ConfigError, StoreError: see `check_store` and `check_batch`.
         CheckpointError: the checkpoint to resume from belongs to another config, store or evaluation protocol.
-        DivergedError: a non-finite loss, gradient or figure; no checkpoint holds it.
+        DivergedError: a non-finite loss, gradient or figure, on all workers; no checkpoint holds it.
 
     Example:
         >>> store = encode(compose(["data.subset=64"]))                                   # doctest: +SKIP
@@ -62,20 +65,27 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
     check_store(config, store)
     batches = _Batches(config, store, runtime)
     epochs = config.training.epochs
+    workers = Workers(runtime.rank, runtime.world_size)
     learner = Learner(
-        config, store, device=runtime.device, wrap=runtime.wrap, total_steps=epochs * batches.steps_per_epoch
+        config,
+        store,
+        device=runtime.device,
+        wrap=runtime.wrap,
+        total_steps=epochs * batches.steps_per_epoch,
+        workers=workers,
     )
     history = _resume(config, store, runtime, learner)
     judge = _Judge(config, store, runtime.device) if runtime.rank == 0 else None
-    path = runtime.latest_checkpoint() if history else None
+    path = runtime.latest_checkpoint() if history and runtime.rank == 0 else None
     if history:
         # Whoever listens may have missed the last report before the interruption.
         runtime.report(history[-1], path)
     for epoch in range(len(history), epochs):
         figures = _train_epoch(learner, batches, epoch, runtime)
+        # The others wait for rank 0's verdict: a run that is over must be over for all of them.
+        figures = workers.broadcast(figures if judge is None else figures | judge(learner))
+        _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
         if judge is not None:
-            figures |= judge(learner)
-            _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
             path = checkpoints.save(
                 runtime.checkpoint_dir(epoch + 1),
                 learner.modules,
@@ -109,27 +119,41 @@ def check_store(config: Config, store: TokenStore) -> None:
         raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
 
 
+def check_batch(batch_size: int, num_images: int, workers: int) -> int:
+    """Images in a global batch: `training.batch_size`, or all training images when there are fewer.
+
+    Raises:
+        ConfigError: the workers of a trial cannot have equal parts of it.
+    """
+    total = min(batch_size, num_images)
+    if total % workers:
+        all_of_them = f" (there are {num_images} training images)" if num_images < batch_size else ""
+        raise ConfigError(
+            f"training.batch_size: got {batch_size}{all_of_them}; it is the batch of all workers together, and "
+            f"{total} images are not a multiple of {workers} workers; choose one that is, or another resources.workers"
+        )
+    return total
+
+
 class _Batches:
     """The training images in global batches, this worker's share of each."""
 
     def __init__(self, config: Config, store: TokenStore, runtime: Runtime) -> None:
         self.store, self.seed = store, config.training.seed
-        self.total = min(config.training.batch_size, len(store.train_indices))
-        if self.total % runtime.world_size:
-            raise ConfigError(
-                f"training.batch_size: got {self.total}; must be a multiple of the {runtime.world_size} workers"
-            )
+        self.total = check_batch(config.training.batch_size, len(store.train_indices), runtime.world_size)
         self.size = self.total // runtime.world_size
         self.first = runtime.rank * self.size
         self.steps_per_epoch = len(store.train_indices) // self.total
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Share]]:
-        """Tokens [b, N, C] in this epoch's order; the images that do not fill a batch rest until the next one."""
+    def epoch(self, epoch: int) -> Iterator[Tensor]:
+        """Tokens [b, N, C] in this epoch's order; the images that do not fill a batch rest until the next one.
+
+        Of each batch a worker reads its own part of the store only.
+        """
         generator = torch.Generator().manual_seed((self.seed << 32) + _EPOCH_STREAM + epoch)
         order = self.store.train_indices[torch.randperm(len(self.store.train_indices), generator=generator)]
         for batch in order[: self.steps_per_epoch * self.total].split(self.total):
-            mine = batch[self.first : self.first + self.size]
-            yield self.store.tokens(mine), Share(self.first, self.total)
+            yield self.store.tokens(batch[self.first : self.first + self.size])
 
 
 class _Judge:
@@ -162,13 +186,14 @@ class _Judge:
 def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
     epochs = learner.config.training.epochs
     start, sums = time.monotonic(), defaultdict[str, Tensor](lambda: torch.zeros((), device=learner.device))
-    for index, (tokens, share) in enumerate(batches.epoch(epoch)):
+    for index, tokens in enumerate(batches.epoch(epoch)):
         step = epoch * batches.steps_per_epoch + index
-        terms = learner.step(tokens, share, step)
+        terms = learner.step(tokens, step)
         runtime.progress(step + 1, epochs * batches.steps_per_epoch)
         for name, value in terms.items():
             sums[name] += value
-    figures = {name: float(value) / batches.steps_per_epoch for name, value in sums.items()}
+    means = learner.workers.mean(torch.stack(list(sums.values())))
+    figures = {name: float(value) / batches.steps_per_epoch for name, value in zip(sums, means, strict=True)}
     seconds = time.monotonic() - start
     images = batches.steps_per_epoch * batches.total
     return {**figures, "epoch": epoch + 1, "epochs": epochs, "train/images_per_second": images / seconds}

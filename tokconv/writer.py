@@ -129,6 +129,11 @@ class StoreWriter:
             save_file(tensors, temporary, {METADATA: says})
             read_header(temporary, self.settings, number)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half written; nobody else may be writing."""
+        for leftover in self.directory.glob(".*.tmp"):
+            leftover.unlink()
+
     def stored_items(self) -> list[int]:
         """The source indices of all stored images, in the order of the store. Raises StoreError, see `read_header`."""
         covered = range(self.settings.num_items)
@@ -176,8 +181,7 @@ class StoreWriter:
         path = self.directory / SETTINGS
         if path.exists() or self.complete:
             check_settings(self.directory, self.settings)
-            for leftover in self.directory.glob(".*.tmp"):
-                leftover.unlink()
+            self.remove_leftovers()
             return
         if any(entry.name != LOCK for entry in self.directory.iterdir()):
             raise StoreError(f"data.store: {self.directory} holds other files; choose a new or an empty directory")

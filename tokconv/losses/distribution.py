@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.errors import import_extra
+from tokconv.workers import ALONE, Workers
 
 NUM_PROJECTIONS = 128
 """Drawn anew for every step: the protocol's own directions are never trained on."""
@@ -17,10 +18,10 @@ SINKHORN_TOKENS = 256
 SINKHORN_SCALING = 0.5
 
 
-def draw_tokens(tokens_BNC: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """[count, C]: tokens from anywhere in these images, drawn on the CPU, with replacement."""
+def draw_tokens(tokens_BNC: Tensor, count: int, generator: torch.Generator, workers: Workers = ALONE) -> Tensor:
+    """[count, C]: tokens from anywhere in the images of all workers, drawn on the CPU, with replacement."""
     flat = tokens_BNC.flatten(0, 1)
-    return flat[torch.randint(len(flat), (count,), generator=generator).to(flat.device)]
+    return workers.rows(flat, torch.randint(workers.count * len(flat), (count,), generator=generator))
 
 
 def sliced_wasserstein_loss(fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
@@ -59,14 +60,21 @@ def sinkhorn_loss(fake: Tensor, real: Tensor, *, scaling: float = SINKHORN_SCALI
     return loss
 
 
-def distribution_loss(kind: str, compressed: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
+def distribution_loss(
+    kind: str, compressed: Tensor, tokens: Tensor, generator: torch.Generator, workers: Workers = ALONE
+) -> Tensor:
     """swd or sinkhorn between all compressed tokens and as many real ones.
 
+    A distance between samples is no mean over images, so every worker computes that of the whole batch: the compressed
+    tokens of all workers are gathered, and of the real ones those that are drawn.
+
     Args:
-        compressed: [B, K, C]; tokens: [B, N, C], both standardised. For sinkhorn 256 of each are compared.
+        compressed: [b, K, C]; tokens: [b, N, C], both standardised, this worker's part of the batch. For sinkhorn 256
+            of each are compared.
+        generator: on the CPU, in the same state on every worker.
     """
-    fake = compressed.float().flatten(0, 1)
+    fake = workers.gather(compressed.float()).flatten(0, 1)
     if kind == "sinkhorn" and len(fake) > SINKHORN_TOKENS:
         fake = fake[torch.randperm(len(fake), generator=generator)[:SINKHORN_TOKENS].to(fake.device)]
-    real = draw_tokens(tokens.float(), len(fake), generator)
+    real = draw_tokens(tokens.float(), len(fake), generator, workers)
     return sinkhorn_loss(fake, real) if kind == "sinkhorn" else sliced_wasserstein_loss(fake, real, generator)

@@ -38,6 +38,7 @@ from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
 from tokconv.sweep.tuning import tune
 from tokconv.terminal import progress_line
+from tokconv.train import check_batch
 
 DRAIN_SECONDS = 60.0
 """How long the end of a sweep waits for the tracking server; what is left is delivered by `--resume`."""
@@ -84,6 +85,9 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
         _check_same_protocol(directory)
     store = open_store(config, stores=Path(spec.storage or "runs").expanduser() / "stores")
     _check_figures(spec, store)
+    if spec.resources.workers > 1:
+        for size in spec.batch_sizes():
+            check_batch(size, len(store.train_indices), spec.resources.workers)
     directory = directory or new_directory(root, spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tokconv.config import Config
@@ -10,6 +10,7 @@ from tokconv.overrides import compose
 from tokconv.sweep.space import Range
 
 GRID_KEY = "model.compressor.output_grid_size"
+BATCH_KEY = "training.batch_size"
 FIGURES = (
     "compression_ratio",
     "val/fvu",
@@ -92,6 +93,7 @@ class Confirm:
 class Resources:
     runner: str = "torch_trainer"
     workers: int = 1
+    """Processes a trial; each takes an equal part of every batch, and the result is that of one."""
     gpus_per_worker: float = 0.0
     cpus_per_worker: int = 1
 
@@ -144,3 +146,10 @@ class Spec:
         if GRID_KEY in self.search:
             return tuple(sorted(int(value) for value in self.search[GRID_KEY].members()))
         return (self.base_config().model.compressor.output_grid_size,)
+
+    def batch_sizes(self) -> Sequence[int]:
+        """Every `training.batch_size` that a trial may have."""
+        found = self.search.get(BATCH_KEY)
+        if found is None:
+            return (self.base_config().training.batch_size,)
+        return range(found.values[0], found.values[1] + 1) if found.kind == "int" else found.values

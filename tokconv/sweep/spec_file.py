@@ -159,6 +159,8 @@ def _check_whole(spec: Spec) -> Spec:
         raise SpecError(f"resources.gpus_per_worker: got {resources.gpus_per_worker}; must be at least 0")
     if resources.runner == "inline" and resources.workers != 1:
         raise SpecError(f"resources.workers: got {resources.workers}; runner inline runs trials of one worker only")
+    if resources.workers > 1:
+        _check_group(spec)
     if spec.early_stopping is not None:
         _whole("early_stopping.min_epochs", spec.early_stopping.min_epochs, 1)
         _whole("early_stopping.reduction", spec.early_stopping.reduction, 2)
@@ -173,6 +175,23 @@ def _check_whole(spec: Spec) -> Spec:
     if spec.sampler.kind == "grid" and any(r.kind in ("float", "log") for r in spec.search.values()):
         raise SpecError("sampler.kind: grid needs choice or int ranges only; use tpe, or list the values as a choice")
     return spec
+
+
+def _check_group(spec: Spec) -> None:
+    """What several workers a trial need: equal parts of every batch, and of a GPU each the whole."""
+    workers, gpus = spec.resources.workers, spec.resources.gpus_per_worker
+    if 0 < gpus < 1:
+        raise SpecError(
+            f"resources.gpus_per_worker: got {gpus:g} with {workers} workers; NCCL refuses two workers of one trial on "
+            "one GPU; give each a whole one, or use workers: 1"
+        )
+    for size in spec.batch_sizes():
+        if size % workers:
+            raise SpecError(
+                f"training.batch_size: {size} is not a multiple of resources.workers, {workers}; it is the batch of "
+                "all workers together, of which each takes an equal part; choose multiples, as in "
+                f"{{choice: [{16 * workers}, {32 * workers}]}}"
+            )
 
 
 def _known(tree: Mapping[str, Any], cls: type, prefix: str) -> None:
