@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,30 +78,45 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
                 f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset RAY_ADDRESS to use this "
                 "machine"
             ) from error
-        try:
+        with _shut_down_after():
             yield False
-        finally:
-            ray.shutdown()
         return
     # Two clusters on one host are told apart by this address; without it the State API refuses to choose.
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     os.environ["RAY_ADDRESS"] = f"{LOCALHOST}:{port}"
     try:
-        ray.init(
-            address="local",
-            include_dashboard=dashboard,
-            runtime_env={"env_vars": settings},
-            # Nothing of a private cluster listens beyond this machine.
-            _node_ip_address=LOCALHOST,
-            **quiet,
-        )
-        yield True
+        with _shut_down_after():
+            ray.init(
+                address="local",
+                include_dashboard=dashboard,
+                runtime_env={"env_vars": settings},
+                # Nothing of a private cluster listens beyond this machine.
+                _node_ip_address=LOCALHOST,
+                **quiet,
+            )
+            yield True
     finally:
-        # A handle that is collected after the shutdown would end this process: Ray's core worker exits on it.
+        del os.environ["RAY_ADDRESS"], os.environ["RAY_GCS_SERVER_PORT"]
+
+
+@contextmanager
+def _shut_down_after() -> Iterator[None]:
+    """Shut Ray down with nothing left that refers to it.
+
+    A handle that is collected later would end this process on the spot: Ray's core worker exits on it.
+    """
+    import ray
+
+    try:
+        yield
+    except BaseException as error:
+        # As long as the error is handled, the frames of Tune that it has passed hold such handles.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
         gc.collect()
         ray.shutdown()
-        del os.environ["RAY_ADDRESS"], os.environ["RAY_GCS_SERVER_PORT"]
 
 
 TOKEN_ADVICE = (
