@@ -48,8 +48,8 @@ def encode(overrides: Sequence[str], *, plan_only: bool, verify: bool, device: s
         found = plan(config)
         state = "complete already" if found.complete else "not yet encoded"
         print(
-            f"{found.path}: {found.images} images x {found.tokens_per_image} tokens, {found.bytes / 1e6:.1f} MB in "
-            f"{found.shards} shards ({state})"
+            f"{found.url or found.path}: {found.images} images x {found.tokens_per_image} tokens, "
+            f"{found.bytes / 1e6:.1f} MB in {found.shards} shards ({state})"
         )
         return
     try:

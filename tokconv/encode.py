@@ -7,6 +7,7 @@ Workers decode and preprocess; this process encodes and writes. Memory holds one
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -26,7 +27,9 @@ from tokconv.encoder import EncoderSpec, VisionTower, describe, preprocess
 from tokconv.errors import DataError
 from tokconv.images import ImageSource, assign_split, open_source
 from tokconv.shards import Skipped, StoreSettings, default_shard_size, image_bytes, pack
+from tokconv.storage import check_url, is_url
 from tokconv.store import TokenStore
+from tokconv.store_cache import encode_remote, exists_remote, staging_dir
 from tokconv.writer import StoreWriter
 
 STORES = Path("runs/stores")
@@ -47,6 +50,8 @@ class EncodePlan:
     """What an encode would do."""
 
     path: Path
+    url: str | None
+    """Where it goes when `data.store` is a URL; `path` is then where it is encoded."""
     images: int
     tokens_per_image: int
     bytes: int
@@ -68,11 +73,12 @@ def plan(config: Config) -> EncodePlan:
     settings = job.settings
     return EncodePlan(
         path=job.path,
+        url=job.url,
         images=settings.num_items,
         tokens_per_image=settings.num_tokens,
         bytes=settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype),
         shards=settings.num_shards,
-        complete=TokenStore.find(job.path, settings) is not None,
+        complete=exists_remote(job.url, settings) if job.url else TokenStore.find(job.path, settings) is not None,
     )
 
 
@@ -90,11 +96,19 @@ def encode(
         DataError: no encoder, no images, or fewer than two readable ones.
         ConfigError: a layer that the tower does not have.
         StoreError: `data.store` holds a store of other settings, or one that is damaged.
+        StorageError: `data.store` is a URL whose server refuses or does not answer.
 
     Example:
         >>> store = encode(compose(["data.subset=64"]))      # doctest: +SKIP
     """
     job = _prepare(config)
+    if job.url is not None:
+
+        def encode_here(path: Path) -> TokenStore:
+            here = dataclasses.replace(config, data=dataclasses.replace(config.data, store=str(path)))
+            return encode(here, device=device, progress=progress)
+
+        return encode_remote(job.url, job.settings, encode_here)
     store = TokenStore.find(job.path, job.settings)
     if store is not None:
         return store
@@ -111,6 +125,8 @@ class _Job:
     source: ImageSource
     settings: StoreSettings
     path: Path
+    url: str | None = None
+    """Where the store is when that is no directory; it is encoded in `path` all the same."""
 
 
 def _prepare(config: Config) -> _Job:
@@ -126,6 +142,9 @@ def _prepare(config: Config) -> _Job:
         class_names=source.class_names,
         shard_size=default_shard_size(spec.token_grid, spec.dim, data.dtype),
     )
+    if data.store is not None and is_url(data.store):
+        url = check_url("data.store", data.store)
+        return _Job(spec, source, settings, staging_dir(url, settings), url)
     path = Path(data.store or STORES / f"{source.name}-{spec.slug}-{settings.digest()[:8]}").expanduser()
     return _Job(spec, source, settings, path)
 
