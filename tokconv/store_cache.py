@@ -72,6 +72,12 @@ class StorePlace:
         return store
 
 
+def place_of(named: str | None, store: TokenStore) -> StorePlace:
+    """The place of an open store. `named` is what the config says: a URL is one for every node, a path may not be."""
+    place = named if named is not None and is_url(named) else str(store.path.resolve())
+    return StorePlace(place, store.fingerprint)
+
+
 def stores_dir() -> Path:
     """Where this node keeps its copies of stores."""
     return cache_dir() / "stores"

@@ -17,7 +17,8 @@ KEPT = ("val/", "train/", "critic/")
 ALSO_KEPT = ("epoch", "epochs", "compression_ratio")
 
 Finish = Callable[[TrialRecord], Path]
-"""Exports a complete trial's compressor and draws its picture; the directory it wrote comes back."""
+"""Exports a complete trial's compressor and draws its picture; the directory it wrote comes back, relative to the
+sweep's."""
 
 
 class Listener(Callback):
@@ -55,10 +56,14 @@ class Listener(Callback):
     ) -> None:
         if FAILURE in result or "epoch" not in result:
             return
-        figures = finite({k: v for k, v in result.items() if k.startswith(KEPT) or k in ALSO_KEPT})
+        uid, figures = trial.config["uid"], kept_figures(result)
+        known = self._record.find(uid)
+        if known.checkpoint is not None and known.figures == {**figures, "epoch": result["epoch"]}:
+            # A trial that was resumed says again where it stands.
+            return
         self._record.append(
             "trial_reported",
-            trial=trial.config["uid"],
+            trial=uid,
             epoch=result["epoch"],
             figures=figures,
             checkpoint=result.get("checkpoint_path"),
@@ -104,6 +109,11 @@ class Listener(Callback):
 
     def _keep(self, trial: TrialRecord) -> None:
         self._record.append("trial_artifacts", trial=trial.uid, path=str(self._finish(trial)))
+
+
+def kept_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """What the record keeps of an epoch's result."""
+    return finite({k: v for k, v in result.items() if k.startswith(KEPT) or k in ALSO_KEPT})
 
 
 def _last_line(trial: Trial) -> str:

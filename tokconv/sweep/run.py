@@ -23,15 +23,18 @@ from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
 from tokconv.protocol import MIN_NEIGHBOUR_IMAGES, PROTOCOL, other_protocol
 from tokconv.rate_distortion import baseline_figures
+from tokconv.storage import fetched
 from tokconv.store import TokenStore
+from tokconv.store_cache import place_of
 from tokconv.sweep import report
 from tokconv.sweep.champions import Verdict, judge
 from tokconv.sweep.confirm import drop_superseded, owed
 from tokconv.sweep.exports import export_champions, refusals
-from tokconv.sweep.layout import SweepDirectory, new_directory, newest_directory
+from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.progress import SweepDisplay
 from tokconv.sweep.record import Record, TrialRecord, read_events
+from tokconv.sweep.remote import kept, open_root
 from tokconv.sweep.spec import GRID_KEY, Spec
 from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
@@ -64,6 +67,8 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
 
     Raises:
         ConfigError, DataError, StoreError: before any trial starts.
+        StorageError: `storage` or `data.store` is a URL that cannot be used, before any trial starts; or not everything
+            had arrived there when the sweep ended.
         SweepError: nothing to resume, another driver at work, no Ray cluster.
         KeyboardInterrupt: after the record is safe and the way to go on is printed.
     """
@@ -71,19 +76,19 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     token_grid = describe(config.model.clip).token_grid
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
-    root = Path(spec.storage or "runs").expanduser().resolve()
-    if root.exists() and not root.is_dir():
-        raise SpecError(f"storage: {root} is a file; name a directory, it is created when missing")
-    directory = newest_directory(root, spec.name) if resume else None
+    root = open_root(spec.storage or "runs")
+    directory = root.newest(spec.name) if resume else None
     if directory is not None:
         _check_same_experiment(spec, load_spec(directory.spec))
         _check_same_protocol(directory)
     store = open_store(config)
     _check_figures(spec, store)
-    directory = directory or new_directory(root, spec.name)
+    directory = directory or root.new(spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
-        return _Sweep(spec, config, store, directory, root, allow_unproven).run()
+        sweep = _Sweep(spec, config, store, directory, root.local, allow_unproven)
+        with kept(directory, sweep.record):
+            return sweep.run()
 
 
 class _Sweep:
@@ -141,6 +146,8 @@ class _Sweep:
         delivery = writer.close(DRAIN_SECONDS)
         report.print_result(verdicts)
         print(f"\nresults, plots and exported champions: {self.directory.path}")
+        if self.directory.remote is not None:
+            print(f"the same, kept for every machine: {self.directory.remote}")
         print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
         print(delivery)
         # Last, and with exit code 0: the sweep did its work, it is its finding that is negative.
@@ -191,7 +198,8 @@ class _Sweep:
             on_event=lambda: display.update(self.record),
         )
         with display:
-            tune(self.spec, self.config, self.store.path.resolve(), self.directory, self.record, listener, owed_now)
+            place = place_of(self.config.data.store, self.store)
+            tune(self.spec, self.config, place, self.directory, self.record, listener, owed_now)
             listener.close()
 
     def _ratio(self, values: Mapping[str, Any]) -> float:
@@ -203,10 +211,11 @@ class _Sweep:
         out = self.directory.artifacts(trial.uid)
         if trial.checkpoint is None:
             raise SweepError(f"trial {trial.uid} ended without a checkpoint")
-        exported = export(Path(trial.checkpoint), out / "compressor")
+        with fetched(trial.checkpoint) as checkpoint:
+            exported = export(checkpoint, out / "compressor")
         tokens = self.store.tokens(self.store.val_indices[:PICTURED_IMAGES])
         draw_compression(load_compressor(exported), load_decoder(exported), tokens, out / "reconstruction.png")
-        return out
+        return out.relative_to(self.directory.path)
 
     def _judge(self, baselines: Mapping[int, Mapping[str, Figures]]) -> list[Verdict]:
         return judge(
@@ -248,7 +257,7 @@ class _Sweep:
             state=state,
             champions=exported,
             evidence={str(v.grid): v.evidence.summary for v in verdicts if v.evidence is not None},
-            artifacts=str(self.directory.report),
+            artifacts=str(self.directory.report.relative_to(self.directory.path)),
             summary=report.summary_markdown(verdicts),
         )
         return verdicts, exported
