@@ -150,8 +150,7 @@ def test_two_drivers_do_not_work_on_one_sweep(
         # And when it comes back, whoever finds out stops.
         (place / LEASE).write(json.dumps({"id": "x", "host": "elsewhere", "pid": 1, "beat": 8}).encode())
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(200):
-                time.sleep(0.1)
+            _live(20)
         assert not taken.held
     assert json.loads((place / LEASE).read() or b"")["id"] == "x"
 
@@ -219,6 +218,12 @@ def test_a_shared_path_as_a_url_is_refused_when_it_cannot_be_written(tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"storage: file:///.*cannot be written"):
         run_sweep(parse_spec(spec(tmp_path, storage=f"file://{tmp_path}/file/runs")))
+
+
+def _live(seconds: float) -> None:
+    """As a driver does: a thread interrupts it between two steps, not within one."""
+    for _ in range(round(10 * seconds)):
+        time.sleep(0.1)
 
 
 def _log(there: Path) -> bytes:

@@ -219,7 +219,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("objectives", [{"metric": "val/fvu"}]), "must be {metric: val/fvu, mode: min}"),
         (changed("objectives", []), "objectives: got []"),
         (changed("resources/workers", 2), "runner inline runs trials of one worker only"),
-        (changed("storage", "s3://bucket/runs"), "storage: got 's3://bucket/runs'; only a directory is supported"),
+        (changed("storage", "s3://key:secret@bucket/runs"), "storage: the s3 URL holds credentials"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_with_what_is_allowed(tree: Any, message: str) -> None:

@@ -150,7 +150,10 @@ def _check_whole(spec: Spec) -> Spec:
         _one_of(f"resources.{key}", getattr(resources, key), allowed)
     _one_of("sampler.kind", spec.sampler.kind, SAMPLERS)
     if spec.storage is not None and is_url(spec.storage):
-        check_url("storage", spec.storage)
+        try:
+            check_url("storage", spec.storage)
+        except ConfigError as error:
+            raise SpecError(str(error)) from error
     _whole("resources.workers", resources.workers, 1)
     _whole("resources.cpus_per_worker", resources.cpus_per_worker, 1)
     _whole("sampler.seed", spec.sampler.seed, 0)
