@@ -32,7 +32,7 @@ def programs() -> Path:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The `postgresql://` URI of a server with an empty database, which runs while the block does, for this machine only."""
+    """The `postgresql://` URI of a server with an empty database, which runs while the block does, on this machine."""
     # Not below pytest's directories: those are closed to other users, and another user is what root has to become.
     home = Path(tempfile.mkdtemp(prefix="tokconv-postgres-"))
     bin_dir, other = programs(), {}

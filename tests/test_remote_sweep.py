@@ -66,6 +66,7 @@ def test_a_killed_sweep_goes_on_on_another_machine(
     here = tmp_path / "two" / "sweeps" / "s3-tokconv-runs" / "sweeps" / "tiny-001"
     assert (here / "events.jsonl").read_bytes() == _log(there)
     record = Record(here / "events.jsonl")
+    record.close()
     assert [trial.state for trial in record.trials.values()] == ["complete"] * 2
     reported: dict[str, list[int]] = {}
     started: dict[str, int] = {}
@@ -82,7 +83,6 @@ def test_a_killed_sweep_goes_on_on_another_machine(
         assert trial.checkpoint == f"{URL}/sweeps/tiny-001/trials/{uid}/epoch-{EPOCHS:04d}"
         assert [entry.name for entry in (there / "trials" / uid).iterdir()] == [f"epoch-{EPOCHS:04d}"]
         assert (there / "artifacts" / uid / "reconstruction.png").exists()
-    record.close()
     for name in ("spec.yaml", "report/results.csv", "report/champions.json", "report/pareto.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes()
     for grid in (4, 8):

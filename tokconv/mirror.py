@@ -21,12 +21,10 @@ from types import TracebackType
 
 from tokconv.errors import StorageError
 from tokconv.files import write_text
-from tokconv.storage import Remote
+from tokconv.storage import FIRST_WAIT, LONGEST_WAIT, Remote
 
 INTERVAL = 5.0
 PIECE = 1 << 20
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-"""Seconds between attempts, doubled after each failed one."""
 STATE = ".mirror.json"
 """In the directory: what was shipped, by size and time, so that another process does not ship it again."""
 SHA256 = ".sha256"

@@ -11,25 +11,29 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tokconv.errors import ConfigError, MissingExtraError, StorageError, TokconvError
 from tokconv.files import atomic_path
 
+Result = TypeVar("Result")
 CACHE = "TOKCONV_CACHE"
 """Environment variable: where a node keeps its copies of what lies at URLs."""
 LOCAL = "file"
-PATIENCE = {
-    # Seconds and attempts of one request; whoever can wait longer tries again (`tokconv.mirror`).
+OPTIONS = {
+    # Seconds and attempts of one request; whoever can wait longer tries again (`patiently`, `tokconv.mirror`).
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}},
 }
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+"""Seconds between attempts, doubled after each failed one."""
 ADVICE = (
     "check that the bucket exists, the endpoint (AWS_ENDPOINT_URL, when it is not Amazon's) and the credentials "
     "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
@@ -202,9 +206,29 @@ def advised(key: str) -> Iterator[None]:
         raise StorageError(f"{key}: {error}; {ADVICE}") from error
 
 
+def patiently(work: Callable[[], Result], seconds: float) -> Result:
+    """What `work` returns, tried again while the server is away.
+
+    Raises:
+        StorageError: it still is after so many seconds.
+    """
+    deadline, wait = time.monotonic() + seconds, FIRST_WAIT
+    while True:
+        try:
+            return work()
+        except StorageError:
+            if time.monotonic() + wait > deadline:
+                raise
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+
 @contextmanager
-def fetched(place: str) -> Iterator[Path]:
+def fetched(place: str, *, patience: float = 0.0) -> Iterator[Path]:
     """A directory by its path or its URL, as a local path: a copy in a scratch directory when it is at a URL.
+
+    Args:
+        patience: seconds for which a server may be away.
 
     Raises:
         StorageError: it cannot be read.
@@ -214,10 +238,14 @@ def fetched(place: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
         remote, path = Remote(place), Path(scratch) / Remote(place).name
-        names = list(remote.files())
-        if not names:
-            raise StorageError(f"{place}: nothing is there")
-        remote.download_all(names, path)
+
+        def fetch() -> None:
+            names = list(remote.files())
+            if not names:
+                raise StorageError(f"{place}: nothing is there")
+            remote.download_all(names, path)
+
+        patiently(fetch, patience)
         yield path
 
 
@@ -228,7 +256,7 @@ def _filesystem(protocol: str, _process: int) -> Any:
     from fsspec.registry import known_implementations
 
     try:
-        return fsspec.filesystem(protocol, **PATIENCE.get(protocol, {}))
+        return fsspec.filesystem(protocol, **OPTIONS.get(protocol, {}))
     except ImportError as error:
         package = known_implementations[protocol]["class"].split(".")[0]
         command = "'tokconv[s3]'" if package == "s3fs" else package

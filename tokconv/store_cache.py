@@ -34,7 +34,7 @@ from tokconv.shards import (
     read_header,
     shard_name,
 )
-from tokconv.storage import Remote, advised, cache_dir, is_url
+from tokconv.storage import Remote, advised, cache_dir, check_url, is_url
 from tokconv.store import TokenStore
 from tokconv.terminal import progress_line
 
@@ -76,6 +76,11 @@ def place_of(named: str | None, store: TokenStore) -> StorePlace:
     """The place of an open store. `named` is what the config says: a URL is one for every node, a path may not be."""
     place = named if named is not None and is_url(named) else str(store.path.resolve())
     return StorePlace(place, store.fingerprint)
+
+
+def open_place(place: str | Path) -> TokenStore:
+    """The store that a user names by a directory or a URL. Raises as `TokenStore.open` and `open_remote`."""
+    return open_remote(check_url("store", str(place))) if is_url(place) else TokenStore.open(place)
 
 
 def stores_dir() -> Path:

@@ -13,6 +13,7 @@ from tokconv.sweep.evidence import PENDING, UNPROVEN
 from tokconv.sweep.layout import SweepDirectory
 
 ANYWAY = "--allow-unproven"
+PATIENCE_SECONDS = 60.0
 
 
 def export_champions(
@@ -34,7 +35,7 @@ def export_champions(
             continue
         if evidence.exported.checkpoint is None:
             continue
-        with fetched(evidence.exported.checkpoint) as checkpoint:
+        with fetched(evidence.exported.checkpoint, patience=PATIENCE_SECONDS) as checkpoint:
             export(checkpoint, out, evidence=evidence.as_dict(champion.uid))
         exported[str(verdict.grid)] = {
             "trial": champion.uid,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from tokconv.errors import StorageError
-from tokconv.storage import Remote
+from tokconv.storage import Remote, patiently
 
 STATE = "state.json"
 """Of a checkpoint, the file that is put there last: one without it is not whole."""
 PATIENCE_SECONDS = 600.0
 """A server that is away for less than this costs a trial nothing but the time."""
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 
 
 class RemoteCheckpoints:
@@ -35,25 +32,22 @@ class RemoteCheckpoints:
         """
         place = self._remote / checkpoint.name
         if checkpoint != self._newest:
-            deadline, wait = time.monotonic() + PATIENCE_SECONDS, FIRST_WAIT
-            while True:
-                try:
-                    self._put(checkpoint)
-                    break
-                except StorageError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(wait)
-                    wait = min(2 * wait, LONGEST_WAIT)
+            patiently(lambda: self._put(checkpoint), PATIENCE_SECONDS)
         return place.url
 
     def latest(self) -> Path | None:
-        """A local copy of the newest whole checkpoint there; None when there is none."""
-        if self._newest is None and (found := newest_checkpoint(self._remote)) is not None:
-            path = self._scratch / found.name
-            found.download_all(list(found.files()), path)
-            self._newest = path
+        """A local copy of the newest whole checkpoint there; None when there is none. Raises StorageError as `keep`."""
+        if self._newest is None:
+            self._newest = patiently(self._fetch, PATIENCE_SECONDS)
         return self._newest
+
+    def _fetch(self) -> Path | None:
+        found = newest_checkpoint(self._remote)
+        if found is None:
+            return None
+        path = self._scratch / found.name
+        found.download_all(list(found.files()), path)
+        return path
 
     def _put(self, checkpoint: Path) -> None:
         names = sorted((path.name for path in checkpoint.iterdir()), key=lambda name: (name == STATE, name))

@@ -35,6 +35,7 @@ from tokconv.sweep.listener import Listener
 from tokconv.sweep.progress import SweepDisplay
 from tokconv.sweep.record import Record, TrialRecord, read_events
 from tokconv.sweep.remote import kept, open_root
+from tokconv.sweep.remote_checkpoints import PATIENCE_SECONDS
 from tokconv.sweep.spec import GRID_KEY, Spec
 from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
@@ -211,7 +212,7 @@ class _Sweep:
         out = self.directory.artifacts(trial.uid)
         if trial.checkpoint is None:
             raise SweepError(f"trial {trial.uid} ended without a checkpoint")
-        with fetched(trial.checkpoint) as checkpoint:
+        with fetched(trial.checkpoint, patience=PATIENCE_SECONDS) as checkpoint:
             exported = export(checkpoint, out / "compressor")
         tokens = self.store.tokens(self.store.val_indices[:PICTURED_IMAGES])
         draw_compression(load_compressor(exported), load_decoder(exported), tokens, out / "reconstruction.png")
