@@ -46,6 +46,8 @@ NOTE = "mlflow.note.content"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Else it prints two lines, with pictures, for every run that ends on a server.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # The follower has its own patience; MLflow's own is four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     # Seconds, also for an upload that the server hands on to its own storage.
