@@ -20,9 +20,10 @@ from tokconv.errors import StorageError, SweepError
 from tokconv.mirror import Mirror, fetch_log
 from tokconv.storage import CACHE, Remote
 from tokconv.sweep import lease as leases
+from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.lease import LEASE, Lease
 from tokconv.sweep.record import Record
-from tokconv.sweep.remote import RemoteRoot, open_root
+from tokconv.sweep.remote import RemoteRoot, kept, open_root
 from tokconv.sweep.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec_file import parse_spec
@@ -187,6 +188,64 @@ def test_every_run_of_a_spec_has_its_own_directory_there(
     monkeypatch.setenv(CACHE, str(tmp_path / "two"))
     assert open_root(URL).new("tiny").name == "tiny-002"
     assert open_root(URL).new("tin").name == "tin-001"
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepDirectory:
+    """A sweep at a URL that needs no server, with one running trial, as its first driver left it."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "one"))
+    directory = open_root(f"file://{tmp_path}/shared").new("tiny")
+    directory.spec.write_text("name: tiny\n")
+    record = Record(directory.events)
+    directory.journal.write_text('{"op": 1}\n')
+    record.append("trial_started", trial="00000", values={}, ratio=4.0)
+    record.append("trial_reported", trial="00000", epoch=1, figures={"val/fvu": 0.3, "epoch": 1}, checkpoint=None)
+    with kept(directory, record):
+        pass
+    record.close()
+    return directory
+
+
+def test_the_newest_truth_is_gone_on_from(
+    shared: SweepDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/shared"
+    first = shared.events.read_bytes()
+    # This machine knows more than its mirror, which was away when it died: that is kept.
+    ahead = first + b'{"event":"sweep_ended","time":1}\n'
+    shared.events.write_bytes(ahead)
+    assert open_root(url).newest("tiny").events.read_bytes() == ahead
+    # Another machine goes on from the mirror.
+    monkeypatch.setenv(CACHE, str(tmp_path / "two"))
+    other = open_root(url).newest("tiny")
+    assert other.path.is_relative_to(tmp_path / "two")
+    assert (other.events.read_bytes(), other.spec.read_text()) == (first, "name: tiny\n")
+    assert other.journal.read_bytes() == shared.journal.read_bytes()
+    record = Record(other.events)
+    with kept(other, record):
+        record.append("trial_ended", trial="00000", state="complete")
+    record.close()
+    # The first one comes back: what it alone knew is not the sweep any more.
+    monkeypatch.setenv(CACHE, str(tmp_path / "one"))
+    late = Record(shared.events)
+    with pytest.raises(SweepError, match="another driver went on with it"), kept(shared, late):
+        pass
+    late.close()
+    assert open_root(url).newest("tiny").events.read_bytes() == other.events.read_bytes()
+
+
+def test_what_the_mirror_missed_is_read_from_checkpoints(shared: SweepDirectory) -> None:
+    assert shared.remote is not None
+    rows = [{"epoch": epoch, "epochs": 4, "val/fvu": 1 / epoch} for epoch in (1, 2, 3)]
+    (shared.remote / "trials/00000/epoch-0003/state.json").write(json.dumps({"history": rows}).encode())
+    (shared.remote / "trials/00001/epoch-0002/state.json").write(b"{}")
+    record = Record(shared.events)
+    with kept(shared, record):
+        assert [row["epoch"] for row in record.trials["00000"].history] == [1, 2, 3]
+        assert record.trials["00000"].figures["val/fvu"] == 1 / 3
+        assert record.trials["00000"].checkpoint == f"{shared.remote}/trials/00000/epoch-0003"
+    record.close()
+    assert (shared.remote / "trials").files().keys() == {"00000/epoch-0003/state.json"}
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def fetch_log(remote: Remote, name: str) -> bytes:
     Raises:
         StorageError: it cannot be read, or a piece is missing.
     """
-    pieces = (remote / name).files()
+    pieces = [piece for piece in (remote / name).files() if piece.isdigit()]
     content = b""
     for number in range(len(pieces)):
         piece = (remote / name / f"{number:05d}").read()
