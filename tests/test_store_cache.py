@@ -25,7 +25,7 @@ from tokconv.rate_distortion import baseline_figures
 from tokconv.shards import INDEX, SETTINGS, shard_name
 from tokconv.storage import CACHE
 from tokconv.store import TokenStore
-from tokconv.store_cache import StorePlace, copy_of, open_remote, staging_dir
+from tokconv.store_cache import StorePlace, copy_of, open_remote, place_of, staging_dir
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(botocore|aiobotocore|s3fs)")
 URL = "s3://tokconv/stores/tiny"
@@ -80,6 +80,7 @@ def test_an_encode_to_a_url_is_a_local_encode_bit_for_bit(
     store = encode(config, device="cpu")
     assert plan(config).complete
     assert store.path == copy_of(store.fingerprint)
+    assert place_of(store) == StorePlace(URL, store.fingerprint)
     there = server.files / "stores" / "tiny"
     config.data.store = str(tmp_path / "local")
     local = encode(config, device="cpu")
@@ -175,6 +176,7 @@ def test_a_shared_path_can_be_read_through_the_cache_too(
     store = write_store(tmp_path / "shared")
     node = another_node(monkeypatch, tmp_path / "node")
     url = f"file://{tmp_path}/shared"
+    assert place_of(store) == StorePlace(str(tmp_path / "shared"), store.fingerprint)
     assert open_remote(url).path == node / "stores" / store.fingerprint
     capsys.readouterr()
     StorePlace(url, store.fingerprint).open()

@@ -142,11 +142,11 @@ def _prepare(config: Config) -> _Job:
         class_names=source.class_names,
         shard_size=default_shard_size(spec.token_grid, spec.dim, data.dtype),
     )
-    if data.store is not None and is_url(data.store):
-        url = check_url("data.store", data.store)
+    place = data.store or f"{STORES}/{source.name}-{spec.slug}-{settings.digest()[:8]}"
+    if is_url(place):
+        url = check_url("data.store", place)
         return _Job(spec, source, settings, staging_dir(url, settings), url)
-    path = Path(data.store or STORES / f"{source.name}-{spec.slug}-{settings.digest()[:8]}").expanduser()
-    return _Job(spec, source, settings, path)
+    return _Job(spec, source, settings, Path(place).expanduser())
 
 
 def _default_device() -> str:

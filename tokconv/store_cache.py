@@ -65,17 +65,16 @@ class StorePlace:
         if not is_url(self.place):
             return TokenStore.open(self.place)
         if (copy_of(self.fingerprint) / INDEX).exists():
-            return TokenStore.open(copy_of(self.fingerprint))
+            return _opened(copy_of(self.fingerprint), self.place)
         store = open_remote(self.place)
         if store.fingerprint != self.fingerprint:
             raise StoreError(f"{self.place}: holds another store than it did; encode to another place instead")
         return store
 
 
-def place_of(named: str | None, store: TokenStore) -> StorePlace:
-    """The place of an open store. `named` is what the config says: a URL is one for every node, a path may not be."""
-    place = named if named is not None and is_url(named) else str(store.path.resolve())
-    return StorePlace(place, store.fingerprint)
+def place_of(store: TokenStore) -> StorePlace:
+    """The place of an open store."""
+    return StorePlace(store.origin or str(store.path.resolve()), store.fingerprint)
 
 
 def open_place(place: str | Path) -> TokenStore:
@@ -165,10 +164,10 @@ def encode_remote(url: str, settings: StoreSettings, encode: Callable[[Path], To
         ):
             store = encode(staging)
         (remote / INDEX).upload(staging / INDEX)
-        return _moved(staging, store.fingerprint)
+        return _moved(staging, store.fingerprint, url)
 
 
-def _moved(staging: Path, fingerprint: str) -> TokenStore:
+def _moved(staging: Path, fingerprint: str, url: str) -> TokenStore:
     """What was encoded here is this node's copy."""
     copy = copy_of(fingerprint)
     with FileLock(f"{copy}.lock"):
@@ -177,7 +176,7 @@ def _moved(staging: Path, fingerprint: str) -> TokenStore:
                 staging.rename(temporary)
         else:
             shutil.rmtree(staging)
-        return TokenStore.open(copy)
+        return _opened(copy, url)
 
 
 def _fetch_unfinished(remote: Remote, staging: Path, settings: StoreSettings) -> None:
@@ -222,7 +221,13 @@ def _copied(remote: Remote, content: bytes) -> TokenStore:
             _fill(remote, copy, index)
             with atomic_path(copy / INDEX) as temporary:
                 temporary.write_bytes(content)
-        return TokenStore.open(copy)
+        return _opened(copy, remote.url)
+
+
+def _opened(copy: Path, url: str) -> TokenStore:
+    store = TokenStore.open(copy)
+    store.origin = url
+    return store
 
 
 def _fill(remote: Remote, copy: Path, index: Mapping[str, Any]) -> None:

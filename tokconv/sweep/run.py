@@ -199,8 +199,7 @@ class _Sweep:
             on_event=lambda: display.update(self.record),
         )
         with display:
-            place = place_of(self.config.data.store, self.store)
-            tune(self.spec, self.config, place, self.directory, self.record, listener, owed_now)
+            tune(self.spec, self.config, place_of(self.store), self.directory, self.record, listener, owed_now)
             listener.close()
 
     def _ratio(self, values: Mapping[str, Any]) -> float:
