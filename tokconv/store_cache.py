@@ -126,7 +126,8 @@ def find_remote(url: str, settings: StoreSettings) -> TokenStore | None:
 
 def exists_remote(url: str, settings: StoreSettings) -> bool:
     """Whether the complete store of these settings is at a URL; nothing is fetched but its index."""
-    content = (Remote(url) / INDEX).read()
+    with advised("data.store"):
+        content = (Remote(url) / INDEX).read()
     if content is not None:
         _check(url, settings, _parsed(url, content).get("settings"))
     return content is not None
