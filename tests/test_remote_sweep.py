@@ -30,7 +30,7 @@ from tokconv.sweep.spec_file import parse_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of botocore, Ray, MLflow and SQLAlchemy, in their own threads
 URL = "s3://tokconv/runs"
-EPOCHS = 8
+EPOCHS = 30
 
 
 @pytest.fixture
@@ -115,6 +115,23 @@ def test_a_mirror_follows_its_directory(server: ObjectServer, tmp_path: Path) ->
     ship()
     assert fetch_log(remote, "log") == (work / "log").read_bytes()
     assert {name for name in remote.files() if name.startswith("report")} == {"report/b", "report/b.sha256"}
+
+
+def test_what_a_log_speaks_of_arrives_before_its_lines(tmp_path: Path) -> None:
+    work, remote = tmp_path / "work", Remote(f"file://{tmp_path}/there")
+    work.mkdir()
+    (work / "picture").write_text("a picture")
+    (work / "log").write_text("the picture is drawn\n")
+    seen: list[bool] = []
+
+    def files() -> list[str]:
+        seen.append((remote / "log" / "00000").read() is None)
+        return ["picture"]
+
+    with Mirror(work, remote, files=files, logs=["log"]):
+        pass
+    assert seen[0]
+    assert fetch_log(remote, "log") == b"the picture is drawn\n"
 
 
 def test_a_server_that_is_away_holds_nothing_up_and_misses_nothing(server: ObjectServer, tmp_path: Path) -> None:

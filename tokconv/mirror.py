@@ -3,7 +3,8 @@
 The directory is the truth; the storage follows it, at most `INTERVAL` seconds and one upload behind. A server that is
 away holds nothing up: what it missed is shipped when it answers again.
 
-    a file that is written atomically   shipped when it is new or changed, removed there when it is gone
+    a file that is written atomically   shipped when it is new or changed, removed there when it is gone; it arrives
+                                        before the lines of a log that speak of it
     a log that only grows               LOG/00000, LOG/00001, ...: pieces of PIECE bytes, of which only the last is ever
                                         written again; whole lines only (object storage cannot append)
     a file that says how far the log    read before the logs and shipped after them, so that it never speaks of lines
@@ -131,9 +132,10 @@ class Mirror:
         """One look at the directory."""
         positions = {name: content for name in self._positions if (content := _content(self._directory / name))}
         ends = {name: _whole_lines(self._directory / name) for name in reversed(self._logs)}
+        # Before the lines that speak of them.
+        present = self._ship_files()
         for name in self._logs:
             self._ship_log(name, ends[name])
-        present = self._ship_files()
         for name, content in positions.items():
             (self._remote / name).write(content)
         gone = [name for name in self._shipped if name not in present]
