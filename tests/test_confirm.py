@@ -121,7 +121,7 @@ def test_a_sweep_confirms_its_winners_and_grows_on_resume(tmp_path: Path) -> Non
     ended = champions(result.directory)
     assert {ended[grid]["run"] for grid in ended} <= set(result.confirmations)
     for grid in ended:
-        assert read_config(ended[grid]["export"])["evidence"]["status"] == ended[grid]["evidence"]
+        assert read_config(result.directory / ended[grid]["export"])["evidence"]["status"] == ended[grid]["evidence"]
     started = [event for event in events(result.directory) if event["event"] == "trial_started"]
     assert [event.get("kind") for event in started].count("confirm") == 4
     assert yaml.safe_load((result.directory / "spec.yaml").read_text())["confirm"] == {"seeds": 2}

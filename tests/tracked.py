@@ -182,12 +182,13 @@ class Flaky:
 
 
 class Server:
-    """A real `mlflow server` on a port of its own."""
+    """A real `mlflow server` on a port of its own; its tables and artifacts go below `root` unless told otherwise."""
 
-    def __init__(self, root: Path, port: int) -> None:
+    def __init__(self, root: Path, port: int, *, tables: str = "", artifacts: str = "") -> None:
         self.uri = f"http://127.0.0.1:{port}"
         words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        places = ["--backend-store-uri", local_uri(root), "--artifacts-destination", str(root / "served")]
+        tables, artifacts = tables or local_uri(root), artifacts or str(root / "served")
+        places = ["--backend-store-uri", tables, "--artifacts-destination", artifacts]
         self._process = subprocess.Popen(
             [*words, *places],
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},

@@ -17,6 +17,7 @@ from tokconv.protocol import PROTOCOL, at_least_as_good
 from tokconv.rate_distortion import SHORTFALL, baseline_figures
 from tokconv.runtime import resolve_device
 from tokconv.store import TokenStore
+from tokconv.store_cache import open_place, stores_dir
 from tokconv.terminal import progress_line
 
 TITLES = {
@@ -35,11 +36,11 @@ SIDE_INFORMATION = (
 )
 
 
-def evaluate_baselines(path: Path, *, grids: str | None = None, plot: Path | None = None) -> None:
+def evaluate_baselines(path: Path | str, *, grids: str | None = None, plot: Path | None = None) -> None:
     """`tokconv evaluate --baselines STORE`: the rate-distortion table, and its plot.
 
     Args:
-        path: a token store.
+        path: a token store, by its directory or its URL.
         grids: output grids with commas, as in "4,6,8,12".
         plot: the PNG to write; None is `derived/rate_distortion.png` of the store.
 
@@ -51,7 +52,7 @@ def evaluate_baselines(path: Path, *, grids: str | None = None, plot: Path | Non
         require_extra("sweep", "matplotlib")
         if plot.is_dir():
             raise ConfigError(f"--plot: {plot} is a folder; name the file to write")
-    store = TokenStore.open(path)
+    store = open_place(path)
     chosen = chosen_grids(grids, store.token_grid)
     figures: dict[int, dict[str, Figures]] = {}
     with progress_line("baselines") as line:
@@ -69,7 +70,7 @@ def evaluate_baselines(path: Path, *, grids: str | None = None, plot: Path | Non
         print(f"\nno plot: {error}")
 
 
-def evaluate_compressor(folder: Path, path: Path | None = None, *, device: str | None = None) -> None:
+def evaluate_compressor(folder: Path, path: Path | str | None = None, *, device: str | None = None) -> None:
     """`tokconv evaluate COMPRESSOR [STORE]`: an exported compressor beside the baselines of its grid.
 
     Args:
@@ -82,7 +83,7 @@ def evaluate_compressor(folder: Path, path: Path | None = None, *, device: str |
     """
     description = exports.read_config(folder)
     compressor, decoder = exports.load_compressor(folder), exports.load_decoder(folder)
-    store = TokenStore.open(path) if path is not None else _store_of(folder, description)
+    store = open_place(path) if path is not None else _store_of(folder, description)
     _check_encoder(folder, description, store)
     grid = compressor.output_grid_size
     baselines = baseline_figures(store, grid)
@@ -97,8 +98,9 @@ def evaluate_compressor(folder: Path, path: Path | None = None, *, device: str |
 
 
 def _store_of(folder: Path, description: Mapping[str, Any]) -> TokenStore:
-    """The store below runs/stores that this compressor was trained on."""
-    store = TokenStore.with_fingerprint(STORES, description.get("store_fingerprint"))
+    """The store that this compressor was trained on, below runs/stores or among this node's copies."""
+    fingerprint = description.get("store_fingerprint")
+    store = TokenStore.with_fingerprint(STORES, fingerprint) or TokenStore.with_fingerprint(stores_dir(), fingerprint)
     if store is None:
         raise StoreError(
             f"{folder}: its token store is not below {STORES}; name a store of the same encoder: "

@@ -174,8 +174,10 @@ def _parser() -> argparse.ArgumentParser:
         "  tokconv evaluate my-compressor runs/stores/my-store",
     )
     evaluate.add_argument("compressor", type=Path, nargs="?", help="an exported compressor")
-    evaluate.add_argument("store", type=Path, nargs="?", help="a store of its encoder (default: the one it came from)")
-    evaluate.add_argument("--baselines", type=Path, metavar="STORE", help="judge the baselines of this store alone")
+    evaluate.add_argument(
+        "store", type=_place, nargs="?", help="a store of its encoder (default: the one it came from)"
+    )
+    evaluate.add_argument("--baselines", type=_place, metavar="STORE", help="judge the baselines of this store alone")
     evaluate.add_argument("--grids", help="with --baselines: output grids (default: 4,6,8,12, those that fit)")
     evaluate.add_argument(
         "--plot", type=Path, help="with --baselines: the PNG (default: STORE/derived/rate_distortion.png)"
@@ -199,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     dynamic.add_argument("champions", type=Path, help="a folder of exported compressors, one a grid")
     dynamic.add_argument(
-        "store", nargs="?", type=Path, help="the token store they were trained on (default: found below runs/stores)"
+        "store", nargs="?", type=_place, help="the token store they were trained on (default: found below runs/stores)"
     )
     _add_device(dynamic)
     dynamic.set_defaults(run=_dynamic)
@@ -251,6 +253,11 @@ def _doctor(args: argparse.Namespace) -> int:
     from tokconv.doctor import examine
 
     return examine()
+
+
+def _place(text: str) -> Path | str:
+    """A store, by its directory or its URL: a path would lose a slash of it."""
+    return text if "://" in text else Path(text)
 
 
 def _encode(args: argparse.Namespace) -> None:

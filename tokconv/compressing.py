@@ -25,7 +25,7 @@ from tokconv.files import atomic_path
 from tokconv.imagefiles import open_image
 from tokconv.pictures import draw_compression, draw_compressions
 from tokconv.runtime import resolve_device
-from tokconv.store import TokenStore
+from tokconv.store_cache import open_place
 from tokconv.terminal import progress_line
 
 PICTURED_IMAGES = 8
@@ -68,9 +68,9 @@ def compress(
     _compress_fixed(reader, compressor, _tower_of(compressor, encoder, device), out, picture)
 
 
-def fit_champions(champions: Path, store: Path | None, *, device: str | None) -> None:
+def fit_champions(champions: Path, store: Path | str | None, *, device: str | None) -> None:
     """`tokconv dynamic`. Raises TokconvError."""
-    opened = find_store(champions, STORES) if store is None else TokenStore.open(store)
+    opened = find_store(champions, STORES) if store is None else open_place(store)
     print(f"token store: {opened.path}")
     with progress_line("measuring") as line:
         report = fit_dynamic(champions, opened, device=device, progress=line)

@@ -170,7 +170,9 @@ class DataConfig:
     val_fraction: float = 0.1
     """Held-out share, for sources that declare no split of their own."""
     store: str | None = None
-    """Directory of the token store; None derives one below runs/stores from encoder and source."""
+    """Directory of the token store, or its URL (s3://bucket/stores/name; file:///shared/stores/name): a store at a URL
+    is read through a copy that every node makes once, in TOKCONV_CACHE or ~/.cache/tokconv. None derives a directory
+    below runs/stores from encoder and source."""
     dtype: str = "float16"
     """float16, bfloat16, or int8 with a scale per token."""
     encode_batch_size: int = 32

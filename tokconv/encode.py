@@ -27,7 +27,9 @@ from tokconv.encoder import EncoderSpec, VisionTower, describe, preprocess
 from tokconv.errors import DataError
 from tokconv.images import ImageSource, assign_split, open_source
 from tokconv.shards import Skipped, StoreSettings, default_shard_size, image_bytes, pack
+from tokconv.storage import check_url, is_url
 from tokconv.store import TokenStore
+from tokconv.store_cache import encode_remote, exists_remote, staging_dir
 from tokconv.writer import StoreWriter
 
 STORES = Path("runs/stores")
@@ -53,6 +55,8 @@ class EncodePlan:
     """What an encode would do."""
 
     path: Path
+    url: str | None
+    """Where it goes when `data.store` is a URL; `path` is then where it is encoded."""
     images: int
     tokens_per_image: int
     bytes: int
@@ -78,11 +82,12 @@ def plan_of(job: Job) -> EncodePlan:
     settings = job.settings
     return EncodePlan(
         path=job.path,
+        url=job.url,
         images=settings.num_items,
         tokens_per_image=settings.num_tokens,
         bytes=settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype),
         shards=settings.num_shards,
-        complete=TokenStore.find(job.path, settings) is not None,
+        complete=exists_remote(job.url, settings) if job.url else TokenStore.find(job.path, settings) is not None,
     )
 
 
@@ -91,7 +96,7 @@ def encode(
     *,
     device: str | None = None,
     progress: Callable[[EncodeProgress], None] | None = None,
-    stores: Path = STORES,
+    stores: str | Path = STORES,
 ) -> TokenStore:
     """The token store of this config: opened when it exists, resumed when it is unfinished, else encoded.
 
@@ -105,6 +110,7 @@ def encode(
         DataError: no encoder, no images, or fewer than two readable ones.
         ConfigError: a layer that the tower does not have.
         StoreError: `data.store` holds a store of other settings, or one that is damaged.
+        StorageError: `data.store` is a URL whose server refuses or does not answer.
 
     Example:
         >>> store = encode(compose(["data.subset=64"]))      # doctest: +SKIP
@@ -125,9 +131,11 @@ class Job:
     source: ImageSource
     settings: StoreSettings
     path: Path
+    url: str | None = None
+    """Where the store is when that is no directory; it is encoded in `path` all the same."""
 
 
-def prepare_job(config: Config, stores: Path = STORES) -> Job:
+def prepare_job(config: Config, stores: str | Path = STORES) -> Job:
     """Open the source and describe the encoder, without loading weights or images. Raises as `encode`."""
     spec, source, data = describe(config.model.clip), open_source(config.data), config.data
     settings = StoreSettings(
@@ -141,18 +149,33 @@ def prepare_job(config: Config, stores: Path = STORES) -> Job:
         class_names=source.class_names,
         shard_size=default_shard_size(spec.token_grid, spec.dim, data.dtype),
     )
-    path = Path(data.store or stores / f"{source.name}-{spec.slug}-{settings.digest()[:8]}").expanduser()
-    return Job(spec, source, settings, path)
+    place = data.store or f"{stores}/{source.name}-{spec.slug}-{settings.digest()[:8]}"
+    if is_url(place):
+        url = check_url("data.store", place)
+        return Job(spec, source, settings, staging_dir(url, settings), url)
+    return Job(spec, source, settings, Path(place).expanduser())
 
 
 def complete(
     config: Config, job: Job, write: WriteShards, progress: Callable[[EncodeProgress], None] | None = None
 ) -> TokenStore:
     """The store of a job: opened when it is there, else its missing shards written, then the index. As `encode`."""
-    store = TokenStore.find(job.path, job.settings)
+    if job.url is not None:
+        return encode_remote(job.url, job.settings, lambda path: _complete(config, job, path, write, progress))
+    return _complete(config, job, job.path, write, progress)
+
+
+def _complete(
+    config: Config,
+    job: Job,
+    path: Path,
+    write: WriteShards,
+    progress: Callable[[EncodeProgress], None] | None,
+) -> TokenStore:
+    store = TokenStore.find(path, job.settings)
     if store is not None:
         return store
-    with StoreWriter(job.path, job.settings) as writer:
+    with StoreWriter(path, job.settings) as writer:
         if not writer.complete:
             start, settings, ready = time.monotonic(), job.settings, writer.headers()
             done = sum(len(settings.shard_items(number)) for number in ready)
@@ -168,7 +191,7 @@ def complete(
             if missing:
                 write(writer, missing, count)
             _finish(config, job, writer)
-    return TokenStore.open(job.path)
+    return TokenStore.open(path)
 
 
 def _default_device() -> str:

@@ -7,6 +7,7 @@ The tree, and what each one is about:
         SpecError                the same, in a sweep spec
       DataError                  images, image folders, encoders that cannot be found or read
       StoreError                 a token store that is missing, damaged, or made by another encoder
+      StorageError               object storage that does not answer, refuses, or lost something
       CheckpointError            a checkpoint or an exported compressor that cannot be used here
       MissingExtraError          an optional dependency is not installed; the message holds the pip command
       SweepError                 a sweep that cannot start or go on
@@ -40,6 +41,10 @@ class DataError(TokconvError, ValueError):
 
 class StoreError(TokconvError, ValueError):
     """A token store is missing, damaged, or was made by another encoder."""
+
+
+class StorageError(TokconvError, OSError):
+    """Object storage does not answer, refuses, or lacks what should be there."""
 
 
 class CheckpointError(TokconvError, ValueError):

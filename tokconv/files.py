@@ -76,12 +76,17 @@ def newest_numbered(parent: Path, name: str) -> Path | None:
     return max(_numbered(parent, name), default=(0, None), key=lambda found: found[0])[1]
 
 
+def number_of(numbered: str, name: str) -> int | None:
+    """The number of a directory `NAME-NNN`; None for any other."""
+    match = re.fullmatch(re.escape(name) + r"-(\d{3,})", numbered)
+    return None if match is None else int(match[1])
+
+
 def _numbered(parent: Path, name: str) -> Iterator[tuple[int, Path]]:
-    pattern = re.compile(re.escape(name) + r"-(\d{3,})")
     for path in parent.glob("*"):
-        match = pattern.fullmatch(path.name)
-        if match is not None and path.is_dir():
-            yield int(match[1]), path
+        number = number_of(path.name, name)
+        if number is not None and path.is_dir():
+            yield number, path
 
 
 def _fsync(path: Path) -> None:

@@ -20,7 +20,7 @@ Encode = Callable[[Callable[[EncodeProgress], None]], TokenStore]
 
 
 def open_store(
-    config: Config, *, device: str | None = None, stores: Path = STORES, encode_with: Encode | None = None
+    config: Config, *, device: str | None = None, stores: str | Path = STORES, encode_with: Encode | None = None
 ) -> TokenStore:
     """The store of a config, encoded with progress when it is missing, and a line that says which it is.
 

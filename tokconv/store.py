@@ -52,6 +52,7 @@ class TokenStore:
 
     Attributes:
         path, settings, fingerprint: the fingerprint is a sha256 over the index, thus over every shard.
+        origin: the URL that the store was fetched from (`tokconv.store_cache`); None for a store in its own place.
         token_grid, num_tokens, dim, num_images: G, N, C, and the images that could be read.
         mean: [C] float32, of the training split.
         scale: with tokens minus mean over scale, the average channel has unit variance.
@@ -63,6 +64,7 @@ class TokenStore:
 
     def __init__(self, path: Path, index: Mapping[str, Any]) -> None:
         self.path = path
+        self.origin: str | None = None
         self.settings = StoreSettings.from_json(index["settings"])
         self.fingerprint = digest(index)
         self.token_grid, self.dim = self.settings.token_grid, self.settings.dim

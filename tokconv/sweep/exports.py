@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from tokconv.export import export
+from tokconv.storage import fetched
 from tokconv.sweep.champions import Verdict
 from tokconv.sweep.evidence import PENDING, UNPROVEN
 from tokconv.sweep.layout import SweepDirectory
 
 ANYWAY = "--allow-unproven"
+PATIENCE_SECONDS = 60.0
 
 
 def export_champions(
     verdicts: Iterable[Verdict], directory: SweepDirectory, *, allow_unproven: bool
 ) -> dict[str, dict[str, Any]]:
-    """Write `champions/grid-NN`; what was exported comes back, by grid.
+    """Write `champions/grid-NN`; what was exported comes back, by grid, with its place in the sweep's directory.
 
     An unproven champion is not exported unless allowed, and an export that an earlier judgement left in its place is
     removed: what lies there is what the sweep stands for. While confirmation is pending nothing is touched.
@@ -34,11 +35,12 @@ def export_champions(
             continue
         if evidence.exported.checkpoint is None:
             continue
-        export(Path(evidence.exported.checkpoint), out, evidence=evidence.as_dict(champion.uid))
+        with fetched(evidence.exported.checkpoint, patience=PATIENCE_SECONDS) as checkpoint:
+            export(checkpoint, out, evidence=evidence.as_dict(champion.uid))
         exported[str(verdict.grid)] = {
             "trial": champion.uid,
             "run": evidence.exported.uid,
-            "export": str(out),
+            "export": str(out.relative_to(directory.path)),
             "meets_targets": verdict.meets_targets,
             "evidence": evidence.status,
         }

@@ -10,6 +10,8 @@ Below the spec's `storage`, here ROOT:
         report/                                      results.csv, champions.json, plots
         mlflow.cursor  .lock
     ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
+
+A path in the record that lies below the sweep's directory is relative to it, so that the sweep can go on elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from tokconv.errors import SweepError
 from tokconv.files import new_numbered, newest_numbered
+from tokconv.storage import Remote
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class SweepDirectory:
     """The directory of one run of a spec."""
 
     path: Path
+    remote: Remote | None = None
+    """Its mirror, when `storage` is a URL (`tokconv.sweep.remote`); the trials put their checkpoints there."""
 
     @property
     def name(self) -> str:
@@ -53,8 +58,9 @@ class SweepDirectory:
         return self.path / "mlflow.cursor"
 
     @property
-    def trials(self) -> Path:
-        return self.path / "trials"
+    def trials(self) -> str:
+        """A path, or a URL: where the trials keep their checkpoints."""
+        return str(self.path / "trials") if self.remote is None else f"{self.remote}/trials"
 
     @property
     def report(self) -> Path:

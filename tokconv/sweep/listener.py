@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ KEPT = ("val/", "train/", "critic/")
 ALSO_KEPT = ("epoch", "epochs", "compression_ratio")
 
 Finish = Callable[[TrialRecord], Path]
-"""Exports a complete trial's compressor and draws its picture; the directory it wrote comes back."""
+"""Exports a complete trial's compressor and draws its picture; the directory it wrote comes back, relative to the
+sweep's."""
 
 
 class Listener(Callback):
@@ -41,7 +42,9 @@ class Listener(Callback):
         self._record, self._ratio, self._finish, self._on_event = record, ratio, finish, on_event
         self._judged_by = judged_by
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finish")
-        self._pending: list[Future[None]] = []
+        # Those that an earlier driver was killed over.
+        left = [trial for trial in (*record.trials.values(), *record.confirmations.values()) if _lacks_artifacts(trial)]
+        self._pending = [self._pool.submit(self._keep, trial) for trial in left]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         values, confirms = trial.config["values"], trial.config.get("confirms")
@@ -55,10 +58,14 @@ class Listener(Callback):
     ) -> None:
         if FAILURE in result or "epoch" not in result:
             return
-        figures = finite({k: v for k, v in result.items() if k.startswith(KEPT) or k in ALSO_KEPT})
+        uid, figures = trial.config["uid"], kept_figures(result)
+        known = self._record.find(uid)
+        if known.checkpoint is not None and known.figures == {**figures, "epoch": result["epoch"]}:
+            # A trial that was resumed says again where it stands.
+            return
         self._record.append(
             "trial_reported",
-            trial=trial.config["uid"],
+            trial=uid,
             epoch=result["epoch"],
             figures=figures,
             checkpoint=result.get("checkpoint_path"),
@@ -104,6 +111,15 @@ class Listener(Callback):
 
     def _keep(self, trial: TrialRecord) -> None:
         self._record.append("trial_artifacts", trial=trial.uid, path=str(self._finish(trial)))
+
+
+def _lacks_artifacts(trial: TrialRecord) -> bool:
+    return trial.state == "complete" and not trial.has_artifacts
+
+
+def kept_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """What the record keeps of an epoch's result."""
+    return finite({k: v for k, v in result.items() if k.startswith(KEPT) or k in ALSO_KEPT})
 
 
 def _last_line(trial: Trial) -> str:

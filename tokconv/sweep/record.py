@@ -50,6 +50,8 @@ class TrialRecord:
     """Figures of each epoch, in order, each epoch once."""
     checkpoint: str | None = None
     ended: int | None = None
+    has_artifacts: bool = False
+    """Whether its compressor was exported and its picture drawn."""
 
     @property
     def figures(self) -> dict[str, float]:
@@ -65,6 +67,8 @@ class TrialRecord:
             figures = {**event["figures"], "epoch": event["epoch"]}
             self.history = [row for row in self.history if row["epoch"] < event["epoch"]] + [figures]
             self.checkpoint = event.get("checkpoint") or self.checkpoint
+        elif event["event"] == "trial_artifacts":
+            self.has_artifacts = True
         elif event["event"] == "trial_ended":
             self.state, self.reason, self.ended = event["state"], event.get("reason", ""), event["time"]
 

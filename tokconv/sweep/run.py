@@ -23,16 +23,20 @@ from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
 from tokconv.protocol import MIN_NEIGHBOUR_IMAGES, PROTOCOL, other_protocol
 from tokconv.rate_distortion import baseline_figures
+from tokconv.storage import fetched, is_url
 from tokconv.store import TokenStore
+from tokconv.store_cache import place_of
 from tokconv.sweep import report
 from tokconv.sweep.champions import Verdict, judge
 from tokconv.sweep.cluster import check_lasting
 from tokconv.sweep.confirm import drop_superseded, owed
 from tokconv.sweep.exports import export_champions, refusals
-from tokconv.sweep.layout import SweepDirectory, new_directory, newest_directory
+from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.progress import SweepDisplay
 from tokconv.sweep.record import Record, TrialRecord, read_events
+from tokconv.sweep.remote import kept, open_root
+from tokconv.sweep.remote_checkpoints import PATIENCE_SECONDS
 from tokconv.sweep.spec import GRID_KEY, Spec
 from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
@@ -66,6 +70,8 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
 
     Raises:
         ConfigError, DataError, StoreError: before any trial starts.
+        StorageError: `storage` or `data.store` is a URL that cannot be used, before any trial starts; or not everything
+            had arrived there when the sweep ended.
         SweepError: nothing to resume, another driver at work, no Ray cluster.
         KeyboardInterrupt: after the record is safe and the way to go on is printed.
     """
@@ -73,25 +79,25 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     token_grid = describe(config.model.clip).token_grid
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
-    root = Path(spec.storage or "runs").expanduser().resolve()
-    if root.exists() and not root.is_dir():
-        raise SpecError(f"storage: {root} is a file; name a directory, it is created when missing")
-    check_lasting(root, "storage")
-    if config.data.store is not None:
-        check_lasting(Path(config.data.store), "data.store")
-    directory = newest_directory(root, spec.name) if resume else None
+    root = open_root(spec.storage or "runs")
+    for key, place in (("storage", spec.storage or "runs"), ("data.store", config.data.store)):
+        if place is not None and not is_url(place):
+            check_lasting(Path(place).expanduser(), key)
+    directory = root.newest(spec.name) if resume else None
     if directory is not None:
         _check_same_experiment(spec, load_spec(directory.spec))
         _check_same_protocol(directory)
-    store = open_store(config, stores=Path(spec.storage or "runs").expanduser() / "stores")
+    store = open_store(config, stores=_stores(spec))
     _check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
             check_batch(size, len(store.train_indices), spec.resources.workers)
-    directory = directory or new_directory(root, spec.name)
+    directory = directory or root.new(spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
-        return _Sweep(spec, config, store, directory, root, allow_unproven).run()
+        sweep = _Sweep(spec, config, store, directory, root.local, allow_unproven)
+        with kept(directory, sweep.record):
+            return sweep.run()
 
 
 class _Sweep:
@@ -149,6 +155,8 @@ class _Sweep:
         delivery = writer.close(DRAIN_SECONDS)
         report.print_result(verdicts)
         print(f"\nresults, plots and exported champions: {self.directory.path}")
+        if self.directory.remote is not None:
+            print(f"the same, kept for every machine: {self.directory.remote}")
         print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
         print(delivery)
         # Last, and with exit code 0: the sweep did its work, it is its finding that is negative.
@@ -199,7 +207,7 @@ class _Sweep:
             on_event=lambda: display.update(self.record),
         )
         with display:
-            tune(self.spec, self.config, self.store.path.resolve(), self.directory, self.record, listener, owed_now)
+            tune(self.spec, self.config, place_of(self.store), self.directory, self.record, listener, owed_now)
             listener.close()
 
     def _ratio(self, values: Mapping[str, Any]) -> float:
@@ -211,10 +219,11 @@ class _Sweep:
         out = self.directory.artifacts(trial.uid)
         if trial.checkpoint is None:
             raise SweepError(f"trial {trial.uid} ended without a checkpoint")
-        exported = export(Path(trial.checkpoint), out / "compressor")
+        with fetched(trial.checkpoint, patience=PATIENCE_SECONDS) as checkpoint:
+            exported = export(checkpoint, out / "compressor")
         tokens = self.store.tokens(self.store.val_indices[:PICTURED_IMAGES])
         draw_compression(load_compressor(exported), load_decoder(exported), tokens, out / "reconstruction.png")
-        return out
+        return out.relative_to(self.directory.path)
 
     def _judge(self, baselines: Mapping[int, Mapping[str, Figures]]) -> list[Verdict]:
         return judge(
@@ -256,10 +265,16 @@ class _Sweep:
             state=state,
             champions=exported,
             evidence={str(v.grid): v.evidence.summary for v in verdicts if v.evidence is not None},
-            artifacts=str(self.directory.report),
+            artifacts=str(self.directory.report.relative_to(self.directory.path)),
             summary=report.summary_markdown(verdicts),
         )
         return verdicts, exported
+
+
+def _stores(spec: Spec) -> str:
+    """Where the token store is unless `data.store` names it: below the sweep's storage."""
+    storage = spec.storage or "runs"
+    return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")
 
 
 def _check_figures(spec: Spec, store: TokenStore) -> None:

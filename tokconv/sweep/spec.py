@@ -126,6 +126,7 @@ class Spec:
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     storage: str | None = None
+    """A directory that every node sees, or a URL (s3://bucket/prefix); None is `runs`."""
 
     def base_config(self) -> Config:
         """The config that every trial starts from."""

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.files import NAME, NAME_RULE
 from tokconv.overrides import compose
+from tokconv.storage import check_url, is_url
 from tokconv.sweep.evidence import MIN_SEEDS
 from tokconv.sweep.space import parse_range
 from tokconv.sweep.spec import (
@@ -148,10 +149,11 @@ def _check_whole(spec: Spec) -> Spec:
     for key, allowed in (("runner", RUNNERS),):
         _one_of(f"resources.{key}", getattr(resources, key), allowed)
     _one_of("sampler.kind", spec.sampler.kind, SAMPLERS)
-    if spec.storage is not None and "://" in spec.storage:
-        raise SpecError(
-            f"storage: got {spec.storage!r}; only a directory is supported, local or on a shared file system"
-        )
+    if spec.storage is not None and is_url(spec.storage):
+        try:
+            check_url("storage", spec.storage)
+        except ConfigError as error:
+            raise SpecError(str(error)) from error
     _whole("resources.workers", resources.workers, 1)
     _whole("resources.cpus_per_worker", resources.cpus_per_worker, 1)
     _whole("sampler.seed", spec.sampler.seed, 0)

@@ -46,6 +46,8 @@ NOTE = "mlflow.note.content"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Else it prints two lines, with pictures, for every run that ends on a server.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # The follower has its own patience; MLflow's own is four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     # Seconds, also for an upload that the server hands on to its own storage.
@@ -181,12 +183,21 @@ class _Runs:
                 self._client.set_experiment_tag(str(self.experiment_id), name, value)
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
-                self._upload(self._parent, event["artifacts"], "report")
+                self._upload(self._parent, self._place(event["artifacts"]), "report")
             if event["state"] == "finished":
+                champions = {
+                    grid: {**champion, "export": self._place(champion["export"])}
+                    for grid, champion in event["champions"].items()
+                }
+                event = {**event, "champions": champions}
                 register_all(self._client, slug(self._experiment), event, self._parent, self._trial_run)
             else:
                 self._stop_running_trials(event)
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
+
+    def _place(self, path: str) -> str:
+        """A path as the record has it: relative to the sweep's directory, or absolute in older records."""
+        return str(self._events.parent / path)
 
     def _stop_running_trials(self, event: Event) -> None:
         """A sweep that was cut off takes its trials along; each runs again when it is resumed."""
@@ -208,7 +219,7 @@ class _Runs:
             self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
         for event in events:
             if event["event"] == "trial_artifacts":
-                self._upload(run_id, event["path"])
+                self._upload(run_id, self._place(event["path"]))
         for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
             ended = event["time"] if event["event"] == "trial_ended" else None
             self._set_state(run_id, event.get("state", "running"), event.get("reason", ""), end_time=ended)

@@ -7,6 +7,7 @@ a trial.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from torch import nn
 from tokconv.errors import DivergedError, SweepError
 from tokconv.overrides import from_dict, with_values
 from tokconv.runtime import LocalRuntime, Metrics, Runtime
-from tokconv.store import TokenStore
+from tokconv.storage import is_url
+from tokconv.store_cache import StorePlace
 from tokconv.sweep.cluster import DRIVER_RESOURCE
 from tokconv.sweep.outcome import FAILURE
+from tokconv.sweep.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec import Resources
 from tokconv.train import run_trial
 
@@ -42,17 +45,24 @@ class TrialJob:
 
     base: Mapping[str, Any]
     """The base config as plain dictionaries."""
-    store: str
+    store: StorePlace
     trials_dir: str
-    """On a file system that every node sees."""
+    """On a file system that every node sees, or a URL (`tokconv.sweep.remote_checkpoints`)."""
     resources: Resources
 
 
 def trial_function(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune function. `config` is `{"uid": ..., "values": {dotted key: value}}`."""
-    if job.resources.runner == "inline":
-        _run(config, job, _inline_runtime(config["uid"], job), ray.tune.report)
-        return
+    with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
+        if job.resources.runner == "inline":
+            _run(config, job, _inline_runtime(config["uid"], job, Path(scratch)), ray.tune.report)
+        else:
+            # Checkpoints at a URL are none of Ray Train's business; what else it writes is of no use afterwards.
+            _fit(config, job, scratch if is_url(job.trials_dir) else job.trials_dir)
+
+
+def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
+    """Drive a `TorchTrainer` to its end."""
     _keep_queue_here()
     resources = job.resources
     trainer = ray.train.torch.TorchTrainer(
@@ -66,7 +76,7 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
         run_config=ray.train.RunConfig(
             # Only the uid: a resumed trial finds its own Train run, and its checkpoints, by this name.
             name=config["uid"],
-            storage_path=job.trials_dir,
+            storage_path=storage,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # mypy reads Train v1's RunConfig
             failure_config=ray.train.FailureConfig(max_failures=1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -91,7 +101,8 @@ def _keep_queue_here() -> None:
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Runs in every worker of the `TorchTrainer`."""
-    _run(loop_config["trial"], loop_config["job"], TrainRuntime(), ray.train.report)
+    trial, job = loop_config["trial"], loop_config["job"]
+    _run(trial, job, TrainRuntime(f"{job.trials_dir}/{trial['uid']}"), ray.train.report)
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:
@@ -117,9 +128,13 @@ def tune_resources(resources: Resources) -> dict[str, float]:
 
 
 class TrainRuntime:
-    """A worker of a Ray Train group (`tokconv.runtime.Runtime`)."""
+    """A worker of a Ray Train group (`tokconv.runtime.Runtime`).
 
-    def __init__(self) -> None:
+    Args:
+        place: of the trial's checkpoints; when it is a URL they are kept there without Ray Train's help.
+    """
+
+    def __init__(self, place: str) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
@@ -127,6 +142,7 @@ class TrainRuntime:
         self._scratch = tempfile.TemporaryDirectory(prefix="tokconv-")
         self._resumed = Path(self._scratch.name) / "resumed"
         self._resumed_from = ""
+        self._remote = RemoteCheckpoints(place, Path(self._scratch.name)) if is_url(place) else None
 
     def wrap(self, module: nn.Module) -> nn.Module:
         unused = {"find_unused_parameters": True} if getattr(module, "leaves_unused", False) else None
@@ -139,6 +155,10 @@ class TrainRuntime:
     def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
         if checkpoint is None:
             ray.train.report(dict(metrics))
+        elif self._remote is not None:
+            kept_at = self._remote.keep(checkpoint)
+            shutil.rmtree(checkpoint)
+            ray.train.report({**metrics, CHECKPOINT_PATH_KEY: kept_at})
         elif checkpoint == self._resumed:
             # It is in storage already: name it, do not upload it again.
             ray.train.report({**metrics, CHECKPOINT_PATH_KEY: self._resumed_from})
@@ -150,6 +170,8 @@ class TrainRuntime:
         """Nothing: the sweep's display counts epochs."""
 
     def latest_checkpoint(self) -> Path | None:
+        if self._remote is not None:
+            return self._remote.latest()
         found = ray.train.get_checkpoint()
         if found is None:
             return None
@@ -159,12 +181,19 @@ class TrainRuntime:
         return self._resumed
 
 
-def _inline_runtime(uid: str, job: TrialJob) -> LocalRuntime:
+def _inline_runtime(uid: str, job: TrialJob, scratch: Path) -> LocalRuntime:
+    place = f"{job.trials_dir}/{uid}"
+    remote = RemoteCheckpoints(place, scratch / "checkpoints") if is_url(place) else None
+    if remote is not None:
+        remote.latest()
+
     def report(metrics: Metrics, checkpoint: Path | None) -> None:
-        ray.tune.report({**metrics, CHECKPOINT_PATH_KEY: str(checkpoint)})
+        kept = str(checkpoint) if remote is None or checkpoint is None else remote.keep(checkpoint)
+        ray.tune.report({**metrics, CHECKPOINT_PATH_KEY: kept})
 
     device = "cuda" if job.resources.gpus_per_worker > 0 else "cpu"
-    return LocalRuntime(Path(job.trials_dir) / uid, device=device, on_report=report, resume=True)
+    run_dir = Path(place) if remote is None else scratch
+    return LocalRuntime(run_dir, device=device, on_report=report, resume=True)
 
 
 def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
@@ -172,7 +201,7 @@ def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failu
     torch.set_num_threads(job.resources.cpus_per_worker)
     config = with_values(from_dict(job.base), trial["values"])
     try:
-        run_trial(config, TokenStore.open(Path(job.store)), runtime)
+        run_trial(config, job.store.open(), runtime)
     except DivergedError as error:
         report_failure({FAILURE: str(error)})
 

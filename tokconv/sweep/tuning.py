@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv.config import Config, to_dict
+from tokconv.store_cache import StorePlace
 from tokconv.sweep.cluster import ray_cluster
 from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
@@ -22,7 +22,13 @@ Owed = Callable[[], list[dict[str, Any]]]
 
 
 def tune(
-    spec: Spec, config: Config, store: Path, directory: SweepDirectory, record: Record, listener: Listener, owed: Owed
+    spec: Spec,
+    config: Config,
+    store: StorePlace,
+    directory: SweepDirectory,
+    record: Record,
+    listener: Listener,
+    owed: Owed,
 ) -> None:
     """Run the trials that are missing: unfinished ones first, then new ones until the record holds `spec.trials`; then
     the confirmations that the finished search owes.
@@ -45,7 +51,7 @@ def tune(
         from tokconv.sweep.trial import TrialJob, check_resources
 
         check_resources(spec.resources, private=private)
-        job = TrialJob(to_dict(config), str(store), str(directory.trials), spec.resources)
+        job = TrialJob(to_dict(config), store, directory.trials, spec.resources)
         if missing > 0:
             scheduler = None
             if spec.early_stopping is not None:
