@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from statistics import fmean
 
@@ -22,13 +21,12 @@ import torch
 
 from tokconv.baselines.fitting import MAX_COVARIANCE, SELECTIONS, SVD_BYTES
 from tokconv.baselines.sample import MAX_IMAGES as MAX_FITTED
-from tokconv.config import Config
 from tokconv.errors import ConfigError
 from tokconv.grid import check_output_grid
 from tokconv.overrides import with_values
 from tokconv.protocol import MAX_IMAGES
 from tokconv.runtime import resolve_device
-from tokconv.step_cost import StepCost, evaluation_seconds, read_seconds, step_cost
+from tokconv.step_cost import StepMeter, evaluation_seconds, read_seconds
 from tokconv.sweep.planned_tokens import PlannedTokens, plan_tokens
 from tokconv.sweep.record import TrialRecord
 from tokconv.sweep.replay import replay
@@ -167,7 +165,8 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
     device = resolve_device(None if spec.resources.gpus_per_worker else "cpu")
     timed = accelerator.tflops is None
     with _threads(spec.resources.cpus_per_worker):
-        costs = space_cost(spec, partial(_measure, tokens=tokens, batch=batch, device=device, timed=timed))
+        meter = StepMeter(tokens.shape, device=device, timed=timed)
+        costs = space_cost(spec, lambda one: meter(with_values(one, {"training.batch_size": batch})))
         reading = _read_seconds(tokens, accelerator, timed, assumed)
         evaluation = [_evaluation(spec, cost, tokens, device, timed, assumed) for cost in costs]
     steps = tokens.train_images // batch
@@ -226,10 +225,6 @@ def _made_up(number: int, spec: Spec, epochs: int, agree: bool, draw: Random) ->
     figures = dict(zip(AXES, (first, first if agree else draw.random()), strict=True))
     history = [{**figures, "epoch": epoch, "compression_ratio": ratio} for epoch in range(1, epochs + 1)]
     return TrialRecord(uid=str(number), values={}, ratio=ratio, started=0, state="complete", history=history)
-
-
-def _measure(config: Config, *, tokens: PlannedTokens, batch: int, device: torch.device, timed: bool) -> StepCost:
-    return step_cost(with_values(config, {"training.batch_size": batch}), tokens.shape, device=device, timed=timed)
 
 
 def _evaluation(
