@@ -6,6 +6,7 @@ double backward included, on random tokens and networks that start at random: ne
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,10 +143,18 @@ class _FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        if func.overloadpacket is torch.ops.aten.convolution_backward:
+            self.flops += _convolution_backward_flops(*args)
+        elif func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _convolution_backward_flops(grad: Tensor, inputs: Tensor, weight: Tensor, *rest: Any) -> int:
+    """As the forward pass for each of the two gradients; torch's formula takes a depthwise one for a dense one."""
+    transposed, wanted = rest[4], rest[7]
+    places = inputs if transposed else grad
+    return 2 * sum(wanted[:2]) * places.shape[0] * math.prod(places.shape[2:]) * weight.numel()
 
 
 def _seconds(learner: Learner, shape: TokenShape, flops: float) -> float:

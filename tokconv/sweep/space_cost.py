@@ -14,14 +14,14 @@ from typing import Any
 
 import optuna
 
-from tokconv.config import Config, flatten, get, to_dict
+from tokconv.config import Config, get
 from tokconv.overrides import with_values
 from tokconv.step_cost import StepCost
 from tokconv.sweep.search import distribution, grid_points
 from tokconv.sweep.spec import GRID_KEY, Spec
 
 POINTS = 256
-N_CRITIC = "training.n_critic"
+N_CRITIC, WGAN = "training.n_critic", "loss.weights.wgan"
 FREE = {
     *("training.learning_rate", "training.critic_learning_rate", "training.seed", "training.grad_clip"),
     *("loss.wgan.start", "model.compressor.init", N_CRITIC),
@@ -52,12 +52,9 @@ def space_cost(spec: Spec, measure: Measure) -> tuple[GridCost, ...]:
     Args:
         measure: what one config costs.
     """
-    base, known = spec.base_config(), dict[str, StepCost]()
+    space = _Space(spec.base_config(), measure)
     points = draw_points(spec)
-    return tuple(
-        _mean(grid, [_cost(with_values(base, {**point, GRID_KEY: grid}), measure, known) for point in points])
-        for grid in spec.grids()
-    )
+    return tuple(_mean(grid, [space.cost({**point, GRID_KEY: grid}) for point in points]) for grid in spec.grids())
 
 
 def draw_points(spec: Spec, count: int = POINTS) -> list[dict[str, Any]]:
@@ -70,36 +67,36 @@ def draw_points(spec: Spec, count: int = POINTS) -> list[dict[str, Any]]:
     return [study.ask(space).params for _ in range(count)]
 
 
-def _cost(config: Config, measure: Measure, known: dict[str, StepCost]) -> StepCost:
-    wanted = int(get(config, N_CRITIC))
-    if config.loss.weights.wgan == 0:
-        # Without a critic its updates do not matter.
-        return _known(with_values(config, {N_CRITIC: 1}), measure, known)
-    one, two = (_known(with_values(config, {N_CRITIC: n}), measure, known) for n in (1, 2))
+class _Space:
+    """The costs of points, each kind of step measured once."""
 
-    def at(first: float, second: float) -> float:
-        # Timing noise must not make an update gain time.
-        return first + (wanted - 1) * max(0.0, second - first)
+    def __init__(self, base: Config, measure: Measure) -> None:
+        self._base, self._measure = base, measure
+        self._known: dict[str, StepCost] = {}
 
-    timed = one.seconds is not None and two.seconds is not None
-    return dataclasses.replace(
-        one,
-        flops=at(one.flops, two.flops),
-        seconds=at(one.seconds, two.seconds) if timed else None,  # type: ignore[arg-type]  # both are there
-    )
+    def cost(self, point: Mapping[str, Any]) -> StepCost:
+        wanted = int(point.get(N_CRITIC, get(self._base, N_CRITIC)))
+        if point.get(WGAN, get(self._base, WGAN)) == 0:
+            # Without a critic its updates do not matter.
+            return self._at(point, 1)
+        one, two = self._at(point, 1), self._at(point, 2)
 
+        def at(first: float, second: float) -> float:
+            # Timing noise must not make an update gain time.
+            return first + (wanted - 1) * max(0.0, second - first)
 
-def _known(config: Config, measure: Measure, known: dict[str, StepCost]) -> StepCost:
-    key = f"{_computes(config)} {get(config, N_CRITIC)}"
-    if key not in known:
-        known[key] = measure(config)
-    return known[key]
+        seconds = None if one.seconds is None or two.seconds is None else at(one.seconds, two.seconds)
+        return dataclasses.replace(one, flops=at(one.flops, two.flops), seconds=seconds)
 
-
-def _computes(config: Config) -> Mapping[str, Any]:
-    """What a step computes, as far as it depends on the config."""
-    leaves = flatten({name: part for name, part in to_dict(config).items() if name != "data"})
-    return {key: bool(value) if key.startswith(SWITCHES) else value for key, value in leaves.items() if key not in FREE}
+    def _at(self, point: Mapping[str, Any], n_critic: int) -> StepCost:
+        # What a step computes, as far as it depends on the point.
+        parts = {
+            key: bool(value) if key.startswith(SWITCHES) else value for key, value in point.items() if key not in FREE
+        }
+        kind = f"{n_critic} {sorted(parts.items())}"
+        if kind not in self._known:
+            self._known[kind] = self._measure(with_values(self._base, {**point, N_CRITIC: n_critic}))
+        return self._known[kind]
 
 
 def _mean(grid: int, costs: Iterable[StepCost]) -> GridCost:
