@@ -20,6 +20,12 @@ from kuberay_schema import check_manifest, cluster_of, pod_templates
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+from tokconv.sweep.spec_file import load_spec
+from tokconv.sweep.trial import worker_resources
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -41,6 +47,16 @@ def read(name: str) -> dict[str, Any]:
 
 def manifest(name: str) -> dict[str, Any]:
     return read(f"kuberay/{name}")
+
+
+def autoscaling(name: str) -> dict[str, Any]:
+    """A file's cluster as Ray's autoscaler sees it."""
+    if name in LAUNCHERS:
+        found: dict[str, Any] = prepare_config(read(name))
+        return found
+    whole = manifest(name)
+    metadata = {"name": whole["metadata"]["name"], "namespace": "default"}
+    return _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": cluster_of(whole)})
 
 
 def ray_version() -> str:
@@ -78,7 +94,7 @@ def test_clouds_start_from_no_worker_and_prefer_spot(name: str) -> None:
         assert worker["resources"]["GPU"] > 0
         assert "tokconv_driver" not in worker["resources"]
     preferred, fallback = workers["gpu_spot"], workers["gpu_on_demand"]
-    # The first autoscaler takes the last name of equals, the second one the higher priority.
+    # Ray's first autoscaler takes the last name of equals, the second one the higher priority.
     assert preferred["priority"] > fallback["priority"]
     assert max(workers) == "gpu_spot"
     assert "spot" in str(preferred["node_config"]).lower()
@@ -127,8 +143,7 @@ def test_ray_reads_the_groups_as_meant(name: str) -> None:
     spec = cluster_of(found)
     assert spec["enableInTreeAutoscaling"] is True
     assert spec["autoscalerOptions"]["version"] == "v2"
-    metadata = {"name": found["metadata"]["name"], "namespace": "default"}
-    config = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": spec})
+    config = autoscaling(name)
     types = config["available_node_types"]
     head = types[config["head_node_type"]]
     assert head["resources"]["GPU"] == 0
@@ -139,6 +154,38 @@ def test_ray_reads_the_groups_as_meant(name: str) -> None:
         assert types[group]["resources"]["GPU"] == 1
         assert "tokconv_driver" not in types[group]["resources"]
     assert types["gpu-spot"]["priority"] > types["gpu-on-demand"]["priority"]
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp", *KUBERAY])
+def test_rays_scheduler_starts_spot_machines_for_trials_and_others_when_there_are_none(name: str) -> None:
+    spec, config = load_spec(ROOT / "sweeps/rate_distortion.yaml"), autoscaling(name)
+    workers = {key: value for key, value in config["available_node_types"].items() if key != config["head_node_type"]}
+    kinds = {
+        key: NodeTypeConfig(
+            name=key,
+            min_worker_nodes=value["min_workers"],
+            max_worker_nodes=value["max_workers"],
+            priority=value["priority"],
+            resources=value["resources"],
+        )
+        for key, value in workers.items()
+    }
+
+    def launched(trials: int, availabilities: dict[str, float]) -> dict[str, int]:
+        wanted = [ResourceRequestUtil.make(worker_resources(spec.resources)) for _ in range(trials)]
+        request = SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=kinds,
+            max_num_nodes=config["max_workers"],
+            resource_requests=ResourceRequestUtil.group_by_count(wanted),
+            recoverable_resource_availabilities=availabilities,
+        )
+        return {launch.instance_type: launch.count for launch in ResourceDemandScheduler().schedule(request).to_launch}
+
+    spot, on_demand = sorted(kinds, key=lambda key: "spot" not in key)
+    assert launched(0, {}) == {}
+    assert launched(spec.concurrency, {}) == {spot: 4}
+    assert launched(spec.concurrency, {spot: 0.0}) == {on_demand: 4}
 
 
 @pytest.mark.parametrize("name", KUBERAY)

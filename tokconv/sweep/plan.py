@@ -205,7 +205,8 @@ def epochs_share(spec: Spec, trials: int) -> tuple[float, float]:
     """Share of the trials' epochs that early stopping leaves, by its own rule on made-up figures.
 
     At least, when fvu and swd agree on every trial, and at most, when they have nothing to do with each other, which
-    makes more trials that nothing dominates; means over random orders.
+    makes more trials that nothing dominates; means over random orders. For the demo with 24 trials this says 70 to 76 %
+    (reduction 2) and 64 to 71 % (3); `tokconv replay` of its real trials found 68 and 54 %.
     """
     if spec.early_stopping is None:
         return 1.0, 1.0
