@@ -98,7 +98,7 @@ def _store(config: Config, *, published: bool) -> TokenStore | None:
         if config.data.source not in PUBLISHED_SIZES:
             raise
         return None
-    return TokenStore.open(found.path) if found.complete else None
+    return TokenStore.open(found.path) if found.complete and (found.path / INDEX).is_file() else None
 
 
 def _images(data: DataConfig, assumed: list[str]) -> tuple[int, int]:
