@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from hypothesis import settings
 
 settings.register_profile("tokconv", deadline=None, max_examples=50)
 settings.load_profile("tokconv")
 torch.set_num_threads(1)
+# A developer's own tracking server must not receive what tests track.
+os.environ.pop("MLFLOW_TRACKING_URI", None)

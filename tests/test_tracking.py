@@ -39,7 +39,7 @@ from tracked import (
 from tokconv import load_compressor
 from tokconv.sweep import follower, tracking
 from tokconv.sweep.mlflow_view import view_tags, view_url
-from tokconv.sweep.tracking import check_tracking, local_uri, ui_command
+from tokconv.sweep.tracking import check_tracking, local_uri, tracking_uri, ui_command
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -87,6 +87,17 @@ def test_importing_it_does_not_import_mlflow() -> None:
     code = "import sys, tokconv.sweep.tracking; sys.exit(any(m in sys.modules for m in ('mlflow', 'torch', 'ray')))"
     root = Path(tracking.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+def test_the_spec_goes_before_the_environment_and_that_before_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tracking_uri(None, tmp_path) == local_uri(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking_uri(None, tmp_path) == "http://mlflow:5000"
+    assert tracking_uri("http://other:5000", tmp_path) == "http://other:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking_uri(None, tmp_path) == local_uri(tmp_path)
 
 
 def test_nothing_is_said_on_the_terminal(root: Path, export: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from tokconv.errors import ConfigError, TokconvError, import_extra
 
 SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats")
 """What a sweep imports sooner or later; one that is missing is told before anything starts."""
+PLANNED = ("tflops", "utilisation", "gpus", "read_gbs")
+"""Options that describe an accelerator to a plan."""
 UNUSABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -143,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
         help="run it on a Ray cluster, as a job: the address of its dashboard, as http://localhost:8265",
     )
     sweep.add_argument("--no-wait", action="store_true", help="with --submit: do not follow the job's output")
+    sweep.add_argument("--plan", action="store_true", help="say what the sweep would take, and start nothing")
+    planned = sweep.add_argument_group("with --plan, for an accelerator that is not here")
+    planned.add_argument("--tflops", type=float, help="its peak in TFLOP/s (default: time the device at hand)")
+    planned.add_argument("--utilisation", type=float, help="share of the peak that training reaches (default: 0.3)")
+    planned.add_argument("--gpus", type=float, help="how many there are (default: what the spec's concurrency uses)")
+    planned.add_argument("--read-gbs", type=float, help="GB of tokens a worker reads in a second (default: 2)")
     sweep.set_defaults(run=_sweep, list="overrides")
 
     models = command(
@@ -309,6 +317,15 @@ def _sweep(args: argparse.Namespace) -> int:
         return submit(args.submit, args.spec, spec, args.overrides, options=options, wait=not args.no_wait)
     for module in SWEEP_MODULES:
         import_extra(module, "sweep")
+    given = {name: getattr(args, name) for name in PLANNED if getattr(args, name) is not None}
+    if args.plan:
+        from tokconv.sweep.plan import Accelerator, plan_sweep
+        from tokconv.sweep.plan_text import plan_text
+
+        print(plan_text(plan_sweep(spec, Accelerator(**given))))
+        return 0
+    if given:
+        raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: goes with --plan")
     from tokconv.sweep.run import run_sweep
 
     run_sweep(spec, resume=args.resume, allow_unproven=args.allow_unproven)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokconv.baselines import linear_codecs
 from tokconv.config import Config, matryoshka_grids
@@ -18,6 +18,16 @@ from tokconv.store import TokenStore
 
 STARTS = {"pca": "matched_window_pca", "pooling": "pooling"}
 """`model.compressor.init` -> the linear codec that fills the window projections."""
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """What networks need to know of tokens that are not there, to be planned for: as `TokenStore`."""
+
+    token_grid: int
+    dim: int
+    mean: Tensor
+    scale: float = 1.0
 
 
 def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, dict[str, Any]]:
@@ -34,10 +44,11 @@ def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, di
     }
 
 
-def build_networks(config: Config, store: TokenStore) -> tuple[Compressor, Decoder, nn.Module]:
+def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Compressor, Decoder, nn.Module]:
     """New compressor, decoder and critic on the CPU, drawn from `training.seed`, at their closed-form start.
 
-    A conv compressor without a window projection starts at random, and its decoder with it.
+    A conv compressor without a window projection starts at random, and its decoder with it; so does everything when
+    there are no tokens yet.
     """
     networks = network_arguments(config, store.token_grid, store.dim)
     scaling: dict[str, Any] = {"mean": store.mean, "scale": store.scale}
@@ -48,6 +59,8 @@ def build_networks(config: Config, store: TokenStore) -> tuple[Compressor, Decod
         critic = build_critic(
             **asdict(config.model.critic), dim=store.dim, spectral_norm=config.loss.wgan.kind == "wgan_sn"
         )
+    if isinstance(store, TokenShape):
+        return compressor, decoder, critic
     chosen = compressor.output_grid_size
     for grid in compressor.grids if isinstance(compressor, MatryoshkaCompressor) else (chosen,):
         select_grid(compressor, decoder, grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def _shut_down_after() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        # Ray answers SIGTERM by an exception here, and by an alarm that ends the process three seconds later.
+        signal.alarm(0)
         # As long as the error is handled, the frames of Tune that it has passed hold such handles.
         traceback.clear_frames(error.__traceback__)
         raise

@@ -39,7 +39,7 @@ from tokconv.sweep.remote import kept, open_root
 from tokconv.sweep.remote_checkpoints import PATIENCE_SECONDS
 from tokconv.sweep.spec import GRID_KEY, Spec
 from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
-from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
+from tokconv.sweep.tracking import MlflowWriter, tracking_uri, ui_command
 from tokconv.sweep.tuning import tune
 from tokconv.terminal import progress_line
 from tokconv.train import check_batch
@@ -115,7 +115,7 @@ class _Sweep:
         self.spec, self.config, self.store, self.directory, self.root = spec, config, store, directory, root
         self.allow_unproven = allow_unproven
         self.record = Record(directory.events)
-        self.uri = spec.tracking.uri or local_uri(root)
+        self.uri = tracking_uri(spec.tracking.uri, root)
         self.experiment = spec.tracking.experiment or spec.name
 
     def run(self) -> SweepResult:

@@ -55,8 +55,13 @@ ENVIRONMENT = {
 }
 
 
+def tracking_uri(named: str | None, root: Path) -> str:
+    """Where a sweep is tracked: what its spec names, else MLFLOW_TRACKING_URI, else a SQLite file in `root`."""
+    return named or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
+
+
 def local_uri(root: Path) -> str:
-    """The tracking URI of a sweep that names none: a SQLite file in `root`."""
+    """A SQLite file in `root`."""
     return f"sqlite:///{Path(root).expanduser().resolve() / DATABASE}"
 
 
