@@ -1,0 +1,98 @@
+"""A sampler that is shown a bounded part of a long study, so that a suggestion costs the same at any length.
+
+TPE sorts, and builds a density of, every finished trial for every suggestion: at ten thousand it would cost seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from tokconv.sweep.pareto import Point, dominates
+
+
+class BoundedHistory(BaseSampler):
+    """Hands its work to another sampler, which sees of the finished trials the front and the newest.
+
+    Shorter studies are shown whole, so that their suggestions are those of the other sampler alone. The front takes at
+    most half of the room. Running trials are all shown.
+
+    Args:
+        sampler: one that reads the study through `get_trials`.
+        limit: the most finished trials it is shown.
+
+    Example:
+        >>> study.sampler = BoundedHistory(TPESampler(seed=0), limit=1000)    # doctest: +SKIP
+    """
+
+    def __init__(self, sampler: BaseSampler, limit: int) -> None:
+        self._sampler, self._limit = sampler, limit
+        self._part: _Part | None = None
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(self._of(study), trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sampler.sample_relative(self._of(study), trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(self._of(study), trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+        if state is TrialState.COMPLETE and values is not None:
+            self._of(study).admit(trial.number, values)
+
+    def reseed_rng(self) -> None:
+        self._sampler.reseed_rng()
+
+    def _of(self, study: Study) -> _Part:
+        if self._part is None:
+            self._part = _Part(study, self._limit)
+        return self._part
+
+
+class _Part(Study):
+    """A study as its sampler sees it; Optuna's Hyperband narrows a study in the same way."""
+
+    def __init__(self, study: Study, limit: int) -> None:
+        super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
+        self._whole, self._limit = study, limit
+        self._signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in study.directions]
+        self._front: dict[int, Point] = {}
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            self.admit(trial.number, trial.values)
+
+    def admit(self, number: int, values: Sequence[float]) -> None:
+        """Take a complete trial into the front unless another one dominates it."""
+        point = [sign * value for sign, value in zip(self._signs, values, strict=True)]
+        if any(dominates(member, point) for member in self._front.values()):
+            return
+        self._front = {n: member for n, member in self._front.items() if not dominates(point, member)} | {number: point}
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        trials = self._whole.get_trials(deepcopy=False, states=states)
+        finished = [trial.number for trial in trials if trial.state.is_finished()]
+        if len(finished) > self._limit:
+            kept = set(sorted(self._front)[-self._limit // 2 :])
+            kept.update(finished[len(kept) - self._limit :])
+            trials = [trial for trial in trials if trial.number in kept or not trial.state.is_finished()]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return self.get_trials(deepcopy, states)
