@@ -83,9 +83,8 @@ def simulate(spec: Spec, directory: SweepDirectory, *, minutes: float, seed: int
     hours, ended = simulation.now / 3600, simulation.ended - simulation.before
     busy = sum(ledger.wall[part] for part in IN_DRIVER)
     print(f"\n{dict(states)}; at most {simulation.most_at_once} at once; {hours:.2f} h, simulated in {wall:.0f} s")
-    print(
-        f"a trial ends every {3600 * hours / ended:.2f} s, an event every {3600 * hours / ledger.calls['record']:.2f} s"
-    )
+    seconds, events = 3600 * hours, ledger.calls["record"]
+    print(f"a trial ends every {seconds / ended:.2f} s, an event every {seconds / events:.2f} s")
     print(f"the controller is busy for {busy / seconds:.2%} of that time ({busy:.0f} s, waits included)")
     return simulation
 

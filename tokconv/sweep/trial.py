@@ -3,6 +3,8 @@
 `trial_function` runs in a Tune actor. With runner torch_trainer it drives a `TorchTrainer` whose workers run
 `train_worker`; with runner inline it runs the same `run_trial` itself, which saves several seconds of process starts
 a trial.
+
+The processes that only wait for a `TorchTrainer`'s workers must not hold torch, hence the imports in functions.
 """
 
 from __future__ import annotations
@@ -11,22 +13,22 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
-import ray.train.torch
 import ray.tune
-import torch
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
-from torch import nn
 
 from tokconv.errors import DivergedError, SweepError
 from tokconv.overrides import from_dict, with_values
 from tokconv.runtime import LocalRuntime, Metrics, Runtime
-from tokconv.store import TokenStore
 from tokconv.sweep.outcome import FAILURE
+from tokconv.sweep.process_group import ProcessGroup, TorchTrainer
 from tokconv.sweep.spec import Resources
-from tokconv.train import run_trial
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 DRIVER_CPUS = 0.01
 """A trial's driver only waits. With a whole CPU each, as many drivers as CPUs leave none for their workers and all wait
@@ -51,7 +53,7 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
         _run(config, job, _inline_runtime(config["uid"], job), ray.tune.report)
         return
     resources = job.resources
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = TorchTrainer(
         train_worker,
         train_loop_config={"trial": config, "job": job},
         scaling_config=ray.train.ScalingConfig(
@@ -67,7 +69,7 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
             failure_config=ray.train.FailureConfig(max_failures=1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
+        backend_config=ProcessGroup(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
     )
     trainer.fit()
 
@@ -99,6 +101,8 @@ class TrainRuntime:
     """A worker of a Ray Train group (`tokconv.runtime.Runtime`)."""
 
     def __init__(self) -> None:
+        import ray.train.torch
+
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
@@ -108,6 +112,8 @@ class TrainRuntime:
         self._resumed_from = ""
 
     def wrap(self, module: nn.Module) -> nn.Module:
+        import ray.train.torch
+
         unused = {"find_unused_parameters": True} if getattr(module, "leaves_unused", False) else None
         wrapped: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=unused)
         return wrapped
@@ -148,6 +154,11 @@ def _inline_runtime(uid: str, job: TrialJob) -> LocalRuntime:
 
 def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
     """`run_trial`; a divergence is a result, not an error that Ray would retry."""
+    import torch
+
+    from tokconv.store import TokenStore
+    from tokconv.train import run_trial
+
     torch.set_num_threads(job.resources.cpus_per_worker)
     config = with_values(from_dict(job.base), trial["values"])
     try:
