@@ -16,6 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tokconv.sweep.pareto import Point, dominates
 
+# A tuple: members are found by identity, without the hash of an enum's member.
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
 
 class BoundedHistory(BaseSampler):
     """Hands its work to another sampler, which sees of the finished trials the front and the newest.
@@ -49,6 +52,7 @@ class BoundedHistory(BaseSampler):
         return self._sampler.sample_independent(self._of(study), trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._of(study).look()
         self._sampler.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -75,6 +79,7 @@ class _Part(Study):
         self._front: dict[int, Point] = {}
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             self.admit(trial.number, trial.values)
+        self.look()
 
     def admit(self, number: int, values: Sequence[float]) -> None:
         """Take a complete trial into the front unless another one dominates it."""
@@ -83,14 +88,22 @@ class _Part(Study):
             return
         self._front = {n: member for n, member in self._front.items() if not dominates(point, member)} | {number: point}
 
+    def look(self) -> None:
+        """See the study as it is now; to be called once a suggestion, because it takes a look at every trial."""
+        trials = self._whole.get_trials(deepcopy=False)
+        front = sorted(self._front)[-self._limit // 2 :]
+        room, start = self._limit - len(front), len(trials)
+        while start > 0 and room > 0:
+            start -= 1
+            room -= trials[start].state in FINISHED
+        # A trial's number is its place in the study.
+        kept = {number for number in front if number < start}
+        older = [t for number, t in enumerate(trials[:start]) if t.state not in FINISHED or number in kept]
+        self._shown = older + trials[start:]
+
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        trials = self._whole.get_trials(deepcopy=False, states=states)
-        finished = [trial.number for trial in trials if trial.state.is_finished()]
-        if len(finished) > self._limit:
-            kept = set(sorted(self._front)[-self._limit // 2 :])
-            kept.update(finished[len(kept) - self._limit :])
-            trials = [trial for trial in trials if trial.number in kept or not trial.state.is_finished()]
-        return copy.deepcopy(trials) if deepcopy else trials
+        shown = [trial for trial in self._shown if states is None or trial.state in states]
+        return copy.deepcopy(shown) if deepcopy else shown
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False

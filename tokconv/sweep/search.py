@@ -49,8 +49,9 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
         directions=["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives],
     )
     # A resumed study must not draw the same random numbers again, hence the number of trials in the seed.
-    study.sampler = _sampler(spec, spec.sampler.seed + len(study.trials))
-    if not study.trials:
+    known = len(study.get_trials(deepcopy=False))
+    study.sampler = _sampler(spec, spec.sampler.seed + known)
+    if not known:
         for point in first_points(spec)[: spec.trials]:
             study.enqueue_trial(point)
     return study
