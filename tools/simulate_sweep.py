@@ -59,10 +59,11 @@ def simulate(spec: Spec, directory: SweepDirectory, *, minutes: float, seed: int
     """Run the search of a spec on the virtual clock and print what it cost the controller."""
     surrogate = Surrogate(spec.search, TOKEN_GRID, spec.base_config().training.epochs, minutes, seed)
     ledger = Ledger()
-    before = Simulation(spec, directory, surrogate).before
+    simulation = Simulation(spec, directory, surrogate, ledger=ledger)
+    before = simulation.before
     marks = sorted({spec.trials, *(mark for mark in MARKS if before < mark < spec.trials)})
     starts = {mark: max(before, mark - max(1, mark // 10)) for mark in marks}
-    simulation = Simulation(spec, directory, surrogate, ledger=ledger, marks=[*marks, *starts.values()])
+    simulation.wanted = [*marks, *starts.values()]
     print(f"{spec.trials} trials of {surrogate.epochs} epochs, {before} of them before, {spec.concurrency} at a time")
     print(f"sampler {spec.sampler.kind}, files in {directory.path}\n", flush=True)
     wall = time.perf_counter()
@@ -118,8 +119,8 @@ def deliver(simulation: Simulation, trials: int) -> dict[str, int]:
             line = source.readline()
             if event.get("trial") in first or "trial" not in event:
                 kept.write(line)
-    ledger, start = Ledger(), time.perf_counter()
-    with ledger.measuring():
+    start = time.perf_counter()
+    with simulation.ledger.measuring():
         writer = MlflowWriter(
             events,
             uri=local_uri(root),
@@ -147,12 +148,14 @@ def compare(predicted: Ledger, spec: Spec) -> None:
     with measured.measuring():
         run_sweep(spec)
     wall = time.perf_counter() - start
-    print("\n| part | predicted, ms a trial | measured, ms a trial | calls predicted | calls measured |")
+    print("\n| part | predicted, ms a call | measured, ms a call | predicted, calls | measured, calls |")
     print("|---|---:|---:|---:|---:|")
     for part in PARTS:
-        cells = [f"{1e3 * ledger.seconds[part] / spec.trials:.2f}" for ledger in (predicted, measured)]
-        counts = [str(ledger.calls[part]) for ledger in (predicted, measured)]
+        cells = [f"{1e3 * found.seconds[part] / (found.calls[part] or 1):.2f}" for found in (predicted, measured)]
+        counts = [str(found.calls[part]) for found in (predicted, measured)]
         print(f"| {part} | {' | '.join([*cells, *counts])} |")
+    total = [1e3 * sum(found.seconds[part] for part in PARTS) / spec.trials for found in (predicted, measured)]
+    print(f"| all, ms a trial | {total[0]:.1f} | {total[1]:.1f} | | |")
     print(f"\nthe whole sweep took {wall:.0f} s")
 
 

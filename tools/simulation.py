@@ -118,7 +118,6 @@ class Simulation:
     """One search of `spec.trials` trials, `spec.concurrency` at a time, in `directory`; resumed when it holds some.
 
     Args:
-        marks: numbers of ended trials at which costs are noted.
         log: where the display writes.
     """
 
@@ -129,11 +128,12 @@ class Simulation:
         surrogate: Surrogate,
         *,
         ledger: Ledger | None = None,
-        marks: Sequence[int] = (),
         log: io.TextIOBase | None = None,
     ) -> None:
         self.spec, self.directory, self.surrogate = spec, directory, surrogate
-        self.ledger, self._wanted = ledger or Ledger(), frozenset(marks)
+        self.ledger = ledger or Ledger()
+        self.wanted: Sequence[int] = ()
+        """Numbers of ended trials at which costs are to be noted."""
         self.marks: list[Mark] = []
         self.record = Record(directory.events)
         self.baselines = baselines(spec.grids())
@@ -228,7 +228,7 @@ class Simulation:
         self._fill()
 
     def _mark(self) -> None:
-        if self.ended in self._wanted:
+        if self.ended in self.wanted:
             self.marks.append(Mark(self.ended, self.ledger.copy(), memory_mb(), self.now / 3600))
 
     def _finish(self, trial: TrialRecord) -> Path:

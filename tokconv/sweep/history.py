@@ -91,14 +91,13 @@ class _Part(Study):
     def look(self) -> None:
         """See the study as it is now; to be called once a suggestion, because it takes a look at every trial."""
         trials = self._whole.get_trials(deepcopy=False)
-        front = sorted(self._front)[-self._limit // 2 :]
+        front = set(sorted(self._front)[-(self._limit // 2) :])
+        # A trial's number is its place in the study.
         room, start = self._limit - len(front), len(trials)
         while start > 0 and room > 0:
             start -= 1
-            room -= trials[start].state in FINISHED
-        # A trial's number is its place in the study.
-        kept = {number for number in front if number < start}
-        older = [t for number, t in enumerate(trials[:start]) if t.state not in FINISHED or number in kept]
+            room -= trials[start].state in FINISHED and start not in front
+        older = [t for number, t in enumerate(trials[:start]) if t.state not in FINISHED or number in front]
         self._shown = older + trials[start:]
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
