@@ -23,6 +23,7 @@ from rich.text import Text
 from tokconv.sweep.champions import Figures, Verdict, judge
 from tokconv.sweep.record import FINISHED, Record, TrialRecord
 from tokconv.sweep.spec import GRID_KEY, Champion
+from tokconv.sweep.tally import Tally
 from tokconv.terminal import Clock, duration
 
 LOG_INTERVAL = 15.0
@@ -44,6 +45,7 @@ class _Snapshot:
     epochs_left: int
     last_failure: TrialRecord | None
     verdicts: list[Verdict]
+    """Their champions are those of all trials; trials and front are only the latest."""
 
     @property
     def finished(self) -> int:
@@ -89,7 +91,7 @@ class SweepDisplay:
         self._clock = clock
         self._live: Live | None = None
         self._states: dict[str, str] = {}
-        self._judged = 0
+        self._tally = Tally()
         self._snapshot = _Snapshot(Counter(), 0, (), 0, (total + confirmations) * epochs, None, self._judge([]))
         self._started = self._line_due = clock()
         self._epochs_before: int | None = None
@@ -132,38 +134,40 @@ class SweepDisplay:
         self._confirmations = confirmations
 
     def update(self, record: Record) -> None:
-        """Take in the record as it is now; to be called after every event, from one thread."""
-        searched, repeats = list(record.trials.values()), list(record.confirmations.values())
-        trials = searched + repeats
+        """Take in the record as it is now; to be called after every event, from one thread.
+
+        What has ended is looked at once: this takes as long after ten thousand trials as after ten.
+        """
+        ended, running = self._tally.take_in(record)
         if self._epochs_before is None:
-            self._epochs_before = sum(len(trial.history) for trial in trials)
-        self._snapshot = self._take(searched, repeats)
-        changed = [trial for trial in trials if self._states.get(trial.uid) != trial.state]
-        for trial in changed:
+            self._epochs_before = self._tally.epochs(running)
+        self._snapshot = self._take(record, ended, running)
+        for trial in (*ended, *running):
+            before = self._states.get(trial.uid)
             # A trial that was finished when first seen belongs to an earlier run of a resumed sweep.
-            if self._live is None and (trial.state == "running" or trial.uid in self._states):
+            if self._live is None and before != trial.state and (trial.state == "running" or before is not None):
                 self.message(_event_line(trial))
             self._states[trial.uid] = trial.state
         if self._live is None and self._clock() >= self._line_due:
             self._line_due = self._clock() + LOG_INTERVAL
             self.message(f"{self._counts()} ({self._time()})")
 
-    def _take(self, searched: list[TrialRecord], repeats: list[TrialRecord]) -> _Snapshot:
-        counts, trials = Counter(trial.state for trial in searched), searched + repeats
-        running = tuple(trial for trial in trials if trial.state == "running")
-        failed = [trial for trial in trials if trial.state == "failed"]
-        waiting = max(0, self._total - len(searched)) + max(0, self._confirmations - len(repeats))
-        # Judging costs more than everything else here, and only a complete trial can change a verdict.
-        judged = self._snapshot.verdicts if counts["complete"] == self._judged else self._judge(searched)
-        self._judged = counts["complete"]
+    def _take(self, record: Record, ended: list[TrialRecord], running: list[TrialRecord]) -> _Snapshot:
+        before, counts = self._snapshot, Counter(self._tally.searched)
+        counts["running"] = sum(trial.confirms is None for trial in running)
+        waiting = max(0, self._total - len(record.trials))
+        waiting += max(0, self._confirmations - len(record.confirmations))
+        complete = [trial for trial in ended if trial.state == "complete" and trial.confirms is None]
+        failed = [trial for trial in (before.last_failure, *ended) if trial is not None and trial.state == "failed"]
         return _Snapshot(
             counts=counts,
-            confirmed=sum(run.state in FINISHED for run in repeats),
-            running=running,
-            epochs_done=sum(len(trial.history) for trial in trials),
+            confirmed=self._tally.confirmed,
+            running=tuple(running),
+            epochs_done=self._tally.epochs(running),
             epochs_left=waiting * self._epochs + sum(max(0, self._epochs - _epoch(trial)) for trial in running),
             last_failure=max(failed, key=lambda trial: trial.ended or 0, default=None),
-            verdicts=judged,
+            # The best of all is the best of the best so far and those that are new.
+            verdicts=self._judge([*_champions(before.verdicts), *complete]) if complete else before.verdicts,
         )
 
     def _judge(self, trials: list[TrialRecord]) -> list[Verdict]:
@@ -203,6 +207,10 @@ class SweepDisplay:
             if len(now.running) > room:
                 parts.append(Text(f"and {len(now.running) - room} more running", style="dim"))
         return Group(*parts, Text(), best)
+
+
+def _champions(verdicts: list[Verdict]) -> list[TrialRecord]:
+    return [verdict.champion for verdict in verdicts if verdict.champion is not None]
 
 
 def compact(values: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,8 @@ class TrialRecord:
             self.state, self.reason, self.ended = "running", "", None
         elif event["event"] == "trial_reported":
             # A trial that resumed from an older checkpoint reports some epochs again.
-            figures = {**event["figures"], "epoch": event["epoch"]}
+            # A name is the same text in every event, and text takes more room than a number.
+            figures = {sys.intern(name): value for name, value in event["figures"].items()} | {"epoch": event["epoch"]}
             self.history = [row for row in self.history if row["epoch"] < event["epoch"]] + [figures]
             self.checkpoint = event.get("checkpoint") or self.checkpoint
         elif event["event"] == "trial_artifacts":

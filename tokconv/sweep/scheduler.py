@@ -44,15 +44,13 @@ class Rungs:
         """Take in what trials of an earlier driver reported."""
         for trial in trials:
             for figures in trial.history:
-                self.goes_on(trial.uid, figures)
+                self._take_in(trial.uid, figures)
 
     def goes_on(self, uid: str, figures: Any) -> bool:
         """Take in one epoch's figures; whether the trial should go on."""
-        epoch = int(figures["epoch"])
-        if epoch not in self.levels:
+        rung = self._take_in(uid, figures)
+        if rung is None:
             return True
-        rung = self._seen[figures["compression_ratio"], epoch]
-        rung[uid] = tuple(figures[axis] for axis in self._axes)
         uids, points = list(rung), list(rung.values())
         rank = dict(zip(uids, ranks(points), strict=True))
         if rank[uid] == 0:
@@ -61,6 +59,15 @@ class Rungs:
         crowd = dict(zip(peers, crowding([rung[other] for other in peers]), strict=True))
         better = sum(r < rank[uid] for r in rank.values()) + sum(c > crowd[uid] for c in crowd.values())
         return better < len(points) / self.reduction
+
+    def _take_in(self, uid: str, figures: Any) -> dict[str, Point] | None:
+        """The rung with this trial in it; None between rungs."""
+        epoch = int(figures["epoch"])
+        if epoch not in self.levels:
+            return None
+        rung = self._seen[figures["compression_ratio"], epoch]
+        rung[uid] = tuple(figures[axis] for axis in self._axes)
+        return rung
 
 
 class ParetoHalving(FIFOScheduler):

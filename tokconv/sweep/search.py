@@ -8,7 +8,7 @@ crashed one as failed, and a resumed sweep asks the same study on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from tokconv.config import get
+from tokconv.sweep.history import BoundedHistory
 from tokconv.sweep.outcome import Outcome, outcome
 from tokconv.sweep.record import TrialRecord
 from tokconv.sweep.space import Range
@@ -30,6 +31,8 @@ from tokconv.sweep.spec import GRID_KEY, Spec
 
 STARTUP_TRIALS = 10
 """Random trials before a model-based sampler trusts its model (Optuna's own default for TPE)."""
+TPE_HISTORY = 1000
+"""Finished trials that TPE is shown: the time it takes for a suggestion grows faster than they do."""
 
 
 def open_study(spec: Spec, journal: Path) -> optuna.Study:
@@ -46,8 +49,9 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
         directions=["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives],
     )
     # A resumed study must not draw the same random numbers again, hence the number of trials in the seed.
-    study.sampler = _sampler(spec, spec.sampler.seed + len(study.trials))
-    if not study.trials:
+    known = len(study.get_trials(deepcopy=False))
+    study.sampler = _sampler(spec, spec.sampler.seed + known)
+    if not known:
         for point in first_points(spec)[: spec.trials]:
             study.enqueue_trial(point)
     return study
@@ -92,7 +96,7 @@ class StudySearcher(Searcher):
         never_started = {uid: values for uid, values in asked.items() if uid not in known}
         first = {**interrupted, **never_started}
         self._waiting: list[dict[str, Any]] = [{"uid": uid, "values": values} for uid, values in first.items()]
-        self._grid = grid_points(spec) if spec.sampler.kind == "grid" else None
+        self._untried = self._points_left(grid_points(spec)) if spec.sampler.kind == "grid" else None
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -124,14 +128,18 @@ class StudySearcher(Searcher):
 
     def _queue_grid_point(self) -> bool:
         """Queue the next point of the grid unless trials are queued; false when every point was tried."""
-        trials = self._study.get_trials(deepcopy=False)
-        if self._grid is None or any(trial.state is TrialState.WAITING for trial in trials):
+        if self._untried is None or self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return True
-        tried = [trial.params for trial in trials]
-        point = next((point for point in self._grid if point not in tried), None)
+        point = next(self._untried, None)
         if point is not None:
             self._study.enqueue_trial(point)
         return point is not None
+
+    def _points_left(self, points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Those that no trial has, the queued ones neither."""
+        trials = self._study.get_trials(deepcopy=False)
+        tried = {_key(trial.params or trial.system_attrs.get("fixed_params", {})) for trial in trials}
+        return (point for point in points if _key(point) not in tried)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, see `save`."""
@@ -172,6 +180,10 @@ def _uid(number: int) -> str:
     return f"{number:05d}"
 
 
+def _key(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(point.items()))
+
+
 def distribution(found: Range) -> BaseDistribution:
     """A range as Optuna's distribution."""
     if found.kind == "choice":
@@ -185,7 +197,8 @@ def distribution(found: Range) -> BaseDistribution:
 def _sampler(spec: Spec, seed: int) -> BaseSampler:
     kind = spec.sampler.kind
     if kind == "tpe":
-        return TPESampler(n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, seed=seed)
+        tpe = TPESampler(n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, seed=seed)
+        return BoundedHistory(tpe, TPE_HISTORY)
     if kind == "nsga2":
         return NSGAIISampler(seed=seed)
     if kind == "gp":
