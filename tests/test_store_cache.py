@@ -19,10 +19,10 @@ from towers import write_tower
 
 import tokconv
 from tokconv.config import ClipConfig, Config, DataConfig, ModelConfig
-from tokconv.encode import EncodeProgress, encode, plan
+from tokconv.encode import EncodeProgress, encode, plan, prepare_job
 from tokconv.errors import ConfigError, StorageError, StoreError
 from tokconv.rate_distortion import baseline_figures
-from tokconv.shards import INDEX, SETTINGS, shard_name
+from tokconv.shards import INDEX, SETTINGS, StoreSettings, shard_name
 from tokconv.storage import CACHE
 from tokconv.store import TokenStore
 from tokconv.store_cache import StorePlace, copy_of, open_remote, place_of, staging_dir
@@ -130,8 +130,8 @@ def test_another_store_at_the_url_is_refused_before_anything_is_encoded(server: 
     assert not staging_dir(URL, plan_settings(config)).exists()
 
 
-def plan_settings(config: Config) -> object:
-    return tokconv.encode._prepare(config).settings  # type: ignore[attr-defined]
+def plan_settings(config: Config) -> StoreSettings:
+    return prepare_job(config).settings
 
 
 def test_a_node_fetches_once_for_all_its_processes(server: ObjectServer, tmp_path: Path) -> None:
