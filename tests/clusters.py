@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from ports import free_port
 
 import tokconv
 
@@ -85,7 +85,7 @@ def head(
         workers: node types of the autoscaler, as in a cluster file.
         idle_minutes: after which an idle worker is removed.
     """
-    port, dashboard_port = _free_port(), _free_port()
+    port, dashboard_port = free_port(), free_port()
     address = f"127.0.0.1:{port}"
     token = scratch / "token"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def head(
     command += [f"--port={port}", f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"]
     command += [f"--temp-dir={scratch}", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
     command += [
-        f"--ray-client-server-port={_free_port()}",
+        f"--ray-client-server-port={free_port()}",
         "--dashboard-agent-listen-port=0",
         "--include-dashboard=true",
     ]
@@ -204,9 +204,3 @@ def _read(path: str) -> str:
 def _end(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

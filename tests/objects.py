@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+from ports import free_port
+
+from tokconv.storage import CACHE
+
 KEY, SECRET, BUCKET = "tester", "not-a-real-secret", "tokconv"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ObjectServer:
@@ -84,3 +83,13 @@ def object_server(root: Path) -> Iterator[ObjectServer]:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def client_of_a_server(monkeypatch: pytest.MonkeyPatch, root: Path, node: Path) -> Iterator[ObjectServer]:
+    """A server with an empty bucket; this process is its client, on a node whose copies lie below `node`."""
+    with object_server(root) as running:
+        for name, value in client_environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(CACHE, str(node))
+        yield running

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+from ports import free_port
 
 NOBODY = "nobody"
 """PostgreSQL refuses to run as root."""
@@ -46,9 +47,7 @@ def postgres() -> Iterator[str]:
             bin_dir = home / bin_dir.relative_to(package.parent)
         shutil.chown(home, NOBODY)
         other = {"user": NOBODY, "extra_groups": []}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
 
     def run(program: str, *words: str) -> None:
         done = subprocess.run(

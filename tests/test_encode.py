@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from PIL import Image
+from photos import write_photos
 from towers import write_tower
 
 import tokconv.encode
@@ -38,11 +38,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for number in range(NUM_IMAGES):
-        folder = tmp_path / "photos" / ("cat" if number % 2 else "dog")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((20, 24), 20 + 9 * number).save(folder / f"{number:02d}.png")
-    return tmp_path / "photos"
+    return write_photos(tmp_path / "photos", NUM_IMAGES)
 
 
 @pytest.fixture

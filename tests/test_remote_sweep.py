@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from objects import SECRET, ObjectServer, client_environment, object_server
+from objects import SECRET, ObjectServer, client_environment, client_of_a_server
 from sweeping import Driver, spec, write_spec
 
 import tokconv
@@ -35,11 +35,7 @@ EPOCHS = 30
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectServer]:
-    """A server with an empty bucket; this process is its client, on a node with an empty cache."""
-    with object_server(tmp_path / "objects") as running:
-        for name, value in client_environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv(CACHE, str(tmp_path / "one"))
+    with client_of_a_server(monkeypatch, tmp_path / "objects", tmp_path / "one") as running:
         yield running
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from objects import ObjectServer, client_environment, object_server
-from PIL import Image
+from objects import ObjectServer, client_of_a_server
+from photos import write_photos
 from stores import write_store
 from towers import write_tower
 
@@ -43,21 +43,14 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectServer]:
-    """A server with an empty bucket; this process is its client, on a node with an empty cache."""
-    with object_server(tmp_path / "objects") as running:
-        for name, value in client_environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv(CACHE, str(tmp_path / "node"))
+    with client_of_a_server(monkeypatch, tmp_path / "objects", tmp_path / "node") as running:
         yield running
 
 
 @pytest.fixture
 def config(tower_dir: Path, tmp_path: Path) -> Config:
-    for number in range(11):
-        folder = tmp_path / "photos" / ("cat" if number % 2 else "dog")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((20, 24), 20 + 9 * number).save(folder / f"{number:02d}.png")
-    data = DataConfig(source="folder", root=str(tmp_path / "photos"), store=URL, encode_batch_size=3, num_workers=0)
+    photos = write_photos(tmp_path / "photos", 11)
+    data = DataConfig(source="folder", root=str(photos), store=URL, encode_batch_size=3, num_workers=0)
     return Config(model=ModelConfig(clip=ClipConfig(model_name=str(tower_dir))), data=data)
 
 

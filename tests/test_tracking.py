@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from artefacts import write_export
+from ports import free_port
 from tracked import (
     OPENED,
     STATES,
@@ -22,7 +23,6 @@ from tracked import (
     Server,
     artifacts,
     client,
-    closed_port,
     deliver,
     delivered_points,
     end_sweep,
@@ -228,7 +228,7 @@ def test_a_server_that_is_down_holds_nothing_up_and_loses_nothing(root: Path, ex
     messages: list[str] = []
     record = new_record(root)
     start_sweep(record)
-    away = writer(root, f"http://user:secret@127.0.0.1:{closed_port()}", messages)
+    away = writer(root, f"http://user:secret@127.0.0.1:{free_port()}", messages)
     begun = time.monotonic()
     for uid in STATES:
         run_trial(record, uid)
@@ -401,7 +401,7 @@ def test_the_view_is_left_out_for_other_releases_of_mlflow() -> None:
 
 @pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_gets_everything_when_it_is_back(root: Path, export: Path) -> None:
-    port = closed_port()
+    port = free_port()
     record = new_record(root)
     messages: list[str] = []
     server = Server(root, port)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from artefacts import write_export
 from objects import client_environment, object_server
+from ports import free_port
 from postgres import postgres
 from tracked import (
     STATES,
@@ -17,7 +18,6 @@ from tracked import (
     Server,
     artifacts,
     client,
-    closed_port,
     end_sweep,
     new_record,
     recorded_points,
@@ -40,7 +40,7 @@ def test_sweeps_at_once_arrive_exactly_once_though_the_server_dies(
     for name, value in client_environment().items():
         monkeypatch.setenv(name, value)
     with object_server(tmp_path / "objects") as objects, postgres() as tables:
-        port = closed_port()
+        port = free_port()
         place = {"tables": tables, "artifacts": "s3://tokconv/mlflow"}
         server = Server(tmp_path, port, **place)
         try:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
 from stores import write_store
@@ -23,20 +24,7 @@ from tokconv.runtime import LocalRuntime, Metrics
 from tokconv.store import TokenStore
 from tokconv.train import run_trial
 
-SMALL = [
-    "model.compressor.output_grid_size=3",
-    "model.compressor.hidden_dim=8",
-    "model.compressor.num_layers=1",
-    "model.autoencoder.hidden_dim=8",
-    "model.autoencoder.num_layers=1",
-    "model.critic.hidden_dim=8",
-    "model.critic.num_layers=1",
-    "training.batch_size=8",
-    "training.epochs=4",
-    "training.n_critic=2",
-    "training.learning_rate=1e-3",
-    "loss.weights.wgan=0.05",
-]
+SMALL = [*networks.SMALL, "training.epochs=4", "loss.weights.wgan=0.05"]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
 from groups import ReadingStore, run_dir, train_group, weights
@@ -23,19 +24,7 @@ from tokconv.sweep.spec_file import parse_spec
 from tokconv.train import check_batch, run_trial
 from tokconv.workers import ALONE
 
-SMALL = [
-    "model.compressor.output_grid_size=3",
-    "model.compressor.hidden_dim=8",
-    "model.compressor.num_layers=1",
-    "model.autoencoder.hidden_dim=8",
-    "model.autoencoder.num_layers=1",
-    "model.critic.hidden_dim=8",
-    "model.critic.num_layers=1",
-    "training.batch_size=8",
-    "training.epochs=3",
-    "training.n_critic=2",
-    "training.learning_rate=1e-3",
-]
+SMALL = [*networks.SMALL, "training.epochs=3"]
 CASES = {
     "autoencoder": ["loss.weights.wgan=0"],
     "wgan_gp": ["loss.weights.wgan=0.05"],

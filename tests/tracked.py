@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -148,12 +147,6 @@ def artifacts(mlflow_client: Any, run: Any, folder: str | None = None) -> set[st
     found = mlflow_client.list_artifacts(run.info.run_id, folder)
     inner = (artifacts(mlflow_client, run, item.path) for item in found if item.is_dir)
     return {item.path for item in found if not item.is_dir}.union(*inner)
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def runs_of_first_sweep(root: Path) -> list[Any]:

@@ -47,6 +47,11 @@ DRIVER_RESOURCE = "tokconv_driver"
 UPLOADED = "working_dir_files"
 """Ray unpacks what a job uploads below a directory of this name, and deletes it when the job is over."""
 
+TOKEN_ADVICE = (
+    "the cluster refuses this token, or asks for one and there is none; put the cluster's token into RAY_AUTH_TOKEN, "
+    "into the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token"
+)
+
 
 @contextmanager
 def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
@@ -120,12 +125,6 @@ def _shut_down_after() -> Iterator[None]:
     finally:
         gc.collect()
         ray.shutdown()
-
-
-TOKEN_ADVICE = (
-    "the cluster refuses this token, or asks for one and there is none; put the cluster's token into RAY_AUTH_TOKEN, "
-    "into the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token"
-)
 
 
 def use_token() -> None:

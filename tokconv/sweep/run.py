@@ -79,15 +79,16 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     token_grid = describe(config.model.clip).token_grid
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
-    root = open_root(spec.storage or "runs")
-    for key, place in (("storage", spec.storage or "runs"), ("data.store", config.data.store)):
+    storage = spec.storage or "runs"
+    root = open_root(storage)
+    for key, place in (("storage", storage), ("data.store", config.data.store)):
         if place is not None and not is_url(place):
             check_lasting(Path(place).expanduser(), key)
     directory = root.newest(spec.name) if resume else None
     if directory is not None:
         _check_same_experiment(spec, load_spec(directory.spec))
         _check_same_protocol(directory)
-    store = open_store(config, stores=_stores(spec))
+    store = open_store(config, stores=_stores(storage))
     _check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
@@ -271,9 +272,8 @@ class _Sweep:
         return verdicts, exported
 
 
-def _stores(spec: Spec) -> str:
+def _stores(storage: str) -> str:
     """Where the token store is unless `data.store` names it: below the sweep's storage."""
-    storage = spec.storage or "runs"
     return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")
 
 
