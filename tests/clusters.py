@@ -128,9 +128,11 @@ def head(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=30)
+            # A head drains for half a minute while it waits for nodes that are gone.
+            process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
         for pid in found.pids():
             _end(pid)
 
