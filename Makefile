@@ -5,6 +5,9 @@ SHELL := bash
 .PHONY: help sweep test test-fast lint bench clean clean-runs build-venv
 
 PYTHON ?= python3
+# Tests at once; those of one file share what they prepare.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 BIN := .venv/bin
 READY := .venv/installed
 INPUTS := setup.cfg pyproject.toml constraints.txt
@@ -18,11 +21,11 @@ sweep: $(READY)  ## run the demo sweep (sweeps/demo.yaml), results in runs/
 	$(BIN)/tokconv sweep sweeps/demo.yaml
 
 test: $(READY)  ## run all tests, the fast ones first
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
 
 test-fast: $(READY)  ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)  ## check style, types and layers
 	$(BIN)/ruff check

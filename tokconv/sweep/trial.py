@@ -18,9 +18,7 @@ import ray.train
 import ray.train.torch
 import ray.tune
 import torch
-from ray.train._internal.session import get_session
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
-from ray.util.queue import Queue
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from torch import nn
 
 from tokconv.errors import DivergedError, SweepError
@@ -32,6 +30,7 @@ from tokconv.sweep.cluster import DRIVER_RESOURCE
 from tokconv.sweep.outcome import FAILURE
 from tokconv.sweep.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec import Resources
+from tokconv.sweep.train_reports import fit
 from tokconv.train import run_trial
 
 DRIVER_CPUS = 0.01
@@ -63,40 +62,29 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
 
 def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
     """Drive a `TorchTrainer` to its end."""
-    _keep_queue_here()
     resources = job.resources
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"trial": config, "job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_resources(resources),
-        ),
-        run_config=ray.train.RunConfig(
-            # Only the uid: a resumed trial finds its own Train run, and its checkpoints, by this name.
-            name=config["uid"],
-            storage_path=storage,
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # mypy reads Train v1's RunConfig
-            failure_config=ray.train.FailureConfig(max_failures=1),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
-    )
-    trainer.fit()
 
+    def trainer_with(callback: ray.train.UserCallback) -> ray.train.torch.TorchTrainer:
+        return ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"trial": config, "job": job},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(resources),
+            ),
+            run_config=ray.train.RunConfig(
+                # Only the uid: a resumed trial finds its own Train run, and its checkpoints, by this name.
+                name=config["uid"],
+                storage_path=storage,
+                callbacks=[callback],  # type: ignore[list-item]  # mypy reads Train v1's RunConfig
+                failure_config=ray.train.FailureConfig(max_failures=1),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            ),
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
+        )
 
-def _keep_queue_here() -> None:
-    """Put the actor through which Train reports to this Tune function on this node.
-
-    Ray puts it anywhere, and a trial whose queue was on a node that is taken away waits for ever, on whatever node it
-    runs itself.
-    """
-    session = get_session()
-    if session is None:
-        raise SweepError("a trial with runner torch_trainer runs as a Tune function")
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    session._inter_actor_queue = Queue(1, actor_options={"num_cpus": 0, "label_selector": here})
+    fit(trainer_with)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
