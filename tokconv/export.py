@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tokconv import checkpoint as checkpoints
 from tokconv.errors import CheckpointError
@@ -44,17 +45,9 @@ def export(checkpoint: Path, out: Path, *, evidence: Mapping[str, Any] | None = 
         >>> export(Path("run/checkpoints/epoch-0005"), Path("compressor"))    # doctest: +SKIP
     """
     saved = checkpoints.load(checkpoint)
-    out = Path(out)
-    if out.exists() and not _is_artefact(out) and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
     description = _describe(saved.state) | ({} if evidence is None else {"evidence": dict(evidence)})
-    with atomic_path(out) as temporary:
-        temporary.mkdir()
-        write_json(temporary / "config.json", description)
-        save_file(saved.module_weights("compressor"), temporary / "model.safetensors", {"format": "pt"})
-        save_file(saved.module_weights("decoder"), temporary / "decoder.safetensors", {"format": "pt"})
-        (temporary / "README.md").write_text(model_card(description), encoding="utf-8")
-    return out
+    networks = {"model.safetensors": "compressor", "decoder.safetensors": "decoder"}
+    return _write(description, {file: saved.module_weights(name) for file, name in networks.items()}, out)
 
 
 def load_compressor(path: str | Path) -> Compressor:
@@ -71,7 +64,28 @@ def load_compressor(path: str | Path) -> Compressor:
         >>> compressor(tokens).shape                                              # doctest: +SKIP
         torch.Size([1, 36, 64])
     """
-    return _load(build_compressor, "compressor", Path(path), "model.safetensors")
+    compressor = _load(build_compressor, "compressor", Path(path), "model.safetensors")
+    compressor.description = read_config(path)
+    return compressor
+
+
+def save_compressor(compressor: Compressor, out: Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a loaded compressor, trained further or not, as a folder that `load_compressor` reads; without a decoder.
+
+    Args:
+        out: replaced when it is an older artefact.
+        weights: its state dict; by default what it has now.
+
+    Raises:
+        CheckpointError: it was not loaded from an export, or `out` holds something else.
+    """
+    if compressor.description is None:
+        raise CheckpointError("only a compressor that load_compressor made can be saved: others have no description")
+    before = compressor.description.get("evidence", {})
+    summary = "saved again after it was loaded; the figures are those of the export that it was loaded from"
+    description = {**compressor.description, "evidence": {**before, "status": "unconfirmed", "summary": summary}}
+    kept = compressor.state_dict() if weights is None else weights
+    return _write(description, {"model.safetensors": kept}, out)
 
 
 def load_decoder(path: str | Path) -> Decoder:
@@ -91,6 +105,20 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("tokconv_format") != FORMAT:
         raise CheckpointError(f"{path}: not a compressor of this format; this tokconv reads format {FORMAT}")
     return description
+
+
+def _write(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]], out: Path) -> Path:
+    out = Path(out)
+    if out.exists() and not _is_artefact(out) and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
+    with atomic_path(out) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", description)
+        for file, weights in files.items():
+            plain = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+            save_file(plain, temporary / file, {"format": "pt"})
+        (temporary / "README.md").write_text(model_card(description), encoding="utf-8")
+    return out
 
 
 def _is_artefact(path: Path) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +24,8 @@ class Compressor(nn.Module):
 
     projection: nn.Linear | None
     """Window projection (one strided convolution) that a closed-form start fills; None for a kind without one."""
+    description: Mapping[str, Any] | None = None
+    """config.json of the export that it was loaded from; None for one that was not."""
 
     def __init__(
         self, token_grid: int, dim: int, output_grid_size: int, *, mean: Tensor | None = None, scale: float = 1.0
