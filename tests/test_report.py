@@ -104,12 +104,12 @@ def test_every_form_of_the_result_names_its_protocol(tmp_path: Path) -> None:
         assert f"evaluation protocol {PROTOCOL}" in text
     write_results(tmp_path, verdicts, trials, SPEC)
     assert json.loads((tmp_path / "champions.json").read_text())["6"]["protocol"] == PROTOCOL
-    assert list(results_frame(trials, SPEC.objectives)["protocol"]) == [PROTOCOL]
+    assert list(results_frame(trials, SPEC.objectives, [])["protocol"]) == [PROTOCOL]
 
 
 def test_results_have_a_row_a_trial_and_say_who_is_on_the_front() -> None:
     trials = sweep(60)
-    frame = results_frame(trials, SPEC.objectives)
+    frame = results_frame(trials, SPEC.objectives, [])
     assert list(frame["uid"]) == [t.uid for t in trials]
     assert list(frame["training.n_critic"]) == [3] * 60
     for row, found in zip(frame.to_dict("records"), trials, strict=True):

@@ -11,7 +11,7 @@ from tokconv import __version__
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """As parse_args, but overrides and images may also stand on both sides of an option."""
-    parser = _parser()
+    parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     for text in rest:
         if text.startswith("-"):
@@ -24,15 +24,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokconv",
         description="Learned compression of CLIP patch tokens, and the sweep that finds the best compressor.",
         epilog=(
-            "start here:\n"
-            "  tokconv doctor                         is everything installed and working?\n"
-            "  tokconv sweep sweeps/demo.yaml         the demo: four ratios, no download\n"
-            "  tokconv train training.epochs=5        one compressor, without Ray\n"
+            "a tour:\n"
+            "  tokconv doctor                                     is everything installed and working?\n"
+            "  tokconv sweep sweeps/demo.yaml                     the demo: four ratios, no download\n"
+            "  tokconv status                                     how far is it? what else ran here?\n"
+            "  tokconv report demo                                its result, as a page\n"
+            "  tokconv encode data=folder data.root=photos        your own images to tokens, once\n"
+            "  tokconv train data=folder data.root=photos         one compressor of them, without Ray\n"
+            "  tokconv export runs/train/train-001 --out mine     a folder for tokconv.load_compressor\n"
+            "  tokconv compress cat.jpg --compressor mine --out tokens.safetensors\n"
+            '  eval "$(tokconv completion bash)"                  commands and keys at the Tab key\n'
+            "\nevery command explains itself: tokconv COMMAND --help\n"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -117,6 +124,30 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--gpus", type=float, help="how many there are (default: what the spec's concurrency uses)")
     planned.add_argument("--read-gbs", type=float, help="GB of tokens a worker reads in a second (default: 2)")
     sweep.set_defaults(list="overrides")
+
+    status = command(
+        "status",
+        "how far a sweep is, or all that ran here",
+        "tokconv status\n  tokconv status demo\n  tokconv status demo-001 --json",
+    )
+    status.add_argument(
+        "name", nargs="?", help="a sweep's name, its newest run; or a run's own, as demo-001; or a path"
+    )
+    status.add_argument("--json", action="store_true", help="for programs")
+    stop = command("stop", "stop a sweep that runs on this machine, as Ctrl-C would", "tokconv stop demo")
+    stop.add_argument("name", help="as for status")
+    stop.add_argument(
+        "--timeout", type=float, default=180.0, metavar="SECONDS", help="to wait for its end (default: 180)"
+    )
+    report = command(
+        "report",
+        "write a sweep's page, table and plots again, also while it runs",
+        "tokconv report demo\n  tokconv report demo-001 --out somewhere",
+    )
+    report.add_argument("name", help="as for status")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to (default: the sweep's report/)")
+    for of_sweeps in (status, stop, report):
+        of_sweeps.add_argument("--storage", default="runs", help="the spec's storage (default: %(default)s)")
 
     models = command(
         "models",
@@ -205,6 +236,13 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("--batch-size", type=int, default=32, help="images at a time (default: %(default)s)")
     _add_device(compress)
     compress.set_defaults(list="images")
+
+    completion = command(
+        "completion",
+        "print what makes a shell complete tokconv's commands, options and config keys",
+        'eval "$(tokconv completion bash)"\n  tokconv completion zsh > ~/.zfunc/_tokconv',
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
 

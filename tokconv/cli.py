@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from tokconv.arguments import parse
 from tokconv.errors import ConfigError, TokconvError, import_extra
 
-SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats")
+SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats", "plotly", "psutil")
 """What a sweep imports sooner or later; one that is missing is told before anything starts."""
 PLANNED = ("tflops", "utilisation", "gpus", "read_gbs")
 """Options that describe an accelerator to a plan."""
@@ -106,8 +107,37 @@ def _sweep(args: argparse.Namespace) -> int:
         raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: goes with --plan")
     from tokconv.sweep.run import run_sweep
 
+    # `tokconv stop`, `ray job stop` and schedulers ask by SIGTERM for what Ctrl-C asks for.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_sweep(spec, resume=args.resume, allow_unproven=args.allow_unproven)
     return 0
+
+
+def _status(args: argparse.Namespace) -> None:
+    import_extra("rich", "sweep")
+    from tokconv.sweep.status import print_status
+
+    print_status(args.name, storage=args.storage, as_json=args.json)
+
+
+def _stop(args: argparse.Namespace) -> None:
+    import_extra("psutil", "sweep")
+    from tokconv.sweep.status import stop_sweep
+
+    stop_sweep(args.name, storage=args.storage, timeout=args.timeout)
+
+
+def _report(args: argparse.Namespace) -> None:
+    import_extra("plotly", "sweep")
+    from tokconv.sweep.status import write_report
+
+    write_report(args.name, storage=args.storage, out=args.out)
+
+
+def _completion(args: argparse.Namespace) -> None:
+    from tokconv.completion import completion
+
+    print(completion(args.shell))
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -172,12 +202,16 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "encode": _encode,
     "train": _train,
     "sweep": _sweep,
+    "status": _status,
+    "stop": _stop,
+    "report": _report,
     "models": _models,
     "replay": _replay,
     "evaluate": _evaluate,
     "export": _export,
     "dynamic": _dynamic,
     "compress": _compress,
+    "completion": _completion,
 }
 
 

@@ -25,6 +25,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from rich.console import Console
 from surrogate import Surrogate, baselines
 
+from tokconv.files import write_text
 from tokconv.grid import compression_ratio
 from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
@@ -33,7 +34,7 @@ from tokconv.sweep.record import FINISHED, Record, TrialRecord
 from tokconv.sweep.scheduler import ParetoHalving, Rungs
 from tokconv.sweep.search import StudySearcher, open_study
 from tokconv.sweep.spec import GRID_KEY, Spec
-from tokconv.sweep.spec_file import spec_to_dict
+from tokconv.sweep.spec_file import spec_to_dict, to_yaml
 from tokconv.sweep.tracking import _Runs
 
 TOKEN_GRID = 24
@@ -143,11 +144,13 @@ class Simulation:
 
     def run(self) -> None:
         """Run every trial to its end; the record holds what happened."""
+        write_text(self.directory.spec, to_yaml(self.spec))
         self.record.append(
             "sweep_started",
             sweep=self.directory.name,
             experiment=self.spec.name,
             spec=spec_to_dict(self.spec),
+            baselines=self.baselines,
             git_commit=None,
             store_fingerprint="simulated",
             protocol=0,

@@ -1,5 +1,40 @@
-"""Many trials, one judgement: spec, search, early stopping, tracking, report. No tensor is touched here."""
+"""Many trials, one judgement: spec, search, early stopping, tracking, report. No tensor is touched here.
+
+load(name)    every trial of a sweep as a pandas DataFrame
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokconv.errors import require_extra
 
-require_extra("sweep", "ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "scipy")
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["load"]
+
+require_extra("sweep", "ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "scipy", "plotly", "psutil")
+
+
+def load(name: str | Path, storage: str = "runs") -> pandas.DataFrame:
+    """Every trial and confirmation of a sweep, finished or not: the columns of its `report/results.csv`.
+
+    Args:
+        name: a spec's name (its newest run), a run's own name (`demo-001`), or a path.
+        storage: the spec's `storage`, where a name is looked up.
+
+    Raises:
+        SweepError: no such sweep, or a damaged record.
+
+    Example:
+        >>> frame = tokconv.sweep.load("demo")                              # doctest: +SKIP
+        >>> frame[frame.champion][["ratio", "val/fvu_mean", "val/fvu_half_width"]]   # doctest: +SKIP
+    """
+    from tokconv.sweep.reading import find_sweep, read_sweep
+    from tokconv.sweep.report import results_frame
+
+    view = read_sweep(find_sweep(name, storage))
+    rows = [*view.trials.values(), *view.confirmations.values()]
+    return results_frame(rows, view.spec.objectives, view.verdicts)

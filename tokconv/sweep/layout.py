@@ -8,7 +8,7 @@ Below the spec's `storage`, here ROOT:
         artifacts/UID/                               exported compressor and picture of a finished trial
         champions/grid-06/                           the exported winner of each grid
         report/                                      results.csv, champions.json, plots
-        mlflow.cursor  .lock
+        mlflow.cursor  .lock  driver.json            how far MLflow is; who works here now
     ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
 
 A path in the record that lies below the sweep's directory is relative to it, so that the sweep can go on elsewhere.
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from tokconv.errors import SweepError
 from tokconv.files import new_numbered, newest_numbered
 from tokconv.storage import Remote
+from tokconv.sweep.driver import claimed
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class SweepDirectory:
     def lock(self) -> Iterator[None]:
         """Held while a driver works here. Raises SweepError when another one does."""
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with FileLock(self.path / ".lock", timeout=0), claimed(self.path):
                 yield
         except Timeout as error:
             raise SweepError(f"{self.path}: another process is running this sweep; wait for it or end it") from error

@@ -199,7 +199,7 @@ class SweepDisplay:
         parts: list[Any] = [header, Text(self._counts(), overflow="ellipsis", no_wrap=True)]
         if now.last_failure is not None:
             parts.append(Text(_event_line(now.last_failure), style="red", overflow="ellipsis", no_wrap=True))
-        best = _best_table(now.verdicts)
+        best = best_table(now.verdicts)
         if now.running:
             # Each table has a blank line, a title and a head; one line is for trials without a row, one stays free.
             room = max(3, self._console.height - len(parts) - best.row_count - 8)
@@ -270,7 +270,7 @@ def _running_table(trials: tuple[TrialRecord, ...], epochs: int) -> Table:
     return table
 
 
-def _best_table(verdicts: list[Verdict]) -> Table:
+def best_table(verdicts: list[Verdict]) -> Table:
     columns = ("grid", "tokens", "ratio", "fvu", "pooling", "PCA", "gain", "swd (floor)", "targets")
     table = _table("best so far per grid (fvu beside pooling's and window PCA's)", *columns)
     for verdict in verdicts:

@@ -147,13 +147,8 @@ class Record:
             raise
 
     def _apply(self, event: Event) -> None:
-        uid = event.get("trial")
-        if uid is None:
-            return
-        if uid not in self.trials and uid not in self.confirmations:
-            trial = _started(event)
-            (self.trials if trial.confirms is None else self.confirmations)[uid] = trial
-        self.find(uid).apply(event)
+        if event.get("trial") is not None:
+            take_in(event, self.trials, self.confirmations, self.path)
 
 
 def read_trials(path: Path) -> list[TrialRecord]:
@@ -165,12 +160,26 @@ def read_trials(path: Path) -> list[TrialRecord]:
     trials: dict[str, TrialRecord] = {}
     for event, _ in read_events(path):
         if "trial" in event:
-            if event["event"] == "trial_started":
-                trials.setdefault(event["trial"], _started(event))
-            if event["trial"] not in trials:
-                raise SweepError(f"{path}: {event['event']} of trial {event['trial']}, which was never started")
-            trials[event["trial"]].apply(event)
-    return [trial for trial in trials.values() if trial.confirms is None]
+            take_in(event, trials, {}, path)
+    return list(trials.values())
+
+
+def take_in(
+    event: Event, trials: dict[str, TrialRecord], confirmations: dict[str, TrialRecord], path: Path | str
+) -> None:
+    """Apply an event of a trial to it; one that starts is added to the search's trials or to the confirmations.
+
+    Raises:
+        SweepError: the trial was never started.
+    """
+    uid = event["trial"]
+    found = confirmations.get(uid) or trials.get(uid)
+    if found is None:
+        if event["event"] != "trial_started":
+            raise SweepError(f"{path}: {event['event']} of trial {uid}, which was never started")
+        found = _started(event)
+        (trials if found.confirms is None else confirmations)[uid] = found
+    found.apply(event)
 
 
 def _started(event: Event) -> TrialRecord:

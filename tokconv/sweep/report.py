@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tokconv.files import atomic_path, write_json
-from tokconv.protocol import PROTOCOL
+from tokconv.protocol import JUDGED_ON, PROTOCOL
 from tokconv.sweep.champions import Figures, Verdict
 from tokconv.sweep.evidence import Evidence
 from tokconv.sweep.pareto import ranks
@@ -122,7 +122,7 @@ def write_results(
     spec: Spec,
     *,
     confirmations: Sequence[TrialRecord] = (),
-    exported: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    exported: Mapping[str, Mapping[str, Any]] | None = MappingProxyType({}),
 ) -> None:
     """Write results.csv, champions.json, pareto.png and learning_curves.png, each whole or not at all.
 
@@ -130,15 +130,16 @@ def write_results(
         directory: created when missing.
         trials: all of the search's, in any state.
         confirmations: in results.csv, too.
-        exported: grid -> what was exported, with its path as `export`.
+        exported: grid -> what was exported, with its path as `export`; None leaves champions.json as it is.
         spec: its objectives decide `on_front` in results.csv; its target on `val/swd` is drawn.
     """
     from tokconv.sweep import plots
 
     with atomic_path(directory / "results.csv") as temporary:
-        results_frame([*trials, *confirmations], spec.objectives).to_csv(temporary, index=False)
-    found = {str(verdict.grid): _champion_json(verdict, exported.get(str(verdict.grid), {})) for verdict in verdicts}
-    write_json(directory / "champions.json", found)
+        results_frame([*trials, *confirmations], spec.objectives, verdicts).to_csv(temporary, index=False)
+    if exported is not None:
+        found = {str(v.grid): _champion_json(v, exported.get(str(v.grid), {})) for v in verdicts}
+        write_json(directory / "champions.json", found)
     limit = next((t.limit for t in spec.champion.subject_to if t.metric == "val/swd" and t.sign == "<="), None)
     for name, figure in (
         ("pareto.png", plots.pareto_figure(verdicts, trials, limit)),
@@ -148,16 +149,22 @@ def write_results(
             figure.savefig(temporary, format="png", dpi=150)
 
 
-def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> pandas.DataFrame:
+def results_frame(
+    trials: Sequence[TrialRecord], objectives: Sequence[Objective], verdicts: Sequence[Verdict]
+) -> pandas.DataFrame:
     """One row a trial: state, searched values, last figures, epochs and seconds.
 
     `kind` is search or confirm, `confirms` the trial that a confirmation repeats. `on_front` is true where a complete
     trial is not dominated on the sweep's objectives by another one, false where it is, and empty for every other trial
-    and for confirmations.
+    and for confirmations. `champion` is true for the winner of its grid; such a row also has what is known of it over
+    fresh seeds: `evidence`, and of each figure that proves something its mean and half of its 95 % interval, as in
+    `val/fvu_mean` and `val/fvu_half_width`.
     """
     import pandas
 
     front = _on_front(trials, objectives)
+    won = {verdict.champion.uid: verdict for verdict in verdicts if verdict.champion is not None}
+    grids = {verdict.ratio: verdict.grid for verdict in verdicts}
     rows = [
         {
             "uid": trial.uid,
@@ -166,6 +173,9 @@ def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
             "state": trial.state,
             "reason": trial.reason,
             "on_front": front.get(trial.uid),
+            "champion": trial.uid in won,
+            **_confirmed(won.get(trial.uid)),
+            "grid": grids.get(trial.ratio),
             "ratio": trial.ratio,
             "protocol": PROTOCOL,
             **trial.values,
@@ -175,8 +185,21 @@ def results_frame(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
         }
         for trial in sorted(trials, key=lambda trial: trial.uid)
     ]
-    columns = ["uid", "kind", "confirms", "state", "reason", "on_front", "ratio", "protocol"]
-    return pandas.DataFrame(rows, columns=None if rows else columns)
+    return pandas.DataFrame(rows, columns=None if rows else COLUMNS_OF_NONE)
+
+
+COLUMNS_OF_NONE = ["uid", "kind", "confirms", "state", "reason", "on_front", "champion", "grid", "ratio", "protocol"]
+"""Of a table without a row."""
+
+
+def _confirmed(verdict: Verdict | None) -> dict[str, Any]:
+    evidence = None if verdict is None else verdict.evidence
+    row: dict[str, Any] = {"evidence": None if evidence is None else evidence.status}
+    for name in JUDGED_ON:
+        known = evidence is not None and name in evidence.half_widths
+        row[f"{name}_mean"] = evidence.figures[name] if evidence is not None and known else None
+        row[f"{name}_half_width"] = evidence.half_widths[name] if evidence is not None and known else None
+    return row
 
 
 _REPEATED = ("epoch", "epochs", "compression_ratio")

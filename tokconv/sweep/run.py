@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from tokconv.sweep.confirm import drop_superseded, owed
 from tokconv.sweep.exports import export_champions, refusals
 from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
+from tokconv.sweep.page import PAGE, write_page
 from tokconv.sweep.progress import SweepDisplay
+from tokconv.sweep.reading import read_sweep
 from tokconv.sweep.record import Record, TrialRecord, read_events
 from tokconv.sweep.remote import kept, open_root
 from tokconv.sweep.remote_checkpoints import PATIENCE_SECONDS
@@ -130,6 +132,7 @@ class _Sweep:
             store_fingerprint=self.store.fingerprint,
             protocol=PROTOCOL,
             token_grid=self.store.token_grid,
+            baselines=baselines,
             plan={
                 "trials": self.spec.trials,
                 "confirm_seeds": self.spec.confirm_seeds,
@@ -156,6 +159,7 @@ class _Sweep:
         delivery = writer.close(DRAIN_SECONDS)
         report.print_result(verdicts)
         print(f"\nresults, plots and exported champions: {self.directory.path}")
+        print(f"the same as a page: {self.directory.report / PAGE}")
         if self.directory.remote is not None:
             print(f"the same, kept for every machine: {self.directory.remote}")
         print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
@@ -261,6 +265,7 @@ class _Sweep:
             confirmations=list(self.record.confirmations.values()),
             exported=exported,
         )
+        write_page(replace(read_sweep(self.directory), state=state), self.directory.report / PAGE)
         self.record.append(
             "sweep_ended",
             state=state,

@@ -29,6 +29,12 @@ class Range:
         """Every choice, every whole number of an int range, or the two ends."""
         return tuple(range(self.values[0], self.values[1] + 1)) if self.kind == "int" else self.values
 
+    def holds(self, value: Any) -> bool:
+        """Whether a trial with this value belongs to the range."""
+        if self.kind == "choice":
+            return value in self.values
+        return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
+
     def nearest(self, value: Any) -> Any:
         """The value itself when the range holds it, else the nearest, or the first choice; the lower end for None."""
         if self.kind == "choice":

@@ -1,0 +1,113 @@
+"""Who drives a sweep, and that nothing else is ever signalled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from sweeping import Driver, events, write_spec
+
+import tokconv
+from tokconv.cli import main
+from tokconv.errors import SweepError
+from tokconv.sweep.driver import FILE, claimed, driver_of, stop
+
+
+def sleeper(code: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def say(directory: Path, pid: int, **changes: object) -> None:
+    started = psutil.Process(pid).create_time()
+    (directory / FILE).write_text(json.dumps({"pid": pid, "host": os.uname().nodename, "started": started, **changes}))
+
+
+def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
+    assert driver_of(tmp_path) is None
+    with claimed(tmp_path):
+        found = driver_of(tmp_path)
+        assert found is not None
+        assert found.pid == os.getpid()
+        with pytest.raises(SweepError, match="this very process"):
+            stop(tmp_path, timeout=1)
+    assert driver_of(tmp_path) is None
+    with pytest.raises(SweepError, match="no process runs this sweep"):
+        stop(tmp_path, timeout=1)
+
+
+def test_only_the_driver_itself_is_signalled(tmp_path: Path) -> None:
+    bystander = sleeper("print('ready', flush=True); import time; time.sleep(60)")
+    try:
+        # It has the pid of a driver that is gone.
+        say(tmp_path, bystander.pid, started=1.0)
+        with pytest.raises(SweepError, match="no process runs this sweep"):
+            stop(tmp_path, timeout=1)
+        say(tmp_path, bystander.pid, host="elsewhere")
+        with pytest.raises(SweepError, match=r"process \d+ on elsewhere runs this sweep; .*ray job stop"):
+            stop(tmp_path, timeout=1)
+        (tmp_path / FILE).write_text("{")
+        assert driver_of(tmp_path) is None
+        assert bystander.poll() is None
+        say(tmp_path, bystander.pid)
+        stop(tmp_path, timeout=10)
+        assert not psutil.pid_exists(bystander.pid)
+        assert driver_of(tmp_path) is None
+    finally:
+        bystander.kill()
+        bystander.communicate()
+
+
+def test_a_driver_that_does_not_end_is_said(tmp_path: Path) -> None:
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    stubborn = sleeper(code)
+    try:
+        say(tmp_path, stubborn.pid)
+        with pytest.raises(SweepError, match=r"has not ended after 0\.2 s"):
+            stop(tmp_path, timeout=0.2)
+    finally:
+        stubborn.kill()
+        stubborn.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_spec(tmp_path, trials=2, concurrency=1, base=["training.epochs=40"])
+    directory, runs = tmp_path / "runs" / "sweeps" / "tiny-001", str(tmp_path / "runs")
+    environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+    command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path)]
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (directory / "events.jsonl").exists() or not any(
+        event["event"] == "trial_reported" for event in events(directory)
+    ):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.2)
+    capfd.readouterr()
+    assert main(["status", "tiny", "--json", "--storage", runs]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["state"], told["driver"]["pid"]) == ("running", running.pid)
+    assert main(["report", "tiny", "--storage", runs, "--out", str(tmp_path / "page")]) == 0
+    assert "running" in (tmp_path / "page" / "report.html").read_text()
+    assert main(["stop", "tiny", "--storage", runs]) == 0
+    assert "go on with: tokconv sweep SPEC --resume" in capfd.readouterr().out
+    # Its exit code is not asked for: `stop` waited for it, and only one may.
+    output, _ = running.communicate(timeout=10)
+    assert "Stopped. Everything finished is kept in" in output
+    assert events(directory)[-1]["state"] == "interrupted"
+    assert not (directory / FILE).exists()
+    reported = sum(event["event"] == "trial_reported" for event in events(directory))
+    assert reported < 80
+    Driver(path, tmp_path).resume()
+    epochs = [event["epoch"] for event in events(directory) if event["event"] == "trial_reported"]
+    assert sorted(epochs) == sorted([*range(1, 41)] * 2)

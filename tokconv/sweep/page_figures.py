@@ -1,0 +1,322 @@
+"""The figures of a sweep's page, as plotly figures; what `tokconv.sweep.plots` draws for paper, for a browser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tokconv.sweep.champions import Figures, Verdict
+from tokconv.sweep.plots import BASELINES, CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL
+from tokconv.sweep.progress import compact
+from tokconv.sweep.reading import SweepView
+from tokconv.sweep.record import TrialRecord
+from tokconv.sweep.space import Range
+from tokconv.sweep.spec import GRID_KEY
+
+SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up"}
+"""Matplotlib's markers, as plotly calls them."""
+FVU, SWD = "val/fvu", "val/swd"
+LOG_TICKS = {
+    "tickvals": [digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5)],
+    "ticktext": [f"{digit * 10.0**power:g}" for power in range(-6, 3) for digit in (1, 2, 5)],
+}
+"""Plotly's own log ticks between the powers of ten say 2 and 5, whatever the power."""
+FVU_TITLE, SWD_TITLE = "fvu (variance lost)", "swd to real tokens"
+
+
+def front_figure(view: SweepView) -> go.Figure:
+    """fvu against the compression ratio: every trial, the baselines' lines, each grid's champion with its interval."""
+    figure = go.Figure()
+    by_state = _by_state(view)
+    for state, (label, color, marker) in CURVES.items():
+        trials = [trial for trial in by_state.get(state, ()) if FVU in trial.figures]
+        _points(
+            figure,
+            trials,
+            lambda trial: trial.ratio,
+            name=label,
+            color=FAILED if state == "failed" else color,
+            symbol="x" if marker else "circle-open" if state == "running" else "circle",
+        )
+    for name, (label, color, marker) in BASELINES.items():
+        shown = [v for v in view.verdicts if name in v.baselines]
+        figure.add_scatter(
+            x=[v.ratio for v in shown],
+            y=[_log(v.baselines[name][FVU]) for v in shown],
+            name=label,
+            mode="lines+markers",
+            line={"color": color, "dash": "dot", "width": 1},
+            marker={"symbol": SYMBOLS[marker], "color": color, "size": 8},
+        )
+    won = [v for v in view.verdicts if v.champion is not None and v.evidence is not None]
+    _champions(figure, won, [v.ratio for v in won], None, None)
+    figure.update_xaxes(
+        type="log",
+        title="compression ratio (tokens in / tokens out)",
+        tickvals=[v.ratio for v in view.verdicts],
+        ticktext=[f"{v.ratio:.3g}x<br>{v.grid} x {v.grid}" for v in view.verdicts],
+    )
+    figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
+    return figure
+
+
+def fidelity_figure(view: SweepView) -> go.Figure:
+    """fvu against swd, a panel a grid: trials, the front, baselines, the champion, and the floor of swd."""
+    columns = min(2, len(view.verdicts))
+    rows = math.ceil(len(view.verdicts) / columns)
+    titles = [f"{v.grid} x {v.grid} ({v.ratio:.3g}x)" for v in view.verdicts]
+    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
+    for index, verdict in enumerate(view.verdicts):
+        place = {"row": index // columns + 1, "col": index % columns + 1}
+        first = index == 0
+        _points(
+            figure,
+            list(verdict.trials),
+            lambda trial: _log(trial.figures[SWD]),
+            name="complete",
+            color=TRIAL,
+            symbol="circle",
+            **place,
+            showlegend=first,
+        )
+        figure.add_scatter(
+            x=[_log(trial.figures[SWD]) for trial in verdict.front],
+            y=[_log(trial.figures[FVU]) for trial in verdict.front],
+            name="front",
+            mode="lines",
+            line={"color": TRIAL, "shape": "hv", "width": 1},
+            hoverinfo="skip",
+            legendgroup="front",
+            showlegend=first,
+            **place,
+        )
+        for name, (label, color, marker) in BASELINES.items():
+            # Window PCA's codes are so far from tokens that its point would squeeze all others together.
+            if name in verdict.baselines and name != "window_pca":
+                figure.add_scatter(
+                    x=[_log(verdict.baselines[name][SWD])],
+                    y=[_log(verdict.baselines[name][FVU])],
+                    name=label,
+                    mode="markers",
+                    marker={"symbol": SYMBOLS[marker], "color": color, "size": 9},
+                    legendgroup=label,
+                    showlegend=first,
+                    **place,
+                )
+        if verdict.champion is not None and verdict.evidence is not None:
+            _champions(figure, [verdict], [_log(verdict.evidence.figures[SWD])], place, SWD, showlegend=first)
+        floor = next((t.figures["val/swd_floor"] for t in verdict.trials if "val/swd_floor" in t.figures), None)
+        if floor is not None:
+            figure.add_vline(x=_log(floor), line={"color": STOPPED, "dash": "dash", "width": 1}, **place)
+    figure.update_xaxes(type="log", title=SWD_TITLE, **LOG_TICKS)
+    figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
+    figure.update_layout(height=320 * rows + 80)
+    return figure
+
+
+def curves_figure(view: SweepView) -> go.Figure:
+    """fvu against the epoch, a panel a grid; a line with gaps for all trials of one state."""
+    columns = min(2, len(view.verdicts))
+    rows = math.ceil(len(view.verdicts) / columns)
+    titles = [f"{v.grid} x {v.grid} ({v.ratio:.3g}x)" for v in view.verdicts]
+    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
+    by_state = _by_state(view)
+    for index, verdict in enumerate(view.verdicts):
+        place = {"row": index // columns + 1, "col": index % columns + 1}
+        for state, (label, color, _) in CURVES.items():
+            own = [t for t in by_state.get(state, ()) if abs(t.ratio - verdict.ratio) < 1e-9 and t.history]
+            points = [point for trial in own for point in (*_curve(trial), (None, None, None))]
+            if not points:
+                continue
+            figure.add_scatter(
+                x=[epoch for epoch, _, _ in points],
+                y=[value for _, value, _ in points],
+                text=[uid for _, _, uid in points],
+                name=label,
+                mode="lines",
+                opacity=0.7,
+                line={"color": color, "width": 1},
+                hovertemplate="trial %{text}, epoch %{x}: %{y:.4f}<extra></extra>",
+                legendgroup=label,
+                showlegend=index == 0,
+                **place,
+            )
+        if verdict.champion is not None:
+            curve = _curve(verdict.champion)
+            figure.add_scatter(
+                x=[epoch for epoch, _, _ in curve],
+                y=[value for _, value, _ in curve],
+                name="champion",
+                mode="lines+markers",
+                line={"color": CHAMPION, "width": 2},
+                legendgroup="champion",
+                showlegend=index == 0,
+                **place,
+            )
+    figure.update_xaxes(title="epoch")
+    figure.update_yaxes(type="log", title="fvu", **LOG_TICKS)
+    figure.update_layout(height=300 * rows + 80)
+    return figure
+
+
+def parallel_figure(view: SweepView, verdict: Verdict) -> go.Figure | None:
+    """The searched keys of a grid's complete trials in parallel coordinates, coloured by fvu; None with none."""
+    trials = [trial for trial in verdict.trials if FVU in trial.figures]
+    keys = [key for key in view.spec.search if key != GRID_KEY and any(key in trial.values for trial in trials)]
+    if len(trials) < 2 or not keys:
+        return None
+    dimensions = [_dimension(key, view.spec.search[key], [trial.values.get(key) for trial in trials]) for key in keys]
+    for metric, label in ((SWD, "swd"), (FVU, "fvu")):
+        values = [_log(trial.figures[metric]) for trial in trials]
+        dimensions.append(_log_dimension(label, values))
+    colors = [math.log10(_log(trial.figures[FVU])) for trial in trials]
+    return go.Figure(
+        go.Parcoords(
+            dimensions=dimensions,
+            # Cividis looks alike to the colour-blind; dark is low, which is good.
+            line={"color": colors, "colorscale": "Cividis", "cmin": min(colors), "cmax": max(colors)},
+        )
+    )
+
+
+def importance_figure(found: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Bars of what each searched key explains: figure -> key -> share."""
+    figure = go.Figure()
+    for color, (metric, shares) in zip((CHAMPION, TRIAL), found.items(), strict=False):
+        figure.add_bar(
+            y=[key.split(".", 1)[-1] for key in shares],
+            x=list(shares.values()),
+            name=metric.removeprefix("val/"),
+            orientation="h",
+            marker={"color": color},
+        )
+    figure.update_layout(barmode="group", height=120 + 44 * max((len(shares) for shares in found.values()), default=1))
+    figure.update_xaxes(title="share of the figure's variation", range=[0, 1])
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
+
+
+def savings_figure(view: SweepView) -> go.Figure:
+    """Epochs of every grid's trials: run, and not run because of early stopping."""
+    figure = go.Figure()
+    names, run, saved = [], [], []
+    for verdict in view.verdicts:
+        own = [trial for trial in view.trials.values() if abs(trial.ratio - verdict.ratio) < 1e-9]
+        names.append(f"{verdict.grid} x {verdict.grid}")
+        run.append(sum(len(trial.history) for trial in own))
+        saved.append(sum(view.epochs - len(trial.history) for trial in own if trial.state == "pruned"))
+    figure.add_bar(x=names, y=run, name="run", marker={"color": TRIAL})
+    figure.add_bar(
+        x=names, y=saved, name="saved by early stopping", marker={"color": STOPPED, "pattern": {"shape": "/"}}
+    )
+    figure.update_layout(barmode="stack", height=320)
+    figure.update_yaxes(title="epochs")
+    return figure
+
+
+def _by_state(view: SweepView) -> dict[str, list[TrialRecord]]:
+    found: dict[str, list[TrialRecord]] = {}
+    for trial in view.trials.values():
+        found.setdefault(trial.state, []).append(trial)
+    return found
+
+
+def _points(
+    figure: go.Figure,
+    trials: Sequence[TrialRecord],
+    x: Callable[[TrialRecord], float],
+    *,
+    name: str,
+    color: str,
+    symbol: str,
+    **place: Any,
+) -> None:
+    if trials:
+        figure.add_scatter(
+            x=[x(trial) for trial in trials],
+            y=[_log(trial.figures[FVU]) for trial in trials],
+            text=[_hover(trial) for trial in trials],
+            name=name,
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.7},
+            hovertemplate="%{text}<extra></extra>",
+            legendgroup=name,
+            **place,
+        )
+
+
+def _champions(
+    figure: go.Figure,
+    verdicts: Sequence[Verdict],
+    x: Sequence[float],
+    place: Mapping[str, int] | None,
+    x_metric: str | None,
+    *,
+    showlegend: bool = True,
+) -> None:
+    known: list[tuple[Figures, Figures]] = [
+        (v.evidence.figures, v.evidence.half_widths) for v in verdicts if v.evidence is not None
+    ]
+    figure.add_scatter(
+        x=list(x),
+        y=[_log(means[FVU]) for means, _ in known],
+        error_y={"type": "data", "array": [widths.get(FVU, 0.0) for _, widths in known], "color": CHAMPION},
+        error_x=None
+        if x_metric is None
+        else {"type": "data", "array": [widths.get(x_metric, 0.0) for _, widths in known], "color": CHAMPION},
+        text=[f"champion of {v.grid} x {v.grid}<br>{v.evidence.summary}" for v in verdicts if v.evidence is not None],
+        name="champion (95 % interval)",
+        mode="markers",
+        marker={"symbol": "star", "size": 15, "color": CHAMPION, "line": {"width": 1, "color": "white"}},
+        hovertemplate="%{text}<extra></extra>",
+        legendgroup="champion",
+        showlegend=showlegend,
+        **(place or {}),
+    )
+
+
+def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, Any]:
+    label = key.rsplit(".", 1)[-1]
+    if searched.kind == "choice":
+        names = [str(value) for value in searched.values]
+        # A value that a resumed sweep no longer searches gets a place of its own.
+        names += sorted({str(value) for value in values} - set(names))
+        places = list(range(len(names)))
+        found = [names.index(str(value)) for value in values]
+        return {
+            "label": label,
+            "values": found,
+            "tickvals": places,
+            "ticktext": names,
+            "range": [0, max(1, places[-1])],
+        }
+    if searched.kind == "log":
+        return _log_dimension(label, [float(value) for value in values], searched.values)
+    return {"label": label, "values": list(values), "range": list(searched.values)}
+
+
+def _log_dimension(label: str, values: Sequence[float], ends: Iterable[float] = ()) -> dict[str, Any]:
+    logs = [math.log10(value) for value in values]
+    low, high = min([*logs, *map(math.log10, ends)]), max([*logs, *map(math.log10, ends)])
+    ticks = [low + (high - low) * part / 4 for part in range(5)]
+    texts = [f"{10**tick:.2g}" for tick in ticks]
+    spread = {} if low == high else {"range": [low, high]}
+    return {"label": label, "values": logs, "tickvals": ticks, "ticktext": texts, **spread}
+
+
+def _curve(trial: TrialRecord) -> list[tuple[float, float, str]]:
+    return [(row["epoch"], _log(row[FVU]), trial.uid) for row in trial.history if FVU in row]
+
+
+def _hover(trial: TrialRecord) -> str:
+    figures = trial.figures
+    known = ", ".join(f"{name[4:]} {figures[name]:.4f}" for name in (FVU, SWD) if name in figures)
+    return f"trial {trial.uid}, {trial.ratio:.3g}x<br>{known}<br>{compact(trial.values)}"
+
+
+def _log(value: float) -> float:
+    return max(value, LOWEST)
