@@ -189,10 +189,22 @@ def make_parser() -> argparse.ArgumentParser:
     export = command(
         "export",
         "turn a checkpoint into a folder that tokconv.load_compressor reads",
-        "tokconv export runs/train/train-001 --out my-compressor",
+        "tokconv export runs/train/train-001 --out my-compressor\n"
+        "  tokconv export runs/sweeps/demo-001/champions/grid-06 --out for-the-server --format onnx",
     )
-    export.add_argument("checkpoint", type=Path, help="a checkpoint, or the directory of a train run")
-    export.add_argument("--out", type=Path, required=True, help="the folder to write")
+    export.add_argument(
+        "checkpoint", type=Path, help="a checkpoint, the directory of a train run, or an exported folder"
+    )
+    export.add_argument(
+        "--out", type=Path, help="the folder to write; an exported folder may stay where it is: --format adds to it"
+    )
+    export.add_argument(
+        "--format",
+        nargs="+",
+        default=[],
+        metavar="FORMAT",
+        help="also model.pt2 (torch.export) and model.onnx, each compared with the compressor: pt2, onnx",
+    )
 
     dynamic = command(
         "dynamic",

@@ -171,7 +171,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from tokconv.commands import export
 
-    export(args.checkpoint, args.out)
+    export(args.checkpoint, args.out, formats=args.format)
 
 
 def _dynamic(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from tokconv.config import Config, get, to_dict
 from tokconv.encode_plan import Encoders, describe_plan
 from tokconv.encoder import describe
 from tokconv.errors import CheckpointError, ConfigError
+from tokconv.export_formats import add_formats, check_formats, copy_export
 from tokconv.files import NAME, NAME_RULE, new_numbered, newest_numbered, write_json
 from tokconv.grid import check_output_grid, compression_ratio
 from tokconv.overrides import compose, from_dict, parse, with_values
@@ -204,12 +205,23 @@ def _epoch_row(figures: Metrics) -> str:
     return _row(f"epoch {figures['epoch']:{len(epochs)}.0f}/{epochs}", figures)
 
 
-def export(checkpoint: Path, out: Path) -> None:
-    """`tokconv export`. Raises CheckpointError."""
-    if not (checkpoint / "state.json").is_file():
-        newest = _newest_checkpoint(checkpoint)
+def export(checkpoint: Path, out: Path | None, *, formats: Sequence[str] = ()) -> None:
+    """`tokconv export`. Raises CheckpointError, ConfigError, MissingExtraError."""
+    formats = check_formats(formats)
+    if exports.is_export(checkpoint):
+        if out is None and not formats:
+            raise ConfigError(f"{checkpoint}: is exported already; say --out DIR for a copy, --format for more formats")
+        exports.read_config(checkpoint)
+        written = checkpoint if out is None else copy_export(checkpoint, out)
+    elif out is None:
+        raise ConfigError("--out: say which folder to write")
+    else:
+        newest = checkpoint if (checkpoint / "state.json").is_file() else _newest_checkpoint(checkpoint)
         if newest is None:
-            raise CheckpointError(f"{checkpoint}: neither a checkpoint nor a train run with one")
-        checkpoint = newest
-    written = exports.export(checkpoint, out)
+            raise CheckpointError(
+                f"{checkpoint}: neither a checkpoint, nor a train run with one, nor an exported folder"
+            )
+        written = exports.export(newest, out)
+    for name, known in add_formats(written, formats).items():
+        print(f"{written / known['file']}: {name}, off by {known['max_error']:.1e} of a token's deviation at most")
     print(f"{written}: load it with tokconv.load_compressor({str(written)!r})")

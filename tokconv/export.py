@@ -27,6 +27,12 @@ from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 
 FORMAT = 1
+MODEL_TYPE = "tokconv"
+DESCRIBED = (
+    *("tokconv_format", "compressor", "decoder", "clip", "encoder", "store_fingerprint", "protocol", "figures"),
+    *("baselines", "training", "evidence", "formats"),
+)
+"""The keys of config.json that are tokconv's own."""
 Module = TypeVar("Module", Compressor, Decoder)
 DEFAULT_KINDS = {"compressor": "residual", "decoder": "conv"}
 """What a network is whose config.json, an older one, names no kind."""
@@ -109,11 +115,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def _write(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]], out: Path) -> Path:
     out = Path(out)
-    if out.exists() and not _is_artefact(out) and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
     with atomic_path(out) as temporary:
         temporary.mkdir()
-        write_json(temporary / "config.json", description)
+        # What `tokconv.hf` registers with transformers' AutoModel.
+        known = {"model_type": MODEL_TYPE, "architectures": ["TokconvModel"]}
+        write_json(temporary / "config.json", {**known, **description})
         for file, weights in files.items():
             plain = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
             save_file(plain, temporary / file, {"format": "pt"})
@@ -121,7 +129,7 @@ def _write(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Tens
     return out
 
 
-def _is_artefact(path: Path) -> bool:
+def is_export(path: Path) -> bool:
     """Whether `export` wrote this directory, in any format version: many other tools write a config.json, too."""
     try:
         return "tokconv_format" in json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -188,8 +196,17 @@ def model_card(description: Mapping[str, Any]) -> str:
         if name in figures
     ]
     header = "| held-out figure | " + " | ".join(title for title, _ in columns) + " |"
+    formats = description.get("formats", {})
+    others = [f"- `{known['file']}`: {_format_line(name, known)}" for name, known in formats.items()]
     return "\n".join(
         [
+            # What the Hugging Face hub reads.
+            "---",
+            "library_name: tokconv",
+            "license: other",
+            "tags: [clip, vision-language, token-compression]",
+            "---",
+            "",
             f"# CLIP token compressor, {tokens} to {cells} tokens ({tokens / cells:.3g}x)",
             "",
             f"Compresses [batch, {tokens}, {sizes['dim']}] patch tokens (no CLS) to [batch, {cells}, {sizes['dim']}].",
@@ -197,6 +214,7 @@ def model_card(description: Mapping[str, Any]) -> str:
             f"- Encoder: `{description['encoder']['name']}`, hidden layer {description['encoder']['layer']}",
             f"- Token store: `{description['store_fingerprint']}`, evaluation protocol {description['protocol']}",
             f"- Evidence: {description.get('evidence', {}).get('summary', 'one run, not confirmed over seeds')}",
+            *others,
             "",
             header,
             "| --- |" + " ---: |" * len(columns),
@@ -211,6 +229,13 @@ def model_card(description: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _format_line(name: str, known: Mapping[str, Any]) -> str:
+    what = {"pt2": "torch.export", "onnx": f"ONNX, opset {known.get('opset')}"}[name]
+    error = known["max_error"]
+    same = "bit-identical" if error == 0 else f"differs by at most {error:.1e} of a token's deviation"
+    return f"{what}, float32, any batch size; {same} on 4 random images"
 
 
 def _cell(value: float | None) -> str:
