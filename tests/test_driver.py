@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,8 @@ def sleeper(code: str) -> subprocess.Popen[bytes]:
 
 def say(directory: Path, pid: int, **changes: object) -> None:
     started = psutil.Process(pid).create_time()
-    (directory / FILE).write_text(json.dumps({"pid": pid, "host": os.uname().nodename, "started": started, **changes}))
+    said = {"pid": pid, "host": os.uname().nodename, "started": started, "signal": signal.SIGINT, **changes}
+    (directory / FILE).write_text(json.dumps(said))
 
 
 def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_only_the_driver_itself_is_signalled(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_does_not_end_is_said(tmp_path: Path) -> None:
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    code = "import signal, time; signal.signal(2, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     stubborn = sleeper(code)
     try:
         say(tmp_path, stubborn.pid)
@@ -85,7 +87,16 @@ def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.Ca
     directory, runs = tmp_path / "runs" / "sweeps" / "tiny-001", str(tmp_path / "runs")
     environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
     command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path)]
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # As a terminal starts it, wherever these tests run.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 120
     while not (directory / "events.jsonl").exists() or not any(
         event["event"] == "trial_reported" for event in events(directory)
@@ -104,6 +115,8 @@ def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.Ca
     # Its exit code is not asked for: `stop` waited for it, and only one may.
     output, _ = running.communicate(timeout=10)
     assert "Stopped. Everything finished is kept in" in output
+    assert "SIGTERM" not in output
+    assert "interrupted" in output.splitlines()[-1]
     assert events(directory)[-1]["state"] == "interrupted"
     assert not (directory / FILE).exists()
     reported = sum(event["event"] == "trial_reported" for event in events(directory))

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from tokconv.errors import CheckpointError
 from tokconv.export import DEFAULT_KINDS, DESCRIBED, FORMAT, MODEL_TYPE, save_compressor
+from tokconv.grid import Windows
 from tokconv.models.build import build_compressor
 
 
@@ -80,7 +81,11 @@ class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             save_compressor(self.compressor, Path(save_directory), options.pop("state_dict", None))
 
     def _init_weights(self, module: Any) -> None:
-        """Nothing: the constructors have done it, and loading overwrites it."""
+        """What lies in no file, and transformers therefore leaves empty: the windows. All else is loaded."""
+        if isinstance(module, Windows):
+            computed = Windows(module.token_grid, module.output_grid)
+            for name, buffer in computed.named_buffers():
+                getattr(module, name).copy_(buffer)
 
 
 AutoConfig.register(MODEL_TYPE, TokconvConfig)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,8 @@ class Driver:
     host: str
     started: float
     """When the process was started, seconds since the epoch: another process may have its pid by now."""
+    signal: int
+    """That it stops at."""
 
     @property
     def is_here(self) -> bool:
@@ -49,7 +52,10 @@ class Driver:
 def claimed(directory: Path) -> Iterator[None]:
     """Say that this process drives the sweep, while the block runs. The caller holds the sweep's lock."""
     own = psutil.Process()
-    write_json(directory / FILE, {"pid": own.pid, "host": socket.gethostname(), "started": own.create_time()})
+    # Shells start what runs in the background with SIGINT ignored. At SIGTERM Ray prints the stack of its C++ threads.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    driver = Driver(own.pid, socket.gethostname(), own.create_time(), signal.SIGTERM if ignored else signal.SIGINT)
+    write_json(directory / FILE, asdict(driver))
     try:
         yield
     finally:
@@ -63,7 +69,7 @@ def driver_of(directory: Path) -> Driver | None:
     """
     try:
         said = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        driver = Driver(int(said["pid"]), str(said["host"]), float(said["started"]))
+        driver = Driver(int(said["pid"]), str(said["host"]), float(said["started"]), int(said["signal"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return driver if not driver.is_here or driver.process() is not None else None
@@ -86,7 +92,7 @@ def stop(directory: Path, *, timeout: float) -> None:
         )
     if process.pid == os.getpid():
         raise SweepError(f"{directory.name}: this very process runs this sweep")
-    process.terminate()
+    process.send_signal(driver.signal)
     try:
         process.wait(timeout)
     except psutil.TimeoutExpired as error:
