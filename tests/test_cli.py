@@ -236,7 +236,11 @@ def test_sweep_names_the_missing_extra(capsys: pytest.CaptureFixture[str], monke
 def test_export_refuses(capsys: pytest.CaptureFixture[str], artefact: Path) -> None:
     Path("notes").mkdir()
     Path("notes/config.json").write_text("{}")
-    _refused(capsys, ["export", "notes", "--out", "x"], "notes: neither a checkpoint nor a train run with one")
+    _refused(
+        capsys,
+        ["export", "notes", "--out", "x"],
+        "notes: neither a checkpoint, nor a train run with one, nor an exported folder",
+    )
     run = str(artefact.parent / "runs/train/train-001")
     for kept in ("notes", run):
         _refused(capsys, ["export", run, "--out", kept], "exists and is no exported compressor")

@@ -28,6 +28,8 @@ from tokconv.models.decoder import Decoder
 
 FORMAT = 1
 MODEL_TYPE = "tokconv"
+REGISTERED = {"model_type": MODEL_TYPE, "architectures": ["TokconvModel"]}
+"""What tells transformers' AutoModel of `tokconv.hf`."""
 DESCRIBED = (
     *("tokconv_format", "compressor", "decoder", "clip", "encoder", "store_fingerprint", "protocol", "figures"),
     *("baselines", "training", "evidence", "formats"),
@@ -119,9 +121,7 @@ def _write(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Tens
         raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
     with atomic_path(out) as temporary:
         temporary.mkdir()
-        # What `tokconv.hf` registers with transformers' AutoModel.
-        known = {"model_type": MODEL_TYPE, "architectures": ["TokconvModel"]}
-        write_json(temporary / "config.json", {**known, **description})
+        write_json(temporary / "config.json", {**REGISTERED, **description})
         for file, weights in files.items():
             plain = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
             save_file(plain, temporary / file, {"format": "pt"})

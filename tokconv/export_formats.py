@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tokconv.errors import CheckpointError, ConfigError, import_extra, suggest
-from tokconv.export import load_compressor, model_card, read_config
+from tokconv.export import REGISTERED, load_compressor, model_card, read_config
 from tokconv.files import atomic_path, write_json, write_text
 from tokconv.models.compressor import Compressor
 
@@ -58,7 +58,11 @@ def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any
             if error > MOST_ERROR:
                 raise CheckpointError(f"{name}: differs from the compressor by {error:.1e} of a token's deviation")
         measured[name] = {"file": f"model.{name}", "max_error": error} | ({"opset": OPSET} if name == "onnx" else {})
-    described: Mapping[str, Any] = {**description, "formats": {**description.get("formats", {}), **measured}}
+    described: Mapping[str, Any] = {
+        **REGISTERED,
+        **description,
+        "formats": {**description.get("formats", {}), **measured},
+    }
     write_json(folder / "config.json", described)
     write_text(folder / "README.md", model_card(described))
     return measured

@@ -29,7 +29,9 @@ COLUMNS = ("grid", "tokens", "ratio", "compressor", "fvu", "gain", "swd (floor)"
 PROBE = COLUMNS.index("probe (kept)")
 WIDE_ONLY = ("cosine", "probe (kept)")
 WIDTH = 100
-"""Columns of a terminal that the whole table fits."""
+"""Columns of a terminal that the whole table fits, as long as its cells are of the usual length."""
+LOG_WIDTH = 120
+"""Of a log, which has none of its own: nothing is cut off."""
 LEGEND = (
     "fvu: share of the tokens' variance that is lost; gain: share of pooling's fvu that is gone; "
     "swd: distance to real tokens (floor: real against real)."
@@ -52,7 +54,7 @@ def print_result(verdicts: Sequence[Verdict], console: Console | None = None) ->
     console = console or Console()
     if not console.is_terminal:
         # A log has no width. Eighty columns, which rich assumes, would cut cells off.
-        console.width = max(console.width, WIDTH)
+        console.width = max(console.width, LOG_WIDTH)
     table = result_table(verdicts, narrow=console.width < WIDTH)
     if not console.is_terminal:
         table.box = Box(ASCII_HEAD, ascii=True)
