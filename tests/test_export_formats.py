@@ -153,5 +153,5 @@ def test_a_registered_model_is_loaded_by_its_alias(tmp_path: Path, monkeypatch: 
     expected = tokconv.load_compressor(folder)(tokens).detach().numpy()
     np.testing.assert_array_equal(model.predict(tokens.numpy()), expected)
     # The signature: any batch, this grid and width.
-    with pytest.raises(mlflow.MlflowException, match="(?i)shape"):
+    with pytest.raises(mlflow.MlflowException, match=r"(?i)shape"):
         model.predict(np.zeros((1, 9, 8), np.float32))
