@@ -41,7 +41,7 @@ FULL: dict[str, Any] = {
     "confirm": {"seeds": 4},
     "concurrency": 2,
     "resources": {"runner": "inline", "workers": 1, "gpus_per_worker": 0.25, "cpus_per_worker": 3},
-    "tracking": {"uri": "http://localhost:5000", "experiment": "1e3"},
+    "tracking": {"uri": "http://localhost:5000", "experiment": "1e3", "wandb": True},
     "storage": "/mnt/runs",
     "trials": 12,
 }

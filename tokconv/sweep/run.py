@@ -14,7 +14,7 @@ from typing import Any
 from tokconv.config import Config, get
 from tokconv.dynamic.fit import fit_dynamic
 from tokconv.encoder import describe
-from tokconv.errors import SpecError, StoreError, SweepError
+from tokconv.errors import SpecError, StoreError, SweepError, import_extra
 from tokconv.evaluate import Figures
 from tokconv.export import export, load_compressor, load_decoder
 from tokconv.files import write_text
@@ -43,6 +43,7 @@ from tokconv.sweep.spec import GRID_KEY, Spec
 from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.tracking import MlflowWriter, tracking_uri, ui_command
 from tokconv.sweep.tuning import tune
+from tokconv.sweep.wandb_tracking import WandbWriter
 from tokconv.terminal import progress_line
 from tokconv.train import check_batch
 
@@ -77,6 +78,8 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
         SweepError: nothing to resume, another driver at work, no Ray cluster.
         KeyboardInterrupt: after the record is safe and the way to go on is printed.
     """
+    if spec.tracking.wandb:
+        import_extra("wandb", "wandb")
     config = spec.base_config()
     token_grid = describe(config.model.clip).token_grid
     for grid in spec.grids():
@@ -148,11 +151,14 @@ class _Sweep:
             cursor=self.directory.cursor,
             on_message=print,
         )
+        beside = self._wandb()
+        writers: list[MlflowWriter | WandbWriter] = [writer, *beside]
         try:
             self._search(baselines)
         except BaseException:
             self._conclude("interrupted", baselines)
-            writer.close(DRAIN_SECONDS)
+            for each in writers:
+                each.close(DRAIN_SECONDS)
             print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
             raise
         verdicts, exported = self._conclude("finished", baselines)
@@ -163,12 +169,18 @@ class _Sweep:
         if self.directory.remote is not None:
             print(f"the same, kept for every machine: {self.directory.remote}")
         print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
-        print(delivery)
+        for told in (delivery, *(other.close(DRAIN_SECONDS) for other in beside)):
+            print(told)
         # Last, and with exit code 0: the sweep did its work, it is its finding that is negative.
         for line in refusals(verdicts, exported):
             print(line)
         self.record.close()
         return SweepResult(self.directory.path, verdicts, self.record.trials, self.record.confirmations)
+
+    def _wandb(self) -> list[WandbWriter]:
+        if not self.spec.tracking.wandb:
+            return []
+        return [WandbWriter(self.directory.events, project=self.experiment, sweep=self.directory.name, root=self.root)]
 
     def _baselines(self) -> dict[int, dict[str, Figures]]:
         """Every baseline at every grid, from the store's cache or computed now."""

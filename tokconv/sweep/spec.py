@@ -102,6 +102,8 @@ class Resources:
 class Tracking:
     uri: str | None = None
     experiment: str | None = None
+    wandb: bool = False
+    """Weights & Biases beside MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
