@@ -25,10 +25,11 @@ from tokconv.prepare import open_store
 from tokconv.protocol import PROTOCOL
 from tokconv.runtime import LocalRuntime
 from tokconv.sweep.champions import judge
+from tokconv.sweep.checks import check_figures
 from tokconv.sweep.layout import new_directory
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.record import Record
-from tokconv.sweep.run import _check_figures, run_sweep
+from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec_file import parse_spec, to_yaml
 from tokconv.sweep.tracking import local_uri
 from tokconv.train import run_trial
@@ -234,17 +235,17 @@ def test_figures_that_a_store_cannot_have_are_refused(
     store = write_store(tmp_path / "store", num_classes=num_classes)
     plain = spec(tmp_path, objectives=[{"metric": metric, "mode": "max"}])
     with pytest.raises(SpecError, match=message):
-        _check_figures(parse_spec(plain), store)
+        check_figures(parse_spec(plain), store)
 
 
 def test_a_probe_needs_a_label_among_the_held_out_images(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", num_images=64)
     judged = parse_spec(spec(tmp_path, objectives=[{"metric": "val/probe_accuracy", "mode": "max"}]))
-    _check_figures(judged, store)
+    check_figures(judged, store)
     assert store.labels is not None
     store.labels[store.val_indices] = -1
     with pytest.raises(SpecError, match="no held-out image"):
-        _check_figures(judged, store)
+        check_figures(judged, store)
 
 
 def test_the_judgement_of_a_record_needs_no_sweep(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from tokconv.files import write_text
 from tokconv.sweep import page_figures as draw
+from tokconv.sweep import page_keys as keys
 from tokconv.sweep.champions import Verdict
 from tokconv.sweep.evidence import PROVEN
 from tokconv.sweep.importance import MIN_TRIALS, importance
@@ -117,7 +118,7 @@ def _sections(view: SweepView) -> Iterator[_Section]:
         "far to the right.",
         (_Figure("likeness", draw.fidelity_figure(view)),),
     )
-    panels = [(verdict, draw.parallel_figure(view, verdict)) for verdict in view.verdicts]
+    panels = [(verdict, keys.parallel_figure(view, verdict)) for verdict in view.verdicts]
     drawn = tuple(
         _Figure(f"parallel-{verdict.grid}", figure, f"{verdict.grid} x {verdict.grid}")
         for verdict, figure in panels
@@ -156,7 +157,7 @@ def _importance(view: SweepView) -> _Section:
         name = f"{verdict.grid} x {verdict.grid}"
         if found:
             caption = f"{name}, {len(verdict.trials)} trials"
-            figures.append(_Figure(f"importance-{verdict.grid}", draw.importance_figure(found), caption))
+            figures.append(_Figure(f"importance-{verdict.grid}", keys.importance_figure(found), caption))
         else:
             few.append(f"{name} ({len(verdict.trials)})")
     text = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,8 +14,6 @@ from tokconv.sweep.plots import BASELINES, CHAMPION, CURVES, FAILED, LOWEST, STO
 from tokconv.sweep.progress import compact
 from tokconv.sweep.reading import SweepView
 from tokconv.sweep.record import TrialRecord
-from tokconv.sweep.space import Range
-from tokconv.sweep.spec import GRID_KEY
 
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up"}
 """Matplotlib's markers, as plotly calls them."""
@@ -46,7 +44,7 @@ def front_figure(view: SweepView) -> go.Figure:
         shown = [v for v in view.verdicts if name in v.baselines]
         figure.add_scatter(
             x=[v.ratio for v in shown],
-            y=[_log(v.baselines[name][FVU]) for v in shown],
+            y=[floored(v.baselines[name][FVU]) for v in shown],
             name=label,
             mode="lines+markers",
             line={"color": color, "dash": "dot", "width": 1},
@@ -76,7 +74,7 @@ def fidelity_figure(view: SweepView) -> go.Figure:
         _points(
             figure,
             list(verdict.trials),
-            lambda trial: _log(trial.figures[SWD]),
+            lambda trial: floored(trial.figures[SWD]),
             name="complete",
             color=TRIAL,
             symbol="circle",
@@ -84,8 +82,8 @@ def fidelity_figure(view: SweepView) -> go.Figure:
             showlegend=first,
         )
         figure.add_scatter(
-            x=[_log(trial.figures[SWD]) for trial in verdict.front],
-            y=[_log(trial.figures[FVU]) for trial in verdict.front],
+            x=[floored(trial.figures[SWD]) for trial in verdict.front],
+            y=[floored(trial.figures[FVU]) for trial in verdict.front],
             name="front",
             mode="lines",
             line={"color": TRIAL, "shape": "hv", "width": 1},
@@ -98,8 +96,8 @@ def fidelity_figure(view: SweepView) -> go.Figure:
             # Window PCA's codes are so far from tokens that its point would squeeze all others together.
             if name in verdict.baselines and name != "window_pca":
                 figure.add_scatter(
-                    x=[_log(verdict.baselines[name][SWD])],
-                    y=[_log(verdict.baselines[name][FVU])],
+                    x=[floored(verdict.baselines[name][SWD])],
+                    y=[floored(verdict.baselines[name][FVU])],
                     name=label,
                     mode="markers",
                     marker={"symbol": SYMBOLS[marker], "color": color, "size": 9},
@@ -108,10 +106,10 @@ def fidelity_figure(view: SweepView) -> go.Figure:
                     **place,
                 )
         if verdict.champion is not None and verdict.evidence is not None:
-            _champions(figure, [verdict], [_log(verdict.evidence.figures[SWD])], place, SWD, showlegend=first)
+            _champions(figure, [verdict], [floored(verdict.evidence.figures[SWD])], place, SWD, showlegend=first)
         floor = next((t.figures["val/swd_floor"] for t in verdict.trials if "val/swd_floor" in t.figures), None)
         if floor is not None:
-            figure.add_vline(x=_log(floor), line={"color": STOPPED, "dash": "dash", "width": 1}, **place)
+            figure.add_vline(x=floored(floor), line={"color": STOPPED, "dash": "dash", "width": 1}, **place)
     figure.update_xaxes(type="log", title=SWD_TITLE, **LOG_TICKS)
     figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
     figure.update_layout(height=320 * rows + 80)
@@ -163,43 +161,6 @@ def curves_figure(view: SweepView) -> go.Figure:
     return figure
 
 
-def parallel_figure(view: SweepView, verdict: Verdict) -> go.Figure | None:
-    """The searched keys of a grid's complete trials in parallel coordinates, coloured by fvu; None with none."""
-    trials = [trial for trial in verdict.trials if FVU in trial.figures]
-    keys = [key for key in view.spec.search if key != GRID_KEY and any(key in trial.values for trial in trials)]
-    if len(trials) < 2 or not keys:
-        return None
-    dimensions = [_dimension(key, view.spec.search[key], [trial.values.get(key) for trial in trials]) for key in keys]
-    for metric, label in ((SWD, "swd"), (FVU, "fvu")):
-        values = [_log(trial.figures[metric]) for trial in trials]
-        dimensions.append(_log_dimension(label, values))
-    colors = [math.log10(_log(trial.figures[FVU])) for trial in trials]
-    return go.Figure(
-        go.Parcoords(
-            dimensions=dimensions,
-            # Cividis looks alike to the colour-blind; dark is low, which is good.
-            line={"color": colors, "colorscale": "Cividis", "cmin": min(colors), "cmax": max(colors)},
-        )
-    )
-
-
-def importance_figure(found: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Bars of what each searched key explains: figure -> key -> share."""
-    figure = go.Figure()
-    for color, (metric, shares) in zip((CHAMPION, TRIAL), found.items(), strict=False):
-        figure.add_bar(
-            y=[key.split(".", 1)[-1] for key in shares],
-            x=list(shares.values()),
-            name=metric.removeprefix("val/"),
-            orientation="h",
-            marker={"color": color},
-        )
-    figure.update_layout(barmode="group", height=120 + 44 * max((len(shares) for shares in found.values()), default=1))
-    figure.update_xaxes(title="share of the figure's variation", range=[0, 1])
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return figure
-
-
 def savings_figure(view: SweepView) -> go.Figure:
     """Epochs of every grid's trials: run, and not run because of early stopping."""
     figure = go.Figure()
@@ -238,7 +199,7 @@ def _points(
     if trials:
         figure.add_scatter(
             x=[x(trial) for trial in trials],
-            y=[_log(trial.figures[FVU]) for trial in trials],
+            y=[floored(trial.figures[FVU]) for trial in trials],
             text=[_hover(trial) for trial in trials],
             name=name,
             mode="markers",
@@ -263,7 +224,7 @@ def _champions(
     ]
     figure.add_scatter(
         x=list(x),
-        y=[_log(means[FVU]) for means, _ in known],
+        y=[floored(means[FVU]) for means, _ in known],
         error_y={"type": "data", "array": [widths.get(FVU, 0.0) for _, widths in known], "color": CHAMPION},
         error_x=None
         if x_metric is None
@@ -279,37 +240,8 @@ def _champions(
     )
 
 
-def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, Any]:
-    label = key.rsplit(".", 1)[-1]
-    if searched.kind == "choice":
-        names = [str(value) for value in searched.values]
-        # A value that a resumed sweep no longer searches gets a place of its own.
-        names += sorted({str(value) for value in values} - set(names))
-        places = list(range(len(names)))
-        found = [names.index(str(value)) for value in values]
-        return {
-            "label": label,
-            "values": found,
-            "tickvals": places,
-            "ticktext": names,
-            "range": [0, max(1, places[-1])],
-        }
-    if searched.kind == "log":
-        return _log_dimension(label, [float(value) for value in values], searched.values)
-    return {"label": label, "values": list(values), "range": list(searched.values)}
-
-
-def _log_dimension(label: str, values: Sequence[float], ends: Iterable[float] = ()) -> dict[str, Any]:
-    logs = [math.log10(value) for value in values]
-    low, high = min([*logs, *map(math.log10, ends)]), max([*logs, *map(math.log10, ends)])
-    ticks = [low + (high - low) * part / 4 for part in range(5)]
-    texts = [f"{10**tick:.2g}" for tick in ticks]
-    spread = {} if low == high else {"range": [low, high]}
-    return {"label": label, "values": logs, "tickvals": ticks, "ticktext": texts, **spread}
-
-
 def _curve(trial: TrialRecord) -> list[tuple[float, float, str]]:
-    return [(row["epoch"], _log(row[FVU]), trial.uid) for row in trial.history if FVU in row]
+    return [(row["epoch"], floored(row[FVU]), trial.uid) for row in trial.history if FVU in row]
 
 
 def _hover(trial: TrialRecord) -> str:
@@ -318,5 +250,6 @@ def _hover(trial: TrialRecord) -> str:
     return f"trial {trial.uid}, {trial.ratio:.3g}x<br>{known}<br>{compact(trial.values)}"
 
 
-def _log(value: float) -> float:
+def floored(value: float) -> float:
+    """What a log axis can show of it."""
     return max(value, LOWEST)

@@ -14,20 +14,21 @@ from typing import Any
 from tokconv.config import Config, get
 from tokconv.dynamic.fit import fit_dynamic
 from tokconv.encoder import describe
-from tokconv.errors import SpecError, StoreError, SweepError, import_extra
+from tokconv.errors import StoreError, SweepError, import_extra
 from tokconv.evaluate import Figures
 from tokconv.export import export, load_compressor, load_decoder
 from tokconv.files import write_text
 from tokconv.grid import check_output_grid, compression_ratio
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
-from tokconv.protocol import MIN_NEIGHBOUR_IMAGES, PROTOCOL, other_protocol
+from tokconv.protocol import PROTOCOL
 from tokconv.rate_distortion import baseline_figures
 from tokconv.storage import fetched, is_url
 from tokconv.store import TokenStore
 from tokconv.store_cache import place_of
 from tokconv.sweep import report
 from tokconv.sweep.champions import Verdict, judge
+from tokconv.sweep.checks import check_figures, check_same_experiment, check_same_protocol
 from tokconv.sweep.cluster import check_lasting
 from tokconv.sweep.confirm import drop_superseded, owed
 from tokconv.sweep.exports import export_champions, refusals
@@ -36,7 +37,7 @@ from tokconv.sweep.listener import Listener
 from tokconv.sweep.page import PAGE, write_page
 from tokconv.sweep.progress import SweepDisplay
 from tokconv.sweep.reading import read_sweep
-from tokconv.sweep.record import Record, TrialRecord, read_events
+from tokconv.sweep.record import Record, TrialRecord
 from tokconv.sweep.remote import kept, open_root
 from tokconv.sweep.remote_checkpoints import PATIENCE_SECONDS
 from tokconv.sweep.spec import GRID_KEY, Spec
@@ -91,10 +92,10 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
             check_lasting(Path(place).expanduser(), key)
     directory = root.newest(spec.name) if resume else None
     if directory is not None:
-        _check_same_experiment(spec, load_spec(directory.spec))
-        _check_same_protocol(directory)
+        check_same_experiment(spec, load_spec(directory.spec))
+        check_same_protocol(directory)
     store = open_store(config, stores=_stores(storage))
-    _check_figures(spec, store)
+    check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
             check_batch(size, len(store.train_indices), spec.resources.workers)
@@ -292,43 +293,6 @@ class _Sweep:
 def _stores(storage: str) -> str:
     """Where the token store is unless `data.store` names it: below the sweep's storage."""
     return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")
-
-
-def _check_figures(spec: Spec, store: TokenStore) -> None:
-    """A store without labels has no probe, one of a few images no neighbours, so nothing may be judged by them."""
-    named = [*spec.judged_by, spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
-    images = len(store.val_indices)
-    labelled = store.labels is not None and bool((store.labels[store.val_indices] >= 0).any())
-    for name in named:
-        if name.startswith(("val/probe", "val/reader")) and not labelled:
-            raise SpecError(
-                f"{name}: needs labels, and no held-out image of {store.path} has one; judge by val/fvu and val/swd"
-            )
-        if name in ("val/knn_overlap", "val/cka") and images < MIN_NEIGHBOUR_IMAGES:
-            raise SpecError(
-                f"{name}: needs {MIN_NEIGHBOUR_IMAGES} held-out images, and {store.path} has {images}; judge by "
-                "val/fvu and val/swd, or encode more images"
-            )
-
-
-def _check_same_experiment(spec: Spec, before: Spec) -> None:
-    """A resumed sweep must ask the same question; only its budget and its resources may change."""
-    for key in ("base", "objectives", "search"):
-        if getattr(spec, key) != getattr(before, key):
-            raise SweepError(
-                f"{key}: differs from the sweep to resume; give it another name, or restore what it was: "
-                f"{spec_to_dict(before)[key]}"
-            )
-
-
-def _check_same_protocol(directory: SweepDirectory) -> None:
-    """Trials that were judged by another protocol share no front and no table with new ones."""
-    for event, _ in read_events(directory.events):
-        if event["event"] == "sweep_started" and (difference := other_protocol(event)):
-            raise SweepError(
-                f"{directory.path}: {difference}; resume it with the tokconv that started it, or start it again "
-                "without --resume"
-            )
 
 
 def _git_commit() -> str | None:
