@@ -1,8 +1,9 @@
-"""What all tests share: examples without a deadline (machines differ), one thread (figures do not)."""
+"""What all tests share: examples without a deadline (machines differ), one thread (figures do not), Ctrl-C."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import torch
 from hypothesis import settings
@@ -12,3 +13,6 @@ settings.load_profile("tokconv")
 torch.set_num_threads(1)
 # A developer's own tracking server must not receive what tests track.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# Shells start what runs in the background with it ignored, and so would every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

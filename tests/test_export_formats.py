@@ -140,15 +140,16 @@ def test_a_graph_runs_without_tokconv(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and SQLAlchemy
-def test_a_registered_model_is_loaded_by_its_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_model_is_loaded_by_its_alias(tmp_path: Path) -> None:
     folder, tokens = write_export(tmp_path / "mine"), tokens_of(5)
     uri = local_uri(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = _connect(uri)
     experiment = client.create_experiment("tiny", (tmp_path / "artifacts").as_uri())
     run = client.create_run(experiment).info.run_id
     champion = {"export": str(folder), "meets_targets": True, "evidence": PROVEN}
     register(client, "tokconv-tiny-2x2", run, run, champion)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     model = mlflow.pyfunc.load_model("models:/tokconv-tiny-2x2@champion")
     expected = tokconv.load_compressor(folder)(tokens).detach().numpy()
     np.testing.assert_array_equal(model.predict(tokens.numpy()), expected)

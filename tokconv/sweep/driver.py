@@ -52,14 +52,21 @@ class Driver:
 def claimed(directory: Path) -> Iterator[None]:
     """Say that this process drives the sweep, while the block runs. The caller holds the sweep's lock."""
     own = psutil.Process()
-    # Shells start what runs in the background with SIGINT ignored. At SIGTERM Ray prints the stack of its C++ threads.
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    driver = Driver(own.pid, socket.gethostname(), own.create_time(), signal.SIGTERM if ignored else signal.SIGINT)
+    driver = Driver(own.pid, socket.gethostname(), own.create_time(), stop_signal())
     write_json(directory / FILE, asdict(driver))
     try:
         yield
     finally:
         (directory / FILE).unlink(missing_ok=True)
+
+
+def stop_signal() -> signal.Signals:
+    """What this process stops at: Ctrl-C's SIGINT, unless it was started with that ignored.
+
+    Shells do so with what runs in the background. Not SIGTERM for all: at it Ray prints the stack of its C++ threads.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return signal.SIGTERM if ignored else signal.SIGINT
 
 
 def driver_of(directory: Path) -> Driver | None:

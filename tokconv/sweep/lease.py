@@ -12,6 +12,7 @@ from typing import Any
 
 from tokconv.errors import StorageError, SweepError
 from tokconv.storage import Remote
+from tokconv.sweep.driver import stop_signal
 
 LEASE = "driver.json"
 BEAT_SECONDS = 10.0
@@ -76,7 +77,7 @@ class Lease:
                 if not self._mine(found):
                     self.held = False
                     print(f"{self._refusal(found)}; this driver stops", flush=True)
-                    _thread.interrupt_main()
+                    _thread.interrupt_main(stop_signal())
                     return
                 self._write()
             except StorageError:
