@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import onnx
 import onnxruntime
@@ -24,9 +23,6 @@ from tokconv.export import read_config
 from tokconv.export_formats import _error, _write_onnx, _write_pt2
 from tokconv.models.build import build_compressor
 from tokconv.models.compressor import Compressor
-from tokconv.sweep.evidence import PROVEN
-from tokconv.sweep.mlflow_models import register
-from tokconv.sweep.tracking import _connect, local_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of onnxscript's own internals
 KINDS = {
@@ -137,22 +133,3 @@ def test_a_graph_runs_without_tokconv(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(folder / "model.pt2")], capture_output=True, text=True, check=True, cwd="/"
     )
     assert done.stdout.strip() == "torch.Size([5, 4, 8]) False"
-
-
-@pytest.mark.filterwarnings("ignore")  # of MLflow and SQLAlchemy
-def test_a_registered_model_is_loaded_by_its_alias(tmp_path: Path) -> None:
-    folder, tokens = write_export(tmp_path / "mine"), tokens_of(5)
-    uri = local_uri(tmp_path)
-    client = _connect(uri)
-    experiment = client.create_experiment("tiny", (tmp_path / "artifacts").as_uri())
-    run = client.create_run(experiment).info.run_id
-    champion = {"export": str(folder), "meets_targets": True, "evidence": PROVEN}
-    register(client, "tokconv-tiny-2x2", run, run, champion)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    model = mlflow.pyfunc.load_model("models:/tokconv-tiny-2x2@champion")
-    expected = tokconv.load_compressor(folder)(tokens).detach().numpy()
-    np.testing.assert_array_equal(model.predict(tokens.numpy()), expected)
-    # The signature: any batch, this grid and width.
-    with pytest.raises(mlflow.MlflowException, match=r"(?i)shape"):
-        model.predict(np.zeros((1, 9, 8), np.float32))
