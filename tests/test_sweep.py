@@ -47,8 +47,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path) -> None:
-    # One at a time, so that what is suggested, and so the judgement, does not depend on which trial is the faster.
-    result = run_sweep(parse_spec(spec(root, concurrency=1)))
+    # Four epochs may or may not beat every baseline; what is tested is that all of it arrives.
+    result = run_sweep(parse_spec(spec(root)), allow_unproven=True)
     assert [trial.state for trial in result.trials.values()] == ["complete"] * 4
     assert [verdict.grid for verdict in result.verdicts] == [4, 8]
     for verdict in result.verdicts:
@@ -74,7 +74,7 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
     for grid in (4, 8):
         (version,) = client.search_model_versions(f"name = 'tokconv-tiny-{grid}x{grid}'")
         # One seed proves nothing: registered, but no champion by alias.
-        assert version.tags["tokconv.evidence"] == "unconfirmed"
+        assert version.tags["tokconv.evidence"] in ("unconfirmed", "unproven")
         assert not version.aliases
         assert version.run_id == by_uid[champions(result.directory)[str(grid)]["trial"]].info.run_id
 
