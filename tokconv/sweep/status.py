@@ -34,7 +34,10 @@ def print_status(name: str | None, *, storage: str, as_json: bool) -> None:
     """
     if name is not None:
         view = read_sweep(find_sweep(name, storage))
-        print(json.dumps(_facts(view), indent=2)) if as_json else _print_one(view)
+        if as_json:
+            print(json.dumps(_facts(view), indent=2))
+        else:
+            _print_one(view)
         return
     views, unreadable = _all(storage)
     if not views and not unreadable:
@@ -105,10 +108,9 @@ def _overview(views: Sequence[SweepView]) -> Table:
 def _print_one(view: SweepView) -> None:
     where = f" (process {view.driver.pid} on {view.driver.host})" if view.driver is not None else ""
     print(f"{view.directory.name}: {view.state}{where}; {_counts(view)}")
-    left = _left(view)
-    print(
-        f"running for {duration(time.time() - view.started / 1000)}, {left or 'time left unknown'}"
-    ) if where else None
+    if where:
+        elapsed = duration(time.time() - view.started / 1000)
+        print(f"running for {elapsed}, {_left(view) or 'time left unknown'}")
     for trial in view.trials.values():
         if trial.state == "running" and where:
             fvu = f", fvu {trial.figures['val/fvu']:.4f}" if "val/fvu" in trial.figures else ""
@@ -153,12 +155,8 @@ def _done(view: SweepView) -> str:
 
 def _counts(view: SweepView) -> str:
     states = ", ".join(f"{count} {STATES[state]}" for state, count in _states(view).items())
-    repeats = len(view.confirmations)
-    return (
-        f"{_done(view)} trials finished"
-        + (f" ({states})" if states else "")
-        + f"; {repeats} confirmations" * bool(repeats)
-    )
+    told = f"{_done(view)} trials finished" + (f" ({states})" if states else "")
+    return f"{told}; {len(view.confirmations)} confirmations" if view.confirmations else told
 
 
 def _left(view: SweepView) -> str:
