@@ -211,7 +211,6 @@ def export(checkpoint: Path, out: Path | None, *, formats: Sequence[str] = ()) -
     if exports.is_export(checkpoint):
         if out is None and not formats:
             raise ConfigError(f"{checkpoint}: is exported already; say --out DIR for a copy, --format for more formats")
-        exports.read_config(checkpoint)
         written = checkpoint if out is None else copy_export(checkpoint, out)
     elif out is None:
         raise ConfigError("--out: say which folder to write")

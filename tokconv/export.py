@@ -72,8 +72,9 @@ def load_compressor(path: str | Path) -> Compressor:
         >>> compressor(tokens).shape                                              # doctest: +SKIP
         torch.Size([1, 36, 64])
     """
-    compressor = _load(build_compressor, "compressor", Path(path), "model.safetensors")
-    compressor.description = read_config(path)
+    description = read_config(path)
+    compressor = _load(build_compressor, "compressor", description, Path(path), "model.safetensors")
+    compressor.description = description
     return compressor
 
 
@@ -98,7 +99,7 @@ def save_compressor(compressor: Compressor, out: Path, weights: Mapping[str, Ten
 
 def load_decoder(path: str | Path) -> Decoder:
     """Load the decoder of an exported compressor, [B, k*k, C] -> [B, N, C]. Raises CheckpointError."""
-    return _load(build_decoder, "decoder", Path(path), "decoder.safetensors")
+    return _load(build_decoder, "decoder", read_config(path), Path(path), "decoder.safetensors")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -110,9 +111,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         description = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged ({error})") from error
-    if not isinstance(description, dict) or description.get("tokconv_format") != FORMAT:
-        raise CheckpointError(f"{path}: not a compressor of this format; this tokconv reads format {FORMAT}")
-    return description
+    check_format(description, path)
+    return dict(description)
 
 
 def _write(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]], out: Path) -> Path:
@@ -137,12 +137,22 @@ def is_export(path: Path) -> bool:
         return False
 
 
-def _load(build: Callable[..., Module], name: str, path: Path, file: str) -> Module:
-    description = read_config(path)
+def described(build: Callable[..., Module], name: str, description: Mapping[str, Any], where: object) -> Module:
+    """The network that a config.json describes, without its weights. Raises CheckpointError when it describes none."""
     try:
-        module = build(**{"kind": DEFAULT_KINDS[name], **description[name]})
+        return build(**{"kind": DEFAULT_KINDS[name], **description[name]})
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"{path / 'config.json'}: damaged, it describes no {name}") from error
+        raise CheckpointError(f"{where}: damaged, it describes no {name}") from error
+
+
+def check_format(description: object, where: object) -> None:
+    """Raise CheckpointError unless this tokconv reads such a config.json."""
+    if not isinstance(description, Mapping) or description.get("tokconv_format") != FORMAT:
+        raise CheckpointError(f"{where}: not a compressor of this format; this tokconv reads format {FORMAT}")
+
+
+def _load(build: Callable[..., Module], name: str, description: Mapping[str, Any], path: Path, file: str) -> Module:
+    module = described(build, name, description, path / "config.json")
     try:
         module.load_state_dict(load_file(path / file))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tokconv.errors import CheckpointError, ConfigError, import_extra, suggest
-from tokconv.export import REGISTERED, load_compressor, model_card, read_config
+from tokconv.export import REGISTERED, load_compressor, model_card
 from tokconv.files import atomic_path, write_json, write_text
 from tokconv.models.compressor import Compressor
 
@@ -49,7 +49,10 @@ def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any
         ConfigError, MissingExtraError: as `check_formats`.
     """
     chosen = check_formats(formats)
-    compressor, description = load_compressor(folder), read_config(folder)
+    if not chosen:
+        return {}
+    compressor = load_compressor(folder)
+    description = compressor.description or {}
     measured: dict[str, dict[str, Any]] = {}
     for name in chosen:
         with atomic_path(folder / f"model.{name}") as temporary:
@@ -69,8 +72,8 @@ def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any
 
 
 def copy_export(source: Path, out: Path) -> Path:
-    """Copy an exported folder. Raises CheckpointError when there is something at `out` already."""
-    read_config(source)
+    """Copy an exported folder. Raises CheckpointError when it is damaged, or there is something at `out` already."""
+    load_compressor(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists; choose another place, or name it as the source to add formats there")
     with atomic_path(out) as temporary:

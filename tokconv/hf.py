@@ -20,8 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from tokconv.errors import CheckpointError
-from tokconv.export import DEFAULT_KINDS, DESCRIBED, FORMAT, MODEL_TYPE, save_compressor
+from tokconv.export import DESCRIBED, MODEL_TYPE, check_format, described, save_compressor
 from tokconv.grid import Windows
 from tokconv.models.build import build_compressor
 
@@ -57,13 +56,10 @@ class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def __init__(self, config: TokconvConfig) -> None:
         super().__init__(config)
-        if config.description.get("tokconv_format") != FORMAT:
-            raise CheckpointError(f"not a compressor of this format; this tokconv reads format {FORMAT}")
+        check_format(config.description, config.name_or_path)
         # Here, although transformers builds models on the meta device: the windows are computed, not loaded.
         with torch.device("cpu"):
-            self.compressor = build_compressor(
-                **{"kind": DEFAULT_KINDS["compressor"], **config.description["compressor"]}
-            )
+            self.compressor = described(build_compressor, "compressor", config.description, config.name_or_path)
         self.compressor.description = config.description
         self.post_init()  # type: ignore[no-untyped-call]
 

@@ -38,8 +38,19 @@ class Attachment:
     ) -> None:
         self.compressor, self.num_image_tokens = compressor, compressor.num_output_tokens
         self._model, self._processor = model, processor
-        self._undo: list[RemovableHandle] = []
-        self._extra = 0
+        projector = model.model.multi_modal_projector
+        compressor.to(next(projector.parameters()).device)
+        projector.add_module(NAME, compressor)
+        self._undo: list[RemovableHandle] = [
+            projector.register_forward_pre_hook(_compress),
+            model.model.register_forward_pre_hook(_check_layer, with_kwargs=True),
+        ]
+        # Bound, not a closure: a deep copy of the model then saves itself.
+        model.save_pretrained = MethodType(_save_pretrained, model)  # type: ignore[method-assign]
+        if processor is not None:
+            self._extra = processor.num_additional_image_tokens
+            # Any k, also one that does not divide the grid: the processor adds this to what the patches give.
+            processor.num_additional_image_tokens += self.num_image_tokens - compressor.token_grid**2
 
     def detach(self) -> None:
         """Restore model and processor; the compressor stays where it is, on its device. Twice is once."""
@@ -52,21 +63,6 @@ class Attachment:
         del self._model.__dict__["save_pretrained"]
         if self._processor is not None:
             self._processor.num_additional_image_tokens = self._extra
-
-    def _enter(self) -> None:
-        projector = self._model.model.multi_modal_projector
-        self.compressor.to(next(projector.parameters()).device)
-        projector.add_module(NAME, self.compressor)
-        self._undo = [
-            projector.register_forward_pre_hook(_compress),
-            self._model.model.register_forward_pre_hook(_check_layer, with_kwargs=True),
-        ]
-        # Bound, not a closure: a deep copy of the model then saves itself.
-        self._model.save_pretrained = MethodType(_save_pretrained, self._model)  # type: ignore[method-assign]
-        if self._processor is not None:
-            self._extra = self._processor.num_additional_image_tokens
-            # Any k, also one that does not divide the grid: the processor adds this to what the patches give.
-            self._processor.num_additional_image_tokens += self.num_image_tokens - self.compressor.token_grid**2
 
     def __enter__(self) -> Attachment:
         return self
@@ -119,9 +115,7 @@ def attach(
     _check_trained_layer(model.config, compressor, layer)
     if processor is not None:
         _check_processor(model.config, processor)
-    attachment = Attachment(model, compressor, processor)
-    attachment._enter()
-    return attachment
+    return Attachment(model, compressor, processor)
 
 
 def _check_tower(config: Any, compressor: Compressor) -> None:
@@ -190,7 +184,7 @@ def _check_processor(config: Any, processor: LlavaProcessor) -> None:
     side = vision.image_size
     tokens = (side // vision.patch_size) ** 2
     class_tokens = 1 if config.vision_feature_select_strategy == "default" else 0
-    if tokens + processor.num_additional_image_tokens - class_tokens != tokens:
+    if processor.num_additional_image_tokens != class_tokens:
         raise ConfigError(
             f"attach: the processor's num_additional_image_tokens is {processor.num_additional_image_tokens}, which "
             f"does not make {tokens} tokens of a {side} x {side} picture; set it to {class_tokens}"
