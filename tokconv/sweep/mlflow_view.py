@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -63,6 +63,19 @@ def view_url(base: str, experiment_id: str, version: str = TRIED_WITH) -> str:
 def slug(text: str) -> str:
     """A text as a name of directories and models may be."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+def run_name(uid: str, ratio: float, token_grid: int) -> str:
+    """Of a trial's run. The ratio leads, so that runs can be compared at a glance wherever only names are shown."""
+    return f"{ratio:.3g}x k={round(token_grid / ratio**0.5)} #{uid}"
+
+
+def run_params(started: Mapping[str, Any], token_grid: int) -> dict[str, Any]:
+    """Of a trial's run, from its `trial_started`: searched values, ratio, grid, tokens, and what it confirms."""
+    ratio = started["ratio"]
+    grid = round(token_grid / ratio**0.5)
+    params = started["values"] | {"compression_ratio": ratio, "output_grid_size": grid, "num_tokens": grid**2}
+    return params | {"confirms": started["confirms"]} if "confirms" in started else params
 
 
 def rounded(value: float) -> float:

@@ -30,7 +30,7 @@ from tokconv.errors import SweepError, import_extra
 from tokconv.protocol import protocol_of
 from tokconv.sweep.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.mlflow_models import MISSING, register_all
-from tokconv.sweep.mlflow_view import DESCRIPTION, rounded, shown, slug, view_tags, view_url
+from tokconv.sweep.mlflow_view import DESCRIPTION, rounded, run_name, run_params, shown, slug, view_tags, view_url
 from tokconv.sweep.record import Event, read_events
 
 if TYPE_CHECKING:
@@ -236,20 +236,16 @@ class _Runs:
         if uid in self._trial_runs:
             return self._trial_runs[uid]
         started, ratio = self._started[uid], self._started[uid]["ratio"]
-        grid = round(self._token_grid / ratio**0.5)
         # Confirmations are of another kind than trials, so that the prepared view lists the search alone.
         kind = started.get("kind", "trial")
-        # The ratio leads, so that runs can be compared at a glance wherever only names are shown.
         run_id = self._find_run(
             "tokconv.trial_uid",
             f"{self._sweep}/{uid}",
-            f"{ratio:.3g}x k={grid} #{uid}",
+            run_name(uid, ratio, self._token_grid),
             started["time"],
             {"tokconv.kind": kind, "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent} | self._judged,
         )
-        params = started["values"] | {"compression_ratio": ratio, "output_grid_size": grid, "num_tokens": grid**2}
-        if "confirms" in started:
-            params["confirms"] = started["confirms"]
+        params = run_params(started, self._token_grid)
         self._client.log_batch(
             run_id,
             # As a metric too: a param groups, a metric can be an axis. Known before the first epoch.

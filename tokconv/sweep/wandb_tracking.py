@@ -14,11 +14,10 @@ from typing import Any
 
 from tokconv.errors import import_extra
 from tokconv.sweep.follower import Delivery, Follower
-from tokconv.sweep.mlflow_view import rounded, slug
+from tokconv.sweep.mlflow_view import rounded, run_name, run_params, slug
 from tokconv.sweep.record import Event, read_events
 
 CURSOR = "wandb.cursor"
-FAILED = ("failed",)
 
 
 class WandbWriter:
@@ -44,7 +43,7 @@ class WandbWriter:
         """Deliver what is left, for at most `timeout` seconds. What then stays behind is delivered by `--resume`."""
         delivery = self._follower.close(timeout)
         if delivery.complete:
-            self._runs.leave("interrupted")
+            self._runs.leave()
         return delivery
 
 
@@ -70,14 +69,14 @@ class _Runs:
         for event in events:
             self._learn(event)
             if event["event"] == "sweep_ended":
-                self.leave("interrupted")
+                self.leave()
             elif "trial" in event:
                 self._deliver_trial(event)
 
-    def leave(self, state: str) -> None:
-        """Finish the runs of trials that have not ended; they are opened again when the sweep goes on."""
+    def leave(self) -> None:
+        """Finish the runs that are open; a trial's that has not ended is opened again when the sweep goes on."""
         for uid in list(self._open):
-            self._finish(uid, state)
+            self._finish(uid)
 
     def _learn(self, event: Event) -> None:
         self._born = self._born or event["time"]
@@ -92,29 +91,29 @@ class _Runs:
             figures = {name: rounded(value) for name, value in event["figures"].items()}
             run.log(figures, step=event["epoch"])
         elif event["event"] == "trial_ended":
-            run.summary["reason"] = event.get("reason", "")
-            self._finish(uid, event["state"])
+            run.summary.update({"state": event["state"], "reason": event.get("reason", "")})
+            # A complete one's compressor follows; opening its run again for it would take a second.
+            if event["state"] != "complete":
+                self._finish(uid)
         elif event["event"] == "trial_artifacts":
             folder = self._events.parent / event["path"] / "compressor"
             if folder.is_dir():
                 artifact = self._wandb.Artifact(f"{self._sweep}-{uid}", type="model")
                 artifact.add_dir(str(folder))
                 run.log_artifact(artifact)
-            self._finish(uid, "complete")
+            self._finish(uid)
 
     def _run(self, uid: str) -> Any:
         if uid not in self._open:
             started = self._started[uid]
-            ratio = started["ratio"]
-            grid = round(self._token_grid / ratio**0.5)
             identity = f"{self._sweep} {self._born} {uid}"
             self._open[uid] = self._wandb.init(
                 project=self._project,
                 group=self._sweep,
                 job_type=started.get("kind", "trial"),
                 id=hashlib.sha256(identity.encode()).hexdigest()[:16],
-                name=f"{ratio:.3g}x k={grid} #{uid}",
-                config={**started["values"], "compression_ratio": ratio, "output_grid_size": grid},
+                name=run_name(uid, started["ratio"], self._token_grid),
+                config=run_params(started, self._token_grid),
                 resume="allow",
                 reinit="create_new",
                 dir=str(self._root),
@@ -122,7 +121,8 @@ class _Runs:
             )
         return self._open[uid]
 
-    def _finish(self, uid: str, state: str) -> None:
+    def _finish(self, uid: str) -> None:
         run = self._open.pop(uid)
+        state = run.summary.get("state") or "interrupted"
         run.summary["state"] = state
-        run.finish(exit_code=1 if state in FAILED else 0)
+        run.finish(exit_code=1 if state == "failed" else 0)
