@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from tokconv.arguments import parse
 from tokconv.errors import ConfigError, TokconvError, import_extra
 
-SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats", "plotly", "psutil")
+SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats")
 """What a sweep imports sooner or later; one that is missing is told before anything starts."""
 PLANNED = ("tflops", "utilisation", "gpus", "read_gbs")
 """Options that describe an accelerator to a plan."""
@@ -112,28 +112,25 @@ def _sweep(args: argparse.Namespace) -> int:
         raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: goes with --plan")
     from tokconv.sweep.run import run_sweep
 
-    # `tokconv stop`, `ray job stop` and schedulers ask by SIGTERM for what Ctrl-C asks for.
+    # `ray job stop` and schedulers ask by SIGTERM for what Ctrl-C asks for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_sweep(spec, resume=args.resume, allow_unproven=args.allow_unproven)
     return 0
 
 
 def _status(args: argparse.Namespace) -> None:
-    import_extra("rich", "sweep")
     from tokconv.sweep.status import print_status
 
     print_status(args.name, storage=args.storage, as_json=args.json)
 
 
 def _stop(args: argparse.Namespace) -> None:
-    import_extra("psutil", "sweep")
     from tokconv.sweep.status import stop_sweep
 
     stop_sweep(args.name, storage=args.storage, timeout=args.timeout)
 
 
 def _report(args: argparse.Namespace) -> None:
-    import_extra("plotly", "sweep")
     from tokconv.sweep.status import write_report
 
     write_report(args.name, storage=args.storage, out=args.out)

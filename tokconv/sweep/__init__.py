@@ -15,7 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-require_extra("sweep", "ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "scipy", "plotly", "psutil")
+require_extra(
+    "sweep",
+    "ray",
+    "optuna",
+    "mlflow",
+    "pandas",
+    "rich",
+    "matplotlib",
+    "scipy",
+    "plotly",
+    "psutil",
+    "jinja2",
+    "markdown_it",
+)
 
 
 def load(name: str | Path, storage: str = "runs") -> pandas.DataFrame:

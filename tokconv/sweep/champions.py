@@ -33,6 +33,10 @@ class Verdict:
     evidence: Evidence | None
     """None without a champion."""
 
+    def covers(self, trial: TrialRecord) -> bool:
+        """Whether a trial, finished or not, has this grid."""
+        return _same(trial.ratio, self.ratio)
+
     @property
     def meets_targets(self) -> bool:
         return self.champion is not None and not self.missed
@@ -72,7 +76,7 @@ def _verdict(
     seeds: int,
 ) -> Verdict:
     ratio = token_grid**2 / grid**2
-    trials = tuple(trial for trial in complete if abs(trial.ratio - ratio) < 1e-9)
+    trials = tuple(trial for trial in complete if _same(trial.ratio, ratio))
     fronts = ranks([(trial.figures["val/fvu"], trial.figures["val/swd"]) for trial in trials])
     front = [trial for trial, rank in zip(trials, fronts, strict=True) if rank == 0]
     champion = min(trials, key=lambda trial: _distance(trial, rule), default=None)
@@ -90,6 +94,10 @@ def _verdict(
         baselines=baselines,
         evidence=evidence,
     )
+
+
+def _same(ratio: float, other: float) -> bool:
+    return abs(ratio - other) < 1e-9
 
 
 def _distance(trial: TrialRecord, rule: Champion) -> tuple[float, float, str]:

@@ -67,6 +67,11 @@ class SweepDirectory:
     def report(self) -> Path:
         return self.path / "report"
 
+    @property
+    def page(self) -> Path:
+        """The report as one HTML file."""
+        return self.report / "report.html"
+
     def artifacts(self, uid: str) -> Path:
         return self.path / "artifacts" / uid
 

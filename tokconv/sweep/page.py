@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tokconv.files import write_text
+from tokconv.protocol import JUDGED_ON
 from tokconv.sweep import page_figures as draw
 from tokconv.sweep import page_keys as keys
 from tokconv.sweep.champions import Verdict
@@ -28,11 +29,10 @@ from tokconv.sweep.record import TrialRecord
 from tokconv.sweep.report import LEGEND, notes
 from tokconv.terminal import duration
 
-PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html")
-JUDGED = ("val/fvu", "val/swd")
 CELLS = ("val/fvu", "val/swd", "val/gain", "val/cosine")
 """Figures in the table of all trials."""
+COLUMNS = ("trial", "state", "ratio", "epochs", *(name.removeprefix("val/") for name in CELLS), "values", "reason")
 HEIGHT = 440
 
 
@@ -95,8 +95,8 @@ def page(view: SweepView) -> str:
         cost_text=COST_TEXT,
         pictures=pictures,
         cards=cards,
-        columns=_columns(view),
-        rows=[_row(view, trial) for trial in (*view.trials.values(), *view.confirmations.values())],
+        columns=COLUMNS,
+        rows=[_row(trial) for trial in (*view.trials.values(), *view.confirmations.values())],
         figures=Markup(_in_script(json.dumps(figures, allow_nan=False, separators=(",", ":")))),
         plotly=Markup(get_plotlyjs()),
     )
@@ -152,7 +152,7 @@ def _sections(view: SweepView) -> Iterator[_Section]:
 def _importance(view: SweepView) -> _Section:
     figures, few = [], []
     for verdict in view.verdicts:
-        found = {metric: importance(verdict.trials, view.spec.search, metric) for metric in JUDGED}
+        found = {metric: importance(verdict.trials, view.spec.search, metric) for metric in JUDGED_ON}
         found = {metric: shares for metric, shares in found.items() if shares}
         name = f"{verdict.grid} x {verdict.grid}"
         if found:
@@ -175,17 +175,12 @@ def _lead(view: SweepView) -> str:
         for verdict in view.verdicts
         if verdict.champion is not None and verdict.evidence is not None
     ]
-    counts = ", ".join(f"{count} {STATES[state]}" for state, count in _counts(view).items())
+    counts = ", ".join(f"{count} {STATES[state]}" for state, count in view.states.items())
     if not kept:
         return f"No trial is complete yet. Trials: {counts or 'none'}."
     return (
         f"Share of the tokens' variance kept by the best compressor at each ratio: {', '.join(kept)}. Trials: {counts}."
     )
-
-
-def _counts(view: SweepView) -> dict[str, int]:
-    states = [trial.state for trial in view.trials.values()]
-    return {state: states.count(state) for state in STATES if state in states}
 
 
 def _winner(verdict: Verdict) -> dict[str, str]:
@@ -222,11 +217,7 @@ def _cost(view: SweepView) -> list[tuple[str, str]]:
     gpus = resources.gpus_per_worker * resources.workers
     per, unit = (gpus, "GPU time") if gpus else (resources.cpus_per_worker * resources.workers, "CPU time")
     pruned = [trial for trial in view.trials.values() if trial.state == "pruned" and trial.history]
-    saved = sum(
-        (trial.ended - trial.started) / 1000 / len(trial.history) * (view.epochs - len(trial.history))
-        for trial in pruned
-        if trial.ended is not None
-    )
+    saved = sum((trial.seconds or 0.0) / len(trial.history) * (view.epochs - len(trial.history)) for trial in pruned)
     return [
         (duration((view.last - view.started) / 1000), "from the start of this run to its last event"),
         (duration(searched * per), f"{unit} of the search"),
@@ -242,7 +233,7 @@ COST_TEXT = (
 
 
 def _seconds(trials: Mapping[str, TrialRecord]) -> float:
-    return sum((trial.ended - trial.started) / 1000 for trial in trials.values() if trial.ended is not None)
+    return sum(trial.seconds or 0.0 for trial in trials.values())
 
 
 def _pictures(view: SweepView) -> Iterator[dict[str, str]]:
@@ -251,7 +242,7 @@ def _pictures(view: SweepView) -> Iterator[dict[str, str]]:
             path = view.directory.artifacts(verdict.champion.uid) / "reconstruction.png"
             if path.is_file():
                 yield {
-                    "title": f"{verdict.grid} x {verdict.grid} ({verdict.ratio:.3g}x), trial {verdict.champion.uid}",
+                    "title": f"{draw.title(verdict)}, trial {verdict.champion.uid}",
                     "data": base64.b64encode(path.read_bytes()).decode(),
                 }
 
@@ -267,11 +258,7 @@ def _cards(view: SweepView) -> Iterator[dict[str, Any]]:
             yield {"title": f"{verdict.grid} x {verdict.grid}{proven}", "html": Markup(html)}
 
 
-def _columns(view: SweepView) -> list[str]:
-    return ["trial", "state", "ratio", "epochs", *(name.removeprefix("val/") for name in CELLS), "values", "reason"]
-
-
-def _row(view: SweepView, trial: TrialRecord) -> list[str]:
+def _row(trial: TrialRecord) -> list[str]:
     figures = trial.figures
     return [
         trial.uid,

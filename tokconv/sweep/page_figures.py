@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tokconv.sweep.champions import Figures, Verdict
-from tokconv.sweep.plots import BASELINES, CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL
+from tokconv.sweep.plots import BASELINES, CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, shown
 from tokconv.sweep.progress import compact
 from tokconv.sweep.reading import SweepView
 from tokconv.sweep.record import TrialRecord
@@ -41,17 +41,17 @@ def front_figure(view: SweepView) -> go.Figure:
             symbol="x" if marker else "circle-open" if state == "running" else "circle",
         )
     for name, (label, color, marker) in BASELINES.items():
-        shown = [v for v in view.verdicts if name in v.baselines]
+        known = [v for v in view.verdicts if name in v.baselines]
         figure.add_scatter(
-            x=[v.ratio for v in shown],
-            y=[floored(v.baselines[name][FVU]) for v in shown],
+            x=[v.ratio for v in known],
+            y=[shown(v.baselines[name], FVU) for v in known],
             name=label,
             mode="lines+markers",
             line={"color": color, "dash": "dot", "width": 1},
             marker={"symbol": SYMBOLS[marker], "color": color, "size": 8},
         )
     won = [v for v in view.verdicts if v.champion is not None and v.evidence is not None]
-    _champions(figure, won, [v.ratio for v in won], None, None)
+    _champions(figure, won, [v.ratio for v in won], {}, None)
     figure.update_xaxes(
         type="log",
         title="compression ratio (tokens in / tokens out)",
@@ -64,69 +64,57 @@ def front_figure(view: SweepView) -> go.Figure:
 
 def fidelity_figure(view: SweepView) -> go.Figure:
     """fvu against swd, a panel a grid: trials, the front, baselines, the champion, and the floor of swd."""
-    columns = min(2, len(view.verdicts))
-    rows = math.ceil(len(view.verdicts) / columns)
-    titles = [f"{v.grid} x {v.grid} ({v.ratio:.3g}x)" for v in view.verdicts]
-    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
-    for index, verdict in enumerate(view.verdicts):
-        place = {"row": index // columns + 1, "col": index % columns + 1}
-        first = index == 0
+    figure, panels = _panels(view, height=320)
+    for verdict, place in panels:
         _points(
             figure,
             list(verdict.trials),
-            lambda trial: floored(trial.figures[SWD]),
+            lambda trial: shown(trial.figures, SWD),
             name="complete",
             color=TRIAL,
             symbol="circle",
             **place,
-            showlegend=first,
         )
         figure.add_scatter(
-            x=[floored(trial.figures[SWD]) for trial in verdict.front],
-            y=[floored(trial.figures[FVU]) for trial in verdict.front],
+            x=[shown(trial.figures, SWD) for trial in verdict.front],
+            y=[shown(trial.figures, FVU) for trial in verdict.front],
             name="front",
             mode="lines",
             line={"color": TRIAL, "shape": "hv", "width": 1},
             hoverinfo="skip",
             legendgroup="front",
-            showlegend=first,
             **place,
         )
         for name, (label, color, marker) in BASELINES.items():
             # Window PCA's codes are so far from tokens that its point would squeeze all others together.
             if name in verdict.baselines and name != "window_pca":
                 figure.add_scatter(
-                    x=[floored(verdict.baselines[name][SWD])],
-                    y=[floored(verdict.baselines[name][FVU])],
+                    x=[shown(verdict.baselines[name], SWD)],
+                    y=[shown(verdict.baselines[name], FVU)],
                     name=label,
                     mode="markers",
                     marker={"symbol": SYMBOLS[marker], "color": color, "size": 9},
                     legendgroup=label,
-                    showlegend=first,
                     **place,
                 )
         if verdict.champion is not None and verdict.evidence is not None:
-            _champions(figure, [verdict], [floored(verdict.evidence.figures[SWD])], place, SWD, showlegend=first)
+            _champions(figure, [verdict], [shown(verdict.evidence.figures, SWD)], place, SWD)
         floor = next((t.figures["val/swd_floor"] for t in verdict.trials if "val/swd_floor" in t.figures), None)
         if floor is not None:
-            figure.add_vline(x=floored(floor), line={"color": STOPPED, "dash": "dash", "width": 1}, **place)
+            line = {"color": STOPPED, "dash": "dash", "width": 1}
+            figure.add_vline(x=max(floor, LOWEST), line=line, row=place["row"], col=place["col"])
     figure.update_xaxes(type="log", title=SWD_TITLE, **LOG_TICKS)
     figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
-    figure.update_layout(height=320 * rows + 80)
     return figure
 
 
 def curves_figure(view: SweepView) -> go.Figure:
     """fvu against the epoch, a panel a grid; a line with gaps for all trials of one state."""
-    columns = min(2, len(view.verdicts))
-    rows = math.ceil(len(view.verdicts) / columns)
-    titles = [f"{v.grid} x {v.grid} ({v.ratio:.3g}x)" for v in view.verdicts]
-    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
+    figure, panels = _panels(view, height=300)
     by_state = _by_state(view)
-    for index, verdict in enumerate(view.verdicts):
-        place = {"row": index // columns + 1, "col": index % columns + 1}
+    for verdict, place in panels:
         for state, (label, color, _) in CURVES.items():
-            own = [t for t in by_state.get(state, ()) if abs(t.ratio - verdict.ratio) < 1e-9 and t.history]
+            own = [t for t in by_state.get(state, ()) if verdict.covers(t) and t.history]
             points = [point for trial in own for point in (*_curve(trial), (None, None, None))]
             if not points:
                 continue
@@ -140,7 +128,6 @@ def curves_figure(view: SweepView) -> go.Figure:
                 line={"color": color, "width": 1},
                 hovertemplate="trial %{text}, epoch %{x}: %{y:.4f}<extra></extra>",
                 legendgroup=label,
-                showlegend=index == 0,
                 **place,
             )
         if verdict.champion is not None:
@@ -152,12 +139,10 @@ def curves_figure(view: SweepView) -> go.Figure:
                 mode="lines+markers",
                 line={"color": CHAMPION, "width": 2},
                 legendgroup="champion",
-                showlegend=index == 0,
                 **place,
             )
     figure.update_xaxes(title="epoch")
     figure.update_yaxes(type="log", title="fvu", **LOG_TICKS)
-    figure.update_layout(height=300 * rows + 80)
     return figure
 
 
@@ -166,7 +151,7 @@ def savings_figure(view: SweepView) -> go.Figure:
     figure = go.Figure()
     names, run, saved = [], [], []
     for verdict in view.verdicts:
-        own = [trial for trial in view.trials.values() if abs(trial.ratio - verdict.ratio) < 1e-9]
+        own = [trial for trial in view.trials.values() if verdict.covers(trial)]
         names.append(f"{verdict.grid} x {verdict.grid}")
         run.append(sum(len(trial.history) for trial in own))
         saved.append(sum(view.epochs - len(trial.history) for trial in own if trial.state == "pruned"))
@@ -177,6 +162,25 @@ def savings_figure(view: SweepView) -> go.Figure:
     figure.update_layout(barmode="stack", height=320)
     figure.update_yaxes(title="epochs")
     return figure
+
+
+def title(verdict: Verdict) -> str:
+    """Of a panel or a picture: `6 x 6 (16x)`."""
+    return f"{verdict.grid} x {verdict.grid} ({verdict.ratio:.3g}x)"
+
+
+def _panels(view: SweepView, *, height: int) -> tuple[go.Figure, list[tuple[Verdict, dict[str, Any]]]]:
+    """A figure with a panel a grid, and for each grid where its traces go; the first panel's are in the legend."""
+    columns = min(2, len(view.verdicts))
+    rows = math.ceil(len(view.verdicts) / columns)
+    titles = [title(verdict) for verdict in view.verdicts]
+    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
+    figure.update_layout(height=height * rows + 80)
+    places = [
+        {"row": index // columns + 1, "col": index % columns + 1, "showlegend": index == 0}
+        for index in range(len(view.verdicts))
+    ]
+    return figure, list(zip(view.verdicts, places, strict=True))
 
 
 def _by_state(view: SweepView) -> dict[str, list[TrialRecord]]:
@@ -199,7 +203,7 @@ def _points(
     if trials:
         figure.add_scatter(
             x=[x(trial) for trial in trials],
-            y=[floored(trial.figures[FVU]) for trial in trials],
+            y=[shown(trial.figures, FVU) for trial in trials],
             text=[_hover(trial) for trial in trials],
             name=name,
             mode="markers",
@@ -214,17 +218,15 @@ def _champions(
     figure: go.Figure,
     verdicts: Sequence[Verdict],
     x: Sequence[float],
-    place: Mapping[str, int] | None,
+    place: Mapping[str, Any],
     x_metric: str | None,
-    *,
-    showlegend: bool = True,
 ) -> None:
     known: list[tuple[Figures, Figures]] = [
         (v.evidence.figures, v.evidence.half_widths) for v in verdicts if v.evidence is not None
     ]
     figure.add_scatter(
         x=list(x),
-        y=[floored(means[FVU]) for means, _ in known],
+        y=[shown(means, FVU) for means, _ in known],
         error_y={"type": "data", "array": [widths.get(FVU, 0.0) for _, widths in known], "color": CHAMPION},
         error_x=None
         if x_metric is None
@@ -235,21 +237,15 @@ def _champions(
         marker={"symbol": "star", "size": 15, "color": CHAMPION, "line": {"width": 1, "color": "white"}},
         hovertemplate="%{text}<extra></extra>",
         legendgroup="champion",
-        showlegend=showlegend,
-        **(place or {}),
+        **place,
     )
 
 
 def _curve(trial: TrialRecord) -> list[tuple[float, float, str]]:
-    return [(row["epoch"], floored(row[FVU]), trial.uid) for row in trial.history if FVU in row]
+    return [(row["epoch"], shown(row, FVU), trial.uid) for row in trial.history if FVU in row]
 
 
 def _hover(trial: TrialRecord) -> str:
     figures = trial.figures
     known = ", ".join(f"{name[4:]} {figures[name]:.4f}" for name in (FVU, SWD) if name in figures)
     return f"trial {trial.uid}, {trial.ratio:.3g}x<br>{known}<br>{compact(trial.values)}"
-
-
-def floored(value: float) -> float:
-    """What a log axis can show of it."""
-    return max(value, LOWEST)

@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from tokconv.sweep.champions import Verdict
-from tokconv.sweep.page_figures import FVU, SWD, floored
-from tokconv.sweep.plots import CHAMPION, TRIAL
+from tokconv.sweep.page_figures import FVU, SWD
+from tokconv.sweep.plots import CHAMPION, TRIAL, shown
 from tokconv.sweep.reading import SweepView
 from tokconv.sweep.space import Range
 from tokconv.sweep.spec import GRID_KEY
@@ -24,9 +24,9 @@ def parallel_figure(view: SweepView, verdict: Verdict) -> go.Figure | None:
         return None
     dimensions = [_dimension(key, view.spec.search[key], [trial.values.get(key) for trial in trials]) for key in keys]
     for metric, label in ((SWD, "swd"), (FVU, "fvu")):
-        values = [floored(trial.figures[metric]) for trial in trials]
+        values = [shown(trial.figures, metric) for trial in trials]
         dimensions.append(_log_dimension(label, values))
-    colors = [math.log10(floored(trial.figures[FVU])) for trial in trials]
+    colors = [math.log10(shown(trial.figures, FVU)) for trial in trials]
     return go.Figure(
         go.Parcoords(
             dimensions=dimensions,

@@ -67,7 +67,7 @@ def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) ->
     figure = Figure(figsize=(10.0, 0.9 + 2.5 * len(verdicts)), layout="constrained")
     panels = figure.subplots(len(verdicts), 2, sharex=True, squeeze=False)
     for verdict, (left, right) in zip(verdicts, panels, strict=True):
-        of_grid = [trial for trial in trials if abs(trial.ratio - verdict.ratio) < 1e-9]
+        of_grid = [trial for trial in trials if verdict.covers(trial)]
         for axes, metric, label in ((left, "val/fvu", FVU), (right, "val/swd", SWD)):
             _draw_curves(axes, verdict, of_grid, metric)
             axes.set_ylabel(label)
@@ -86,16 +86,16 @@ def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) ->
 def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) -> None:
     stopped = [trial for trial in trials if trial.state == "pruned" and "val/fvu" in trial.figures]
     # Beside the column of the complete ones, which they would hide.
-    points = [(trial.ratio * 1.05, _shown(trial.figures, "val/fvu")) for trial in stopped]
+    points = [(trial.ratio * 1.05, shown(trial.figures, "val/fvu")) for trial in stopped]
     _plot(axes, points, **_marks(STOPPED, "x", 4, alpha=0.6), label="stopped early")
     complete = chain.from_iterable(verdict.trials for verdict in verdicts)
-    points = [(trial.ratio, _shown(trial.figures, "val/fvu")) for trial in complete]
+    points = [(trial.ratio, shown(trial.figures, "val/fvu")) for trial in complete]
     _plot(axes, points, **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
     for name in LINES:
         label, color, marker = BASELINES[name]
-        known = [(v.ratio, _shown(v.baselines[name], "val/fvu")) for v in verdicts if name in v.baselines]
+        known = [(v.ratio, shown(v.baselines[name], "val/fvu")) for v in verdicts if name in v.baselines]
         _plot(axes, known, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
-    won = [(v.ratio, _shown(v.champion.figures, "val/fvu")) for v in verdicts if v.champion]
+    won = [(v.ratio, shown(v.champion.figures, "val/fvu")) for v in verdicts if v.champion]
     _plot(axes, won, color=CHAMPION, linewidth=1.5)
     for verdict in verdicts:
         _star(axes, verdict, verdict.ratio)
@@ -173,7 +173,7 @@ def _baseline_lines(axes: Axes, verdict: Verdict) -> None:
     for name in LINES:
         if name in verdict.baselines:
             label, color, _ = BASELINES[name]
-            axes.axhline(_shown(verdict.baselines[name], "val/fvu"), color=color, linewidth=1.2, label=label, zorder=1)
+            axes.axhline(shown(verdict.baselines[name], "val/fvu"), color=color, linewidth=1.2, label=label, zorder=1)
 
 
 def _floor_line(line: Callable[..., object], verdict: Verdict) -> None:
@@ -191,14 +191,15 @@ def _marks(color: str, marker: str, size: float, alpha: float = 1.0) -> dict[str
 
 
 def _curve(trial: TrialRecord, metric: str) -> list[Point]:
-    return [(row["epoch"], _shown(row, metric)) for row in trial.history if metric in row]
+    return [(row["epoch"], shown(row, metric)) for row in trial.history if metric in row]
 
 
 def _place(figures: Figures) -> Point:
-    return _shown(figures, "val/swd"), _shown(figures, "val/fvu")
+    return shown(figures, "val/swd"), shown(figures, "val/fvu")
 
 
-def _shown(figures: Figures, metric: str) -> float:
+def shown(figures: Figures, metric: str) -> float:
+    """A figure as a log axis can show it."""
     return max(figures[metric], LOWEST)
 
 

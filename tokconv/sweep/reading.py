@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokconv.errors import SweepError
-from tokconv.files import number_of
+from tokconv.files import newest_numbered
 from tokconv.protocol import protocol_of
 from tokconv.storage import is_url
 from tokconv.sweep.champions import Figures, Verdict, judge
 from tokconv.sweep.driver import Driver, driver_of
-from tokconv.sweep.layout import SweepDirectory, newest_directory
-from tokconv.sweep.record import TrialRecord, read_events, take_in
+from tokconv.sweep.layout import SweepDirectory
+from tokconv.sweep.record import FINISHED, TrialRecord, read_events, take_in
 from tokconv.sweep.remote import open_root
 from tokconv.sweep.spec import Spec
 from tokconv.sweep.spec_file import load_spec
@@ -46,6 +47,12 @@ class SweepView:
     facts: Mapping[str, Any]
     """The newest `sweep_started` event: store, protocol, git commit."""
 
+    @property
+    def states(self) -> dict[str, int]:
+        """How many of the search's trials are in each state that one is in."""
+        states = Counter(trial.state for trial in self.trials.values())
+        return {state: states[state] for state in ("running", *FINISHED) if state in states}
+
 
 def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
     """The directory of a sweep.
@@ -67,8 +74,9 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
     if path.name == str(name):
         if (root / "sweeps" / path / "events.jsonl").is_file():
             return SweepDirectory((root / "sweeps" / path).resolve())
-        if any(number_of(found.path.name, path.name) for found in all_sweeps(storage)):
-            return newest_directory(root, path.name)
+        newest = newest_numbered(root / "sweeps", path.name)
+        if newest is not None:
+            return SweepDirectory(newest.resolve())
     there = ", ".join(found.name for found in all_sweeps(storage)) or "none"
     raise SweepError(f"{name}: no such sweep in {root / 'sweeps'}; there are: {there}")
 

@@ -59,6 +59,11 @@ class TrialRecord:
         """Figures of the last epoch; empty before the first."""
         return self.history[-1] if self.history else {}
 
+    @property
+    def seconds(self) -> float | None:
+        """From its first start to its end, pauses included; None before it ended."""
+        return None if self.ended is None else (self.ended - self.started) / 1000
+
     def apply(self, event: Event) -> None:
         """Take in one event of this trial."""
         if event["event"] == "trial_started":
@@ -94,7 +99,6 @@ class Record:
         self.confirmations: dict[str, TrialRecord] = {}
         whole = 0
         for event, end in read_events(self.path):
-            self._check(event)
             self._apply(event)
             whole = end
         self._file = self.path.open("ab", buffering=0)
@@ -133,7 +137,7 @@ class Record:
         uid = event.get("trial")
         known = uid in self.trials or uid in self.confirmations
         if uid is not None and not known and event["event"] != "trial_started":
-            raise SweepError(f"{self.path}: {event['event']} of trial {uid}, which was never started")
+            raise _never_started(event, self.path)
 
     def _write(self, line: bytes) -> None:
         whole = os.fstat(self._file.fileno()).st_size
@@ -176,10 +180,14 @@ def take_in(
     found = confirmations.get(uid) or trials.get(uid)
     if found is None:
         if event["event"] != "trial_started":
-            raise SweepError(f"{path}: {event['event']} of trial {uid}, which was never started")
+            raise _never_started(event, path)
         found = _started(event)
         (trials if found.confirms is None else confirmations)[uid] = found
     found.apply(event)
+
+
+def _never_started(event: Event, path: Path | str) -> SweepError:
+    return SweepError(f"{path}: {event['event']} of trial {event['trial']}, which was never started")
 
 
 def _started(event: Event) -> TrialRecord:

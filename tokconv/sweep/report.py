@@ -51,16 +51,20 @@ def print_result(verdicts: Sequence[Verdict], console: Console | None = None) ->
     from rich.box import Box
     from rich.console import Console
 
-    console = console or Console()
-    if not console.is_terminal:
-        # A log has no width. Eighty columns, which rich assumes, would cut cells off.
-        console.width = max(console.width, LOG_WIDTH)
+    console = roomy(console or Console())
     table = result_table(verdicts, narrow=console.width < WIDTH)
     if not console.is_terminal:
         table.box = Box(ASCII_HEAD, ascii=True)
     console.print(table)
     for line in (*notes(verdicts), *_legends(verdicts)):
         console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def roomy(console: Console) -> Console:
+    """The console, wide enough when it is no terminal: rich assumes eighty columns, which cut cells off."""
+    if not console.is_terminal:
+        console.width = max(console.width, LOG_WIDTH)
+    return console
 
 
 def result_table(verdicts: Sequence[Verdict], *, narrow: bool = False) -> Table:
@@ -183,7 +187,7 @@ def results_frame(
             **trial.values,
             **{name: value for name, value in trial.figures.items() if name not in _REPEATED},
             "epochs": int(trial.figures.get("epoch", 0)),
-            "seconds": None if trial.ended is None else (trial.ended - trial.started) / 1000,
+            "seconds": trial.seconds,
         }
         for trial in sorted(trials, key=lambda trial: trial.uid)
     ]
@@ -196,11 +200,11 @@ COLUMNS_OF_NONE = ["uid", "kind", "confirms", "state", "reason", "on_front", "ch
 
 def _confirmed(verdict: Verdict | None) -> dict[str, Any]:
     evidence = None if verdict is None else verdict.evidence
-    row: dict[str, Any] = {"evidence": None if evidence is None else evidence.status}
+    known = evidence is not None and evidence.half_widths
+    row: dict[str, Any] = {"evidence": evidence.status if evidence else None}
     for name in JUDGED_ON:
-        known = evidence is not None and name in evidence.half_widths
-        row[f"{name}_mean"] = evidence.figures[name] if evidence is not None and known else None
-        row[f"{name}_half_width"] = evidence.half_widths[name] if evidence is not None and known else None
+        row[f"{name}_mean"] = evidence.figures[name] if evidence and known else None
+        row[f"{name}_half_width"] = evidence.half_widths[name] if evidence and known else None
     return row
 
 

@@ -34,7 +34,6 @@ from tokconv.sweep.confirm import drop_superseded, owed
 from tokconv.sweep.exports import export_champions, refusals
 from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
-from tokconv.sweep.page import PAGE, write_page
 from tokconv.sweep.progress import SweepDisplay
 from tokconv.sweep.reading import read_sweep
 from tokconv.sweep.record import Record, TrialRecord
@@ -152,8 +151,7 @@ class _Sweep:
             cursor=self.directory.cursor,
             on_message=print,
         )
-        beside = self._wandb()
-        writers: list[MlflowWriter | WandbWriter] = [writer, *beside]
+        writers: list[MlflowWriter | WandbWriter] = [writer, *self._wandb()]
         try:
             self._search(baselines)
         except BaseException:
@@ -163,15 +161,15 @@ class _Sweep:
             print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
             raise
         verdicts, exported = self._conclude("finished", baselines)
-        delivery = writer.close(DRAIN_SECONDS)
+        deliveries = [each.close(DRAIN_SECONDS) for each in writers]
         report.print_result(verdicts)
         print(f"\nresults, plots and exported champions: {self.directory.path}")
-        print(f"the same as a page: {self.directory.report / PAGE}")
+        print(f"the same as a page: {self.directory.page}")
         if self.directory.remote is not None:
             print(f"the same, kept for every machine: {self.directory.remote}")
         print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
-        for told in (delivery, *(other.close(DRAIN_SECONDS) for other in beside)):
-            print(told)
+        for delivery in deliveries:
+            print(delivery)
         # Last, and with exit code 0: the sweep did its work, it is its finding that is negative.
         for line in refusals(verdicts, exported):
             print(line)
@@ -278,7 +276,10 @@ class _Sweep:
             confirmations=list(self.record.confirmations.values()),
             exported=exported,
         )
-        write_page(replace(read_sweep(self.directory), state=state), self.directory.report / PAGE)
+        # Here: what it imports takes a second, and no trial waits for it.
+        from tokconv.sweep.page import write_page
+
+        write_page(replace(read_sweep(self.directory), state=state), self.directory.page)
         self.record.append(
             "sweep_ended",
             state=state,

@@ -15,15 +15,11 @@ from rich.table import Table
 
 from tokconv.errors import SpecError, SweepError
 from tokconv.sweep.driver import stop as stop_driver
-from tokconv.sweep.page import PAGE, write_page
 from tokconv.sweep.progress import STATES, best_table
 from tokconv.sweep.reading import SweepView, all_sweeps, find_sweep, read_sweep
 from tokconv.sweep.record import FINISHED
-from tokconv.sweep.report import write_results
+from tokconv.sweep.report import roomy, write_results
 from tokconv.terminal import duration
-
-WIDTH = 100
-"""Columns of output that is no terminal."""
 
 
 def print_status(name: str | None, *, storage: str, as_json: bool) -> None:
@@ -45,7 +41,7 @@ def print_status(name: str | None, *, storage: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps([_facts(view) for view in views], indent=2))
     else:
-        _console().print(_overview(views))
+        roomy(Console()).print(_overview(views))
     for line in unreadable:
         print(line, file=sys.stderr)
 
@@ -71,11 +67,13 @@ def write_report(name: str, *, storage: str, out: Path | None) -> None:
     Raises:
         SweepError: no such sweep, or a damaged record.
     """
+    from tokconv.sweep.page import write_page  # a second of imports that status does not need
+
     view = read_sweep(find_sweep(name, storage))
     out = view.directory.report if out is None else out
     trials, confirmations = list(view.trials.values()), list(view.confirmations.values())
     write_results(out, view.verdicts, trials, view.spec, confirmations=confirmations, exported=None)
-    page = write_page(view, out / PAGE)
+    page = write_page(view, out / view.directory.page.name)
     print(f"{page} ({_counts(view)}; results.csv, pareto.png and learning_curves.png beside it)")
 
 
@@ -115,7 +113,7 @@ def _print_one(view: SweepView) -> None:
         if trial.state == "running" and where:
             fvu = f", fvu {trial.figures['val/fvu']:.4f}" if "val/fvu" in trial.figures else ""
             print(f"  trial {trial.uid}: {trial.ratio:.3g}x, epoch {len(trial.history)}/{view.epochs}{fvu}")
-    _console().print(best_table(view.verdicts))
+    roomy(Console()).print(best_table(view.verdicts))
     print(f"files: {view.directory.path}")
     if view.state not in ("running", "finished"):
         print("go on with: tokconv sweep SPEC --resume")
@@ -128,7 +126,7 @@ def _facts(view: SweepView) -> dict[str, Any]:
         "state": view.state,
         "driver": None if view.driver is None else asdict(view.driver),
         "trials": view.spec.trials,
-        "states": _states(view),
+        "states": view.states,
         "confirmations": len(view.confirmations),
         "seconds_left": _seconds_left(view),
         "last_event": view.last / 1000,
@@ -144,17 +142,12 @@ def _facts(view: SweepView) -> dict[str, Any]:
     }
 
 
-def _states(view: SweepView) -> dict[str, int]:
-    states = [trial.state for trial in view.trials.values()]
-    return {state: states.count(state) for state in STATES if state in states}
-
-
 def _done(view: SweepView) -> str:
     return f"{sum(trial.state in FINISHED for trial in view.trials.values())}/{view.spec.trials}"
 
 
 def _counts(view: SweepView) -> str:
-    states = ", ".join(f"{count} {STATES[state]}" for state, count in _states(view).items())
+    states = ", ".join(f"{count} {STATES[state]}" for state, count in view.states.items())
     told = f"{_done(view)} trials finished" + (f" ({states})" if states else "")
     return f"{told}; {len(view.confirmations)} confirmations" if view.confirmations else told
 
@@ -174,10 +167,3 @@ def _seconds_left(view: SweepView) -> float | None:
     left = max(0, waiting) * view.epochs
     left += sum(view.epochs - len(trial.history) for trial in every if trial.state == "running")
     return (view.last - view.started) / 1000 / view.epochs_in_run * left
-
-
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
-    return console
