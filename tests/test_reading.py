@@ -98,8 +98,10 @@ def test_nothing_that_a_sweep_says_becomes_html(tmp_path: Path) -> None:
     directory = write_sweep(tmp_path, reason=bad)
     card = directory.champion(4)
     card.mkdir(parents=True)
-    (card / "README.md").write_text(f"# {bad}\n\n[a](javascript:alert(1))\n")
+    (card / "README.md").write_text(f"---\nlicense: other\n---\n\n# {bad}\n\n[a](javascript:alert(1))\n")
     html = page(read_sweep(directory))
+    assert "license: other" not in html
+    assert "<h4>" in html
     assert bad not in html
     assert "<img src=x" not in html
     assert 'href="javascript' not in html

@@ -253,7 +253,11 @@ def _cards(view: SweepView) -> Iterator[dict[str, Any]]:
     for verdict in view.verdicts:
         path = view.directory.champion(verdict.grid) / "README.md"
         if path.is_file():
-            html = markdown.render(path.read_text(encoding="utf-8").replace("\n# ", "\n#### ", 1))
+            text = path.read_text(encoding="utf-8")
+            if text.startswith("---\n"):
+                # What the Hugging Face hub reads; Markdown would make a heading of it.
+                text = text.partition("\n---\n")[2]
+            html = markdown.render(text.replace("\n# ", "\n#### ", 1))
             proven = "" if verdict.evidence is None or verdict.evidence.status == PROVEN else ", not proven"
             yield {"title": f"{verdict.grid} x {verdict.grid}{proven}", "html": Markup(html)}
 
