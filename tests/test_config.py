@@ -90,7 +90,7 @@ def test_published_defaults() -> None:
 
 @pytest.mark.parametrize("source", GROUPS["data"])
 def test_every_shipped_group_composes(source: str) -> None:
-    assert compose([f"data={source}", "data.root=/photos"]).data.source == source
+    assert compose([f"data={source}", "data.root=/photos", "model.clip.model_name=a/b"]).data.source == source
 
 
 def test_every_shipped_file_is_a_group() -> None:
@@ -151,12 +151,12 @@ def test_nothing_to_train_is_refused() -> None:
     assert compose(["loss.weights.wgan=0"]).loss.weights.wgan == 0.0
 
 
-@pytest.mark.parametrize("source", ["folder", "imagenet", "coco", "huggingface"])
+@pytest.mark.parametrize("source", ["folder", "imagenet", "coco", "huggingface", "features"])
 @pytest.mark.parametrize("key", ["data", "data.source"])
 def test_sources_with_a_folder_need_root(key: str, source: str) -> None:
     with pytest.raises(ConfigError, match=rf"^data\.root: missing; data\.source={source}"):
-        compose([f"{key}={source}"])
-    assert compose([f"{key}={source}", "data.root=/photos"]).data.root == "/photos"
+        compose([f"{key}={source}", "model.clip.model_name=a/b"])
+    assert compose([f"{key}={source}", "data.root=/photos", "model.clip.model_name=a/b"]).data.root == "/photos"
 
 
 @pytest.mark.parametrize("key", ["data.name", "data.image_column", "data.label_column"])

@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 import tokconv
 from tokconv.cli import main
 from tokconv.errors import CheckpointError, ConfigError
+from tokconv.export import load_compressor
 from tokconv.integrations.llava import attach
 from tokconv.models.compressor import ResidualCompressor
 
@@ -185,6 +186,17 @@ def test_a_mismatch_is_refused_and_changes_nothing(
     with pytest.raises(ConfigError, match="the model is a Linear"):
         attach(torch.nn.Linear(1, 1), exported)  # type: ignore[arg-type]
     assert list(llava.state_dict()) == names
+
+
+def test_a_layer_counted_from_the_end_is_known_too(exported: Path, llava: LlavaForConditionalGeneration) -> None:
+    """As of a compressor that was trained on tokens from a file."""
+    compressor = load_compressor(exported)
+    assert compressor.description is not None
+    compressor.description["encoder"]["layer"] = -1
+    with pytest.raises(ConfigError, match="trained on hidden layer 4, this model reads layer 3"):
+        attach(llava, compressor)
+    compressor.description["encoder"]["layer"] = -2
+    attach(llava, compressor).detach()
 
 
 def test_nothing_is_disabled_silently(

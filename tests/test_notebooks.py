@@ -44,4 +44,5 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     )
     assert "Traceback" not in printed
+    assert not re.search(r"\x1b\[\d*[A-K]", printed), "cursor movements, which a notebook shows as lines"
     assert "tokconv: " not in printed, printed

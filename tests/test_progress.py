@@ -13,7 +13,7 @@ from trials import EPOCHS, TOKEN_GRID, baselines, trial
 from tokconv.sweep.progress import SweepDisplay, compact
 from tokconv.sweep.record import TrialRecord
 from tokconv.sweep.spec import Champion
-from tokconv.terminal import duration, progress_line
+from tokconv.terminal import can_redraw, duration, progress_line
 
 GRIDS = (4, 6, 8, 12)
 STATES = ("complete", "pruned", "failed", "running")
@@ -274,3 +274,11 @@ def test_a_finished_progress_line_ends_once() -> None:
     with progress_line("training", stream, Clock()) as show:
         show(10, 10)
     assert stream.getvalue().count("\n") == 1
+
+
+def test_a_notebook_gets_plain_lines_although_it_has_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    assert can_redraw(Terminal())
+    assert not can_redraw(io.StringIO())
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert not can_redraw(Terminal())

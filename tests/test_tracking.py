@@ -128,6 +128,10 @@ def test_everything_of_the_record_arrives(root: Path, export: Path) -> None:
             "output_grid_size": "2",
             "num_tokens": "4",
         }
+    note = trials["00001"].data.tags["mlflow.note.content"]
+    assert note.startswith("**2 x 2**: 4 tokens instead of 16, 4x fewer.")
+    assert "`training.n_critic` = 1" in note
+    assert f"State: {STATES['00001']}" in note
     parent = runs(reader, "sweep")["demo-001"]
     assert (parent.info.run_name, parent.info.status) == ("demo-001", "FINISHED")
     assert (

@@ -90,7 +90,11 @@ BOUNDS: dict[str, Bound] = {
     "data.encode_batch_size": _at_least(1),
     "data.num_workers": _at_least(0),
 }
-NEED_ROOT = ("folder", "imagenet", "coco", "huggingface")
+NEED_ROOT = {
+    **dict.fromkeys(("folder", "imagenet", "coco"), "the folder of the images"),
+    "huggingface": "a data set's name or directory",
+    "features": "a file of tokens, or a folder of them",
+}
 
 
 def check_key(key: str) -> None:
@@ -121,8 +125,12 @@ def validate(config: Config) -> Config:
     _check_model(config.model)
     source = config.data.source
     if source in NEED_ROOT and config.data.root is None:
-        wanted = "a data set's name or directory" if source == "huggingface" else "the folder of the images"
-        raise ConfigError(f"data.root: missing; data.source={source} needs {wanted}")
+        raise ConfigError(f"data.root: missing; data.source={source} needs {NEED_ROOT[source]}")
+    if not config.model.clip.model_name:
+        raise ConfigError(
+            "model.clip.model_name: missing; name the encoder that made the tokens, and its hidden layer with "
+            "model.clip.layer: an exported compressor says what it is for"
+        )
     for key in ("data.name", "data.image_column", "data.label_column"):
         readers = ("coco", "huggingface") if key == "data.name" else ("huggingface",)
         if get(config, key) is not None and source not in readers:

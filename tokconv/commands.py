@@ -13,11 +13,11 @@ from tokconv import export as exports
 from tokconv.checkpoint import load_state
 from tokconv.config import Config, get, to_dict
 from tokconv.encode_plan import Encoders, describe_plan
-from tokconv.encoder import describe
 from tokconv.errors import CheckpointError, ConfigError
 from tokconv.export_formats import add_formats, check_formats, copy_export
 from tokconv.files import NAME, NAME_RULE, new_numbered, newest_numbered, write_json
 from tokconv.grid import check_output_grid, compression_ratio
+from tokconv.images import describe_tokens
 from tokconv.overrides import compose, from_dict, parse, with_values
 from tokconv.prepare import open_store
 from tokconv.protocol import check_resumable, other_protocol
@@ -85,7 +85,7 @@ def train(overrides: Sequence[str], *, name: str, resume: bool, device: str | No
     config = compose(overrides) if run_dir is None else _resumed_config(run_dir, overrides)
     if run_dir is not None and _finished(run_dir, config):
         return
-    token_grid = describe(config.model.clip).token_grid
+    token_grid = describe_tokens(config).token_grid
     grid = config.model.compressor.output_grid_size
     check_output_grid(grid, token_grid)
     again = "" if name == "train" else f" --name {name}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,12 +20,13 @@ from tokconv.dynamic.fit import find_store, fit_dynamic
 from tokconv.dynamic.predictor import check_target
 from tokconv.dynamic.ragged import save_ragged
 from tokconv.encode import STORES
-from tokconv.encoder import VisionTower, describe
+from tokconv.encoder import EncoderSpec, VisionTower, describe
 from tokconv.errors import CheckpointError, ConfigError, DataError, import_extra
 from tokconv.files import atomic_path
 from tokconv.imagefiles import open_image
 from tokconv.pictures import draw_compression, draw_compressions
 from tokconv.runtime import resolve_device
+from tokconv.sources.features import GIVEN
 from tokconv.store_cache import open_place
 from tokconv.terminal import progress_line
 
@@ -195,12 +197,23 @@ def _tower_of(compressor: Path, encoder: str | None, device: str | None) -> Visi
     if encoder is not None:
         clip = replace(clip, model_name=encoder, revision=None)
     spec = describe(clip)
-    if spec.identity() != trained_on:
+    if not _same_encoder(spec, trained_on):
         raise CheckpointError(
             f"{compressor}: was trained on tokens of {trained_on.get('name')} "
             f"({trained_on.get('revision')}), not of {clip.model_name} ({spec.revision})"
         )
     return VisionTower(clip, resolve_device(device))
+
+
+def _same_encoder(spec: EncoderSpec, trained_on: Mapping[str, Any]) -> bool:
+    if trained_on.get("revision") != GIVEN:
+        return spec.identity() == trained_on
+    # Of an encoder whose tokens were given only this is known.
+    layer = trained_on.get("layer")
+    if isinstance(layer, int) and layer < 0:
+        layer += spec.num_layers + 1
+    known = (spec.name, spec.layer, spec.token_grid, spec.dim)
+    return known == (trained_on.get("name"), layer, trained_on.get("token_grid"), trained_on.get("dim"))
 
 
 def _open(path: Path) -> Image.Image:

@@ -15,7 +15,7 @@ from typing import Any
 from tokconv.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-SOURCES = ("digits", "photographs", "folder", "imagenet", "coco", "huggingface")
+SOURCES = ("digits", "photographs", "folder", "imagenet", "coco", "huggingface", "features")
 
 
 @dataclass(kw_only=True)
@@ -156,9 +156,10 @@ class TrainingConfig:
 @dataclass(kw_only=True)
 class DataConfig:
     source: str = "digits"
-    """digits, photographs, folder, imagenet, coco or huggingface."""
+    """digits, photographs, folder, imagenet, coco, huggingface, or features (tokens that are there already)."""
     root: str | None = None
-    """The folder of the images; for huggingface a data set's name on the hub or its directory."""
+    """The folder of the images; for huggingface a data set's name on the hub or its directory; for features a .npy or
+    .safetensors file of tokens, or a folder of them."""
     name: str | None = None
     """Which part of a data set that has several: a Hugging Face configuration, or the year of a COCO folder (2017)."""
     image_column: str | None = None

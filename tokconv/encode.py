@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tokconv.config import Config
-from tokconv.encoder import EncoderSpec, VisionTower, describe, preprocess
+from tokconv.encoder import EncoderSpec, VisionTower, preprocess
 from tokconv.errors import DataError
-from tokconv.images import ImageSource, assign_split, open_source
+from tokconv.images import ImageSource, assign_split, describe_tokens, open_source
 from tokconv.shards import Skipped, StoreSettings, default_shard_size, image_bytes, pack
+from tokconv.sources.features import FeatureSpec
 from tokconv.storage import check_url, is_url
 from tokconv.store import TokenStore
 from tokconv.store_cache import encode_remote, exists_remote, staging_dir
@@ -127,7 +128,7 @@ def encode(
 class Job:
     """What a config asks to be encoded, and where to; it can be pickled."""
 
-    spec: EncoderSpec
+    spec: EncoderSpec | FeatureSpec
     source: ImageSource
     settings: StoreSettings
     path: Path
@@ -137,7 +138,7 @@ class Job:
 
 def prepare_job(config: Config, stores: str | Path = STORES) -> Job:
     """Open the source and describe the encoder, without loading weights or images. Raises as `encode`."""
-    spec, source, data = describe(config.model.clip), open_source(config.data), config.data
+    spec, source, data = describe_tokens(config), open_source(config.data), config.data
     settings = StoreSettings(
         encoder=spec.identity(),
         source=source.identity(),
@@ -201,7 +202,8 @@ def _default_device() -> str:
 class ShardEncoder:
     """The tower, and the processes that read and preprocess its images. They live as long as this object.
 
-    A shard's bits depend on the job, the batch size and the kind of device, not on who encodes it or after what.
+    Tokens that are there already need no tower: they are read, and written as a store. A shard's bits depend on the
+    job, the batch size and the kind of device, not on who encodes it or after what.
 
     Args:
         config: `model.clip` and `data` are read.
@@ -213,7 +215,8 @@ class ShardEncoder:
 
     def __init__(self, config: Config, job: Job, device: torch.device) -> None:
         self.config, self.job = config, job
-        self.tower = VisionTower(config.model.clip, device)
+        given = isinstance(job.spec, FeatureSpec)
+        self.tower = None if given else VisionTower(config.model.clip, device)
         self._batches = _ShardBatches(job.settings, (), config.data.encode_batch_size)
         self._loader: DataLoader[Any] | None = None
 
@@ -225,9 +228,13 @@ class ShardEncoder:
         for number, batches in itertools.groupby(self._loader, key=lambda batch: batch.first // size):
             shard = _Shard(self.job.settings)
             for batch in batches:
-                shard.add(batch, self.tower)
+                shard.add(batch, self.encode)
                 count(len(batch.items) + len(batch.skipped), len(batch.skipped))
             shard.write(writer, number, self.job.source)
+
+    def encode(self, loaded: Tensor) -> Tensor:
+        """Tokens [B, N, C] of what `read` gives: pixels [B, 3, H, W], or tokens that are there already."""
+        return loaded if self.tower is None else self.tower.encode(loaded)
 
     def read(self, batches: _ShardBatches | Sequence[Sequence[int]]) -> DataLoader[Any]:
         """The images of these batches of source indices, as `Batch` each; read ahead while earlier ones are used."""
@@ -235,11 +242,11 @@ class ShardEncoder:
         daemon = multiprocessing.current_process().daemon
         workers = 0 if daemon else min(self.config.data.num_workers, os.cpu_count() or 1, len(batches))
         return DataLoader(
-            _Images(self.job.source, self.tower.processor),
+            _Images(self.job.source, None if self.tower is None else self.tower.processor),
             batch_sampler=batches,  # type: ignore[arg-type]  # ranges are the lists of indices it asks for
             num_workers=workers,
             collate_fn=_collate,
-            pin_memory=self.tower.device.type == "cuda",
+            pin_memory=self.tower is not None and self.tower.device.type == "cuda",
             worker_init_fn=_ignore_interrupt,
             persistent_workers=workers > 0,
         )
@@ -255,9 +262,9 @@ class _Shard:
         nothing = torch.zeros(0, settings.num_tokens, settings.dim)
         self.packed = [pack(nothing, settings.dtype)]
 
-    def add(self, batch: Batch, tower: VisionTower) -> None:
+    def add(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> None:
         if batch.items:
-            self.packed.append(pack(tower.encode(batch.pixels), self.settings.dtype))
+            self.packed.append(pack(encode(batch.loaded), self.settings.dtype))
         self.items += batch.items
         self.skipped += itertools.starmap(Skipped, batch.skipped)
 
@@ -281,33 +288,35 @@ def _finish(config: Config, job: Job, writer: StoreWriter) -> None:
 
 
 class Batch(NamedTuple):
-    """Some images of one shard: the readable ones as pixels [B, 3, H, W] float32, and why others are not."""
+    """Some images of one shard: the readable ones as pixels [B, 3, H, W] or given tokens [B, N, C], float32, and why
+    others are not."""
 
     first: int
     items: list[int]
-    pixels: Tensor
+    loaded: Tensor
     skipped: list[tuple[int, str]]
 
 
 class _Images(Dataset[tuple[int, Tensor | str]]):
-    """Pixels [3, H, W] of an image, or the reason why there are none."""
+    """Pixels [3, H, W] of an image, or the tokens [N, C] that are given for it, or the reason why there are none."""
 
     def __init__(self, source: ImageSource, processor: Any) -> None:
         self.source, self.processor = source, processor
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         try:
-            return index, preprocess(self.processor, [self.source.load(index)])[0]
+            loaded = self.source.load(index)
+            return index, loaded if isinstance(loaded, Tensor) else preprocess(self.processor, [loaded])[0]
         except Exception as error:  # a damaged image can raise anything in a decoder; it must not end the encode
             text = getattr(error, "strerror", None) or str(error) or "no reason given"
             return index, f"{type(error).__name__}: {text.splitlines()[0]}"
 
 
 def _collate(images: Sequence[tuple[int, Tensor | str]]) -> Batch:
-    good = [(item, pixels) for item, pixels in images if isinstance(pixels, Tensor)]
-    pixels = torch.stack([pixels for _, pixels in good]) if good else torch.zeros(0)
+    good = [(item, loaded) for item, loaded in images if isinstance(loaded, Tensor)]
+    loaded = torch.stack([loaded for _, loaded in good]) if good else torch.zeros(0)
     skipped = [(item, reason) for item, reason in images if isinstance(reason, str)]
-    return Batch(images[0][0], [item for item, _ in good], pixels, skipped)
+    return Batch(images[0][0], [item for item, _ in good], loaded, skipped)
 
 
 class _ShardBatches:

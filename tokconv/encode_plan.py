@@ -124,7 +124,7 @@ def calibrate(config: Config, job: Job, device: torch.device) -> tuple[float, st
     last = start
     for number, (items, batch) in enumerate(zip(batches, encoder.read(batches), strict=True)):
         if batch.items:
-            pack(encoder.tower.encode(batch.pixels), job.settings.dtype)
+            pack(encoder.encode(batch.loaded), job.settings.dtype)
             readable += len(batch.items)
         now = time.monotonic()
         if number > 0 or len(batches) == 1:

@@ -98,7 +98,16 @@ def save_compressor(compressor: Compressor, out: Path, weights: Mapping[str, Ten
 
 
 def load_decoder(path: str | Path) -> Decoder:
-    """Load the decoder of an exported compressor, [B, k*k, C] -> [B, N, C]. Raises CheckpointError."""
+    """Load the decoder of an exported compressor, a `torch.nn.Module` [B, k*k, C] -> [B, N, C] in evaluation mode.
+
+    Raises:
+        CheckpointError: no artefact, one without a decoder, damaged, or of another format version.
+
+    Example:
+        >>> decoder = load_decoder("runs/sweeps/demo/champions/grid-06")          # doctest: +SKIP
+        >>> decoder(compressor(tokens)).shape                                     # doctest: +SKIP
+        torch.Size([1, 576, 64])
+    """
     return _load(build_decoder, "decoder", read_config(path), Path(path), "decoder.safetensors")
 
 

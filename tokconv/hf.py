@@ -48,7 +48,16 @@ class TokconvConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """A compressor: `model(tokens)`, patch tokens [B, N, C] without CLS, has `last_hidden_state` [B, k*k, C]."""
+    """A compressor: `model(tokens)`, patch tokens [B, N, C] without CLS, has `last_hidden_state` [B, k*k, C].
+
+    Raises:
+        CheckpointError: (on loading) config.json is not of an export that this tokconv reads.
+
+    Example:
+        >>> model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")    # doctest: +SKIP
+        >>> model(tokens).last_hidden_state.shape                                          # doctest: +SKIP
+        torch.Size([1, 36, 64])
+    """
 
     config_class = TokconvConfig
     base_model_prefix = "compressor"

@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from tokconv.config import DataConfig
+from tokconv.config import Config, DataConfig
+from tokconv.encoder_spec import EncoderSpec, describe
 from tokconv.errors import DataError
 from tokconv.sources.base import ImageItem, ImageSource
 from tokconv.sources.bundled import DigitsSource, PhotographsSource
 from tokconv.sources.coco import CocoSource
+from tokconv.sources.features import FeatureSource, FeatureSpec
 from tokconv.sources.folder import FolderSource, ImageNetSource
 from tokconv.sources.huggingface import HuggingFaceSource
 
-__all__ = ["ImageItem", "ImageSource", "SubsetSource", "assign_split", "open_source"]
+__all__ = ["ImageItem", "ImageSource", "SubsetSource", "assign_split", "describe_tokens", "open_source"]
 
 # Another seed than the digits': the permutation that splits them would choose training digits only.
 SUBSET_SEED = 1
@@ -40,6 +43,21 @@ def open_source(config: DataConfig) -> ImageSource:
     return source
 
 
+def describe_tokens(config: Config) -> EncoderSpec | FeatureSpec:
+    """What the tokens of a config are: its encoder from its files, or tokens that are there already from theirs.
+
+    Raises:
+        DataError, ConfigError: as `describe`; as `FeatureSource`.
+
+    Example:
+        >>> describe_tokens(Config(model=ModelConfig(clip=ClipConfig(model_name="bundled:digits-tower")))).token_grid
+        24
+    """
+    if config.data.source == FeatureSource.name:
+        return FeatureSource(config.data.root or "").spec(config.model.clip)
+    return describe(config.model.clip)
+
+
 def _open_whole(config: DataConfig) -> ImageSource:
     root = config.root or ""
     match config.source:
@@ -54,6 +72,8 @@ def _open_whole(config: DataConfig) -> ImageSource:
         case "huggingface":
             columns = {"image_column": config.image_column, "label_column": config.label_column}
             return HuggingFaceSource(root, config_name=config.name, **columns)
+        case "features":
+            return FeatureSource(root)
         case _:
             return FolderSource(root)
 
@@ -97,7 +117,7 @@ class SubsetSource:
         self._indices = sorted(chosen)
         self.items = tuple(source.items[index] for index in self._indices)
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Image.Image | Tensor:
         return self.source.load(self._indices[index])
 
     def identity(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The sweep has its own, richer view (`tokconv.sweep.progress`); encoding and trai
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -33,6 +34,14 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def can_redraw(stream: TextIO) -> bool:
+    """Whether a person at a terminal looks at this stream.
+
+    A notebook's `!command` has a terminal too, but shows cursor movements as lines below each other.
+    """
+    return stream.isatty() and "JPY_PARENT_PID" not in os.environ
+
+
 class ProgressLine:
     """`line(done, total, note)`: a bar that is redrawn on a terminal, a line every few seconds elsewhere.
 
@@ -42,7 +51,7 @@ class ProgressLine:
 
     def __init__(self, label: str, stream: TextIO, clock: Clock) -> None:
         self._label, self._stream, self._clock = label, stream, clock
-        self._on_terminal = stream.isatty()
+        self._on_terminal = can_redraw(stream)
         self._started = clock()
         self._first: tuple[int, float] | None = None
         self._due = self._started

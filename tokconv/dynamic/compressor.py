@@ -117,6 +117,8 @@ class DynamicCompressor(nn.Module):
 def load_dynamic(champions_dir: str | Path, *, target_fvu: float, confidence: float = MEDIAN) -> DynamicCompressor:
     """Load the compressors of a sweep and their predictor, in eval mode on the CPU; torch and safetensors are enough.
 
+    Called with tokens [B, N, C] they give a list of B tensors [k * k, C] and the grids k, int64 [B].
+
     Args:
         champions_dir: a sweep's `champions`.
         target_fvu, confidence: see `DynamicCompressor`.

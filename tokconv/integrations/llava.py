@@ -80,7 +80,7 @@ def attach(
     *,
     layer: int | None = None,
 ) -> Attachment:
-    """Make a LLaVA consume k * k visual tokens an image.
+    """Make a LLaVA consume k * k visual tokens an image: the tower's [B, N, C] reach its projector as [B, k * k, C].
 
     The compressor becomes part of the model: `.to`, `.train`, `parameters()` and gradients reach it. It computes in its
     own dtype, and its output has the model's. `model.save_pretrained(folder)` writes the plain LLaVA and, in
@@ -147,11 +147,12 @@ def _check_trained_layer(config: Any, compressor: Compressor, layer: int | None)
         raise ConfigError(
             f"attach: vision_feature_layer is {read}; compressors read one layer, not several side by side"
         )
-    known = None if compressor.description is None else int(compressor.description["encoder"]["layer"])
-    if known is None and layer is None:
+    said = None if compressor.description is None else int(compressor.description["encoder"]["layer"])
+    if said is None and layer is None:
         raise ConfigError("attach: this compressor does not say which hidden layer it was trained on; give layer=")
     num_layers = config.vision_config.num_hidden_layers
-    given, there = (None if index is None else _index(index, num_layers) for index in (layer, read))
+    # Counted from the end where the compressor was trained on tokens that somebody else had encoded.
+    given, known, there = (None if index is None else _index(index, num_layers) for index in (layer, said, read))
     if known is not None and given is not None and given != known:
         raise ConfigError(f"attach: layer={layer}, and the compressor says that it was trained on hidden layer {known}")
     trained = known if known is not None else given

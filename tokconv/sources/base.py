@@ -1,4 +1,4 @@
-"""What every image source is: items with keys, labels and splits, an image for each, and an identity.
+"""What every image source is: items with keys, labels and splits, an image or its tokens for each, and an identity.
 
 A source is small and picklable, so that worker processes can open the images.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from PIL import Image
+from torch import Tensor
 
 SPLITS = ("train", "val")
 NUM_PROBES = 256
@@ -44,8 +45,11 @@ class ImageSource(Protocol):
     @property
     def items(self) -> Sequence[ImageItem]: ...
 
-    def load(self, index: int) -> Image.Image:
-        """The image in RGB. Raises OSError, ValueError and others of Pillow's for one that cannot be read."""
+    def load(self, index: int) -> Image.Image | Tensor:
+        """The image in RGB, or its tokens [N, C] float32 where they are there already.
+
+        Raises OSError, ValueError and others of Pillow's for one that cannot be read.
+        """
         ...
 
     def identity(self) -> dict[str, Any]:

@@ -24,6 +24,8 @@ FIGURES = (
     "val/probe_kept",
     "val/reader_kept",
 )
+NOTED = ("val/fvu", "val/gain", "val/swd", "val/swd_floor")
+"""Figures in a run's description."""
 DESCRIPTION = (
     "Compressors for CLIP patch tokens, found by `tokconv sweep`. A run of kind *sweep* holds the spec and the report, "
     "its children of kind *trial* one compressor each. `compression_ratio`: tokens in / tokens out. `val/fvu`: share "
@@ -76,6 +78,29 @@ def run_params(started: Mapping[str, Any], token_grid: int) -> dict[str, Any]:
     grid = round(token_grid / ratio**0.5)
     params = started["values"] | {"compression_ratio": ratio, "output_grid_size": grid, "num_tokens": grid**2}
     return params | {"confirms": started["confirms"]} if "confirms" in started else params
+
+
+def run_note(
+    started: Mapping[str, Any], token_grid: int, last: Mapping[str, Any] | None, state: str, reason: str
+) -> str:
+    """Of a trial's run, as its page shows it (Markdown).
+
+    Args:
+        started, last: its `trial_started` and its last `trial_reported`, if there is one.
+        state, reason: as the record has them.
+    """
+    tokens = round(token_grid**2 / started["ratio"])
+    side = round(tokens**0.5)
+    lines = [f"**{side} x {side}**: {tokens} tokens instead of {token_grid**2}, {started['ratio']:.3g}x fewer."]
+    if "confirms" in started:
+        lines.append(f"Trains trial #{started['confirms']} again with another seed.")
+    values = [f"`{name}` = {shown(value)}" for name, value in started["values"].items()]
+    lines += [f"Searched: {', '.join(values)}."] if values else []
+    if last is not None:
+        known = [(name.removeprefix("val/"), last["figures"][name]) for name in NOTED if name in last["figures"]]
+        figures = [f"{name} {value:.4g}" for name, value in known]
+        lines.append(f"Held out after epoch {last['epoch']}: {', '.join(figures)}.")
+    return "\n\n".join([*lines, f"State: {state}{f', {reason}' if reason else ''}."])
 
 
 def rounded(value: float) -> float:

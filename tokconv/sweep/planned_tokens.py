@@ -13,10 +13,9 @@ import torch
 
 from tokconv.config import Config, DataConfig
 from tokconv.encode import plan as plan_encode
-from tokconv.encoder import describe
 from tokconv.errors import DataError
 from tokconv.families import PUBLISHED_SHAPES, SHORT_NAMES
-from tokconv.images import assign_split, open_source
+from tokconv.images import assign_split, describe_tokens, open_source
 from tokconv.networks import TokenShape
 from tokconv.shards import INDEX, default_shard_size, image_bytes
 from tokconv.store import TokenStore
@@ -79,8 +78,8 @@ def plan_tokens(config: Config) -> PlannedTokens:
 def _tower(config: Config, assumed: list[str]) -> tuple[int, int]:
     """Token grid and channels."""
     name = SHORT_NAMES.get(config.model.clip.model_name, config.model.clip.model_name)
-    if name not in PUBLISHED_SHAPES:
-        spec = describe(config.model.clip)
+    if name not in PUBLISHED_SHAPES or config.data.source == "features":
+        spec = describe_tokens(config)
         return spec.token_grid, spec.dim
     image_size, patch_size, dim, _, _ = PUBLISHED_SHAPES[name]
     assumed.append(f"{name} has its published shape; it was not looked for")

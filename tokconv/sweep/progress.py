@@ -24,7 +24,7 @@ from tokconv.sweep.champions import Figures, Verdict, judge
 from tokconv.sweep.record import FINISHED, Record, TrialRecord
 from tokconv.sweep.spec import GRID_KEY, Champion
 from tokconv.sweep.tally import Tally
-from tokconv.terminal import Clock, duration
+from tokconv.terminal import Clock, can_redraw, duration
 
 LOG_INTERVAL = 15.0
 REFRESH_PER_SECOND = 2
@@ -86,8 +86,8 @@ class SweepDisplay:
         self._name, self._total, self._epochs = name, total, epochs
         self._confirmations = confirmations
         self._token_grid, self._baselines, self._rule = token_grid, baselines, rule
-        # Without the isatty, FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
-        self._console = console or Console(force_interactive=None if sys.stdout.isatty() else False)
+        # Without it, FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
+        self._console = console or Console(force_interactive=None if can_redraw(sys.stdout) else False)
         self._clock = clock
         self._live: Live | None = None
         self._states: dict[str, str] = {}

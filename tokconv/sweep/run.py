@@ -13,12 +13,12 @@ from typing import Any
 
 from tokconv.config import Config, get
 from tokconv.dynamic.fit import fit_dynamic
-from tokconv.encoder import describe
 from tokconv.errors import StoreError, SweepError, import_extra
 from tokconv.evaluate import Figures
 from tokconv.export import export, load_compressor, load_decoder
 from tokconv.files import write_text
 from tokconv.grid import check_output_grid, compression_ratio
+from tokconv.images import describe_tokens
 from tokconv.pictures import draw_compression
 from tokconv.prepare import open_store
 from tokconv.protocol import PROTOCOL
@@ -81,7 +81,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     if spec.tracking.wandb:
         import_extra("wandb", "wandb")
     config = spec.base_config()
-    token_grid = describe(config.model.clip).token_grid
+    token_grid = describe_tokens(config).token_grid
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
     storage = spec.storage or "runs"

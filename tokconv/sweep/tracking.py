@@ -30,7 +30,17 @@ from tokconv.errors import SweepError, import_extra
 from tokconv.protocol import protocol_of
 from tokconv.sweep.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.mlflow_models import MISSING, register_all
-from tokconv.sweep.mlflow_view import DESCRIPTION, rounded, run_name, run_params, shown, slug, view_tags, view_url
+from tokconv.sweep.mlflow_view import (
+    DESCRIPTION,
+    rounded,
+    run_name,
+    run_note,
+    run_params,
+    shown,
+    slug,
+    view_tags,
+    view_url,
+)
 from tokconv.sweep.record import Event, read_events
 
 if TYPE_CHECKING:
@@ -146,6 +156,7 @@ class _Runs:
         self._born = self._token_grid = 0
         self._judged: dict[str, str] = {}
         self._started: dict[str, Event] = {}
+        self._reported: dict[str, Event] = {}
         self._trial_runs: dict[str, str] = {}
         # Names and params of a trial stand in events that may lie far before the cursor.
         for event, _ in read_events(self._events):
@@ -176,6 +187,8 @@ class _Runs:
             self._token_grid, self._judged = event["token_grid"], {"tokconv.protocol": str(protocol_of(event))}
         elif event["event"] == "trial_started":
             self._started.setdefault(event["trial"], event)
+        elif event["event"] == "trial_reported":
+            self._reported[event["trial"]] = event
 
     def _deliver_sweep(self, event: Event) -> None:
         if event["event"] == "sweep_started":
@@ -227,7 +240,9 @@ class _Runs:
                 self._upload(run_id, self._place(event["path"]))
         for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
             ended = event["time"] if event["event"] == "trial_ended" else None
-            self._set_state(run_id, event.get("state", "running"), event.get("reason", ""), end_time=ended)
+            state, reason = event.get("state", "running"), event.get("reason", "")
+            note = run_note(self._started[uid], self._token_grid, self._reported.get(uid), state, reason)
+            self._set_state(run_id, state, reason, {NOTE: note}, ended)
 
     def _trial_run(self, uid: str) -> str:
         """The run of a trial, with its params, found or created."""
