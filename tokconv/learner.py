@@ -7,7 +7,7 @@ newly drawn real tokens and newly drawn mixes, then compressor and decoder are u
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -101,10 +101,11 @@ class Learner:
         self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.kind, config.loss.wgan.lambda_gp))
         training = config.training
         self._critic_learning_rate = training.critic_learning_rate or training.learning_rate
-        self.autoencoder_optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.95))
+        # Fused: at 24 x 24 x 1024 tokens 4 to 6 % of a step on CPUs.
+        self.autoencoder_optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.95), fused=True)
         # Gulrajani et al. 2017, algorithm 1, has no momentum for the critic.
         self.critic_optimizer = torch.optim.Adam(
-            self._criticise.parameters(), self._critic_learning_rate, betas=(0.0, 0.9)
+            self._criticise.parameters(), self._critic_learning_rate, betas=(0.0, 0.9), fused=True
         )
 
     @property
@@ -130,7 +131,7 @@ class Learner:
             Scalars by name, detached; their mean over the workers is what one process would have.
 
         Raises:
-            DivergedError: before anything non-finite is applied; on every worker when it is on one.
+            DivergedError: before anything non-finite reaches compressor and decoder; on every worker when it is on one.
         """
         self._set_learning_rate(step)
         config, weights = self.config, dataclasses.asdict(self.config.loss.weights)
@@ -142,8 +143,9 @@ class Learner:
         with self._autocast():
             compressed, reconstructed = self._autoencode(standardised)
         terms: dict[str, Tensor] = {}
+        checked: list[tuple[str, Tensor]] = []
         if weights["wgan"] > 0:
-            terms |= self._update_critic(standardised, compressed.detach(), generator, step)
+            terms |= self._update_critic(standardised, compressed.detach(), generator, checked)
         losses = {"ae": reconstruction_loss(config.loss.reconstruction, reconstructed, standardised)}
         losses |= auxiliary_losses(weights, compressed, reconstructed, standardised, self.compressor.windows)
         if weights["distribution"] > 0:
@@ -157,7 +159,7 @@ class Learner:
         self.autoencoder_optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._autoencode.parameters(), config.training.grad_clip)
-        self._check({"the generator's loss": loss, "the generator's gradient": norm}, step)
+        self._check([*checked, ("the generator's loss", loss), ("the generator's gradient", norm)], step)
         self.autoencoder_optimizer.step()
         if self.grids:
             select_grid(self.compressor, self.decoder, config.model.compressor.output_grid_size)
@@ -184,7 +186,11 @@ class Learner:
         return self.compressor.windows.sample(standardised, generator, first=first, total=total)
 
     def _update_critic(
-        self, standardised: Tensor, compressed: Tensor, generator: torch.Generator, step: int
+        self,
+        standardised: Tensor,
+        compressed: Tensor,
+        generator: torch.Generator,
+        checked: list[tuple[str, Tensor]],
     ) -> dict[str, Tensor]:
         size, fake = len(standardised), compressed.float()
         for _ in range(self.config.training.n_critic):
@@ -195,7 +201,7 @@ class Learner:
             self.critic_optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.get_total_norm([p.grad for p in self.critic.parameters() if p.grad is not None])
-            self._check({"the critic's loss": loss, "the critic's gradient": norm}, step)
+            checked += [("the critic's loss", loss), ("the critic's gradient", norm)]
             self.critic_optimizer.step()
         return {"critic/wasserstein": wasserstein, "critic/gradient_penalty": penalty}
 
@@ -213,12 +219,12 @@ class Learner:
         for group in self.critic_optimizer.param_groups:
             group["lr"] = self._critic_learning_rate * now
 
-    def _check(self, terms: Mapping[str, Tensor], step: int) -> None:
-        """After backward, and by the mean over the workers: one that left the others alone would keep them waiting in
-        the next averaging of gradients for ever."""
-        values = self.workers.mean(torch.stack([value.detach() for value in terms.values()]))
-        for term, value in zip(terms, values, strict=True):
-            if not torch.isfinite(value):
+    def _check(self, terms: Sequence[tuple[str, Tensor]], step: int) -> None:
+        """After the last backward, and by the mean over the workers: one that left the others alone would keep them
+        waiting in the next averaging of gradients for ever. Once a step: the device is waited for."""
+        values = self.workers.mean(torch.stack([value.detach() for _, value in terms]))
+        for (term, _), finite in zip(terms, torch.isfinite(values).tolist(), strict=True):
+            if not finite:
                 raise DivergedError(term, step)
 
     def _autocast(self) -> AbstractContextManager[None]:
