@@ -83,8 +83,9 @@ class Evaluator:
         compared = heldout.Draw(self.sample.compared, self.store.dim)
         if self.features is not None:
             self.features.restart()
-        for batch in self.indices.split(heldout.BATCH):
-            tokens = self.store.tokens(batch).to(self.device)
+        batches = self.indices.split(heldout.BATCH)
+        for batch, read_tokens in zip(batches, self.store.batches(batches), strict=True):
+            tokens = read_tokens.to(self.device)
             compressed, reconstructed = (part.float() for part in codec(tokens))
             self._check_count(compressed)
             fidelity.update(reconstructed, tokens)
@@ -124,10 +125,9 @@ class Evaluator:
             found["val/cka_halves"] = self.relations.cka_of_halves
         if self.probe is not None and self.reader is not None:
             full, sampled = 0, 0
-            for batch, cells in zip(
-                self.indices.split(heldout.BATCH), self.sample.cells.split(heldout.BATCH), strict=True
-            ):
-                tokens = self.store.standardise(self.store.tokens(batch).to(self.device))
+            batches, every = self.indices.split(heldout.BATCH), self.sample.cells.split(heldout.BATCH)
+            for batch, cells, read_tokens in zip(batches, every, self.store.batches(batches), strict=True):
+                tokens = self.store.standardise(read_tokens.to(self.device))
                 one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim).to(self.device))
                 full += self._hits(self.probe, tokens, batch)
                 sampled += self._hits(self.reader, one_each, batch)

@@ -86,8 +86,8 @@ def draw_sample(store: TokenStore, images: Tensor, windows: Windows) -> Sample:
     first_rows = (torch.arange(len(images)) * tokens_each)[:, None]
     rows = (first_rows + places).flatten()[compared], (first_rows + cells).flatten()[compared], mmd_rows
     draws = [Draw(chosen, store.dim) for chosen in rows]
-    for batch in images.split(BATCH):
-        tokens = store.standardise(store.tokens(batch))
+    for read_tokens in store.batches(images.split(BATCH)):
+        tokens = store.standardise(read_tokens)
         for draw in draws:
             draw.take(tokens)
     return Sample(draws[0].kept, draws[1].kept, draws[2].kept, compared, cells)
@@ -158,6 +158,6 @@ def _relate(store: TokenStore, images: Tensor) -> dict[str, Tensor]:
 
 def _gram(store: TokenStore, images: Tensor, part_N1: Tensor) -> Tensor:
     features = new_features(store, len(images), torch.device("cpu"))
-    for batch in images.split(BATCH):
-        features.add(store.standardise(store.tokens(batch)) * part_N1)
+    for tokens in store.batches(images.split(BATCH)):
+        features.add(store.standardise(tokens) * part_N1)
     return features.gram()

@@ -147,10 +147,14 @@ def pack(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in packed.items()}
 
 
-def unpack(packed: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """The float32 tokens [len(rows), N, C] of some rows; only their pages of a mapped file are read."""
-    tokens = packed["tokens"][rows].float()
-    return tokens * packed["scale"][rows].float() if "scale" in packed else tokens
+def unpack(packed: Mapping[str, Tensor], row: int, out: Tensor) -> None:
+    """The tokens of one row into `out` [N, C] float32; only its pages of a mapped file are read.
+
+    Straight into its place: an intermediate copy costs more than the reading.
+    """
+    out.copy_(packed["tokens"][row])
+    if "scale" in packed:
+        out.mul_(packed["scale"][row])
 
 
 def read_header(path: Path, settings: StoreSettings, number: int) -> ShardHeader:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,23 +163,48 @@ class TokenStore:
             return None
         return torch.cat([self._shard(number)["labels"] for number in range(len(self._shards))])
 
-    def tokens(self, indices: Tensor) -> Tensor:
+    def tokens(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
         """The tokens of some images, in the order asked for: [B, N, C] float32.
+
+        Args:
+            out: [at least B, N, C] float32 on the CPU to write them to; a part of it comes back. New memory costs
+                several times as much as the reading.
 
         Raises:
             IndexError: an index is not in [0, num_images).
         """
         wanted = indices.flatten().tolist()
-        out = torch.empty(len(wanted), self.num_tokens, self.dim)
-        places: dict[int, list[int]] = {}
+        out = torch.empty(len(wanted), self.num_tokens, self.dim) if out is None else out[: len(wanted)]
         for place, image in enumerate(wanted):
             if not 0 <= image < self.num_images:
                 raise IndexError(f"image {image} of a store with {self.num_images} images")
-            places.setdefault(bisect.bisect_right(self._ends, image), []).append(place)
-        for number, targets in places.items():
-            start = self._ends[number] - self._shards[number].count
-            out[targets] = unpack(self._shard(number), torch.tensor([wanted[place] - start for place in targets]))
+            number = bisect.bisect_right(self._ends, image)
+            unpack(self._shard(number), image - self._ends[number] + self._shards[number].count, out[place])
         return out
+
+    def batches(self, batches: Sequence[Tensor], *, ahead: bool = False) -> Iterator[Tensor]:
+        """The tokens of batch after batch, as `tokens` gives them; each is good until the next is asked for.
+
+        Args:
+            ahead: a thread reads the next batch meanwhile, into pinned memory where there is a GPU. Beside work on the
+                CPU's own cores that thread costs more than the reading (measured in the README).
+        """
+        if not batches:
+            return
+        shape = (max(map(len, batches)), self.num_tokens, self.dim)
+        if not ahead:
+            out = torch.empty(shape)
+            for indices in batches:
+                yield self.tokens(indices, out)
+            return
+        buffers = [torch.empty(shape, pin_memory=torch.cuda.is_available()) for _ in range(2)]
+        with ThreadPoolExecutor(1, "tokens") as reader:
+            following = reader.submit(self.tokens, batches[0], buffers[0])
+            for number in range(1, len(batches) + 1):
+                tokens = following.result()
+                if number < len(batches):
+                    following = reader.submit(self.tokens, batches[number], buffers[number % 2])
+                yield tokens
 
     def standardise(self, tokens: Tensor) -> Tensor:
         """Tokens [..., C] with the training split's mean removed, over its scale, wherever they are."""

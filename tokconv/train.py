@@ -139,21 +139,22 @@ class _Batches:
     """The training images in global batches, this worker's share of each."""
 
     def __init__(self, config: Config, store: TokenStore, runtime: Runtime) -> None:
-        self.store, self.seed = store, config.training.seed
+        self.store, self.seed, self.ahead = store, config.training.seed, runtime.device.type == "cuda"
         self.total = check_batch(config.training.batch_size, len(store.train_indices), runtime.world_size)
         self.size = self.total // runtime.world_size
         self.first = runtime.rank * self.size
         self.steps_per_epoch = len(store.train_indices) // self.total
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
-        """Tokens [b, N, C] in this epoch's order; the images that do not fill a batch rest until the next one.
+        """Tokens [b, N, C] in this epoch's order, each good until the next is asked for; the images that do not fill a
+        batch rest until the next epoch.
 
         Of each batch a worker reads its own part of the store only.
         """
         generator = torch.Generator().manual_seed((self.seed << 32) + _EPOCH_STREAM + epoch)
         order = self.store.train_indices[torch.randperm(len(self.store.train_indices), generator=generator)]
-        for batch in order[: self.steps_per_epoch * self.total].split(self.total):
-            yield self.store.tokens(batch[self.first : self.first + self.size])
+        batches = order[: self.steps_per_epoch * self.total].split(self.total)
+        return self.store.batches([batch[self.first : self.first + self.size] for batch in batches], ahead=self.ahead)
 
 
 class _Judge:

@@ -199,13 +199,17 @@ class StoreWriter:
         Summed in float64 and kept as float32, so that the number of threads does not show in the fingerprint.
         """
         total, squares = torch.zeros(2, self.settings.dim, dtype=torch.float64)
+        buffer = torch.empty(CHUNK, self.settings.num_tokens, self.settings.dim)
         start = 0
         for number in range(self.settings.num_shards):
             tensors = map_shard(self._path(number))
             rows = is_train[start : start + len(tensors["items"])].nonzero().flatten()
             start += len(tensors["items"])
             for part in rows.split(CHUNK):
-                tokens = unpack(tensors, part).double()
+                chunk = buffer[: len(part)]
+                for place, row in enumerate(part.tolist()):
+                    unpack(tensors, row, chunk[place])
+                tokens = chunk.double()
                 total += tokens.sum(dim=(0, 1))
                 squares += tokens.square().sum(dim=(0, 1))
         mean = total / (int(is_train.sum()) * self.settings.num_tokens)

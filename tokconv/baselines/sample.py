@@ -21,5 +21,5 @@ def training_sample(store: TokenStore, limit: int = MAX_IMAGES) -> Tensor:
 
 def standardised_batches(store: TokenStore, indices: Tensor) -> Iterator[Tensor]:
     """Standardised tokens [b, N, C] float32 of these images, in order."""
-    for batch in indices.split(BATCH):
-        yield store.standardise(store.tokens(batch))
+    for tokens in store.batches(indices.split(BATCH)):
+        yield store.standardise(tokens)

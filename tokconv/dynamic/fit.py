@@ -173,8 +173,9 @@ def measure(
     pairs = [(champion.compressor.to(place), load_decoder(champion.path).to(place)) for champion in champions]
     on_place = spectrum.to(place)
     energies, errors, deviations = [], [], []
-    for number, batch in enumerate(indices.split(BATCH)):
-        tokens = store.tokens(batch).to(place)
+    batches = indices.split(BATCH)
+    for number, (batch, read_tokens) in enumerate(zip(batches, store.batches(batches), strict=True)):
+        tokens = read_tokens.to(place)
         energies.append(on_place(tokens).cpu())
         squares = [_square_sum(decoder(compressor(tokens)).float() - tokens) for compressor, decoder in pairs]
         errors.append(torch.stack(squares, dim=1))
