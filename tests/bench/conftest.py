@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -67,6 +67,26 @@ def measure(work: Callable[[], object], repeats: int = 5, warm_up: int = 1) -> T
     return Times(times)
 
 
+def measure_in_turn(works: Mapping[str, Callable[[], object]], repeats: int = 4) -> dict[str, Times]:
+    """As `measure` of several things, one repeat of each after the other: a machine that slows down slows all."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            taken = measure(work, 1, warm_up=0).middle
+            if repeat:  # the first one warms up
+                times[name].append(taken)
+    return {name: Times(taken) for name, taken in times.items()}
+
+
+@pytest.fixture(autouse=True)
+def every_core() -> Iterator[None]:
+    """Tests run on one thread each; what is measured here is a machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> Callable[[Row], None]:
     """Adds a row, and prints it at once."""
@@ -105,7 +125,7 @@ def _machine() -> str:
         models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         name = models[0].split(":")[1].strip() if models else name
     cards = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores of {name}{cards}, torch {torch.__version__}, threads: {torch.get_num_threads()}"
+    return f"{os.cpu_count()} cores of {name}{cards}, torch {torch.__version__}"
 
 
 def run(*command: str, cwd: Path) -> float:

@@ -96,7 +96,6 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
             ray.init(
                 address="local",
                 include_dashboard=dashboard,
-                runtime_env={"env_vars": settings},
                 # Nothing of a private cluster listens beyond this machine.
                 _node_ip_address=LOCALHOST,
                 **quiet,
