@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 
 from tokconv.models.compressor import ResidualCompressor
 from tokconv.models.decoder import ConvDecoder
-from tokconv.pictures import draw_compression
+from tokconv.pictures import BAR, CELL, TITLE, draw_compression
 
 TOKEN_GRID, DIM = 6, 8
 
@@ -28,40 +28,57 @@ def tokens_of(batch: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[Axes]]:
-    """The panels of each figure that is saved, its colour bars left out."""
-    found: list[list[Axes]] = []
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[AxesImage]]]:
+    """Titles and pictures of each figure that is saved, row by row."""
+    found: list[tuple[list[str], list[AxesImage]]] = []
     save = Figure.savefig
 
     def savefig(self: Figure, *args: object, **others: object) -> None:
-        found.append([axes for axes in self.axes if axes.get_title()])
+        panels = self.axes[0]
+        found.append(([text.get_text() for text in panels.texts], list(panels.get_images())))
         save(self, *args, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     return found
 
 
+def test_no_two_pictures_overlap(tmp_path: Path, drawn: list[tuple[list[str], list[AxesImage]]]) -> None:
+    draw_compression(*models(3), tokens_of(3), tmp_path / "picture.png")
+    boxes = [(left, right, top, bottom) for left, right, bottom, top in (i.get_extent() for i in drawn[0][1])]
+    assert len(boxes) == 12
+    for number, (left, right, top, bottom) in enumerate(boxes):
+        assert left < right
+        assert top < bottom
+        for other in boxes[number + 1 :]:
+            assert other[0] >= right or other[1] <= left or other[2] >= bottom or other[3] <= top
+
+
 @pytest.mark.parametrize("grid", [1, 2, 4, 6])
 @pytest.mark.parametrize(("count", "with_images"), [(1, False), (4, True)])
 def test_every_stage_is_a_panel_of_its_own_grid(
-    tmp_path: Path, drawn: list[list[Axes]], grid: int, count: int, with_images: bool
+    tmp_path: Path, drawn: list[tuple[list[str], list[AxesImage]]], grid: int, count: int, with_images: bool
 ) -> None:
     images = [Image.new("RGB", (32, 20)) for _ in range(count)] if with_images else None
     out = draw_compression(*models(grid), tokens_of(count), tmp_path / "picture.png", images)
-    [panels] = drawn
-    shapes = [axes.get_images()[0].get_array().shape[:2] for axes in panels]
+    [(titles, pictures)] = drawn
+    shapes = [picture.get_array().shape[:2] for picture in pictures]
     tokens = (TOKEN_GRID, TOKEN_GRID)
     assert shapes == [*([(20, 32)] if with_images else []), tokens, (grid, grid), tokens, tokens] * count
     with Image.open(out) as picture:
         assert picture.format == "PNG"
-        assert picture.size == (round(2.4 * 110 * len(shapes) / count), round(2.5 * 110 * count))
+        columns = len(shapes) // count
+        wanted = (110 * (CELL * columns + BAR), 110 * (CELL + TITLE) * count)
+        assert picture.size == pytest.approx(wanted, abs=1)
+    assert len(titles) == len(pictures)
+    assert f"{grid**2} compressed" in titles
 
 
-def test_the_errors_are_those_of_the_decoder(tmp_path: Path, drawn: list[list[Axes]]) -> None:
+def test_the_errors_are_those_of_the_decoder(tmp_path: Path, drawn: list[tuple[list[str], list[AxesImage]]]) -> None:
     compressor, decoder = models(3)
     tokens = tokens_of(2)
     draw_compression(compressor, decoder, tokens, tmp_path / "picture.png")
     with torch.no_grad():
         errors = (decoder(compressor(tokens)) - tokens).square().mean(-1).unflatten(1, (TOKEN_GRID, TOKEN_GRID))
-    shown = [torch.as_tensor(axes.get_images()[0].get_array().data) for axes in drawn[0] if "error" in axes.get_title()]
+    pairs = zip(*drawn[0], strict=True)
+    shown = [torch.as_tensor(picture.get_array().data) for title, picture in pairs if "error" in title]
     assert torch.allclose(torch.stack(shown), errors, atol=1e-5)

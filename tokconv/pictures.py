@@ -16,6 +16,9 @@ from tokconv.grid import to_grid
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 
+CELL, TITLE, GAP, BAR = 2.3, 0.25, 0.06, 0.7
+"""Inches: a picture with its margin, the text above it, that margin, and the bar of the errors' colours."""
+
 
 def draw_compression(
     compressor: Compressor, decoder: Decoder, tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
@@ -53,23 +56,39 @@ def draw_compressions(
             ("reconstructed", paint(reconstructed)),
         ]
         rows.append(row)
-    errors = torch.stack(maps)
+    _draw(rows, [error.cpu().numpy() for error in maps], float(torch.stack(maps).quantile(0.99)), out)
+    return out
+
+
+def _draw(rows: Sequence[Sequence[tuple[str, Any]]], errors: Sequence[Any], brightest: float, out: Path) -> None:
+    """One axes for everything, in inches: an axes for each picture takes six times as long, and every trial has one."""
     figure_module = import_extra("matplotlib.figure", "sweep")
     columns = len(rows[0]) + 1
-    figure = figure_module.Figure(figsize=(2.4 * columns, 2.5 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, row, error in zip(axes, rows, errors, strict=True):
-        for axis, (title, picture) in zip(line, row, strict=False):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_title(title, fontsize=9)
-        heat = line[-1].imshow(error[..., 0].cpu().numpy(), cmap="magma", vmin=0, vmax=float(errors.quantile(0.99)))
-        line[-1].set_title(f"error, mean {float(error.mean()):.3f}", fontsize=9)
-        figure.colorbar(heat, ax=line[-1], fraction=0.046)
-        for axis in line:
-            axis.set_axis_off()
+    width, height = CELL * columns + BAR, (CELL + TITLE) * len(rows)
+    figure = figure_module.Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+
+    def place(column: int, line: int, title: str, picture: Any, **how: Any) -> Any:
+        left, top = column * CELL + GAP, line * (CELL + TITLE) + TITLE
+        rows_of, columns_of = (
+            (picture.size[1], picture.size[0]) if isinstance(picture, Image.Image) else picture.shape[:2]
+        )
+        scale = (CELL - 2 * GAP) / max(rows_of, columns_of)
+        extent = (left, left + columns_of * scale, top + rows_of * scale, top)
+        axes.text(left, top - 0.06, title, fontsize=9)
+        return axes.imshow(picture, extent=extent, interpolation="nearest", aspect="auto", **how)
+
+    for line, (row, error) in enumerate(zip(rows, errors, strict=True)):
+        for column, (title, picture) in enumerate(row):
+            place(column, line, title, picture)
+        title = f"error, mean {float(error.mean()):.3f}"
+        heat = place(columns - 1, line, title, error[..., 0], cmap="magma", vmin=0, vmax=brightest)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    bar = figure.add_axes(((width - BAR + GAP) / width, 0.05, 0.15 / width, 0.9))
+    figure.colorbar(heat, cax=bar).ax.tick_params(labelsize=8)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    return out
 
 
 class _Palette:

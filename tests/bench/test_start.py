@@ -54,5 +54,8 @@ def test_first_step_of_a_sweep(runner: str, table: Callable[[Row], None], tmp_pa
         reported = next(event["time"] for event in events if event["event"] == "trial_reported")
         times.append(reported / 1e3 - start)
     first, others = times[0], Times(times[1:])
-    what, there = f"tokconv sweep to its first trial's first report, {runner}", "the first time, store and baselines made"
+    what, there = (
+        f"tokconv sweep to its first trial's first report, {runner}",
+        "the first time, store and baselines made",
+    )
     table(Row(what, f"{there}: {first:.1f} s", f"{others}", "", "15 s", others.middle < 15))
