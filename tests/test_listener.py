@@ -180,3 +180,24 @@ def test_a_trial_without_an_objectives_figure_is_failed_with_the_reason(desk: De
     [ended] = desk.events("trial_ended")
     assert (ended["state"], ended["reason"]) == ("failed", "ended without val/fvu, an objective of this sweep")
     assert desk.finished == []
+
+
+def test_it_is_hopeless_when_the_first_trials_all_fail_for_one_reason(desk: Desk) -> None:
+    for number in range(5):
+        assert desk.listener.hopeless is None
+        trial = desk.start(f"{number:05d}")
+        trial.last_result = {FAILURE: f"the loss is not finite at step {number}"}
+        desk.listener.on_trial_complete(0, [], trial)
+    assert desk.listener.hopeless == "the loss is not finite at step 0"
+
+
+@pytest.mark.parametrize("other", ["another reason", None])
+def test_there_is_hope_when_one_fails_otherwise_or_not_at_all(desk: Desk, other: str | None) -> None:
+    for number in range(7):
+        if number == 2 and other is None:
+            desk.listener.on_trial_complete(0, [], desk.run(f"{number:05d}"))
+            continue
+        trial = desk.start(f"{number:05d}")
+        trial.last_result = {FAILURE: other if number == 2 else "the loss is not finite"}
+        desk.listener.on_trial_complete(0, [], trial)
+    assert desk.listener.hopeless is None

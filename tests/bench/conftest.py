@@ -129,9 +129,14 @@ def _machine() -> str:
 
 
 def run(*command: str, cwd: Path) -> float:
-    """Seconds of a command that has to succeed; what it printed is shown when it does not."""
+    """Seconds of a command that has to succeed."""
+    return run_and_read(*command, cwd=cwd)[0]
+
+
+def run_and_read(*command: str, cwd: Path) -> tuple[float, str]:
+    """The same, and what it printed, which is also shown when it fails."""
     start = time.perf_counter()
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     took = time.perf_counter() - start
     assert done.returncode == 0, done.stdout + done.stderr
-    return took
+    return took, done.stdout

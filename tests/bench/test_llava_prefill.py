@@ -5,17 +5,15 @@ The bundled tower in front of a randomly initialised language model: time does n
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
 
 import torch
+from conftest import Row, Times
+from llavas import make_llava, make_processor
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from llavas import make_llava, make_processor
 
 from tokconv.integrations.llava import attach
 from tokconv.models.compressor import ResidualCompressor
@@ -25,18 +23,21 @@ WIDTH, LAYERS = 768, 8
 GRIDS = (12, 8, 6, 4)
 
 
-def test_prefill_and_cache_by_visual_tokens() -> None:
+def test_prefill_and_cache_by_visual_tokens(table: Callable[[Row], None]) -> None:
     model, processor = make_llava(width=WIDTH, layers=LAYERS), make_processor()
-    print(f"\nlanguage model of {LAYERS} layers x {WIDTH}, {torch.get_num_threads()} threads, median of {REPEATS}")
-    print("visual tokens  prefill ms  (spread)      ratio  KV cache MB  ratio")
     rows = [_measure(model, processor)]
     for grid in GRIDS:
         with attach(model, ResidualCompressor(24, 64, grid), processor, layer=-2):
             rows.append(_measure(model, processor))
-    for tokens, times, cached in rows:
-        print(
-            f"{tokens:13d}  {median(times) * 1e3:10.1f}  ({min(times) * 1e3:.1f}-{max(times) * 1e3:.1f})"
-            f"  {median(rows[0][1]) / median(times):5.1f}x  {cached / 1e6:11.2f}  {rows[0][2] / cached:4.1f}x"
+    (_, reference, whole), *others = rows
+    for tokens, times, cached in others:
+        table(
+            Row(
+                f"LLaVA prefill with {tokens} visual tokens, language model of {LAYERS} layers x {WIDTH}",
+                f"576: {Times(reference)}, KV cache {whole / 1e6:.1f} MB",
+                f"{Times(times)}, {cached / 1e6:.1f} MB",
+                f"{median(reference) / median(times):.1f}x and {whole / cached:.1f}x less",
+            )
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import Row, Times, measure, run, seconds
 
@@ -34,6 +35,7 @@ def test_trials_of_one_step(runner: str, table: Callable[[Row], None], tmp_path:
     def bare() -> None:
         run_trial(config, store, LocalRuntime(tmp_path / f"bare-{next(places)}", device="cpu"))
 
+    torch.set_num_threads(1)
     reference = measure(bare, 10)
     spec = {
         "name": "overhead",
@@ -43,8 +45,8 @@ def test_trials_of_one_step(runner: str, table: Callable[[Row], None], tmp_path:
         "concurrency": 1,
         "early_stopping": "none",
         "confirm": "none",
-        # As much of the machine as the bare function has.
-        "resources": {"runner": runner, "cpus_per_worker": 2},
+        # A thread, as the bare function has.
+        "resources": {"runner": runner, "cpus_per_worker": 1},
         "storage": str(tmp_path / "runs"),
     }
     (tmp_path / "overhead.yaml").write_text(yaml.safe_dump(spec))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +15,13 @@ from ray.tune.experiment import Trial
 
 from tokconv.sweep.outcome import FAILURE, Outcome, missing, outcome
 from tokconv.sweep.record import Record, TrialRecord, finite
+from tokconv.sweep.watchdog import hung
 
 KEPT = ("val/", "train/", "critic/")
 ALSO_KEPT = ("epoch", "epochs", "compression_ratio")
+SAME_FAILURES = 5
+"""So many trials that fail for one reason, before any other has ended, are no accident of the search."""
+DIGITS = re.compile(r"\d+")
 
 Finish = Callable[[TrialRecord], Path]
 """Exports a complete trial's compressor and draws its picture; the directory it wrote comes back, relative to the
@@ -28,6 +35,7 @@ class Listener(Callback):
         ratio: of a trial's searched values.
         judged_by: the objectives' figures.
         finish: runs in a thread of its own, so that the sweep does not wait for pictures.
+        timeout: `resources.trial_timeout`: what it was ended for is not in the error of a process that is gone.
     """
 
     def __init__(
@@ -38,18 +46,30 @@ class Listener(Callback):
         judged_by: Sequence[str],
         finish: Finish,
         on_event: Callable[[], None],
+        timeout: float | None = None,
     ) -> None:
         self._record, self._ratio, self._finish, self._on_event = record, ratio, finish, on_event
-        self._judged_by = judged_by
+        self._judged_by, self._timeout = judged_by, timeout
+        self._heard: dict[str, float] = {}
+        self._reasons: list[str] | None = []
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finish")
         # Those that an earlier driver was killed over.
         left = [trial for trial in (*record.trials.values(), *record.confirmations.values()) if _lacks_artifacts(trial)]
         self._pending = [self._pool.submit(self._keep, trial) for trial in left]
 
+    @property
+    def hopeless(self) -> str | None:
+        """Why the search should end: the first trials of this run all failed, and for one reason; None when not."""
+        reasons = self._reasons
+        if reasons is None or len(reasons) < SAME_FAILURES or len({DIGITS.sub("", reason) for reason in reasons}) > 1:
+            return None
+        return reasons[0]
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         values, confirms = trial.config["values"], trial.config.get("confirms")
         kind = {} if confirms is None else {"kind": "confirm", "confirms": confirms}
         ratio = self._ratio(values)
+        self._heard[trial.config["uid"]] = time.monotonic()
         self._record.append("trial_started", trial=trial.config["uid"], values=values, ratio=ratio, **kind)
         self._on_event()
 
@@ -59,6 +79,7 @@ class Listener(Callback):
         if FAILURE in result or "epoch" not in result:
             return
         uid, figures = trial.config["uid"], kept_figures(result)
+        self._heard[uid] = time.monotonic()
         known = self._record.find(uid)
         if known.checkpoint is not None and known.figures == {**figures, "epoch": result["epoch"]}:
             # A trial that was resumed says again where it stands.
@@ -97,11 +118,18 @@ class Listener(Callback):
         elif state is Outcome.PRUNED:
             reason = f"stopped after epoch {result['epoch']} of {result['epochs']}: dominated at its rung"
         self._record.append("trial_ended", trial=uid, state=state.value, reason=reason)
+        if state is not Outcome.FAILED:
+            self._reasons = None
+        elif self._reasons is not None:
+            self._reasons.append(reason)
         self._on_event()
         if state is Outcome.COMPLETE:
             self._pending.append(self._pool.submit(self._keep, self._record.find(uid)))
 
     def _why(self, trial: Trial, result: Mapping[str, Any] | None, *, error: bool) -> str:
+        silent = time.monotonic() - self._heard.get(trial.config["uid"], math.inf)
+        if error and self._timeout is not None and silent >= self._timeout:
+            return hung(self._timeout)
         if not result:
             return _last_line(trial)
         absent = missing(result, self._judged_by)

@@ -8,7 +8,7 @@ crashed one as failed, and a resumed sweep asks the same study on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -84,10 +84,18 @@ class StudySearcher(Searcher):
     Args:
         study: `open_study`.
         trials: those of the sweep's record.
+        given_up: whether no more trials shall be started.
     """
 
-    def __init__(self, spec: Spec, study: optuna.Study, trials: Iterable[TrialRecord]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        study: optuna.Study,
+        trials: Iterable[TrialRecord],
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__()
+        self._given_up = given_up
         self._spec, self._study = spec, study
         self._distributions = {key: distribution(found) for key, found in spec.search.items()}
         known = {trial.uid: trial for trial in trials}
@@ -100,7 +108,9 @@ class StudySearcher(Searcher):
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next config; `Searcher.FINISHED` when a grid has no point left."""
+        """The next config; `Searcher.FINISHED` when a grid has no point left, or the search is given up."""
+        if self._given_up():
+            return Searcher.FINISHED
         if self._waiting:
             config = self._waiting.pop(0)
         elif not self._queue_grid_point():

@@ -96,6 +96,8 @@ class Resources:
     """Processes a trial; each takes an equal part of every batch, and the result is that of one."""
     gpus_per_worker: float = 0.0
     cpus_per_worker: int = 1
+    trial_timeout: float = 0.0
+    """Seconds that an epoch may take, start and evaluation included; a trial that takes longer hangs. 0: any time."""
 
 
 @dataclass(frozen=True, kw_only=True)

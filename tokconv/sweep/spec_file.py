@@ -159,6 +159,8 @@ def _check_whole(spec: Spec) -> Spec:
     _whole("sampler.seed", spec.sampler.seed, 0)
     if not 0 <= resources.gpus_per_worker < math.inf:
         raise SpecError(f"resources.gpus_per_worker: got {resources.gpus_per_worker}; must be at least 0")
+    if not 0 <= resources.trial_timeout < math.inf:
+        raise SpecError(f"resources.trial_timeout: got {resources.trial_timeout}; must be seconds, or 0 for any time")
     if resources.runner == "inline" and resources.workers != 1:
         raise SpecError(f"resources.workers: got {resources.workers}; runner inline runs trials of one worker only")
     if resources.workers > 1:

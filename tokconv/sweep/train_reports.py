@@ -17,16 +17,21 @@ import ray
 from ray.train import Checkpoint, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
-from ray.util.queue import Queue
+from ray.util.queue import Empty, Queue
+
+from tokconv.errors import SweepError
+from tokconv.sweep.watchdog import hung
 
 
-def fit(trainer_with: Callable[[UserCallback], TorchTrainer]) -> None:
+def fit(trainer_with: Callable[[UserCallback], TorchTrainer], timeout: float | None = None) -> None:
     """Run a trainer to its end and report to Tune what its workers report.
 
     Args:
         trainer_with: makes the trainer; the callback must be among those of its `RunConfig`.
+        timeout: seconds that a report may keep waiting; None waits.
 
     Raises:
+        SweepError: it kept waiting longer. The trainer ends with this process.
         ray.train.TrainingFailedError: the trainer failed; all that it had reported before has been reported.
     """
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
@@ -46,7 +51,14 @@ def fit(trainer_with: Callable[[UserCallback], TorchTrainer]) -> None:
 
     # A daemon: a trial that Tune stops leaves the loop below by SystemExit, and its process must end with it.
     threading.Thread(target=run, name="trainer", daemon=True).start()
-    while (metrics := queue.get()) is not None:
+    while True:
+        try:
+            metrics = queue.get(timeout=timeout)
+        except Empty as error:
+            assert timeout is not None
+            raise SweepError(hung(timeout)) from error
+        if metrics is None:
+            break
         ray.tune.report(metrics)
     ended.result()
 

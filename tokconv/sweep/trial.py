@@ -31,6 +31,7 @@ from tokconv.sweep.outcome import FAILURE
 from tokconv.sweep.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec import Resources
 from tokconv.sweep.train_reports import fit
+from tokconv.sweep.watchdog import Watchdog
 from tokconv.train import run_trial
 
 DRIVER_CPUS = 0.01
@@ -54,7 +55,8 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune function. `config` is `{"uid": ..., "values": {dotted key: value}}`."""
     with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
         if job.resources.runner == "inline":
-            _run(config, job, _inline_runtime(config["uid"], job, Path(scratch)), ray.tune.report)
+            with Watchdog(job.resources.trial_timeout or None) as watchdog:
+                _run(config, job, _inline_runtime(config["uid"], job, Path(scratch), watchdog), ray.tune.report)
         else:
             # Checkpoints at a URL are none of Ray Train's business; what else it writes is of no use afterwards.
             _fit(config, job, scratch if is_url(job.trials_dir) else job.trials_dir)
@@ -84,7 +86,7 @@ def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
         )
 
-    fit(trainer_with)
+    fit(trainer_with, resources.trial_timeout or None)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -169,7 +171,7 @@ class TrainRuntime:
         return self._resumed
 
 
-def _inline_runtime(uid: str, job: TrialJob, scratch: Path) -> LocalRuntime:
+def _inline_runtime(uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) -> LocalRuntime:
     place = f"{job.trials_dir}/{uid}"
     remote = RemoteCheckpoints(place, scratch / "checkpoints") if is_url(place) else None
     if remote is not None:
@@ -177,6 +179,7 @@ def _inline_runtime(uid: str, job: TrialJob, scratch: Path) -> LocalRuntime:
 
     def report(metrics: Metrics, checkpoint: Path | None) -> None:
         kept = str(checkpoint) if remote is None or checkpoint is None else remote.keep(checkpoint)
+        watchdog.feed()
         ray.tune.report({**metrics, CHECKPOINT_PATH_KEY: kept})
 
     device = "cuda" if job.resources.gpus_per_worker > 0 else "cpu"
@@ -185,13 +188,21 @@ def _inline_runtime(uid: str, job: TrialJob, scratch: Path) -> LocalRuntime:
 
 
 def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
-    """`run_trial`; a divergence is a result, not an error that Ray would retry."""
+    """`run_trial`; a divergence is a result, not an error that Ray would retry, and so is memory that is too small."""
     torch.set_num_threads(job.resources.cpus_per_worker)
     config = with_values(from_dict(job.base), trial["values"])
     try:
         run_trial(config, job.store.open(), runtime)
     except DivergedError as error:
         report_failure({FAILURE: str(error)})
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if runtime.world_size > 1:  # the other workers know nothing of it, and would wait for this one's report
+            raise
+        report_failure({FAILURE: f"out of memory ({_first_line(error)}); lower training.batch_size or the widths"})
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_resources(resources: Resources, *, private: bool) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tokconv.config import Config, to_dict
+from tokconv.errors import SweepError
 from tokconv.store_cache import StorePlace
 from tokconv.sweep.cluster import ray_cluster
 from tokconv.sweep.layout import SweepDirectory
-from tokconv.sweep.listener import Listener
+from tokconv.sweep.listener import SAME_FAILURES, Listener
 from tokconv.sweep.record import FINISHED, Record
 from tokconv.sweep.spec import Spec
 
@@ -37,7 +38,7 @@ def tune(
         owed: asked once, after the search: configs with `confirms`.
 
     Raises:
-        SweepError: no Ray cluster, or the cluster lacks what one trial needs.
+        SweepError: no Ray cluster, the cluster lacks what one trial needs, or the first trials all fail in one way.
     """
     missing = spec.trials - sum(trial.state in FINISHED for trial in record.trials.values())
     configs = owed() if missing <= 0 else []
@@ -58,8 +59,14 @@ def tune(
                 rungs = Rungs(spec.early_stopping, config.training.epochs)
                 rungs.replay(record.trials.values())
                 scheduler = ParetoHalving(rungs)
-            searcher = StudySearcher(spec, open_study(spec, directory.journal), record.trials.values())
+            study = open_study(spec, directory.journal)
+            searcher = StudySearcher(spec, study, record.trials.values(), lambda: listener.hopeless is not None)
             _fit("tune", spec, job, directory, listener, searcher, scheduler, missing)
+            if listener.hopeless is not None:
+                raise SweepError(
+                    f"the first {SAME_FAILURES} trials all failed in the same way: {listener.hopeless}; correct what "
+                    "they share, then start a new sweep, or go on with --resume where the trials were right"
+                )
             configs = owed()
         if configs:
             _fit("confirm", spec, job, directory, listener, GivenSearcher(configs), None, len(configs))
