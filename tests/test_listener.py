@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.outcome import FAILURE
@@ -201,3 +202,17 @@ def test_there_is_hope_when_one_fails_otherwise_or_not_at_all(desk: Desk, other:
         trial.last_result = {FAILURE: other if number == 2 else "the loss is not finite"}
         desk.listener.on_trial_complete(0, [], trial)
     assert desk.listener.hopeless is None
+
+
+@pytest.mark.parametrize(
+    ("error", "allowed"), [(RayActorError(), 20), (ValueError("a bug"), 1), (None, 1)], ids=["lost", "own", "unknown"]
+)
+def test_a_lost_process_costs_nothing_and_an_own_error_one_more_try(
+    desk: Desk, error: Exception | None, allowed: int
+) -> None:
+    trial = desk.start()
+    trial.get_error, trial.max_failures = lambda: error, 20
+    trial.run_metadata = SimpleNamespace(num_failures=1)
+    desk.listener.on_trial_recover(0, [], trial)
+    assert trial.max_failures == allowed
+    assert not desk.events("trial_ended")

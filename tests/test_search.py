@@ -253,3 +253,30 @@ def test_a_complete_trial_without_an_objectives_figure_is_failed(tmp_path: Path)
         sweep.searcher.on_trial_complete(name, last)
     assert [found.state for found in sweep.study.trials[:2]] == [TrialState.FAIL, TrialState.COMPLETE]
     assert [found.number for found in sweep.study.best_trials] == [1]
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
+def test_a_space_may_be_narrowed_in_the_middle(tmp_path: Path, kind: str) -> None:
+    """Twelve trials in the whole space, one of them still waiting; the rest in a part of it, none lost."""
+    before = Sweep(make_spec(kind), tmp_path)
+    before.run(2)
+    assert before.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)) or kind == "grid"
+    search = {
+        **(WHOLE if kind == "grid" else SEARCH),
+        GRID_KEY: {"choice": [4, 8]},
+        "training.n_critic": {"int": [1, 2]},
+    }
+    spec = make_spec(kind, search=search)
+    after = Sweep(spec, tmp_path)
+    names = []
+    for number in range(4 if kind == "grid" else 20):
+        config = after.ask(f"later-{number}")
+        if config == Searcher.FINISHED:
+            break
+        names.append(config["uid"])
+        assert all(holds(found, config["values"][key]) for key, found in spec.search.items()), config
+        after.searcher.on_trial_complete(f"later-{number}", result(number))
+    assert len(names) == len(set(names)) >= 2
+    assert all(after.state(uid) is TrialState.COMPLETE for uid in names)
+    again = Sweep(spec, tmp_path)
+    assert kind == "grid" or again.ask("last")["values"][GRID_KEY] in (4, 8)

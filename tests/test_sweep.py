@@ -200,6 +200,10 @@ def test_the_budget_of_a_finished_sweep_can_grow(root: Path) -> None:
     more = run_sweep(parse_spec(spec(root, name="grows", trials=3)), resume=True)
     assert more.directory == first.directory
     assert len(more.trials) == 3
+    search = {**spec(root)["search"], "model.compressor.output_grid_size": {"choice": [8]}}
+    narrower = run_sweep(parse_spec(spec(root, name="grows", trials=5, search=search)), resume=True)
+    assert [trial.values["model.compressor.output_grid_size"] for trial in narrower.trials.values()][3:] == [8, 8]
+    assert {verdict.grid for verdict in narrower.verdicts} == {4, 8}, "what ran before stays in the table"
     with pytest.raises(SweepError, match="search: differs"):
         run_sweep(parse_spec(spec(root, name="grows", search={})), resume=True)
 

@@ -29,11 +29,15 @@ def check_figures(spec: Spec, store: TokenStore) -> None:
 
 
 def check_same_experiment(spec: Spec, before: Spec) -> None:
-    """A resumed sweep must ask the same question; only its budget and its resources may change."""
+    """A resumed sweep must ask the same question; its budget and resources may change, its ranges may be narrower."""
+    narrower = spec.search.keys() == before.search.keys() and all(
+        found.within(before.search[key]) for key, found in spec.search.items()
+    )
     for key in ("base", "objectives", "search"):
-        if getattr(spec, key) != getattr(before, key):
+        if getattr(spec, key) != getattr(before, key) and not (key == "search" and narrower):
+            hint = "search the same keys in the same or narrower ranges, " if key == "search" else ""
             raise SweepError(
-                f"{key}: differs from the sweep to resume; give it another name, or restore what it was: "
+                f"{key}: differs from the sweep to resume; {hint}give it another name, or restore what it was: "
                 f"{spec_to_dict(before)[key]}"
             )
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
@@ -21,6 +22,9 @@ KEPT = ("val/", "train/", "critic/")
 ALSO_KEPT = ("epoch", "epochs", "compression_ratio")
 SAME_FAILURES = 5
 """So many trials that fail for one reason, before any other has ended, are no accident of the search."""
+MAX_LOSSES = 20
+"""Times that a trial may lose its process and go on from its checkpoint: machines that go say nothing of it. What
+fails by itself is tried once more, for a file system may have been away."""
 DIGITS = re.compile(r"\d+")
 
 Finish = Callable[[TrialRecord], Path]
@@ -93,6 +97,12 @@ class Listener(Callback):
         )
         self._on_event()
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Ray Tune will run it again; how often yet depends on what ended it."""
+        if not isinstance(trial.get_error(), RayActorError) or self._is_hung(trial):
+            trial.max_failures = trial.run_metadata.num_failures
+        self._heard[trial.config["uid"]] = time.monotonic()
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, error=False)
 
@@ -127,8 +137,7 @@ class Listener(Callback):
             self._pending.append(self._pool.submit(self._keep, self._record.find(uid)))
 
     def _why(self, trial: Trial, result: Mapping[str, Any] | None, *, error: bool) -> str:
-        silent = time.monotonic() - self._heard.get(trial.config["uid"], math.inf)
-        if error and self._timeout is not None and silent >= self._timeout:
+        if error and self._timeout is not None and self._is_hung(trial):
             return hung(self._timeout)
         if not result:
             return _last_line(trial)
@@ -136,6 +145,11 @@ class Listener(Callback):
         if not error and FAILURE not in result and "epoch" in result and absent:
             return f"ended without {', '.join(absent)}, an objective of this sweep"
         return str(result.get(FAILURE) or _last_line(trial))
+
+    def _is_hung(self, trial: Trial) -> bool:
+        """Whether its watchdog ended it: what it says is not in the error of a process that is gone."""
+        silent = time.monotonic() - self._heard.get(trial.config["uid"], math.inf)
+        return self._timeout is not None and silent >= self._timeout
 
     def _keep(self, trial: TrialRecord) -> None:
         self._record.append("trial_artifacts", trial=trial.uid, path=str(self._finish(trial)))

@@ -145,4 +145,5 @@ def _baselines(started: Mapping[str, Any], directory: SweepDirectory, spec: Spec
             held = {grid: champion["baselines"] for grid, champion in written.items()}
         except (OSError, ValueError, KeyError):
             held = {}
-    return {grid: held.get(str(grid), {}) for grid in spec.grids()}
+    # Also those that a later spec, with a narrower space, has no more.
+    return {grid: held.get(str(grid), {}) for grid in sorted({*spec.grids(), *map(int, held)})}

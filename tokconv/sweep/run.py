@@ -183,7 +183,9 @@ class _Sweep:
 
     def _baselines(self) -> dict[int, dict[str, Figures]]:
         """Every baseline at every grid, from the store's cache or computed now."""
-        grids = self.spec.grids()
+        # Trials that ran before the space was narrowed stay in the table.
+        ran = {round(self.store.token_grid / trial.ratio**0.5) for trial in self.record.trials.values()}
+        grids = sorted({*self.spec.grids(), *ran})
         found = {}
         with progress_line("baselines") as line:
             for done, grid in enumerate(grids, start=1):

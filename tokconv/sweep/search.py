@@ -8,6 +8,7 @@ crashed one as failed, and a resumed sweep asks the same study on.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -81,6 +82,9 @@ class StudySearcher(Searcher):
     running when an earlier driver died come first, with the config they had, then those that it asked for and never
     started.
 
+    A resumed sweep may have narrower ranges. Optuna's choices cannot change within a study: of those that are left one
+    is drawn at random, and the sampler chooses the rest.
+
     Args:
         study: `open_study`.
         trials: those of the sweep's record.
@@ -98,6 +102,8 @@ class StudySearcher(Searcher):
         self._given_up = given_up
         self._spec, self._study = spec, study
         self._distributions = {key: distribution(found) for key, found in spec.search.items()}
+        self._narrowed = self._narrowed_choices()
+        self._random = Random(f"{spec.sampler.seed} {len(study.get_trials(deepcopy=False))}")
         known = {trial.uid: trial for trial in trials}
         asked = {_uid(t.number): t.params for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
         interrupted = {uid: trial.values for uid, trial in known.items() if trial.state == "running"}
@@ -116,8 +122,7 @@ class StudySearcher(Searcher):
         elif not self._queue_grid_point():
             return Searcher.FINISHED
         else:
-            asked = self._study.ask(self._distributions)
-            config = {"uid": _uid(asked.number), "values": dict(asked.params)}
+            config = self._ask()
         self._numbers[trial_id] = int(config["uid"])
         return config
 
@@ -135,6 +140,28 @@ class StudySearcher(Searcher):
             told = {"state": TrialState.PRUNED if found is Outcome.PRUNED else TrialState.FAIL}
         # A driver that died between telling the study and the record runs the trial's end again.
         self._study.tell(number, **told, skip_if_finished=True)
+
+    def _ask(self) -> dict[str, Any]:
+        while True:
+            if self._narrowed and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                self._study.enqueue_trial({key: self._random.choice(left) for key, left in self._narrowed.items()})
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Fixed parameter .* is out of range", UserWarning)
+                asked = self._study.ask(self._distributions)
+            if all(self._spec.search[key].holds(value) for key, value in asked.params.items()):
+                return {"uid": _uid(asked.number), "values": dict(asked.params)}
+            # It was queued before the ranges were narrowed.
+            self._study.tell(asked, state=TrialState.FAIL)
+
+    def _narrowed_choices(self) -> dict[str, tuple[Any, ...]]:
+        """The choices that are left of those the study began with, which its distributions have to keep."""
+        narrowed = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            for key, before in trial.distributions.items():
+                now = self._distributions.get(key)
+                if isinstance(before, CategoricalDistribution) and now is not None and before != now:
+                    self._distributions[key], narrowed[key] = before, self._spec.search[key].values
+        return narrowed
 
     def _queue_grid_point(self) -> bool:
         """Queue the next point of the grid unless trials are queued; false when every point was tried."""

@@ -35,6 +35,10 @@ class Range:
             return value in self.values
         return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
 
+    def within(self, other: Range) -> bool:
+        """Whether it is a part of another range of the same key, or the same."""
+        return self.kind == other.kind and all(other.holds(value) for value in self.values)
+
     def nearest(self, value: Any) -> Any:
         """The value itself when the range holds it, else the nearest, or the first choice; the lower end for None."""
         if self.kind == "choice":

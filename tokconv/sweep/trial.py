@@ -80,7 +80,7 @@ def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
                 name=config["uid"],
                 storage_path=storage,
                 callbacks=[callback],  # type: ignore[list-item]  # mypy reads Train v1's RunConfig
-                failure_config=ray.train.FailureConfig(max_failures=1),
+                failure_config=ray.train.FailureConfig(max_failures=3),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             ),
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),

@@ -11,7 +11,7 @@ from tokconv.errors import SweepError
 from tokconv.store_cache import StorePlace
 from tokconv.sweep.cluster import ray_cluster
 from tokconv.sweep.layout import SweepDirectory
-from tokconv.sweep.listener import SAME_FAILURES, Listener
+from tokconv.sweep.listener import MAX_LOSSES, SAME_FAILURES, Listener
 from tokconv.sweep.record import FINISHED, Record
 from tokconv.sweep.spec import Spec
 
@@ -102,7 +102,7 @@ def _fit(
             name=name,
             storage_path=str(directory.path),
             callbacks=[listener],
-            failure_config=ray.tune.FailureConfig(max_failures=1),
+            failure_config=ray.tune.FailureConfig(max_failures=MAX_LOSSES),
             verbose=0,
         ),
     )
