@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
 
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.outcome import FAILURE
@@ -46,7 +45,7 @@ class Desk:
         return [event for event, _ in read_events(self.path) if event["event"].startswith(kind)]
 
     def start(self, uid: str = "00000") -> Any:
-        trial = SimpleNamespace(config={"uid": uid, "values": VALUES}, last_result={}, get_error=lambda: None)
+        trial = SimpleNamespace(config={"uid": uid, "values": VALUES}, last_result={}, error_file=None)
         self.listener.on_trial_start(0, [], trial)
         return trial
 
@@ -54,6 +53,12 @@ class Desk:
         figures = {"val/fvu": 1 / epoch, "compression_ratio": 16.0, **others}
         trial.last_result = {"epoch": epoch, "epochs": 3, "trial_id": "x", "time_total_s": 1.0, **figures}
         self.listener.on_trial_result(0, [], trial, trial.last_result)
+
+    def fail(self, trial: Any, error: str) -> None:
+        """As Tune writes it down, in a file of the driver's own."""
+        trial.error_file = self.path.with_name("error.txt")
+        with trial.error_file.open("a") as file:
+            file.write(f"Failure # 1 (occurred at 2026-01-01)\n{error}\n")
 
     def run(self, uid: str, epochs: int = 3) -> Any:
         trial = self.start(uid)
@@ -143,14 +148,16 @@ def test_a_stopped_trial_is_pruned_with_its_epoch(desk: Desk) -> None:
         (None, None, "the trial ended without a result"),
         ({"trial_id": "x"}, None, "the trial ended without a result"),
         (None, " \n ", "the trial ended without a result"),
-        (None, TimeoutError(), "TimeoutError"),
-        (None, ValueError("one\ntwo"), "two"),
+        (None, "one\ntwo", "two"),
         (None, "x" * 9000, "x" * 500),
     ],
 )
-def test_why_a_trial_failed(desk: Desk, last_result: Any, error: str | Exception | None, reason: str) -> None:
+def test_why_a_trial_failed(desk: Desk, last_result: Any, error: str | None, reason: str) -> None:
     trial = desk.start()
-    trial.last_result, trial.get_error = last_result, lambda: error
+    trial.last_result = last_result
+    if error is not None:
+        desk.fail(trial, "an earlier one")
+        desk.fail(trial, error)
     desk.listener.on_trial_error(0, [], trial)
     desk.listener.close()
     ended = desk.events("trial_ended")
@@ -204,15 +211,28 @@ def test_there_is_hope_when_one_fails_otherwise_or_not_at_all(desk: Desk, other:
     assert desk.listener.hopeless is None
 
 
+LOST = "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc"
+
+
 @pytest.mark.parametrize(
-    ("error", "allowed"), [(RayActorError(), 20), (ValueError("a bug"), 1), (None, 1)], ids=["lost", "own", "unknown"]
+    ("error", "allowed"),
+    [(LOST, 20), ("ray::ImplicitFunc.train() (pid=7)\nValueError: a bug", 1), ("", 20)],
+    ids=["lost", "own", "unknown"],
 )
-def test_a_lost_process_costs_nothing_and_an_own_error_one_more_try(
-    desk: Desk, error: Exception | None, allowed: int
-) -> None:
+def test_a_lost_process_costs_nothing_and_an_own_error_one_more_try(desk: Desk, error: str, allowed: int) -> None:
     trial = desk.start()
-    trial.get_error, trial.max_failures = lambda: error, 20
-    trial.run_metadata = SimpleNamespace(num_failures=1)
+    trial.max_failures, trial.run_metadata = 20, SimpleNamespace(num_failures=1)
+    desk.fail(trial, error)
     desk.listener.on_trial_recover(0, [], trial)
     assert trial.max_failures == allowed
+    assert not desk.events("trial_ended")
+
+
+def test_a_full_disk_fails_no_trial_and_stops_the_sweep(desk: Desk) -> None:
+    trial = desk.start()
+    desk.fail(trial, "ray::ImplicitFunc.train()\nOSError: [Errno 28] No space left on device: '/data/trials/00000'")
+    for told in (desk.listener.on_trial_recover, desk.listener.on_trial_error):
+        with pytest.raises(OSError, match="No space left") as raised:
+            told(0, [], trial)
+        assert raised.value.filename == "/data/trials/00000"
     assert not desk.events("trial_ended")

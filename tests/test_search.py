@@ -280,3 +280,15 @@ def test_a_space_may_be_narrowed_in_the_middle(tmp_path: Path, kind: str) -> Non
     assert all(after.state(uid) is TrialState.COMPLETE for uid in names)
     again = Sweep(spec, tmp_path)
     assert kind == "grid" or again.ask("last")["values"][GRID_KEY] in (4, 8)
+
+
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_journal_torn_by_a_full_disk_or_a_kill_is_gone_on_with(tmp_path: Path, cut: int) -> None:
+    """What the lost line said is asked again: the trial it created, or told the end of, is the last one."""
+    Sweep(make_spec(), tmp_path).run(4)
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    again = Sweep(make_spec(), tmp_path)
+    known = len(again.study.trials)
+    again.run(3)
+    assert len(Sweep(make_spec(), tmp_path).study.trials) >= known

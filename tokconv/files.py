@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; when the block ends well, what was written there takes its place.
 
     Works for a file and for a directory (an older directory of that name is replaced). After an error nothing is left.
+
+    Raises:
+        OSError: the disk is full or gone, also where safetensors or torch say so in an error of their own.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,11 +44,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
         if aside.is_dir():
             shutil.rmtree(aside)
+    except Exception as error:
+        if (number := _os_error(error)) is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _os_error(error: Exception) -> int | None:
+    """The errno in an error of a library that has its own kinds; None when there is none in it."""
+    if isinstance(error, OSError):
+        return None
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is not None:
+        return int(found[1])
+    # torch.save says that it could not write, not why: there is hardly another reason than a full disk.
+    return errno.ENOSPC if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error) else None
 
 
 def write_text(path: Path, text: str) -> None:

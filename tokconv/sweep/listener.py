@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
@@ -25,6 +26,11 @@ SAME_FAILURES = 5
 MAX_LOSSES = 20
 """Times that a trial may lose its process and go on from its checkpoint: machines that go say nothing of it. What
 fails by itself is tried once more, for a file system may have been away."""
+OWN_ERROR = ("ray::", "creation task")
+"""What the text of an error has that a trial's own code raised, and not that of a process that is gone."""
+FAILURE_HEAD = "Failure # "
+"""Of every error in Ray Tune's file of them."""
+DISK_FULL = re.compile(rf"\[Errno {errno.ENOSPC}\][^\n']*(?:'([^'\n]*)')?")
 DIGITS = re.compile(r"\d+")
 
 Finish = Callable[[TrialRecord], Path]
@@ -99,7 +105,9 @@ class Listener(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Ray Tune will run it again; how often yet depends on what ended it."""
-        if not isinstance(trial.get_error(), RayActorError) or self._is_hung(trial):
+        error = _error_text(trial)
+        _check_disk(error)
+        if any(mark in error for mark in OWN_ERROR) or self._is_hung(trial):
             trial.max_failures = trial.run_metadata.num_failures
         self._heard[trial.config["uid"]] = time.monotonic()
 
@@ -107,6 +115,7 @@ class Listener(Callback):
         self._end(trial, error=False)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        _check_disk(_error_text(trial))
         self._end(trial, error=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,7 +174,27 @@ def kept_figures(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _last_line(trial: Trial) -> str:
-    # An error may have no text of its own: str(TimeoutError()) is empty.
-    error = trial.get_error()
-    text = str(error or "").strip() or (type(error).__name__ if isinstance(error, Exception) else "")
-    return (text or "the trial ended without a result").splitlines()[-1].strip()[:500]
+    return (_error_text(trial) or "the trial ended without a result").splitlines()[-1].strip()[:500]
+
+
+def _error_text(trial: Trial) -> str:
+    """What ended it last, "" when nothing is known.
+
+    From the driver's own file: what `trial.get_error` reads is in the sweep's storage, where it arrives later.
+    """
+    try:
+        content = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+    except OSError:
+        return ""
+    last = content.rpartition(FAILURE_HEAD)[2]
+    return (last.partition("\n")[2] if FAILURE_HEAD in content else last).strip()
+
+
+def _check_disk(error: str) -> None:
+    """A full disk is no trial's fault: none is failed for it, and the sweep stops until there is room.
+
+    Raises:
+        OSError: it is full.
+    """
+    if found := DISK_FULL.search(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), found[1] or "the disk of a trial")

@@ -8,6 +8,7 @@ crashed one as failed, and a resumed sweep asks the same study on.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
@@ -42,6 +43,7 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
     The first trials are the base config at every grid: what the published defaults do is part of every result.
     """
     logging.getLogger("optuna").setLevel(logging.WARNING)
+    _drop_torn_end(journal)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(
         study_name=spec.name,
@@ -56,6 +58,16 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
         for point in first_points(spec)[: spec.trials]:
             study.enqueue_trial(point)
     return study
+
+
+def _drop_torn_end(journal: Path) -> None:
+    """Cut off a last line that a full disk or a kill left unfinished: the next one would be glued to it."""
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(journal, whole)
 
 
 def first_points(spec: Spec) -> list[dict[str, Any]]:
