@@ -28,7 +28,7 @@ from tokconv.sweep.search import open_study
 from tokconv.sweep.spec_file import load_spec
 from tokconv.sweep.tracking import local_uri
 
-KILLS = int(os.environ.get("TOKCONV_KILLS", "4"))
+KILLS = int(os.environ.get("TOKCONV_KILLS", "3"))
 TRIALS, EPOCHS = 6, 16 + 4 * KILLS
 VICTIMS = ("driver", "trial", "node")
 

@@ -23,7 +23,7 @@ from tokconv.errors import CheckpointError
 from tokconv.export import export, load_compressor, load_decoder, read_config
 from tokconv.models.compressor import ResidualCompressor
 from tokconv.models.decoder import ConvDecoder
-from tokconv.pictures import draw_compression
+from tokconv.pictures import BAR, CELL, TITLE, draw_compression
 
 SIZES = {"num_layers": 1, "hidden_dim": 8}
 HEAVY = ("ray", "mlflow", "transformers", "hydra", "omegaconf", "optuna", "pandas", "matplotlib")
@@ -212,4 +212,4 @@ def test_a_picture_has_a_row_an_image(tmp_path: Path, artefact: Path, count: int
         width, height = picture.size
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
     columns = 5 if with_images else 4
-    assert width / height == pytest.approx(2.4 * columns / (2.5 * count), rel=0.01)
+    assert width / height == pytest.approx((CELL * columns + BAR) / ((CELL + TITLE) * count), rel=0.01)

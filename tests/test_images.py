@@ -201,3 +201,37 @@ def test_damaged_files_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     with pytest.raises(Image.DecompressionBombWarning):
         open_image(tmp_path / "whole.png")
+
+
+def test_a_folder_of_everything_is_read_or_skipped_with_a_reason(tmp_path: Path) -> None:
+    """What people have in their folders, through the whole of `open_source` and `open_image`."""
+    good = {
+        "one pixel.png": Image.new("RGB", (1, 1)),
+        "wide.png": Image.new("RGB", (20_000, 3)),
+        "Фото 写真 📷.png": Image.new("RGB", (4, 4)),
+        "palette.gif": Image.new("P", (4, 4)),
+        "cmyk.jpg": Image.new("CMYK", (4, 4)),
+        "deep.tif": Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)),
+    }
+    for name, image in good.items():
+        image.save(tmp_path / name)
+    (tmp_path / "zero bytes.jpg").touch()
+    (tmp_path / "not an image.png").write_text("text")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    # A bomb: 40,000 x 40,000 pixels in 200 kB.
+    Image.new("1", (40_000, 40_000)).save(tmp_path / "bomb.png")
+    (tmp_path / "a folder.png").mkdir()
+    source = FolderSource(tmp_path)
+    read, refused = [], {}
+    for index, item in enumerate(source.items):
+        try:
+            image = source.load(index)
+        except Exception as error:
+            refused[item.key] = str(error)
+            continue
+        assert image.mode == "RGB"
+        read.append(item.key)
+    assert sorted(read) == sorted(good)
+    assert sorted(refused) == ["bomb.png", "dangling.png", "loop.png", "not an image.png", "zero bytes.jpg"]
+    assert all(refused.values())

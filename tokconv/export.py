@@ -38,6 +38,8 @@ DESCRIBED = (
 Module = TypeVar("Module", Compressor, Decoder)
 DEFAULT_KINDS = {"compressor": "residual", "decoder": "conv"}
 """What a network is whose config.json, an older one, names no kind."""
+LARGEST = {"token_grid": 1024, "output_grid_size": 1024, "dim": 2**16, "hidden_dim": 2**16, "num_layers": 1024}
+"""Sizes in a config.json; beyond them it would only take memory and time."""
 
 
 def export(checkpoint: Path, out: Path, *, evidence: Mapping[str, Any] | None = None) -> Path:
@@ -147,7 +149,13 @@ def is_export(path: Path) -> bool:
 
 
 def described(build: Callable[..., Module], name: str, description: Mapping[str, Any], where: object) -> Module:
-    """The network that a config.json describes, without its weights. Raises CheckpointError when it describes none."""
+    """The network that a config.json describes, without its weights. Raises CheckpointError when it describes none, or
+    one that only an attack would."""
+    arguments = description.get(name)
+    for key, limit in LARGEST.items():
+        size = arguments.get(key) if isinstance(arguments, Mapping) else None
+        if isinstance(size, int | float) and size > limit:
+            raise CheckpointError(f"{where}: {name}.{key} is {size}; at most {limit} is read")
     try:
         return build(**{"kind": DEFAULT_KINDS[name], **description[name]})
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -62,9 +62,17 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that only leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def has_images(folder: Path) -> bool:
     """Whether images lie directly in the folder."""
-    return any(_is_image(entry.name) and not entry.is_dir() for entry in list_folder(folder))
+    return any(_is_image(entry.name) and not is_folder(entry) for entry in list_folder(folder))
 
 
 def find_images(root: Path, folder: Path) -> list[tuple[str, str | None]]:
@@ -83,7 +91,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     if here in above:
         return
     for entry in list_folder(folder):
-        if entry.is_dir():
+        if is_folder(entry):
             yield from _walk(folder / entry.name, (*above, here))
         elif _is_image(entry.name):
             yield folder / entry.name

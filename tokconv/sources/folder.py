@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tokconv.errors import DataError
-from tokconv.imagefiles import SUFFIXES, file_size, find_images, has_images, list_folder, open_image
+from tokconv.imagefiles import SUFFIXES, file_size, find_images, has_images, is_folder, list_folder, open_image
 from tokconv.sources.base import SPLITS, ImageItem, basic_identity, digest, probes
 
 
@@ -46,7 +46,7 @@ class FolderSource:
         return {**basic_identity(self), "sizes": sizes}
 
     def _scan(self) -> tuple[tuple[str, ...], tuple[ImageItem, ...]]:
-        folders = {entry.name for entry in list_folder(self.root) if entry.is_dir()}
+        folders = {entry.name for entry in list_folder(self.root) if is_folder(entry)}
         if folders and folders <= set(SPLITS) and not has_images(self.root):
             parts = {split: find_images(self.root, self.root / split) for split in sorted(folders)}
             declared = len(parts) == len(SPLITS) and all(parts.values())
