@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-fast lint bench clean clean-runs build-venv
+.PHONY: help sweep test test-fast lint bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
 # Tests at once; those of one file share what they prepare.
@@ -33,8 +33,11 @@ lint: $(READY)  ## check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## run the benchmarks in tests/bench
-	$(BIN)/python -m pytest -s tests/bench
+bench: $(READY)  ## run the benchmarks: a table in runs/bench, 15 minutes on 2 cores
+	$(BIN)/python -m pytest -s tests/bench --ignore tests/bench/test_soak.py
+
+soak: $(READY)  ## run 300 trials in one sweep: what grows with them?
+	$(BIN)/python -m pytest -s tests/bench/test_soak.py
 
 clean:  ## remove the virtual environment, build outputs and caches; keeps runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -195,6 +195,16 @@ def test_photographs_seen_by_a_vit_b_16_can_be_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_same_spec_twice_has_the_same_trials_and_figures(root: Path) -> None:
+    """One trial at a time, on one machine; with several at a time the order of their ends guides the search."""
+    changes = {"concurrency": 1, "trials": 3, "search": {"training.learning_rate": {"log": [1e-4, 1e-2]}}}
+    first, second = (run_sweep(parse_spec(spec(root, name=f"again-{n}", **changes))) for n in range(2))
+    assert [trial.values for trial in first.trials.values()] == [trial.values for trial in second.trials.values()]
+    for one, other in zip(first.trials.values(), second.trials.values(), strict=True):
+        assert _timeless(one.history) == _timeless(other.history)
+
+
+@pytest.mark.slow
 def test_the_budget_of_a_finished_sweep_can_grow(root: Path) -> None:
     first = run_sweep(parse_spec(spec(root, name="grows", trials=2)))
     more = run_sweep(parse_spec(spec(root, name="grows", trials=3)), resume=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokconv.errors import ConfigError
+from tokconv.runtime import send
 
 
 def side_length(num_tokens: int) -> int:
@@ -149,5 +150,5 @@ class Windows(nn.Module):
         shape = (total or batch, self.num_cells)
         choice = torch.randint(self.window_size, shape, generator=generator)[first : first + batch]
         cells = torch.arange(self.num_cells) * self.window_size
-        index = self.members[(cells + choice).to(self.members.device)]
+        index = self.members[send(cells + choice, self.members.device)]
         return tokens_BNC.gather(1, index[..., None].expand(-1, -1, tokens_BNC.shape[2]))

@@ -13,7 +13,7 @@ import yaml
 from conftest import Row, Times, run
 
 TOKCONV = str(Path(sys.executable).with_name("tokconv"))
-REPEATS = 3
+REPEATS = 2
 
 
 def test_help(table: Callable[[Row], None], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tokconv.train import run_trial
 
 TOKCONV = str(Path(sys.executable).with_name("tokconv"))
 BASE = ["data.subset=64", "data.num_workers=0", "training.epochs=1", "training.batch_size=64", "loss.weights.wgan=0"]
-TRIALS = {"inline": 20, "torch_trainer": 8}
+TRIALS = {"inline": 20, "torch_trainer": 5}
 GOALS = {"inline": 0.1, "torch_trainer": 6.0}
 
 

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokconv.runtime import send
+
 Critic = Callable[[Tensor], Tensor]
 
 
@@ -47,7 +49,7 @@ def gradient_penalty(critic: Critic, real: Tensor, fake: Tensor, mix: Tensor, *,
     Returns:
         A scalar whose graph reaches the critic's weights (double backward).
     """
-    e = mix.view(-1, 1, 1).to(real.device, torch.float32)
+    e = send(mix.float().view(-1, 1, 1), real.device)
     norm = _input_gradient(critic, e * real.detach().float() + (1 - e) * fake.detach().float()).norm(dim=1)
     excess = norm - 1
     return (excess.clamp_min(0) if one_sided else excess).square().mean()

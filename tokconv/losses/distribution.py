@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.errors import import_extra
+from tokconv.runtime import send
 from tokconv.workers import ALONE, Workers
 
 NUM_PROJECTIONS = 128
@@ -32,7 +33,7 @@ def sliced_wasserstein_loss(fake: Tensor, real: Tensor, generator: torch.Generat
         fake, real: [n, C] float32.
         generator: on the CPU; draws the directions.
     """
-    directions = torch.randn(fake.shape[1], NUM_PROJECTIONS, generator=generator).to(fake.device)
+    directions = send(torch.randn(fake.shape[1], NUM_PROJECTIONS, generator=generator), fake.device)
     directions = F.normalize(directions, dim=0)
     along_fake, along_real = ((sample @ directions).sort(dim=0).values for sample in (fake, real))
     return (along_fake - along_real).square().mean()
