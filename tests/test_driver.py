@@ -18,6 +18,7 @@ import tokconv
 from tokconv.cli import main
 from tokconv.errors import SweepError
 from tokconv.sweep.driver import FILE, claimed, driver_of, stop
+from tokconv.sweep.record import Record
 
 
 def sleeper(code: str) -> subprocess.Popen[bytes]:
@@ -124,3 +125,43 @@ def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.Ca
     Driver(path, tmp_path).resume()
     epochs = [event["epoch"] for event in events(directory) if event["event"] == "trial_reported"]
     assert sorted(epochs) == sorted([*range(1, 41)] * 2)
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_stops_now_and_leaves_no_process(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, trials=2, base=["training.epochs=400"])
+    directory = tmp_path / "runs" / "sweeps" / "tiny-001"
+    command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path)]
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not (directory / "events.jsonl").exists() or not any(
+        event["event"] == "trial_reported" for event in events(directory)
+    ):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.2)
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert children
+    running.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    running.communicate(timeout=30)
+    assert time.monotonic() - started < 20
+    assert running.returncode != 0
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert not list(Path("/dev/shm").glob(f"*{running.pid}*"))
+    before = sum(event["event"] == "trial_reported" for event in events(directory))
+    assert before > 0
+    record = Record(directory / "events.jsonl")
+    assert [trial.state for trial in record.trials.values()].count("running") == len(record.trials)
+    record.close()

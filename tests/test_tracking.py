@@ -20,6 +20,7 @@ from tracked import (
     STATES,
     STATUS,
     Flaky,
+    Proxy,
     Server,
     artifacts,
     client,
@@ -433,4 +434,29 @@ def test_a_server_that_dies_in_the_middle_gets_everything_when_it_is_back(root: 
         assert reader.get_model_version_by_alias("tokconv-demo-2x2", "champion").version
         assert len(messages) == 1
     finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_a_slow_server_that_answers_500_gets_everything_once(root: Path, export: Path) -> None:
+    server = Server(root, free_port())
+    proxy = Proxy(server.uri, free_port(), share=0.1, delay=0.02)
+    record = new_record(root)
+    messages: list[str] = []
+    try:
+        start_sweep(record)
+        following = writer(root, proxy.uri, messages)
+        for number in range(4):
+            run_trial(record, f"{number:05d}")
+        record.append("trial_artifacts", trial="00000", path=str(export.parent))
+        end_sweep(record, "00000", export, root / "report")
+        delivery = following.close(150)
+        assert delivery.complete, delivery
+        assert proxy.failures > 3
+        reader = client(root, server.uri)
+        assert delivered_points(reader) == recorded_points(record.path)
+        assert reader.get_model_version_by_alias("tokconv-demo-2x2", "champion").version
+        assert len(messages) == 1
+    finally:
+        proxy.close()
         server.kill()

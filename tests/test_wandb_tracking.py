@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,23 @@ def records_of(path: Path) -> Iterator[Any]:
             yield record
 
 
+def whole(path: Path) -> list[Any]:
+    """Its records once they are all there: W&B's own process writes them, and ends after the run has."""
+    deadline = time.monotonic() + 20
+    while True:
+        records = list(records_of(path))
+        if "exit" in {record.WhichOneof("record_type") for record in records} or time.monotonic() > deadline:
+            return records
+        time.sleep(0.1)
+
+
 def read_back(root: Path) -> dict[str, dict[str, Any]]:
     """By run name: id, group, kind, config, and figures by step."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((root / "wandb").glob("offline-run-*/*.wandb")):
         history: list[dict[str, Any]] = []
         run: Any = None
-        for record in records_of(path):
+        for record in whole(path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 run = run or record.run

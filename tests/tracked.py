@@ -7,6 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +198,49 @@ class Server:
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+class Proxy:
+    """A server in front of another one that answers some requests with 500, before or after they did their work, and
+    all of them slowly."""
+
+    def __init__(self, to: str, port: int, *, share: float, delay: float) -> None:
+        self.uri, self.failures = f"http://127.0.0.1:{port}", 0
+        numbers, outer = random.Random(0), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_any(self) -> None:
+                time.sleep(delay)
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                when = numbers.random()
+                status, content, kind = 500, b"out of order", "text/plain"
+                if when >= share / 2:
+                    request = urllib.request.Request(to + self.path, body or None, method=self.command)
+                    request.add_header("Content-Type", self.headers.get("Content-Type", "application/json"))
+                    try:
+                        with urllib.request.urlopen(request, timeout=30) as answer:
+                            found = answer.status, answer.read(), answer.headers.get("Content-Type", "")
+                    except urllib.error.HTTPError as error:
+                        found = error.code, error.read(), error.headers.get("Content-Type", "")
+                    except urllib.error.URLError:  # it is not up yet
+                        found = status, content, kind
+                    if when >= share:
+                        status, content, kind = found
+                outer.failures += status == 500
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815 (as http.server has it)
+
+            def log_message(self, *args: object) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -67,6 +67,7 @@ class Follower:
         self._name, self._on_message = name, on_message
         self._place: str | None = None
         self._offset = 0
+        self._size = BATCH_EVENTS
         self._error = ""
         self._told = self._closing = self._abandoned = False
         self._wake = threading.Event()
@@ -102,12 +103,13 @@ class Follower:
             try:
                 moved = self._advance()
             except Exception as error:  # Another program's trouble must never become the sweep's.
-                self._place = None
+                # A server that fails now and then lets a few events through where it would fail over many.
+                self._place, self._size = None, max(1, self._size // 4)
                 self._note(error)
                 self._pause(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
                 continue
-            self._error, wait = "", FIRST_WAIT
+            self._error, wait, self._size = "", FIRST_WAIT, min(BATCH_EVENTS, 2 * self._size)
             if closing and not moved:
                 return
             if not moved:
@@ -120,7 +122,7 @@ class Follower:
                 return False
             place = self._destination.open()
             self._place, self._offset = place, self._read_cursor(place)
-        batch = list(islice(read_events(self._events, self._offset), BATCH_EVENTS))
+        batch = list(islice(read_events(self._events, self._offset), self._size))
         if not batch:
             return False
         self._destination.deliver([event for event, _ in batch])
