@@ -28,9 +28,9 @@ class ReadingStore(TokenStore):
     last: list[int]
     poisoned = False
 
-    def tokens(self, indices: Tensor) -> Tensor:
+    def tokens(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
         self.last = indices.tolist()
-        tokens = super().tokens(indices)
+        tokens = super().tokens(indices, out)
         if self.poisoned:
             tokens[0, 0, 0] = float("nan")
         return tokens
