@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tokconv.checkpoint import FORMAT
 from tokconv.sweep.listener import Listener
 from tokconv.sweep.outcome import FAILURE
 from tokconv.sweep.record import Event, Record, TrialRecord, read_events
@@ -236,3 +238,17 @@ def test_a_full_disk_fails_no_trial_and_stops_the_sweep(desk: Desk) -> None:
             told(0, [], trial)
         assert raised.value.filename == "/data/trials/00000"
     assert not desk.events("trial_ended")
+
+
+def test_epochs_that_nobody_heard_of_are_read_from_the_next_checkpoint(desk: Desk, tmp_path: Path) -> None:
+    """As after a driver's death, when its workers went on for a moment."""
+    history = [{"epoch": epoch, "epochs": 5, "val/fvu": 1 / epoch, "compression_ratio": 16.0} for epoch in range(1, 5)]
+    (tmp_path / "state.json").write_text(json.dumps({"format": FORMAT, "history": history}))
+    trial = desk.start()
+    desk.report(trial, 1)
+    desk.report(trial, 4, checkpoint_path=str(tmp_path))
+    rows = desk.record.find("00000").history
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["val/fvu"] for row in rows] == [1 / epoch for epoch in range(1, 5)]
+    desk.report(trial, 8, checkpoint_path=str(tmp_path / "gone"))
+    assert [row["epoch"] for row in desk.record.find("00000").history] == [1, 2, 3, 4, 8]

@@ -15,6 +15,10 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from tokconv.checkpoint import load_state
+from tokconv.errors import CheckpointError, StorageError
+from tokconv.storage import fetched
+from tokconv.sweep.exports import PATIENCE_SECONDS
 from tokconv.sweep.outcome import FAILURE, Outcome, missing, outcome
 from tokconv.sweep.record import Record, TrialRecord, finite
 from tokconv.sweep.watchdog import hung
@@ -94,6 +98,12 @@ class Listener(Callback):
         if known.checkpoint is not None and known.figures == {**figures, "epoch": result["epoch"]}:
             # A trial that was resumed says again where it stands.
             return
+        last = int(known.history[-1]["epoch"]) if known.history else 0
+        for missed in _between(result.get("checkpoint_path"), last, int(result["epoch"])):
+            figures_then = kept_figures(missed)
+            self._record.append(
+                "trial_reported", trial=uid, epoch=missed["epoch"], figures=figures_then, checkpoint=None
+            )
         self._record.append(
             "trial_reported",
             trial=uid,
@@ -162,6 +172,19 @@ class Listener(Callback):
 
     def _keep(self, trial: TrialRecord) -> None:
         self._record.append("trial_artifacts", trial=trial.uid, path=str(self._finish(trial)))
+
+
+def _between(checkpoint: str | None, last: int, epoch: int) -> list[dict[str, Any]]:
+    """Figures of the epochs between two reports, from the checkpoint of the later one: a worker whose driver was killed
+    may end some more epochs before it ends itself, and nobody hears of them."""
+    if checkpoint is None or epoch <= last + 1:
+        return []
+    try:
+        with fetched(checkpoint, patience=PATIENCE_SECONDS) as place:
+            history: list[dict[str, Any]] = load_state(place)["history"]
+    except (CheckpointError, StorageError, OSError, KeyError):
+        return []
+    return [row for row in history if last < row["epoch"] < epoch]
 
 
 def _lacks_artifacts(trial: TrialRecord) -> bool:
