@@ -34,6 +34,27 @@ def say(directory: Path, pid: int, **changes: object) -> None:
     (directory / FILE).write_text(json.dumps(said))
 
 
+def reporting_sweep(spec: Path, directory: Path) -> subprocess.Popen[str]:
+    """A sweep in a process of its own, started as a terminal starts it, once a trial of it has reported."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tokconv.cli", "sweep", str(spec)],
+        cwd=spec.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not (directory / "events.jsonl").exists() or not any(
+        event["event"] == "trial_reported" for event in events(directory)
+    ):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.2)
+    return running
+
+
 def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
     assert driver_of(tmp_path) is None
     with claimed(tmp_path):
@@ -86,25 +107,7 @@ def test_a_driver_that_does_not_end_is_said(tmp_path: Path) -> None:
 def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_spec(tmp_path, trials=2, concurrency=1, base=["training.epochs=40"])
     directory, runs = tmp_path / "runs" / "sweeps" / "tiny-001", str(tmp_path / "runs")
-    environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
-    command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path)]
-    running = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # As a terminal starts it, wherever these tests run.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 120
-    while not (directory / "events.jsonl").exists() or not any(
-        event["event"] == "trial_reported" for event in events(directory)
-    ):
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.2)
+    running = reporting_sweep(path, directory)
     capfd.readouterr()
     assert main(["status", "tiny", "--json", "--storage", runs]) == 0
     told = json.loads(capfd.readouterr().out)
@@ -131,23 +134,7 @@ def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.Ca
 def test_ctrl_c_twice_stops_now_and_leaves_no_process(tmp_path: Path) -> None:
     path = write_spec(tmp_path, trials=2, base=["training.epochs=400"])
     directory = tmp_path / "runs" / "sweeps" / "tiny-001"
-    command = [sys.executable, "-m", "tokconv.cli", "sweep", str(path)]
-    running = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 120
-    while not (directory / "events.jsonl").exists() or not any(
-        event["event"] == "trial_reported" for event in events(directory)
-    ):
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.2)
+    running = reporting_sweep(path, directory)
     children = psutil.Process(running.pid).children(recursive=True)
     assert children
     running.send_signal(signal.SIGINT)
