@@ -36,7 +36,7 @@ lint: $(READY)  ## check style, types and layers
 bench: $(READY)  ## run the benchmarks: a table in runs/bench, 15 minutes on 2 cores
 	$(BIN)/python -m pytest -s tests/bench --ignore tests/bench/test_soak.py
 
-soak: $(READY)  ## run 300 trials in one sweep: what grows with them?
+soak: $(READY)  ## run 600 trials in one sweep: what grows with them?
 	$(BIN)/python -m pytest -s tests/bench/test_soak.py
 
 clean:  ## remove the virtual environment, build outputs and caches; keeps runs/

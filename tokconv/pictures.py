@@ -89,6 +89,8 @@ def _draw(rows: Sequence[Sequence[tuple[str, Any]]], errors: Sequence[Any], brig
     figure.colorbar(heat, cax=bar).ax.tick_params(labelsize=8)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+    # What is left refers to itself, and would be held, pixels and all, until the garbage collector looks at it.
+    figure.clear()
 
 
 class _Palette:

@@ -1,4 +1,4 @@
-"""Three hundred short trials in one sweep: what the driver and Ray's head hold must not grow with them."""
+"""Six hundred short trials in one sweep: what the driver and Ray's head hold must not grow with them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 import yaml
 from conftest import Row
 
-TRIALS, EVERY = 300, 1.0
+TRIALS, EVERY = 600, 1.0
 BASE = ["data.subset=64", "data.num_workers=0", "training.epochs=1", "training.batch_size=64", "loss.weights.wgan=0"]
 
 
 @pytest.mark.timeout(900)
-def test_three_hundred_trials(table: Callable[[Row], None], tmp_path: Path) -> None:
+def test_six_hundred_trials(table: Callable[[Row], None], tmp_path: Path) -> None:
     spec = {
         "name": "soak",
         "base": [*BASE, f"data.store={tmp_path}/store"],

@@ -154,6 +154,9 @@ class Listener(Callback):
         self._on_event()
         if state is Outcome.COMPLETE:
             self._pending.append(self._pool.submit(self._keep, self._record.find(uid)))
+        # Tune keeps windows of every figure of every trial, 40 kB each, for an analysis that the record replaces.
+        trial.metric_n_steps.clear()
+        trial.metric_analysis.clear()
 
     def _why(self, trial: Trial, result: Mapping[str, Any] | None, *, error: bool) -> str:
         if error and self._timeout is not None and self._is_hung(trial):
