@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-fast lint bench soak clean clean-runs build-venv
+.PHONY: help sweep test test-fast lint audit bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
 # Tests at once; those of one file share what they prepare.
@@ -32,6 +32,9 @@ lint: $(READY)  ## check style, types and layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(READY)  ## look up known vulnerabilities of what constraints.txt pins (asks pypi.org)
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
 
 bench: $(READY)  ## run the benchmarks: a table in runs/bench, 15 minutes on 2 cores
 	$(BIN)/python -m pytest -s tests/bench --ignore tests/bench/test_soak.py

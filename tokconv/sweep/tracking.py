@@ -18,6 +18,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock
 
 from tokconv.errors import SweepError, import_extra
 from tokconv.protocol import protocol_of
@@ -152,7 +154,6 @@ class _Runs:
 
     def open(self) -> str:
         """Connect, find or create experiment and parent run; the parent run's id comes back."""
-        self._client = _connect(self._uri)
         self._born = self._token_grid = 0
         self._judged: dict[str, str] = {}
         self._started: dict[str, Event] = {}
@@ -161,7 +162,9 @@ class _Runs:
         # Names and params of a trial stand in events that may lie far before the cursor.
         for event, _ in read_events(self._events):
             self._learn(event)
-        self.experiment_id = self._find_experiment()
+        with _alone(self._uri):
+            self._client = _connect(self._uri)
+            self.experiment_id = self._find_experiment()
         tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
         self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._born, tags)
         return self._parent
@@ -325,6 +328,15 @@ def _connect(uri: str) -> MlflowClient:
         logging.getLogger(logger).setLevel(logging.ERROR)
     client: MlflowClient = mlflow.MlflowClient(uri, registry_uri=uri)
     return client
+
+
+def _alone(uri: str) -> AbstractContextManager[object]:
+    """Two drivers that make the tables of one new file at once would fail each other (MLflow 3.17)."""
+    if not _is_local(uri):
+        return nullcontext()
+    file = Path(uri.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{file}.lock")
 
 
 def _is_local(uri: str) -> bool:
