@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokconv import heldout, protocol
+from tokconv.derived import kept_figures
 from tokconv.errors import ConfigError
 from tokconv.grid import Windows, compression_ratio
 from tokconv.metrics import Fidelity, projections, sliced_wasserstein, sorted_projections
@@ -19,7 +20,7 @@ from tokconv.metrics.mmd import MmdReference
 from tokconv.metrics.similarity import cka, nearest, neighbour_overlap
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.probe import Probe, Reader, fit_probe, labelled_sample
+from tokconv.probe import FIT_VERSION, Probe, Reader, fit_probe, labelled_sample
 from tokconv.store import TokenStore
 
 Figures = dict[str, float]
@@ -61,7 +62,6 @@ class Evaluator:
         self.sample = heldout.draw_sample(store, self.indices, self.windows)
         self.directions = projections(store.dim, protocol.NUM_PROJECTIONS, protocol.SEED)
         self.reference = sorted_projections(self.sample.reference, self.directions)
-        self.mmd = MmdReference.of(self.sample.mmd_reference)
         self.relations = heldout.relations(store, self.indices)
         few = self.relations is None
         self.features = None if few else heldout.new_features(store, len(self.indices), self.device)
@@ -70,7 +70,7 @@ class Evaluator:
         can_probe = self.num_labelled > 0 and len(labelled_sample(store)) > 0
         self.probe: Probe | None = fit_probe(store).to(self.device) if can_probe else None
         self.reader = self.probe.reader(self.windows) if self.probe is not None else None
-        self.real = self._real_figures()
+        self.mmd, self.real, self.probe_full = self._real_side()
 
     @torch.no_grad()
     def evaluate(self, codec: Codec) -> Figures:
@@ -117,8 +117,17 @@ class Evaluator:
                     figures[f"val/{name}_kept"] = figures[f"val/{name}_accuracy"] / self.probe_full
         return figures
 
-    def _real_figures(self) -> Figures:
-        """What real tokens get where the codec's stand; sets `probe_full`, the probe's accuracy on real images."""
+    def _real_side(self) -> tuple[MmdReference, Figures, float]:
+        """What does not depend on a codec, from the store's cache or measured now: the reference of the discrepancy,
+        what real tokens get where the codec's stand, and the probe's accuracy on real images."""
+        path = self.store.derived_dir / f"real-p{protocol.PROTOCOL}-v{FIT_VERSION}-grid-{self.output_grid:02d}.json"
+        origin = {"protocol": protocol.PROTOCOL, "probe": FIT_VERSION, "store": self.store.fingerprint}
+        kept = kept_figures(path, "real", origin, self._measure_real)
+        reference = MmdReference(self.sample.mmd_reference, **kept["mmd"])
+        return reference, kept["figures"], kept["probe"].get("full", 0.0)
+
+    def _measure_real(self) -> dict[str, Figures]:
+        self.mmd, probe = MmdReference.of(self.sample.mmd_reference), Figures()
         found = {f"{name}_floor": value for name, value in self._distances(self.sample.one_per_window).items()}
         if self.relations is not None:
             found["val/knn_overlap_halves"] = self.relations.overlap_of_halves
@@ -131,9 +140,9 @@ class Evaluator:
                 one_each = tokens.gather(1, cells[..., None].expand(-1, -1, self.store.dim).to(self.device))
                 full += self._hits(self.probe, tokens, batch)
                 sampled += self._hits(self.reader, one_each, batch)
-            self.probe_full = full / self.num_labelled
+            probe["full"] = full / self.num_labelled
             found["val/reader_sampled"] = sampled / self.num_labelled
-        return found
+        return {"mmd": {"median": self.mmd.median, "within": self.mmd.within}, "figures": found, "probe": probe}
 
     def _distances(self, tokens_nC: Tensor) -> Figures:
         projected = sorted_projections(tokens_nC, self.directions)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
-
 from tokconv.baselines import FIT_VERSION, fitted_baselines
+from tokconv.derived import kept_figures
 from tokconv.errors import StoreError
 from tokconv.evaluate import Evaluator, Figures, add_gain
-from tokconv.files import write_json
 from tokconv.grid import check_output_grid
 from tokconv.protocol import PROTOCOL
 from tokconv.store import TokenStore
@@ -38,12 +31,8 @@ def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
     path = store.derived_dir / f"baselines-p{PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     origin = {"protocol": PROTOCOL, "fit_version": FIT_VERSION, "store": store.fingerprint}
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            write_json(path, {**origin, "baselines": _measure(store, output_grid)})
-        return _read(path, origin)
+    return kept_figures(path, "baselines", origin, lambda: _measure(store, output_grid))
 
 
 def _measure(store: TokenStore, output_grid: int) -> dict[str, Figures]:
@@ -52,20 +41,3 @@ def _measure(store: TokenStore, output_grid: int) -> dict[str, Figures]:
     for name in ("window_pca", "matched_window_pca"):
         measured[name][SHORTFALL] = fitted.pca_shortfall
     return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}
-
-
-def _read(path: Path, origin: dict[str, Any]) -> dict[str, Figures]:
-    advice = "remove it and it is computed again"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        baselines = {
-            name: {figure: float(value) for figure, value in figures.items()}
-            for name, figures in found.pop("baselines").items()
-        }
-        if not baselines or not all(math.isfinite(value) for row in baselines.values() for value in row.values()):
-            raise ValueError("figures are missing or not finite")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path}: damaged; {advice}") from error
-    if found != origin:
-        raise StoreError(f"{path}: holds figures of {found}, not of {origin}; {advice}")
-    return baselines

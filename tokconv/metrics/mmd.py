@@ -19,8 +19,9 @@ WIDEST = 2.0
 """Bandwidth of the widest kernel in median distances; each next one has half of it."""
 MEDIAN_TOKENS = 1024
 """The median distance is that within the first tokens of the reference: half a million pairs."""
-ROWS = 64
-"""Rows of the kernel matrix that exist at a time: 1 MB of 4,096 columns stays in the processor's cache."""
+ROWS = 256
+"""Rows of the kernel matrix that exist at a time: 4 MB of 4,096 columns. On CPUs 1.2 to 1.3 times as fast as 64; more
+gain nothing."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ import torch
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from torch import nn
 
+from tokconv.config import Config
 from tokconv.errors import DivergedError, SweepError
-from tokconv.overrides import from_dict, with_values
+from tokconv.overrides import with_values
 from tokconv.runtime import LocalRuntime, Metrics, Runtime
 from tokconv.storage import is_url
 from tokconv.store_cache import StorePlace
@@ -43,8 +44,7 @@ for ever; 0 is not allowed."""
 class TrialJob:
     """What all trials of a sweep share, ready to be sent to other machines."""
 
-    base: Mapping[str, Any]
-    """The base config as plain dictionaries."""
+    base: Config
     store: StorePlace
     trials_dir: str
     """On a file system that every node sees, or a URL (`tokconv.sweep.remote_checkpoints`)."""
@@ -190,7 +190,7 @@ def _inline_runtime(uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) 
 def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
     """`run_trial`; a divergence is a result, not an error that Ray would retry, and so is memory that is too small."""
     torch.set_num_threads(job.resources.cpus_per_worker)
-    config = with_values(from_dict(job.base), trial["values"])
+    config = with_values(job.base, trial["values"])
     try:
         run_trial(config, job.store.open(), runtime)
     except DivergedError as error:

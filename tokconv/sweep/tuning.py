@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tokconv.config import Config, to_dict
+from tokconv.config import Config
 from tokconv.errors import SweepError
 from tokconv.store_cache import StorePlace
 from tokconv.sweep.cluster import ray_cluster
@@ -52,7 +52,7 @@ def tune(
         from tokconv.sweep.trial import TrialJob, check_resources
 
         check_resources(spec.resources, private=private)
-        job = TrialJob(to_dict(config), store, directory.trials, spec.resources)
+        job = TrialJob(config, store, directory.trials, spec.resources)
         if missing > 0:
             scheduler = None
             if spec.early_stopping is not None:
