@@ -11,9 +11,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
@@ -31,13 +33,13 @@ def fit(trainer_with: Callable[[UserCallback], TorchTrainer], timeout: float | N
         timeout: seconds that a report may keep waiting; None waits.
 
     Raises:
-        SweepError: it kept waiting longer. The trainer ends with this process.
+        SweepError: it kept waiting longer.
         ray.train.TrainingFailedError: the trainer failed; all that it had reported before has been reported.
     """
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     # One place: a trial does not run ahead of the scheduler that may stop it.
     queue = Queue(1, actor_options={"num_cpus": 0, "label_selector": here})
-    trainer = trainer_with(_IntoQueue(queue))
+    trainer, controller = trainer_with(_IntoQueue(queue)), None
     ended: Future[None] = Future()
 
     def run() -> None:
@@ -47,20 +49,29 @@ def fit(trainer_with: Callable[[UserCallback], TorchTrainer], timeout: float | N
         except BaseException as error:
             ended.set_exception(error)
         finally:
-            queue.put(None)
+            with suppress(RayActorError):  # nobody listens any more
+                queue.put(None)
 
-    # A daemon: a trial that Tune stops leaves the loop below by SystemExit, and its process must end with it.
+    # A daemon: this process may have to end while it waits.
     threading.Thread(target=run, name="trainer", daemon=True).start()
-    while True:
-        try:
-            metrics = queue.get(timeout=timeout)
-        except Empty as error:
-            assert timeout is not None
-            raise SweepError(hung(timeout)) from error
-        if metrics is None:
-            break
-        ray.tune.report(metrics)
-    ended.result()
+    try:
+        while True:
+            try:
+                told = queue.get(timeout=timeout)
+            except Empty as error:
+                assert timeout is not None
+                raise SweepError(hung(timeout)) from error
+            if told is None:
+                break
+            metrics, controller = told
+            # Raises SystemExit when Tune stops the trial.
+            ray.tune.report(metrics)
+        ended.result()
+    finally:
+        # The next trial runs in this process: nothing of this one may be left.
+        if controller is not None:
+            ray.kill(controller)
+        queue.shutdown(force=True)
 
 
 class _IntoQueue(UserCallback):
@@ -72,4 +83,4 @@ class _IntoQueue(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Rank 0 speaks for all workers; Tune needs the checkpoint's place, not the checkpoint."""
         kept = {} if checkpoint is None else {CHECKPOINT_PATH_KEY: checkpoint.path}
-        self._queue.put({**metrics[0], **kept})
+        self._queue.put(({**metrics[0], **kept}, ray.get_runtime_context().current_actor))

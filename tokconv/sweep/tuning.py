@@ -94,7 +94,7 @@ def _fit(
             scheduler=scheduler,
             num_samples=samples,
             max_concurrent_trials=spec.concurrency,
-            reuse_actors=spec.resources.runner == "inline",
+            reuse_actors=True,
             trial_name_creator=lambda trial: str(trial.config["uid"]),
             trial_dirname_creator=lambda trial: str(trial.config["uid"]),
         ),
