@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,28 @@ def test_figures_repeat_exactly(store: TokenStore) -> None:
     first = Evaluator(store, 3).evaluate(codec_of(*networks))
     torch.manual_seed(1)
     assert Evaluator(store, 3).evaluate(codec_of(*networks)) == first
+
+
+def test_what_real_tokens_get_is_measured_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = linear_networks(store, 2)
+    first = Evaluator(store, 2)
+    monkeypatch.setattr(Evaluator, "_measure_real", lambda _: pytest.fail("measured again"))
+    again = Evaluator(store, 2)
+    assert (again.real, again.probe_full, again.mmd.median) == (first.real, first.probe_full, first.mmd.median)
+    assert again.evaluate(codec_of(*networks)) == first.evaluate(codec_of(*networks))
+
+
+@pytest.mark.parametrize("change", [{"store": "another"}, {"protocol": 0}, {"probe": 0}, {"real": {}}], ids=str)
+def test_what_real_tokens_get_elsewhere_is_refused(store: TokenStore, change: dict[str, object]) -> None:
+    Evaluator(store, 1)
+    path = next(store.derived_dir.glob("real-*-grid-01.json"))
+    whole = path.read_text()
+    try:
+        path.write_text(json.dumps({**json.loads(whole), **change}))
+        with pytest.raises(StoreError, match="remove it and it is computed again"):
+            Evaluator(store, 1)
+    finally:
+        path.write_text(whole)
 
 
 def test_baselines_are_ordered_and_cached(store: TokenStore) -> None:

@@ -31,7 +31,7 @@ class BoundedHistory(BaseSampler):
         limit: the most finished trials it is shown.
 
     Example:
-        >>> study.sampler = BoundedHistory(TPESampler(seed=0), limit=1000)    # doctest: +SKIP
+        >>> study.sampler = BoundedHistory(TPESampler(seed=0), limit=500)    # doctest: +SKIP
     """
 
     def __init__(self, sampler: BaseSampler, limit: int) -> None:
