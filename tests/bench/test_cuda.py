@@ -1,16 +1,21 @@
-"""On a CUDA card: the training step and its share of the card's own bf16 peak at every grid, encoding, the published
-loop on the same card, and what waits for the device inside the loop. Skipped where there is none."""
+"""On a CUDA card: the training step and its share of the card's own bf16 peak at every grid, what else could be done to
+it, the published loop on the same card, what waits for the device inside the loop, encoding, and several trials that
+share a card. Skipped where there is none."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
-from conftest import Row, seconds
+import yaml
+from conftest import Row, run, seconds
 from plain_loop import plain_step
 from published import Published
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -22,6 +27,8 @@ from tokconv.step_cost import StepMeter
 
 GRID, DIM, BATCH, N_CRITIC = 24, 1024, 256, 5
 GRIDS = (4, 6, 8, 12)
+TOKCONV = str(Path(sys.executable).with_name("tokconv"))
+TRIALS = 8
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
 
@@ -71,6 +78,75 @@ def test_step(grid: int, peak: float, table: Callable[[Row], None]) -> None:
             f"bf16 peak {peak / 1e12:.0f} TFLOP/s",
             f"{seconds(taken)}, {BATCH / taken:.0f} images/s",
             f"{flops / taken / peak:.1%} of the peak",
+        )
+    )
+
+
+def tf32(of: Learner) -> None:
+    """Products of float32 matrices, as in the penalty, on tensor cores: no longer float32's precision."""
+    torch.set_float32_matmul_precision("high")
+
+
+def channels_last(of: Learner) -> None:
+    of._autoencode.to(memory_format=torch.channels_last)
+
+
+def compiled(of: Learner) -> None:
+    """Compressor and decoder; never the critic, whose penalty differentiates twice, which torch.compile does not."""
+    of._autoencode.compile()
+
+
+@pytest.mark.parametrize("change", [tf32, channels_last, compiled], ids=lambda change: change.__name__)
+def test_what_else_could_be_done(change: Callable[[Learner], None], table: Callable[[Row], None]) -> None:
+    """Not in the product: what gains 5 % here is to be taken in."""
+    tokens, taken = torch.randn(BATCH, GRID**2, DIM).pin_memory(), {}
+    try:
+        for name in ("as it is", change.__name__):
+            of, steps = learner(6), iter(range(1000))
+            if name != "as it is":
+                change(of)
+            taken[name] = timed(lambda of=of, steps=steps: of.step(tokens, next(steps)))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    before, after = taken.values()
+    table(
+        Row(
+            f"step of {BATCH} images at 6 x 6, {change.__name__}",
+            seconds(before),
+            seconds(after),
+            f"{before / after:.2f}x",
+        )
+    )
+
+
+def test_trials_that_share_a_card(table: Callable[[Row], None], tmp_path: Path) -> None:
+    """Two at a time, each with half of the card, against one after the other; the store is there already."""
+    spec = {
+        "name": "packed",
+        "base": ["training.epochs=3", f"data.store={tmp_path}/store"],
+        "search": {"training.learning_rate": {"log": [1e-4, 1e-3]}},
+        "trials": TRIALS,
+        "early_stopping": "none",
+        "confirm": "none",
+        "storage": str(tmp_path / "runs"),
+    }
+    took = {}
+    for share in (1.0, 0.5):
+        resources = {"runner": "inline", "gpus_per_worker": share, "cpus_per_worker": 1}
+        packed = spec | {"name": f"share-{int(100 * share)}", "resources": resources, "concurrency": round(1 / share)}
+        (tmp_path / "spec.yaml").write_text(yaml.safe_dump(packed))
+        run(TOKCONV, "sweep", "spec.yaml", "--allow-unproven", cwd=tmp_path)
+        record = next((tmp_path / "runs").rglob(f"share-{int(100 * share)}-*/events.jsonl")).read_text().splitlines()
+        times = [
+            event["time"] for event in map(json.loads, record) if event["event"] in ("trial_started", "trial_ended")
+        ]
+        took[share] = (max(times) - min(times)) / 1e3
+    table(
+        Row(
+            f"{TRIALS} demo trials, two on the card at a time",
+            f"one after another: {seconds(took[1.0])}",
+            seconds(took[0.5]),
+            f"{took[1.0] / took[0.5]:.2f}x",
         )
     )
 
