@@ -47,7 +47,8 @@ class Desk:
         return [event for event, _ in read_events(self.path) if event["event"].startswith(kind)]
 
     def start(self, uid: str = "00000") -> Any:
-        trial = SimpleNamespace(config={"uid": uid, "values": VALUES}, last_result={}, error_file=None)
+        windows = {"metric_n_steps": {"val/fvu": {}}, "metric_analysis": {"val/fvu": {}}}
+        trial = SimpleNamespace(config={"uid": uid, "values": VALUES}, last_result={}, error_file=None, **windows)
         self.listener.on_trial_start(0, [], trial)
         return trial
 
@@ -78,8 +79,9 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 def test_a_complete_trial_is_recorded_from_start_to_artifacts(desk: Desk) -> None:
-    desk.run("00003")
+    trial = desk.run("00003")
     desk.listener.close()
+    assert (trial.metric_n_steps, trial.metric_analysis) == ({}, {}), "Tune's memory of it does not stay"
     started, *reported, ended, artifacts = desk.events()
     assert (started["event"], started["trial"], started["values"], started["ratio"]) == (
         "trial_started",

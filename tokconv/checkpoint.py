@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokconv.errors import CheckpointError
+from tokconv.errors import CheckpointError, first_line
 from tokconv.files import atomic_path, write_json
 
 FORMAT = 2
@@ -88,7 +88,7 @@ def load(directory: Path) -> Checkpoint:
         weights = load_file(directory / "weights.safetensors")
         optimizers = torch.load(directory / "optimizers.pt", map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{directory}: damaged checkpoint ({_first_line(error)})") from error
+        raise CheckpointError(f"{directory}: damaged checkpoint ({first_line(error)})") from error
     return Checkpoint(directory, weights, optimizers, state)
 
 
@@ -100,11 +100,7 @@ def load_state(directory: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: damaged checkpoint ({first_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{directory}: checkpoint of another format version; this tokconv reads {FORMAT}")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -21,7 +21,7 @@ from tokconv.dynamic.predictor import check_target
 from tokconv.dynamic.ragged import save_ragged
 from tokconv.encode import STORES
 from tokconv.encoder import EncoderSpec, VisionTower, describe
-from tokconv.errors import CheckpointError, ConfigError, DataError, import_extra
+from tokconv.errors import CheckpointError, ConfigError, DataError, first_line, import_extra
 from tokconv.files import atomic_path
 from tokconv.imagefiles import open_image
 from tokconv.pictures import draw_compression, draw_compressions
@@ -220,5 +220,5 @@ def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"{path}: cannot be read as an image ({reason})") from error

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.errors import MissingExtraError, TokconvError
+from tokconv.errors import MissingExtraError, TokconvError, first_line
 
 Check = Callable[[], str]
 MODULES = {"hydra-core": "hydra", "scikit-learn": "sklearn", "scikit-image": "skimage", "PyYAML": "yaml"}
@@ -98,7 +98,7 @@ def _reason(error: Exception) -> str:
         return str(error).split(";")[0]  # the cure says the rest
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name} is not installed"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def _python() -> str:

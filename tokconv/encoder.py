@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokconv.config import ClipConfig
 from tokconv.encoder_spec import EncoderSpec, describe, read_config
-from tokconv.errors import DataError
+from tokconv.errors import DataError, first_line
 from tokconv.families import Family
 from tokconv.hub import BUNDLED, locate, quiet_transformers, weights_folder
 
@@ -66,7 +66,7 @@ class VisionTower:
         except DataError:
             raise
         except Exception as error:  # transformers and safetensors raise many kinds, some of them plain Exception
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise DataError(
                 f"model.clip.model_name: cannot load {self.spec.name!r} ({reason}); download or save it again"
             ) from error

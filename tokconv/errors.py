@@ -70,6 +70,11 @@ class DivergedError(TokconvError, ArithmeticError):
         return f"{self.term} is not finite at step {self.step}; lower training.learning_rate or the weight of that loss"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, to be put into a sentence; its type's name when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """The end of a "did you mean" sentence: the closest allowed name, or all of them when none is close."""
     names = sorted(allowed)

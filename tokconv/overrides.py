@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from tokconv.bounds import check_key, validate
 from tokconv.config import GROUPS, KEYS, Config, flatten
-from tokconv.errors import ConfigError, suggest
+from tokconv.errors import ConfigError, first_line, suggest
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -185,13 +185,9 @@ def _explain(error: Exception, pairs: Sequence[tuple[str, Any]]) -> str:
         if key in KEYS:
             value = dict(pairs).get(str(key))
             if isinstance(cause, InterpolationResolutionError):
-                return f"{key}: got {value!r}; {_first_line(cause)}"
+                return f"{key}: got {value!r}; {first_line(cause)}"
             return f"{key}: got {value!r}; must be {_type_name(KEYS[str(key)])}"
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def _type_name(annotation: Any) -> str:

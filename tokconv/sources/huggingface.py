@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokconv.errors import DataError, import_extra, suggest
+from tokconv.errors import DataError, first_line, import_extra, suggest
 from tokconv.hub import HUB_TIMEOUT
 from tokconv.imagefiles import file_size, open_image
 from tokconv.sources.base import ImageItem, basic_identity, digest, probes
@@ -159,7 +159,7 @@ def _explained(root: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # datasets, pyarrow, fsspec and the hub raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"data.root: cannot read {root!r} as an image data set ({reason})") from error
 
 

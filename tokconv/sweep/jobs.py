@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokconv.errors import SpecError, SweepError
+from tokconv.errors import SpecError, SweepError, first_line
 from tokconv.sweep.cluster import TOKEN_ADVICE, use_token
 from tokconv.sweep.spec import Spec
 
@@ -135,7 +135,7 @@ def _talking_to(address: str) -> Iterator[None]:
             "CLUSTER.yaml, or kubectl port-forward service/NAME-head-svc 8265:8265) and submit to http://localhost:8265"
         ) from error
     except (RuntimeError, ValueError) as error:
-        raise SweepError(f"--submit {address}: {str(error).splitlines()[0]}") from error
+        raise SweepError(f"--submit {address}: {first_line(error)}") from error
     finally:
         os.environ.update(aside)
 

@@ -223,7 +223,7 @@ class _Sweep:
             judged_by=self.spec.judged_by,
             finish=self._finish,
             on_event=lambda: display.update(self.record),
-            timeout=self.spec.resources.trial_timeout or None,
+            timeout=self.spec.resources.patience,
         )
         with display:
             tune(self.spec, self.config, place_of(self.store), self.directory, self.record, listener, owed_now)

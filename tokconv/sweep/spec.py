@@ -99,6 +99,11 @@ class Resources:
     trial_timeout: float = 0.0
     """Seconds that an epoch may take, start and evaluation included; a trial that takes longer hangs. 0: any time."""
 
+    @property
+    def patience(self) -> float | None:
+        """`trial_timeout`; None when there is none."""
+        return self.trial_timeout or None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:

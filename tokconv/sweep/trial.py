@@ -22,7 +22,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from torch import nn
 
 from tokconv.config import Config
-from tokconv.errors import DivergedError, SweepError
+from tokconv.errors import DivergedError, SweepError, first_line
 from tokconv.overrides import with_values
 from tokconv.runtime import LocalRuntime, Metrics, Runtime
 from tokconv.storage import is_url
@@ -38,6 +38,9 @@ from tokconv.train import run_trial
 DRIVER_CPUS = 0.01
 """A trial's driver only waits. With a whole CPU each, as many drivers as CPUs leave none for their workers and all wait
 for ever; 0 is not allowed."""
+
+WORKER_LOSSES = 3
+"""Times that a `TorchTrainer` starts its workers again by itself; after that Tune runs the trial again."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune function. `config` is `{"uid": ..., "values": {dotted key: value}}`."""
     with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
         if job.resources.runner == "inline":
-            with Watchdog(job.resources.trial_timeout or None) as watchdog:
+            with Watchdog(job.resources.patience) as watchdog:
                 _run(config, job, _inline_runtime(config["uid"], job, Path(scratch), watchdog), ray.tune.report)
         else:
             # Checkpoints at a URL are none of Ray Train's business; what else it writes is of no use afterwards.
@@ -80,13 +83,13 @@ def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
                 name=config["uid"],
                 storage_path=storage,
                 callbacks=[callback],  # type: ignore[list-item]  # mypy reads Train v1's RunConfig
-                failure_config=ray.train.FailureConfig(max_failures=3),
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_LOSSES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             ),
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
         )
 
-    fit(trainer_with, resources.trial_timeout or None)
+    fit(trainer_with, resources.patience)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -198,11 +201,7 @@ def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failu
     except (torch.OutOfMemoryError, MemoryError) as error:
         if runtime.world_size > 1:  # the other workers know nothing of it, and would wait for this one's report
             raise
-        report_failure({FAILURE: f"out of memory ({_first_line(error)}); lower training.batch_size or the widths"})
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        report_failure({FAILURE: f"out of memory ({first_line(error)[:200]}); lower training.batch_size or the widths"})
 
 
 def check_resources(resources: Resources, *, private: bool) -> None:
