@@ -23,10 +23,10 @@ from mlflow import MlflowClient
 from sweeping import events, write_spec
 
 import tokconv
+from tokconv.sweep.mlflow_place import local_uri
 from tokconv.sweep.record import read_trials
 from tokconv.sweep.search import open_study
 from tokconv.sweep.spec_file import load_spec
-from tokconv.sweep.tracking import local_uri
 
 KILLS = int(os.environ.get("TOKCONV_KILLS", "3"))
 TRIALS, EPOCHS = 6, 16 + 4 * KILLS

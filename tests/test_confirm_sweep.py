@@ -14,10 +14,10 @@ from sweeping import Driver, events, spec, write_spec
 import tokconv
 from tokconv.sweep.champions import judge
 from tokconv.sweep.evidence import SEED_KEY, UNPROVEN
+from tokconv.sweep.mlflow_place import local_uri
 from tokconv.sweep.record import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec_file import parse_spec
-from tokconv.sweep.tracking import local_uri
 
 pytestmark = [
     pytest.mark.slow,

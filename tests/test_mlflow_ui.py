@@ -20,10 +20,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from tokconv.sweep.layout import SweepDirectory
+from tokconv.sweep.mlflow_place import local_uri, ui_command
 from tokconv.sweep.reading import read_sweep
 from tokconv.sweep.record import Record
 from tokconv.sweep.report import summary_markdown
-from tokconv.sweep.tracking import MlflowWriter, local_uri, ui_command
+from tokconv.sweep.tracking import MlflowWriter
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = [

@@ -28,10 +28,10 @@ from tokconv.sweep.champions import judge
 from tokconv.sweep.checks import check_figures
 from tokconv.sweep.layout import new_directory
 from tokconv.sweep.listener import Listener
+from tokconv.sweep.mlflow_place import local_uri
 from tokconv.sweep.record import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec_file import parse_spec, to_yaml
-from tokconv.sweep.tracking import local_uri
 from tokconv.train import run_trial
 
 pytestmark = [

@@ -39,8 +39,16 @@ from tracked import (
 
 from tokconv import load_compressor
 from tokconv.sweep import follower, tracking
+from tokconv.sweep.mlflow_place import (
+    DATABASE,
+    ENVIRONMENT,
+    check_tracking,
+    connect,
+    local_uri,
+    tracking_uri,
+    ui_command,
+)
 from tokconv.sweep.mlflow_view import view_tags, view_url
-from tokconv.sweep.tracking import check_tracking, local_uri, tracking_uri, ui_command
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -56,8 +64,8 @@ def _patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setattr(follower, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(follower, "FIRST_WAIT", 0.02)
     monkeypatch.setattr(follower, "LONGEST_WAIT", 0.1)
-    for name in tracking.ENVIRONMENT:
-        monkeypatch.setenv(name, tracking.ENVIRONMENT[name])
+    for name in ENVIRONMENT:
+        monkeypatch.setenv(name, ENVIRONMENT[name])
     here = tmp_path / "working directory"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -70,8 +78,8 @@ def _patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables as MLflow makes them: it takes seconds, so once."""
-    path = tmp_path_factory.mktemp("mlflow") / tracking.DATABASE
-    tracking._connect(f"sqlite:///{path}").search_experiments()
+    path = tmp_path_factory.mktemp("mlflow") / DATABASE
+    connect(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -80,7 +88,7 @@ def root(tmp_path: Path, empty_database: Path) -> Path:
     """A storage root, with a blank in its name."""
     path = tmp_path / "my runs"
     path.mkdir()
-    (path / tracking.DATABASE).write_bytes(empty_database.read_bytes())
+    (path / DATABASE).write_bytes(empty_database.read_bytes())
     return path
 
 
@@ -182,7 +190,7 @@ def test_delivering_all_again_adds_nothing(root: Path, export: Path, cursor: str
 def test_a_cursor_of_a_deleted_database_is_not_believed(root: Path, export: Path, empty_database: Path) -> None:
     record = whole_sweep(root, export)
     deliver(root)
-    (root / tracking.DATABASE).unlink()
+    (root / DATABASE).unlink()
     # A new name: MLflow keeps connections to the old file.
     (root / "new.db").write_bytes(empty_database.read_bytes())
     uri = f"sqlite:///{root / 'new.db'}"
@@ -258,7 +266,7 @@ def test_a_server_that_is_down_holds_nothing_up_and_loses_nothing(root: Path, ex
 def test_random_failures_end_with_the_exact_figures(root: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = client(root)
     flaky = Flaky(reader, random.Random(0))
-    monkeypatch.setattr(tracking, "_connect", lambda uri: flaky)
+    monkeypatch.setattr(tracking, "connect", lambda uri: flaky)
     monkeypatch.setattr(follower, "BATCH_EVENTS", 3)
     record = whole_sweep(root, export)
     deliver(root)

@@ -27,7 +27,7 @@ from tracked import (
     writer,
 )
 
-from tokconv.sweep.tracking import local_uri
+from tokconv.sweep.mlflow_place import local_uri
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tokconv.sweep import tracking
+from tokconv.sweep.mlflow_place import connect, local_uri
 from tokconv.sweep.record import Record, read_events
-from tokconv.sweep.tracking import Delivery, MlflowWriter, local_uri
+from tokconv.sweep.tracking import Delivery, MlflowWriter
 
 FIGURES = ("val/fvu", "val/swd", "val/gain", "train/loss")
 STATES = {"00000": "complete", "00001": "pruned", "00002": "failed", "00003": "complete"}
@@ -109,7 +109,7 @@ def deliver(root: Path, uri: str | None = None) -> Delivery:
 
 
 def client(root: Path, uri: str | None = None) -> Any:
-    return tracking._connect(uri or local_uri(root))
+    return connect(uri or local_uri(root))
 
 
 def runs(mlflow_client: Any, kind: str = "trial") -> dict[str, Any]:

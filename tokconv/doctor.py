@@ -175,7 +175,7 @@ def _ray() -> str:
 
 
 def _mlflow() -> str:
-    from tokconv.sweep.tracking import check_tracking
+    from tokconv.sweep.mlflow_place import check_tracking
 
     with tempfile.TemporaryDirectory() as scratch:
         return check_tracking(Path(scratch))

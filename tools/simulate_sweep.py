@@ -30,11 +30,12 @@ from tokconv.sweep import report
 from tokconv.sweep.champions import judge
 from tokconv.sweep.confirm import owed
 from tokconv.sweep.layout import SweepDirectory, new_directory
+from tokconv.sweep.mlflow_place import local_uri
 from tokconv.sweep.record import Record, read_events
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec import Spec
 from tokconv.sweep.spec_file import load_spec
-from tokconv.sweep.tracking import MlflowWriter, local_uri
+from tokconv.sweep.tracking import MlflowWriter
 
 SPEC = Path(__file__).parents[1] / "sweeps" / "rate_distortion.yaml"
 MARKS = (500, 1000, 2000, 5000, 10000)

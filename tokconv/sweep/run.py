@@ -34,6 +34,7 @@ from tokconv.sweep.confirm import drop_superseded, owed
 from tokconv.sweep.exports import export_champions, refusals
 from tokconv.sweep.layout import SweepDirectory
 from tokconv.sweep.listener import Listener
+from tokconv.sweep.mlflow_place import tracking_uri, ui_command
 from tokconv.sweep.progress import SweepDisplay
 from tokconv.sweep.reading import read_sweep
 from tokconv.sweep.record import Record, TrialRecord
@@ -41,7 +42,7 @@ from tokconv.sweep.remote import kept, open_root
 from tokconv.sweep.remote_checkpoints import PATIENCE_SECONDS
 from tokconv.sweep.spec import GRID_KEY, Spec
 from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
-from tokconv.sweep.tracking import MlflowWriter, tracking_uri, ui_command
+from tokconv.sweep.tracking import MlflowWriter
 from tokconv.sweep.tuning import tune
 from tokconv.sweep.wandb_tracking import WandbWriter
 from tokconv.terminal import progress_line

@@ -12,26 +12,19 @@ itself by (key, time, step, value), a model version by its run.
 
 from __future__ import annotations
 
-import logging
-import os
-import shlex
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
-from filelock import FileLock
 
-from tokconv.errors import SweepError, import_extra
 from tokconv.protocol import protocol_of
 from tokconv.sweep.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.mlflow_models import MISSING, register_all
+from tokconv.sweep.mlflow_place import ARTIFACTS, LOCAL_UI, alone, connect, is_local
 from tokconv.sweep.mlflow_view import (
     DESCRIPTION,
     rounded,
@@ -45,60 +38,11 @@ from tokconv.sweep.mlflow_view import (
 )
 from tokconv.sweep.record import Event, read_events
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-LOCAL_UI = "http://127.0.0.1:5000"
 BATCH_METRICS = 1000
 """MLflow takes no more in one call."""
 STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
 """State of a trial or a sweep -> status of its run, where that is not the same word."""
 NOTE = "mlflow.note.content"
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Else it prints two lines, with pictures, for every run that ends on a server.
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # The follower has its own patience; MLflow's own is four minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # Seconds, also for an upload that the server hands on to its own storage.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-}
-
-
-def tracking_uri(named: str | None, root: Path) -> str:
-    """Where a sweep is tracked: what its spec names, else MLFLOW_TRACKING_URI, else a SQLite file in `root`."""
-    return named or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
-
-
-def local_uri(root: Path) -> str:
-    """A SQLite file in `root`."""
-    return f"sqlite:///{Path(root).expanduser().resolve() / DATABASE}"
-
-
-def ui_command(uri: str, root: Path) -> str:
-    """The shell line that opens MLflow's UI on this machine only; for a server, its address."""
-    if not _is_local(uri):
-        return without_credentials(uri)
-    artifacts = Path(root).expanduser().resolve() / ARTIFACTS
-    # Without job execution the server starts in a third of the time and needs a quarter of the memory.
-    return (
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
-        f"{shlex.quote(sys.executable)} -m mlflow server --host 127.0.0.1 --port 5000 --workers 1 "
-        f"--backend-store-uri {shlex.quote(uri)} --artifacts-destination {shlex.quote(str(artifacts))}"
-    )
-
-
-def check_tracking(root: Path) -> str:
-    """Write a figure to a new database in `root` and read it back; for `tokconv doctor`. Raises what MLflow raises."""
-    client = _connect(local_uri(root))
-    run_id = client.create_run(client.create_experiment("doctor", Path(root).resolve().as_uri())).info.run_id
-    client.log_metric(run_id, "val/fvu", 0.25)
-    found = client.get_run(run_id).data.metrics
-    if found != {"val/fvu": 0.25}:
-        raise SweepError(f"MLflow was told val/fvu = 0.25 and says {found}")
-    return f"MLflow {version('mlflow')}: a figure was written to a new SQLite database and read back"
 
 
 class MlflowWriter:
@@ -139,7 +83,7 @@ class MlflowWriter:
         delivery = self._follower.close(timeout)
         if not delivery.complete or self._runs.experiment_id is None:
             return delivery
-        base = LOCAL_UI if _is_local(self._uri) else without_credentials(self._uri)
+        base = LOCAL_UI if is_local(self._uri) else without_credentials(self._uri)
         url = view_url(base, self._runs.experiment_id, version("mlflow"))
         return replace(delivery, message=f"{delivery.message}; compare the trials: {url}")
 
@@ -162,8 +106,8 @@ class _Runs:
         # Names and params of a trial stand in events that may lie far before the cursor.
         for event, _ in read_events(self._events):
             self._learn(event)
-        with _alone(self._uri):
-            self._client = _connect(self._uri)
+        with alone(self._uri):
+            self._client = connect(self._uri)
             self.experiment_id = self._find_experiment()
         tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
         self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._born, tags)
@@ -278,7 +222,7 @@ class _Runs:
         if found is not None:
             return str(found.experiment_id)
         location = None
-        if _is_local(self._uri) and self._artifact_root is not None:
+        if is_local(self._uri) and self._artifact_root is not None:
             location = (self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)).as_uri()
         return self._client.create_experiment(self._experiment, location, tags={NOTE: DESCRIPTION})
 
@@ -314,30 +258,3 @@ class _Runs:
         else:
             # Somebody removed it before MLflow was reachable: no reason to hold back all later events.
             self._client.set_tag(run_id, MISSING, directory)
-
-
-def _connect(uri: str) -> MlflowClient:
-    """A client that says nothing on the terminal. Raises MissingExtraError without MLflow."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # MLflow warns about its own type hints while it is imported, and about its own use of SQLAlchemy later.
-    warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\b")
-    mlflow = import_extra("mlflow", "sweep")
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    client: MlflowClient = mlflow.MlflowClient(uri, registry_uri=uri)
-    return client
-
-
-def _alone(uri: str) -> AbstractContextManager[object]:
-    """Two drivers that make the tables of one new file at once would fail each other (MLflow 3.17)."""
-    if not _is_local(uri):
-        return nullcontext()
-    file = Path(uri.removeprefix("sqlite:///"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{file}.lock")
-
-
-def _is_local(uri: str) -> bool:
-    return uri.startswith("sqlite:")
