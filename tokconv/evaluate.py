@@ -100,7 +100,7 @@ class Evaluator:
             "val/fvu": fidelity.fvu,
             "val/cosine": fidelity.cosine,
             "val/cosine_centered": fidelity.cosine_centered,
-            **self._distances(compared.kept),
+            **self._distances(compared.kept, self.mmd),
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
             **self.real,
         }
@@ -127,8 +127,8 @@ class Evaluator:
         return reference, kept["figures"], kept["probe"].get("full", 0.0)
 
     def _measure_real(self) -> dict[str, Figures]:
-        self.mmd, probe = MmdReference.of(self.sample.mmd_reference), Figures()
-        found = {f"{name}_floor": value for name, value in self._distances(self.sample.one_per_window).items()}
+        mmd, probe = MmdReference.of(self.sample.mmd_reference), Figures()
+        found = {f"{name}_floor": value for name, value in self._distances(self.sample.one_per_window, mmd).items()}
         if self.relations is not None:
             found["val/knn_overlap_halves"] = self.relations.overlap_of_halves
             found["val/cka_halves"] = self.relations.cka_of_halves
@@ -142,14 +142,14 @@ class Evaluator:
                 sampled += self._hits(self.reader, one_each, batch)
             probe["full"] = full / self.num_labelled
             found["val/reader_sampled"] = sampled / self.num_labelled
-        return {"mmd": {"median": self.mmd.median, "within": self.mmd.within}, "figures": found, "probe": probe}
+        return {"mmd": {"median": mmd.median, "within": mmd.within}, "figures": found, "probe": probe}
 
-    def _distances(self, tokens_nC: Tensor) -> Figures:
+    def _distances(self, tokens_nC: Tensor, mmd: MmdReference) -> Figures:
         projected = sorted_projections(tokens_nC, self.directions)
         figures = {"val/swd": sliced_wasserstein(projected, self.reference)}
         # A single compressed token in all has no pairs.
         if len(tokens_nC) > 1:
-            figures["val/mmd"] = self.mmd.squared_distance(tokens_nC[: protocol.MAX_MMD_TOKENS])
+            figures["val/mmd"] = mmd.squared_distance(tokens_nC[: protocol.MAX_MMD_TOKENS])
         return figures
 
     def _hits(self, classifier: Probe | Reader, standardised: Tensor, batch: Tensor) -> int:
