@@ -158,3 +158,19 @@ def test_json_that_not_every_reader_knows_is_refused(tmp_path: Path, value: floa
         write_json(path, {"a": value})
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert names(tmp_path) == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 84032 vs 83924",
+        "basic_ios::clear: iostream error",
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+    ],
+)
+def test_a_full_disk_is_one_error_whatever_torch_says(tmp_path: Path, said: str) -> None:
+    with pytest.raises(OSError, match="No space left on device"), atomic_path(tmp_path / "weights.pt"):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="shapes"), atomic_path(tmp_path / "weights.pt"):
+        raise RuntimeError("the shapes do not fit")
+    assert not list(tmp_path.iterdir())

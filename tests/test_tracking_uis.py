@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -74,7 +75,10 @@ def test_two_sweeps_make_the_tables_of_one_database(tmp_path: Path) -> None:
         program += "; print(writer(at, uri, said).close(60).message, said)"
         time.sleep(0.01)  # the moment that a sweep started is part of its name
         command = [sys.executable, "-c", program]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        processes.append(
+            subprocess.Popen(command, env=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     for process in processes:
         printed, _ = process.communicate(timeout=120)
         assert process.returncode == 0, printed

@@ -17,6 +17,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What may name a run, and so a directory."""
 NAME_RULE = "must be letters, digits, '.', '_' or '-', at most 64, not a sign first"
 
+TORCH_COULD_NOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "inline_container.cc")
+"""What its error says, depending on where in the file the disk was full."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -63,7 +66,8 @@ def _os_error(error: Exception) -> int | None:
     if found is not None:
         return int(found[1])
     # torch.save says that it could not write, not why: there is hardly another reason than a full disk.
-    return errno.ENOSPC if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error) else None
+    unwritten = isinstance(error, RuntimeError) and any(mark in str(error) for mark in TORCH_COULD_NOT_WRITE)
+    return errno.ENOSPC if unwritten else None
 
 
 def write_text(path: Path, text: str) -> None:
