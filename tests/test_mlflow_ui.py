@@ -7,12 +7,11 @@ import shlex
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
-from ports import free_port
+from ports import answers, free_port
 from records import write_sweep
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
@@ -75,7 +74,7 @@ def server(sweep: SweepDirectory) -> Iterator[str]:
         process = subprocess.Popen(words[2:], env={**os.environ, **settings}, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        _until(lambda: process.poll() is None and _answers(f"{address}/health"), 90)
+        _until(lambda: process.poll() is None and answers(f"{address}/health"), 90)
         yield address
     finally:
         process.terminate()
@@ -164,14 +163,6 @@ def _until(reached: Callable[[], Found], seconds: float) -> Found:
             return found
         assert time.monotonic() < deadline, "the page does not come to that"
         time.sleep(0.3)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def _all(browser: webdriver.Chrome, selector: str) -> list[WebElement]:

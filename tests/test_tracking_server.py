@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from artefacts import write_export
 from objects import client_environment, object_server
-from ports import free_port
+from ports import free_port, until
 from postgres import postgres
 from tracked import (
     STATES,
@@ -50,7 +49,7 @@ def test_sweeps_at_once_arrive_exactly_once_though_the_server_dies(
             sweeps = {name: _Sweep(tmp_path / name, name, server.uri) for name in ("demo-001", "demo-002")}
             for sweep in sweeps.values():
                 sweep.start()
-            _wait(lambda: all(sweep.cursor.exists() for sweep in sweeps.values()))
+            until(lambda: all(sweep.cursor.exists() for sweep in sweeps.values()))
             server.kill()
             for sweep in sweeps.values():
                 sweep.run("00001", "00002")
@@ -144,10 +143,3 @@ def _points(reader: Any, run: Any) -> dict[str, set[tuple[int, int, float]]]:
         points[""][name] = {(point.step, point.timestamp, point.value) for point in history}
         assert len(points[""][name]) == len(history)
     return points[""]
-
-
-def _wait(reached: Any) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

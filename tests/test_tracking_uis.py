@@ -7,14 +7,11 @@ import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from artefacts import write_export
-from ports import free_port
+from ports import answers, free_port, until
 from tracked import (
     STATES,
     Server,
@@ -41,11 +38,11 @@ def test_two_uis_read_what_a_sweep_writes(tmp_path: Path) -> None:
     start_sweep(record)
     following = writer(tmp_path)
     run_trial(record, "00000")
-    _until((tmp_path / "mlflow.cursor").exists)
+    until((tmp_path / "mlflow.cursor").exists)
     servers = [Server(tmp_path, free_port()) for _ in range(2)]
     try:
         for server in servers:
-            _until(lambda server=server: _answers(server))
+            until(lambda server=server: answers(f"{server.uri}/health"))
         for uid in list(STATES)[1:]:
             run_trial(record, uid)
             for server in servers:  # somebody looks while it is written
@@ -85,18 +82,3 @@ def test_two_sweeps_make_the_tables_of_one_database(tmp_path: Path) -> None:
         assert re.search(r"all \d+ events delivered.* \[\]\n$", printed), printed
     found = client(tmp_path).search_runs(["1"], "tags.`tokconv.kind` = 'trial'")
     assert len(found) == len({run.data.tags["tokconv.sweep_started"] for run in found}) == 2
-
-
-def _answers(server: Server) -> bool:
-    try:
-        with urllib.request.urlopen(f"{server.uri}/health", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

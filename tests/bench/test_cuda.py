@@ -122,7 +122,6 @@ def test_what_else_could_be_done(change: Callable[[Learner], None], table: Calla
 def test_trials_that_share_a_card(table: Callable[[Row], None], tmp_path: Path) -> None:
     """Two at a time, each with half of the card, against one after the other; the store is there already."""
     spec = {
-        "name": "packed",
         "base": ["training.epochs=3", f"data.store={tmp_path}/store"],
         "search": {"training.learning_rate": {"log": [1e-4, 1e-3]}},
         "trials": TRIALS,
