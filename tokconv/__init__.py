@@ -15,22 +15,22 @@ __all__ = ["__version__", "load_compressor", "load_dynamic", "load_ragged"]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tokconv.dynamic.compressor import load_dynamic
-    from tokconv.dynamic.ragged import load_ragged
-    from tokconv.export import load_compressor
+    from tokconv.exports.artefact import load_compressor
+    from tokconv.exports.dynamic.compressor import load_dynamic
+    from tokconv.exports.dynamic.ragged import load_ragged
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_compressor":
-        from tokconv.export import load_compressor
+        from tokconv.exports.artefact import load_compressor
 
         return load_compressor
     if name == "load_dynamic":
-        from tokconv.dynamic.compressor import load_dynamic
+        from tokconv.exports.dynamic.compressor import load_dynamic
 
         return load_dynamic
     if name == "load_ragged":
-        from tokconv.dynamic.ragged import load_ragged
+        from tokconv.exports.dynamic.ragged import load_ragged
 
         return load_ragged
     raise AttributeError(f"module 'tokconv' has no attribute {name!r}")

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from tokconv.config import ClipConfig
-from tokconv.encoder import BUNDLED, VisionTower
-from tokconv.export import load_compressor
-from tokconv.grid import Windows
-from tokconv.hub import locate
-from tokconv.images import DigitsSource
+from tokconv.config.tree import ClipConfig
+from tokconv.encoding.images import DigitsSource
+from tokconv.encoding.towers.hub import locate
+from tokconv.encoding.towers.tower import BUNDLED, VisionTower
+from tokconv.exports.artefact import load_compressor
+from tokconv.models.windows import Windows
 
 BATCH = 64
 

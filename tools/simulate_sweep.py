@@ -26,16 +26,16 @@ from typing import Any
 from simulation import PARTS, TOKEN_GRID, Ledger, Simulation, memory_mb, open_search
 from surrogate import Surrogate
 
-from tokconv.sweep import report
-from tokconv.sweep.champions import judge
-from tokconv.sweep.confirm import owed
-from tokconv.sweep.layout import SweepDirectory, new_directory
-from tokconv.sweep.mlflow_place import local_uri
-from tokconv.sweep.record import Record, read_events
+from tokconv.sweep.judge.confirmations import owed
+from tokconv.sweep.judge.verdicts import judge
+from tokconv.sweep.record.events import Record, read_events
+from tokconv.sweep.record.layout import SweepDirectory, new_directory
+from tokconv.sweep.report import results as report
 from tokconv.sweep.run import run_sweep
-from tokconv.sweep.spec import Spec
-from tokconv.sweep.spec_file import load_spec
-from tokconv.sweep.tracking import MlflowWriter
+from tokconv.sweep.spec.file import load_spec
+from tokconv.sweep.spec.schema import Spec
+from tokconv.sweep.tracking.mlflow_place import local_uri
+from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 
 SPEC = Path(__file__).parents[1] / "sweeps" / "rate_distortion.yaml"
 MARKS = (500, 1000, 2000, 5000, 10000)

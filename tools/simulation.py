@@ -25,17 +25,17 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from rich.console import Console
 from surrogate import Surrogate, baselines
 
-from tokconv.files import write_text
-from tokconv.grid import compression_ratio
-from tokconv.sweep.layout import SweepDirectory
-from tokconv.sweep.listener import Listener
-from tokconv.sweep.progress import SweepDisplay
-from tokconv.sweep.record import FINISHED, Record, TrialRecord
-from tokconv.sweep.scheduler import ParetoHalving, Rungs
-from tokconv.sweep.search import StudySearcher, open_study
-from tokconv.sweep.spec import GRID_KEY, Spec
-from tokconv.sweep.spec_file import spec_to_dict, to_yaml
-from tokconv.sweep.tracking import _Runs
+from tokconv.models.windows import compression_ratio
+from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.report.progress import SweepDisplay
+from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
+from tokconv.sweep.search.study import StudySearcher, open_study
+from tokconv.sweep.spec.file import spec_to_dict, to_yaml
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.tracking.mlflow_writer import _Runs
+from tokconv.sweep.trials.listener import Listener
+from tokconv.system.files import write_text
 
 TOKEN_GRID = 24
 PARTS = {
@@ -241,7 +241,7 @@ class Simulation:
 def open_search(
     spec: Spec, directory: SweepDirectory, record: Record, epochs: int
 ) -> tuple[StudySearcher, TrialScheduler]:
-    """What a driver makes of a record and a journal, first or again; see `tokconv.sweep.tuning.tune`."""
+    """What a driver makes of a record and a journal, first or again; see `tokconv.sweep.trials.tuning.tune`."""
     scheduler: TrialScheduler = FIFOScheduler()
     if spec.early_stopping is not None:
         rungs = Rungs(spec.early_stopping, epochs)

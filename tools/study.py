@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from tokconv.files import write_json
-from tokconv.overrides import compose
-from tokconv.prepare import open_store
-from tokconv.runtime import LocalRuntime
-from tokconv.sweep.evidence import half_width
-from tokconv.train import run_trial
+from tokconv.config.overrides import compose
+from tokconv.encoding.progress import open_store
+from tokconv.sweep.judge.evidence import half_width
+from tokconv.system.files import write_json
+from tokconv.training.loop import run_trial
+from tokconv.training.runtime import LocalRuntime
 
 GRIDS = (4, 6, 8, 12)
 PHOTOGRAPHS = ["data=photographs", "model.clip.model_name=bundled:digits-tower"]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tokconv.sweep.outcome import FAILURE
-from tokconv.sweep.space import Range
-from tokconv.sweep.spec import GRID_KEY
+from tokconv.sweep.record.outcome import FAILURE
+from tokconv.sweep.spec.ranges import Range
+from tokconv.sweep.spec.schema import GRID_KEY
 
 FLOOR = 0.05
 DIVERGING = 0.03

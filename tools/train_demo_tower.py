@@ -21,7 +21,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
 
-from tokconv.sources.bundled import DigitsSource
+from tokconv.encoding.sources.bundled import DigitsSource
 
 IMAGE_SIZE, PATCH_SIZE = 96, 4
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from plain_loop import Networks
+from support.plain_loop import Networks
 from torch import Tensor, nn
 
-from tokconv.grid import Windows
+from tokconv.models.windows import Windows
 
 NUM_CONVOLUTIONS, CRITIC_BLOCKS, CRITIC_RATIO = 3, 3, 4
 

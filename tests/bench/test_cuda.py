@@ -16,14 +16,14 @@ import pytest
 import torch
 import yaml
 from conftest import Row, run, seconds
-from plain_loop import plain_step
 from published import Published
+from support.plain_loop import plain_step
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from tokconv.learner import Learner
-from tokconv.networks import TokenShape
-from tokconv.overrides import compose
-from tokconv.step_cost import StepMeter
+from tokconv.config.overrides import compose
+from tokconv.training.networks import TokenShape
+from tokconv.training.step import Learner
+from tokconv.training.step_cost import StepMeter
 
 GRID, DIM, BATCH, N_CRITIC = 24, 1024, 256, 5
 GRIDS = (4, 6, 8, 12)

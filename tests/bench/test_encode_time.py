@@ -12,17 +12,17 @@ import pytest
 import torch
 from conftest import Row, measure, seconds
 from PIL import Image
-from towers import write_vit_b_16
+from support.towers import write_vit_b_16
 
-from tokconv.encode import ShardEncoder, encode, prepare_job
-from tokconv.encoder import VisionTower
-from tokconv.overrides import compose
+from tokconv.config.overrides import compose
+from tokconv.encoding.pipeline import ShardEncoder, encode, prepare_job
+from tokconv.encoding.towers.tower import VisionTower
 
 IMAGES, BATCH, SIDE = 128, 32, 500
 """An ImageNet photograph is about 500 x 400."""
 PEAK = """
 import resource, sys
-from tokconv.cli import main
+from tokconv.cli.main import main
 assert main(["encode", *sys.argv[1:]]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -9,8 +9,8 @@ import torch
 from conftest import Row, measure, measure_in_turn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from tokconv.flops import count, tower_flops
 from tokconv.models.compressor import ResidualCompressor
+from tokconv.training.flops import count, tower_flops
 
 GRID, DIM, LAYERS, IMAGE, PATCH, BATCH = 24, 1024, 24, 336, 14, 8
 GRIDS = (4, 6, 8, 12)

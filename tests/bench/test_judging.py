@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import Row, measure, seconds
-from records import write_sweep
+from support.records import write_sweep
 
-from tokconv.encode import encode
-from tokconv.rate_distortion import baseline_figures
-from tokconv.runtime import LocalRuntime
-from tokconv.sweep.layout import SweepDirectory
-from tokconv.sweep.page import write_page
-from tokconv.sweep.reading import read_sweep
-from tokconv.sweep.spec_file import load_spec
-from tokconv.train import run_trial
+from tokconv.encoding.pipeline import encode
+from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.sweep.judge.view import read_sweep
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.report.page import write_page
+from tokconv.sweep.spec.file import load_spec
+from tokconv.training.loop import run_trial
+from tokconv.training.runtime import LocalRuntime
 
 ROOT = Path(__file__).parents[2]
 TRIALS, SLOTS = 1000, 16

@@ -11,8 +11,8 @@ from statistics import median
 
 import torch
 from conftest import Row, Times
-from llavas import make_llava, make_processor
 from PIL import Image
+from support.llavas import make_llava, make_processor
 from transformers import LlavaForConditionalGeneration
 
 from tokconv.integrations.llava import attach

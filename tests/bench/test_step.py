@@ -8,19 +8,19 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import Row, measure, measure_in_turn, seconds
-from plain_loop import Networks, Waste, plain_step
 from published import Published
+from support.plain_loop import Networks, Waste, plain_step
 from torch import Tensor
 
-from tokconv.config import Config
-from tokconv.encode import encode
-from tokconv.learner import Learner
-from tokconv.networks import TokenShape
-from tokconv.overrides import compose
-from tokconv.shards import StoreSettings, default_shard_size, pack
-from tokconv.step_cost import StepMeter
-from tokconv.store import TokenStore
-from tokconv.writer import StoreWriter
+from tokconv.config.overrides import compose
+from tokconv.config.tree import Config
+from tokconv.encoding.pipeline import encode
+from tokconv.store.format import StoreSettings, default_shard_size, pack
+from tokconv.store.reader import TokenStore
+from tokconv.store.writer import StoreWriter
+from tokconv.training.networks import TokenShape
+from tokconv.training.step import Learner
+from tokconv.training.step_cost import StepMeter
 
 GRID, DIM, CELLS, N_CRITIC = 24, 1024, 6, 5
 SMALL_BATCH, STEPS, IMAGES, HELD_OUT = 4, 5, 64, 16

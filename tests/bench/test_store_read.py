@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import Row, measure, seconds
 
-from tokconv.shards import StoreSettings, default_shard_size, map_shard, pack
-from tokconv.store import TokenStore
-from tokconv.writer import StoreWriter
+from tokconv.store.format import StoreSettings, default_shard_size, map_shard, pack
+from tokconv.store.reader import TokenStore
+from tokconv.store.writer import StoreWriter
 
 GRID, DIM, IMAGES, BATCH = 24, 1024, 512, 32
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Row, Times, measure, run_and_read, seconds
-from plain_loop import plain_step
 from published import Published
-from towers import write_vit_b_16
+from support.plain_loop import plain_step
+from support.towers import write_vit_b_16
 
-from tokconv.config import ClipConfig
-from tokconv.encoder import VisionTower
-from tokconv.sources.bundled import DigitsSource
+from tokconv.config.tree import ClipConfig
+from tokconv.encoding.sources.bundled import DigitsSource
+from tokconv.encoding.towers.tower import VisionTower
 
 TOKCONV = str(Path(sys.executable).with_name("tokconv"))
 TRIALS, EPOCHS, IMAGES, BATCH, GRID, DIM, CELLS = 8, 3, 256, 32, 14, 768, 7

@@ -13,10 +13,10 @@ import torch
 import yaml
 from conftest import Row, Times, measure, run, seconds
 
-from tokconv.encode import encode
-from tokconv.overrides import compose
-from tokconv.runtime import LocalRuntime
-from tokconv.train import run_trial
+from tokconv.config.overrides import compose
+from tokconv.encoding.pipeline import encode
+from tokconv.training.loop import run_trial
+from tokconv.training.runtime import LocalRuntime
 
 TOKCONV = str(Path(sys.executable).with_name("tokconv"))
 BASE = ["data.subset=64", "data.num_workers=0", "training.epochs=1", "training.batch_size=64", "loss.weights.wgan=0"]

@@ -1,1 +1,1 @@
-"""A compressor inside somebody else's model."""
+"""Compressors inside other models: one module per model."""

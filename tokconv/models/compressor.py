@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokconv.grid import Windows, to_grid, to_tokens
 from tokconv.models.blocks import ConvBlock, Standardise, zeroed
+from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
 class Compressor(nn.Module):
-    """What every compressor is; `tokconv.models.build` makes one of a kind.
+    """What every compressor is; `tokconv.models.registry` makes one of a kind.
 
     Args:
         token_grid: G; the input is [B, G*G, dim], patch tokens without CLS.
         dim: C, channels in and out.
-        output_grid_size: k, from 1 to G; it need not divide G (`tokconv.grid.Windows`).
+        output_grid_size: k, from 1 to G; it need not divide G (`tokconv.models.windows.Windows`).
         mean, scale: see `Standardise`; a loaded state dict brings them.
     """
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as spectrally_normed
 
-from tokconv.grid import to_grid
 from tokconv.models.blocks import ConvBlock, make_norm
+from tokconv.models.windows import to_grid
 
 
 class GridCritic(nn.Module):

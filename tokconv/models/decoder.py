@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokconv.grid import Windows
 from tokconv.models.blocks import Standardise, make_norm, zeroed
 from tokconv.models.compressor import Branch
+from tokconv.models.windows import Windows
 
 
 class Decoder(nn.Module):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tokconv.errors import ConfigError
-from tokconv.grid import Windows, to_grid, to_tokens
 from tokconv.models.blocks import ConvBlock, zeroed
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
+from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
 class ManyGrids(nn.Module):

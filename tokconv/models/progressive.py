@@ -7,9 +7,9 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from tokconv.grid import Windows, to_grid, to_tokens
 from tokconv.models.blocks import ConvBlock, zeroed
 from tokconv.models.compressor import Compressor
+from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
 def stage_sizes(token_grid: int, output_grid: int, num_layers: int) -> list[int]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv.errors import SpecError, SweepError, first_line
-from tokconv.sweep.cluster import TOKEN_ADVICE, use_token
-from tokconv.sweep.spec import Spec
+from tokconv.sweep.spec.schema import Spec
+from tokconv.system.ray_cluster import TOKEN_ADVICE, use_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

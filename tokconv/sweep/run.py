@@ -11,42 +11,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokconv.config import Config, get
-from tokconv.dynamic.fit import fit_dynamic
+from tokconv.config.tree import Config, get
+from tokconv.encoding.images import describe_tokens
+from tokconv.encoding.progress import open_store
 from tokconv.errors import StoreError, SweepError, import_extra
-from tokconv.evaluate import Figures
-from tokconv.export import export, load_compressor, load_decoder
-from tokconv.files import write_text
-from tokconv.grid import check_output_grid, compression_ratio
-from tokconv.images import describe_tokens
-from tokconv.pictures import draw_compression
-from tokconv.prepare import open_store
-from tokconv.protocol import PROTOCOL
-from tokconv.rate_distortion import baseline_figures
-from tokconv.storage import fetched, is_url
-from tokconv.store import TokenStore
-from tokconv.store_cache import place_of
-from tokconv.sweep import report
-from tokconv.sweep.champions import Verdict, judge
-from tokconv.sweep.checks import check_figures, check_same_experiment, check_same_protocol
-from tokconv.sweep.cluster import check_lasting
-from tokconv.sweep.confirm import drop_superseded, owed
-from tokconv.sweep.exports import export_champions, refusals
-from tokconv.sweep.layout import SweepDirectory
-from tokconv.sweep.listener import Listener
-from tokconv.sweep.mlflow_place import tracking_uri, ui_command
-from tokconv.sweep.progress import SweepDisplay
-from tokconv.sweep.reading import read_sweep
-from tokconv.sweep.record import Record, TrialRecord
-from tokconv.sweep.remote import kept, open_root
-from tokconv.sweep.remote_checkpoints import PATIENCE_SECONDS
-from tokconv.sweep.spec import GRID_KEY, Spec
-from tokconv.sweep.spec_file import load_spec, spec_to_dict, to_yaml
-from tokconv.sweep.tracking import MlflowWriter
-from tokconv.sweep.tuning import tune
-from tokconv.sweep.wandb_tracking import WandbWriter
-from tokconv.terminal import progress_line
-from tokconv.train import check_batch
+from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.evaluator import Figures
+from tokconv.evaluation.pictures import draw_compression
+from tokconv.evaluation.protocol import PROTOCOL
+from tokconv.exports.artefact import export, load_compressor, load_decoder
+from tokconv.exports.dynamic.fit import fit_dynamic
+from tokconv.models.windows import check_output_grid, compression_ratio
+from tokconv.store.reader import TokenStore
+from tokconv.store.remote import place_of
+from tokconv.sweep.judge.confirmations import drop_superseded, owed
+from tokconv.sweep.judge.exports import export_champions, refusals
+from tokconv.sweep.judge.verdicts import Verdict, judge
+from tokconv.sweep.judge.view import read_sweep
+from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol
+from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.remote import kept, open_root
+from tokconv.sweep.record.remote_checkpoints import PATIENCE_SECONDS
+from tokconv.sweep.report import results as report
+from tokconv.sweep.report.progress import SweepDisplay
+from tokconv.sweep.spec.file import load_spec, spec_to_dict, to_yaml
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.tracking.mlflow_place import tracking_uri, ui_command
+from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
+from tokconv.sweep.tracking.wandb_writer import WandbWriter
+from tokconv.sweep.trials.listener import Listener
+from tokconv.sweep.trials.tuning import tune
+from tokconv.system.files import write_text
+from tokconv.system.ray_cluster import check_lasting
+from tokconv.system.storage import fetched, is_url
+from tokconv.system.terminal import progress_line
+from tokconv.training.loop import check_batch
 
 DRAIN_SECONDS = 60.0
 """How long the end of a sweep waits for the tracking server; what is left is delivered by `--resume`."""
@@ -67,7 +67,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     """Run a sweep, or finish an interrupted one, and print its result.
 
     Args:
-        spec: checked (`tokconv.sweep.spec_file`).
+        spec: checked (`tokconv.sweep.spec.file`).
         resume: go on in the newest directory of this spec's name: finished trials are kept, running ones continue
             from their checkpoint; `trials` may have grown, `confirm` may have changed.
         allow_unproven: export and register champions that do not beat every baseline, marked as unproven.
@@ -281,7 +281,7 @@ class _Sweep:
             exported=exported,
         )
         # Here: what it imports takes a second, and no trial waits for it.
-        from tokconv.sweep.page import write_page
+        from tokconv.sweep.report.page import write_page
 
         write_page(replace(read_sweep(self.directory), state=state), self.directory.page)
         self.record.append(

@@ -1,0 +1,440 @@
+"""The command line as a user meets it: help, mistakes, and the way from images to compressed tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from support.towers import write_tower
+
+from tokconv import __version__
+from tokconv.cli.main import main
+from tokconv.config.overrides import compose
+
+COMMANDS = ("doctor", "encode", "train", "sweep", "replay", "evaluate", "models", "export", "dynamic", "compress")
+SHORT = ("training.epochs=1", "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
+ROOT = Path(__file__).parents[2]
+
+PUBLISHED = (
+    "model.compressor.output_grid_size=8",
+    "data.use_subset=true data.subset_size=1000 training.epochs=5",
+    "training.batch_size=16",
+    "training.n_critic=10",
+    "loss.wgan.lambda_gp=20.0",
+    "loss.weights.ae=2.0",
+)
+"""Override lines of the published documentation, verbatim."""
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """48 digits, encoded once for all tests of this file, as the override that names them."""
+    path = tmp_path_factory.mktemp("stores") / "digits"
+    assert main(["encode", *_digits(path), "data.num_workers=0"]) == 0
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def artefact(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported compressor."""
+    folder = tmp_path_factory.mktemp("artefact")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *SHORT, *_digits(store)]) == 0
+        assert main(["export", "runs/train/train-001", "--out", "compressor"]) == 0
+    return folder / "compressor"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    """Five image files, of other sizes and modes than the digits."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK")):
+        suffix = "jpg" if mode == "CMYK" else "png"
+        Image.new(mode, (20 + number, 30), 40 * number).save(folder / f"{number}.{suffix}")
+    return sorted(map(str, folder.iterdir()))
+
+
+def _digits(store: Path | str) -> list[str]:
+    return ["data.subset=48", f"data.store='{store}'"]
+
+
+def _start(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tokconv.cli.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})},
+        # A shell that runs the tests in the background lets its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_holds_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert re.search(rf"example:\n  tokconv {command}\b", capsys.readouterr().out)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command} +\w", text, re.MULTILINE)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"tokconv {__version__}\n"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from tokconv.cli.main import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'ray', 'hydra', 'numpy', 'transformers', 'mlflow') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+# Mistakes: one sentence on stderr, exit code 2, and nothing was started
+
+
+def _refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *expected: str) -> None:
+    before = sorted(Path.cwd().rglob("*"))
+    capsys.readouterr()
+    assert main(arguments) == 2
+    text = capsys.readouterr().err
+    assert re.fullmatch(r"tokconv: [^\n]+\n", text), text
+    for part in expected:
+        assert part in text
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def _spec(**extra: object) -> list[str]:
+    # Every JSON text is a YAML text, too.
+    Path("spec.yaml").write_text(json.dumps({"name": "mistake", "trials": 1, **extra}))
+    return ["sweep", "spec.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["training.n_critc=1"], "training.n_critc: unknown; did you mean training.n_critic?"),
+        (["training.epochs=many"], "training.epochs: got 'many'; must be a whole number"),
+        (["training.epochs"], "write key=value"),
+        (["model.compressor.output_grid_size=0"], "must be at least 1"),
+        (["model.compressor.output_grid_size=25"], "got 25; must be between 1 and the token grid, 24"),
+        (["loss.wgan.lambda_gp=-1"], "loss.wgan.lambda_gp: got -1.0; must be at least 0"),
+        (["model.autoencoder.kind=mlp"], "model.autoencoder.kind: got 'mlp'; allowed: conv, attention, linear"),
+        (["data.source=folder", "data.root=nowhere"], "there is no folder 'nowhere'"),
+        (["data.source=folder", "data.root=."], "no images in '.'"),
+        (["data.source=folder"], "data.root: missing"),
+        (["model.clip.model_name=./nowhere"], "there is no directory './nowhere'; check the path"),
+        (["--device", "frog"], "device 'frog' is not available; use cpu"),
+        (["--resume"], "holds no run of 'train' to resume"),
+        (["--name", "../escape"], "--name: got '../escape'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_refuses(overrides: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(capsys, ["train", *overrides], expected)
+
+
+def test_train_refuses_a_store_of_another_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    tower = write_tower(Path("tower"), image_size=96)
+    few = ["data.subset=4", "data.store=store", "data.num_workers=0"]
+    assert main(["encode", *few, f"model.clip.model_name={tower.resolve()}"]) == 0
+    _refused(capsys, ["train", *few], "store was made with", "encoder.name: stored 'tower', wanted 'digits-tower'")
+
+
+def test_an_unreachable_model_is_told_in_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A proxy that nobody serves stands for a machine without network, on any machine.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    started = time.monotonic()
+    _refused(
+        capsys,
+        ["train", "model.clip.model_name=nobody/no-such-tower"],
+        "'nobody/no-such-tower' is neither a local directory nor reachable",
+        "give the directory of a downloaded copy",
+    )
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"search": {"model.compressor.output_grid_size": {"choice": [4, 25]}}}, "the token grid, 24"),
+        ({"search": {"model.compressor.output_grid_size": {"choice": [0, 4]}}}, "must be at least 1"),
+        ({"search": {"loss.wgan.lambda_gp": {"log": [100, 0.1]}}}, "the lower end must come first"),
+        ({"search": {"loss.wgan.lambda_gp": {"float": [-1, 1]}}}, "must be at least 0"),
+        ({"search": {"training.n_critc": {"int": [1, 2]}}}, "did you mean training.n_critic?"),
+        ({"objectives": [{"metric": "val/fvv", "mode": "min"}]}, "did you mean val/fvu?"),
+        ({"base": ["training.epohcs=5"]}, "did you mean training.epochs?"),
+        ({"trails": 1}, "trails: unknown; did you mean trials?"),
+        ({"trials": 0}, "trials: got 0"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_sweep_refuses(extra: dict[str, object], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    _refused(capsys, _spec(**extra), expected)
+
+
+def test_sweep_refuses_what_is_no_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(capsys, ["sweep", "nothing.yaml"], "nothing.yaml: no such spec file")
+    Path("tags.yaml").write_text("name: !!python/object/apply:os.mkdir [hacked]\ntrials: 1\n")
+    _refused(capsys, ["sweep", "tags.yaml"], "tags.yaml: not plain YAML data")
+    _refused(capsys, [*_spec(), "trials"], "'trials': not an override")
+
+
+def test_sweep_refuses_to_resume_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    _refused(capsys, [*_spec(), "--resume"], "holds no run of 'mistake' to resume")
+
+
+def test_sweep_names_the_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    _refused(capsys, _spec(), "ray is not installed; run: pip install 'tokconv[sweep]'")
+
+
+def test_export_refuses(capsys: pytest.CaptureFixture[str], artefact: Path) -> None:
+    Path("notes").mkdir()
+    Path("notes/config.json").write_text("{}")
+    _refused(
+        capsys,
+        ["export", "notes", "--out", "x"],
+        "notes: neither a checkpoint, nor a train run with one, nor an exported folder",
+    )
+    run = str(artefact.parent / "runs/train/train-001")
+    for kept in ("notes", run):
+        _refused(capsys, ["export", run, "--out", kept], "exists and is no exported compressor")
+
+
+def test_compress_refuses(capsys: pytest.CaptureFixture[str], artefact: Path, images: list[str]) -> None:
+    to = ["--compressor", str(artefact), "--out", "out.safetensors"]
+    _refused(capsys, ["compress", "cat.jpg", *to], "cat.jpg: there is no such image")
+    _refused(capsys, ["compress", "images", *to], "images: is a folder; name its images")
+    _refused(capsys, ["compress", *images, *to[:2], "--out", "images"], "images: is a folder; name the file to write")
+    _refused(capsys, ["compress", *images, "--compressor", "none", "--out", "x"], "none: not an exported compressor")
+    _refused(capsys, ["compress", *images, *to, "--batch-size", "0"], "--batch-size: got 0; must be at least 1")
+    _refused(capsys, ["compress", *images, *to, "--device", "frog"], "device 'frog' is not available")
+    for same in (["--out", images[0]], ["--out", "x", "--picture", "x"], ["--out", "x", "--picture", images[1]]):
+        _refused(capsys, ["compress", *images, *to[:2], *same], "is named twice")
+    _refused(capsys, ["compress", *images, *to[:2], "--out", f"{images[0]}/x"], "cannot be written or read")
+    _refused(capsys, ["compress", "x" * 300, *to], "cannot be written or read (File name too long)")
+    Path("broken.png").write_bytes(b"no image")
+    _refused(capsys, ["compress", *images, "broken.png", *to], "broken.png: cannot be read as an image")
+    tower = write_tower(Path("tower"), image_size=96)
+    _refused(capsys, ["compress", *images, *to, "--encoder", str(tower)], "was trained on tokens of")
+    damaged = Path(shutil.copytree(artefact, "damaged"))
+    description = json.loads((damaged / "config.json").read_text())
+    for key in ("clip", "encoder"):
+        rest = {name: value for name, value in description.items() if name != key}
+        (damaged / "config.json").write_text(json.dumps(rest))
+        _refused(capsys, ["compress", *images, "--compressor", "damaged", "--out", "x"], "it describes no encoder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--training.epochs=5"], "write overrides without dashes"),
+        (["doctor", "now"], "unexpected 'now'"),
+        (["compress", "a.png", "--out", "x"], "--compressor"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_disk_that_cannot_be_written_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **settings: object) -> None:
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr("tokconv.cli.commands.encode", full)
+    assert main(["encode"]) == 2
+    assert capsys.readouterr().err == "tokconv: runs/x: cannot be written or read (No space left on device)\n"
+
+
+# Work
+
+
+@pytest.mark.parametrize("line", PUBLISHED)
+def test_published_overrides_train(line: str, store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # What is appended wins over what stands before it; the subset's published name has to be repeated for that.
+    short = ["training.epochs=1", "data.subset_size=48" if "subset_size" in line else "data.subset=48"]
+    assert main(["train", *line.split(), *short, f"data.store='{store}'"]) == 0
+    text = capsys.readouterr().out
+    assert "48 images" in text
+    assert re.search(r"^epoch 1/1 +\d", text, re.MULTILINE)
+    saved = json.loads(Path("runs/train/train-001/config.json").read_text())
+    key, value = line.split()[0].split("=")
+    if key != "data.use_subset":
+        for part in key.split("."):
+            saved = saved[part]
+        assert saved == float(value)
+
+
+def test_the_published_subset_is_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    line = PUBLISHED[1].split()
+    assert main(["encode", "--plan", *line]) == 0
+    assert "1000 images x 576 tokens" in capsys.readouterr().out
+    assert not list(Path.cwd().iterdir())
+    assert compose(line).training.epochs == 5
+
+
+@pytest.mark.slow
+def test_the_published_subset_trains_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *PUBLISHED[1].split()]) == 0
+    text = capsys.readouterr().out
+    assert "1000 images" in text
+    assert re.search(r"^epoch 5/5 +\d", text, re.MULTILINE)
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "data.subset=7", "--plan", "data.dtype=int8"]) == 0
+    text = capsys.readouterr().out
+    assert "7 images" in text
+    assert "0.3 MB" in text
+
+
+def test_compress_writes_tokens_and_a_picture(
+    artefact: Path, images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    whole = ["compress", *images, "--compressor", str(artefact)]
+    assert main([*whole, "--out", "whole.safetensors", "--picture", "picture.png"]) == 0
+    assert "tokens [5, 36, 64], 16x fewer" in capsys.readouterr().out
+    assert main([*whole, "--out", "parts.safetensors", "--batch-size", "2"]) == 0
+    tokens = load_file("whole.safetensors")["tokens"]
+    assert tokens.shape == (5, 36, 64)
+    assert torch.isfinite(tokens).all()
+    torch.testing.assert_close(load_file("parts.safetensors")["tokens"], tokens, rtol=1e-4, atol=1e-4)
+    with safe_open("whole.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["images"]) == images
+    with Image.open("picture.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_images_that_cannot_be_read_are_counted_and_listed(
+    images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/broken.png").write_bytes(b"no image")
+    Path("images/empty.jpg").touch()
+    folder = ["data.source=folder", "data.root=images", "data.num_workers=0"]
+    assert main(["encode", *folder]) == 0
+    text = capsys.readouterr().out
+    assert "5 images" in text
+    assert "2 images could not be read" in text
+    assert re.search(r"^ +broken\.png: UnidentifiedImageError", text, re.MULTILINE)
+    assert re.search(r"^ +empty\.jpg: ", text, re.MULTILINE)
+    assert main(["encode", *folder, "--verify"]) == 0
+    assert "every shard has the hash" in capsys.readouterr().out
+
+
+def test_resume_of_a_finished_run_says_so(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SHORT, *_digits(store)]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume"]) == 0
+    text = capsys.readouterr().out
+    assert "runs/train/train-001: finished already" in text
+    assert re.search(r"^epoch 1/1 +\d", text, re.MULTILINE)
+    assert "tokconv export runs/train/train-001" in text
+    wider = ["model.compressor.hidden_dim=16"]
+    _refused(capsys, ["train", "--resume", *wider], "was started with model.compressor.hidden_dim=8, not 16")
+    saved = Path("runs/train/train-001/config.json")
+    text = saved.read_text()
+    for damaged in ("[]", "{"):
+        saved.write_text(damaged)
+        _refused(capsys, ["train", "--resume"], "config.json: missing or damaged; start a new run")
+    saved.write_text(text)
+    # A copy of the data is no other experiment.
+    assert main(["train", "--resume", "data.num_workers=0", "data=digits"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    _judge_by_protocol_1(Path("runs/train/train-001"))
+    assert main(["train", "--resume"]) == 0
+    assert "figures are of evaluation protocol 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = _start("train", *SHORT[1:], "training.epochs=15", "--name", "long", *_digits(store))
+    _wait_for(lambda: any(tmp_path.glob("runs/train/long-001/checkpoints/epoch-*")), run)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert out.splitlines()[-1] == "stopped; go on with: tokconv train --resume --name long"
+    assert err == "tokconv: interrupted\n"
+    (newest,) = tmp_path.glob("runs/train/long-001/checkpoints/epoch-*")
+    done = int(newest.name.split("-")[1])
+    capsys.readouterr()
+    assert main(["train", "--resume", "--name", "long"]) == 0
+    # The newest figures are shown once more, then the epochs that were left.
+    shown = re.findall(r"^epoch +(\d+)/15 +\d", capsys.readouterr().out, re.MULTILINE)
+    assert list(map(int, shown)) == list(range(done, 16))
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_an_unfinished_run_of_another_protocol_is_not_resumed(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SHORT, *_digits(store)]) == 0
+    run = Path("runs/train/train-001")
+    config = json.loads((run / "config.json").read_text())
+    config["training"]["epochs"] = 2
+    (run / "config.json").write_text(json.dumps(config))
+    _judge_by_protocol_1(run)
+    assert main(["train", "--resume"]) == 2
+    assert "evaluation protocol 1" in capsys.readouterr().err
+
+
+def _judge_by_protocol_1(run: Path) -> None:
+    [path] = run.glob("checkpoints/*/state.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "protocol": 1}))

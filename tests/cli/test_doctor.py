@@ -1,0 +1,126 @@
+"""The doctor: what it says of a healthy installation, and of one where something is missing or broken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tokconv.cli import doctor
+from tokconv.cli.doctor import PARTS, Part, examine
+from tokconv.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+FAST = tuple(part for part in PARTS if part.name not in ("ray", "mlflow", "training"))
+
+
+def _hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """As if these were not installed."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in modules:
+            monkeypatch.delitem(sys.modules, name)
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def _only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(doctor, "PARTS", tuple(part for part in PARTS if part.name in names))
+
+
+def test_every_part_names_a_cure() -> None:
+    assert len({part.name for part in PARTS}) == len(PARTS)
+    assert all(part.cure for part in PARTS)
+
+
+def test_a_healthy_installation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(doctor, "PARTS", FAST)
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("\u2713") for line in lines) == len(FAST)
+    assert lines[-1] == "everything works"
+
+
+def test_the_training_check_trains_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _only(monkeypatch, "training")
+    assert examine() == 0
+    assert "one epoch trained and judged (fvu 0." in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named_with_its_command_and_the_others_are_still_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _hide(monkeypatch, "ray", "mlflow", "sklearn")
+    _only(monkeypatch, "python", "packages", "demo extra", "training", "sweep extra", "ray", "mlflow")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    for expected in (
+        "\u2713 packages",
+        "\u2717 demo extra   scikit-learn is not installed",
+        "\u2717 training     sklearn.datasets is not installed",
+        "\u2717 sweep extra  ray, mlflow are not installed",
+        "\u2717 ray          ray is not installed",
+        "to do: pip install 'tokconv[demo]'",
+        "to do: pip install 'tokconv[sweep]'",
+        "5 of 7 checks failed",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("first line\nsecond line"), ValueError(""), OSError(5, "gone", "x")])
+def test_a_broken_part_takes_one_line_and_its_cure(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check() -> str:
+        raise error
+
+    monkeypatch.setattr(doctor, "PARTS", (Part("broken", check, "mend it"), Part("well", lambda: "fine", "nothing")))
+    assert examine() == 1
+    lines = capsys.readouterr().out.splitlines()[2:]
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    assert lines == [
+        f"\u2717 broken  {reason}",
+        "          to do: mend it",
+        "\u2713 well    fine",
+        "",
+        "1 of 2 checks failed",
+    ]
+
+
+def test_long_findings_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(doctor, "PARTS", (Part("long", lambda: "word " * 30, "nothing"),))
+    examine()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[3].startswith("        word")
+
+
+@pytest.mark.slow
+def test_all_of_it_in_a_plain_terminal(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    # A short name: sockets go there.
+    temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "TMPDIR": temporary}
+    found = subprocess.run(
+        [sys.executable, "-m", "tokconv.cli.main", "doctor"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=240,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.count("[ok] ") == len(PARTS)
+    assert not list(tmp_path.iterdir())
+    Path(temporary).rmdir()  # refused when anything was left

@@ -1,0 +1,161 @@
+"""Tokens that are there already: shapes, files, labels and splits; the store holds them; what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from support.stores import write_store
+from support.towers import write_tower
+from torch import Tensor
+
+from tokconv.cli.main import main
+from tokconv.config.overrides import compose
+from tokconv.config.tree import Config
+from tokconv.encoding.pipeline import encode, plan
+from tokconv.encoding.sources.features import FeatureSource
+from tokconv.errors import ConfigError, DataError, TokconvError
+
+NUM_IMAGES, GRID, DIM = 9, 4, 32
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randn(NUM_IMAGES, GRID**2, DIM, generator=torch.Generator().manual_seed(0)).half().float()
+
+
+def configured(root: Path, store: Path, *overrides: str) -> Config:
+    fixed = [f"data.root={root}", f"data.store={store}", "model.clip.model_name=my/encoder", "data.num_workers=0"]
+    return compose(["data=features", *fixed, *overrides])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_an_array_becomes_a_store(tokens: Tensor, tmp_path: Path, dtype: type, class_token: bool) -> None:
+    given = torch.cat([torch.full((NUM_IMAGES, 1, DIM), 9.0), tokens], dim=1) if class_token else tokens
+    np.save(tmp_path / "all.npy", given.numpy().astype(dtype))
+    config = configured(tmp_path / "all.npy", tmp_path / "store")
+    assert (plan(config).images, plan(config).tokens_per_image) == (NUM_IMAGES, GRID**2)
+    store = encode(config)
+    assert torch.equal(store.tokens(torch.arange(NUM_IMAGES)), tokens)
+    assert store.keys[3] == "all.npy/000003"
+    assert store.labels is None
+    assert store.settings.encoder["name"] == "my/encoder"
+    assert encode(config).fingerprint == store.fingerprint
+
+
+def test_safetensors_bring_labels_and_folders_the_split(tokens: Tensor, tmp_path: Path) -> None:
+    labels = torch.arange(NUM_IMAGES) % 3
+    for part, rows in (("train", slice(0, 6)), ("val", slice(6, None))):
+        (tmp_path / "root" / part).mkdir(parents=True)
+        content = {"tokens": tokens[rows].bfloat16(), "labels": labels[rows]}
+        save_file(content, tmp_path / "root" / part / "some.safetensors")
+    store = encode(configured(tmp_path / "root", tmp_path / "store", "data.dtype=bfloat16"))
+    assert torch.equal(store.tokens(torch.arange(NUM_IMAGES)), tokens.bfloat16().float())
+    assert store.labels is not None
+    assert store.labels.tolist() == labels.tolist()
+    assert store.class_names == ("0", "1", "2")
+    assert store.val_indices.tolist() == [6, 7, 8]
+
+
+def test_an_image_a_file_and_a_subset(tokens: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "root" / "deep").mkdir(parents=True)
+    for number, image in enumerate(tokens):
+        np.save(tmp_path / "root" / "deep" / f"{number}.npy", image.numpy())
+    store = encode(configured(tmp_path / "root", tmp_path / "store", "data.subset=5", "data.num_workers=1"))
+    numbers = [int(Path(key).stem) for key in store.keys]
+    assert len(numbers) == 5
+    assert torch.equal(store.tokens(torch.arange(5)), tokens[numbers])
+
+
+def test_other_values_in_the_same_file_are_another_store(tokens: Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "all.npy", tokens.numpy())
+    first = FeatureSource(tmp_path / "all.npy").identity()
+    assert pickle.loads(pickle.dumps(FeatureSource(tmp_path / "all.npy"))).identity() == first
+    np.save(tmp_path / "all.npy", tokens.numpy() + 1)
+    assert FeatureSource(tmp_path / "all.npy").identity() != first
+
+
+def test_what_is_not_finite_is_skipped_with_the_reason(tokens: Tensor, tmp_path: Path) -> None:
+    tokens[4, 2, 1] = float("nan")
+    np.save(tmp_path / "all.npy", tokens.numpy())
+    store = encode(configured(tmp_path / "all.npy", tmp_path / "store"))
+    assert [(image.item, image.reason) for image in store.skipped] == [(4, "ValueError: not every value is finite")]
+
+
+class Evil:
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return Path, ("loaded",)
+
+
+def test_what_is_refused(tokens: Tensor, tmp_path: Path) -> None:
+    def refused(content: np.ndarray | dict[str, Tensor], says: str) -> None:
+        place = tmp_path / ("x.npy" if isinstance(content, np.ndarray) else "x.safetensors")
+        if isinstance(content, np.ndarray):
+            np.save(place, content, allow_pickle=True)
+        else:
+            save_file(content, place)
+        with pytest.raises(DataError, match=says):
+            FeatureSource(place)
+        place.unlink()
+
+    refused(np.array([Evil()], dtype=object), "cannot be read")
+    refused(tokens.numpy()[:, :15], r"shape \[9, 15, 32\]")
+    refused(tokens.numpy().astype(np.int32), "no floating point")
+    refused(tokens.numpy()[:0], "shape")
+    refused({"tokens": tokens, "labels": torch.arange(3)}, "one an image")
+    refused({"tokens": tokens, "labels": torch.arange(NUM_IMAGES) - 1}, "whole numbers from 0")
+    refused({"a": tokens, "b": tokens + 1}, "cannot be read")
+    with pytest.raises(DataError, match="there is no"):
+        FeatureSource(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no tokens in"):
+        FeatureSource(tmp_path / "empty")
+    np.save(tmp_path / "empty" / "a.npy", tokens.numpy())
+    np.save(tmp_path / "empty" / "b.npy", tokens.numpy()[..., :8])
+    with pytest.raises(DataError, match="of one encoder"):
+        FeatureSource(tmp_path / "empty")
+    (tmp_path / "empty" / "b.npy").write_bytes((tmp_path / "empty" / "a.npy").read_bytes()[:-5])
+    with pytest.raises(DataError, match="cannot be read"):
+        FeatureSource(tmp_path / "empty")
+
+
+def test_the_encoder_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="name the encoder that made the tokens"):
+        compose(["data=features", "data.root=x.npy"])
+    with pytest.raises(ConfigError, match="needs a file of tokens"):
+        compose(["data=features", "model.clip.model_name=my/encoder"])
+
+
+def test_trained_on_given_tokens_and_used_with_the_tower_that_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A week with features: train, export, then compress an image with the tower, by its name alone."""
+    monkeypatch.chdir(tmp_path)
+    tower = write_tower(tmp_path / "tower")
+    given = write_store(tmp_path / "made", token_grid=GRID, dim=DIM, num_images=20, num_classes=0)
+    np.save("mine.npy", given.tokens(torch.arange(20)).numpy())
+    small = ["model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"]
+    named = [f"model.clip.model_name={tower}", "model.compressor.output_grid_size=2", "training.epochs=1"]
+    assert main(["train", "data=features", "data.root=mine.npy", *named, *small, "training.batch_size=8"]) == 0
+    assert main(["export", "runs/train/train-001", "--out", "mine"]) == 0
+    assert f"hidden layer {-2}" in Path("mine/README.md").read_text()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save("cat.png")
+    assert main(["compress", "cat.png", "--compressor", "mine", "--out", "tokens.safetensors"]) == 0
+    other = write_tower(tmp_path / "other")
+    refused = main(["compress", "cat.png", "--compressor", "mine", "--encoder", str(other), "--out", "t.safetensors"])
+    assert refused == 2
+    assert "was trained on tokens of" in capsys.readouterr().err
+
+
+def test_a_file_that_goes_away_ends_with_a_sentence(tokens: Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "all.npy", tokens.numpy())
+    source = FeatureSource(tmp_path / "all.npy")
+    (tmp_path / "all.npy").unlink()
+    with pytest.raises(TokconvError, match="cannot be read any more"):
+        source.load(0)

@@ -1,0 +1,278 @@
+"""The closed forms against what they claim to be: averages, the least error, the moments of real tokens."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.networks import linear_networks
+from support.stores import write_store
+from torch import Tensor
+
+from tokconv.errors import ConfigError, StoreError
+from tokconv.evaluation.baselines import (
+    BASELINES,
+    Fitted,
+    fitted_baselines,
+    fitting,
+    linear_codecs,
+    standardised_batches,
+)
+from tokconv.evaluation.baselines.pca import exact_components, randomised_components
+from tokconv.models.windows import Windows
+from tokconv.store.reader import TokenStore
+
+MERGING = ("tome", "prumerge")
+OF_WINDOWS = tuple(name for name in BASELINES if name not in MERGING)
+OVERLAPPING = 4
+"""A grid whose windows overlap: 4 does not divide 6."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return write_store(tmp_path_factory.mktemp("stores") / "tiny", num_images=80)
+
+
+def _tokens(store: TokenStore) -> Tensor:
+    """Standardised training tokens: what everything is fitted on."""
+    return torch.cat(list(standardised_batches(store, store.train_indices)))
+
+
+def _run(store: TokenStore, name: str, grid: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardised training tokens, their codes and their reconstructions."""
+    codes, reconstructed = fitted_baselines(store, grid).codecs[name](store.tokens(store.train_indices))
+    return _tokens(store), (codes - store.mean) / store.scale, (reconstructed - store.mean) / store.scale
+
+
+# Every baseline
+
+
+@pytest.mark.parametrize("grid", [1, 2, OVERLAPPING, 5, 6])
+@pytest.mark.parametrize("name", BASELINES)
+def test_any_grid_gives_its_tokens_and_beats_the_mean(store: TokenStore, name: str, grid: int) -> None:
+    tokens, codes, reconstructed = _run(store, name, grid)
+    assert codes.shape == (len(tokens), grid**2, store.dim)
+    error = (reconstructed - tokens).square().sum() / tokens.square().sum()
+    assert 0 <= error < 0.9
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_as_many_tokens_as_before_lose_nothing(store: TokenStore, name: str) -> None:
+    tokens, codes, reconstructed = _run(store, name, store.token_grid)
+    assert torch.allclose(reconstructed, tokens, atol=1e-3)
+    if name in ("pooling", "max_norm", "bilinear", *MERGING):
+        assert torch.allclose(codes, tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [2, OVERLAPPING])
+def test_fits_repeat_exactly(store: TokenStore, grid: int) -> None:
+    torch.manual_seed(0)
+    first = fitting.fit(store, grid)
+    torch.manual_seed(1)
+    again = fitting.fit(store, grid)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("name", fitting.LINEAR)
+@pytest.mark.parametrize("grid", [3, OVERLAPPING])
+def test_linear_codecs_fill_networks(store: TokenStore, name: str, grid: int) -> None:
+    compressor, decoder = linear_networks(store, grid)
+    linear_codecs(store, grid)[name].fill(compressor, decoder)
+    tokens = store.tokens(store.val_indices)
+    codes, reconstructed = fitted_baselines(store, grid).codecs[name](tokens)
+    with torch.no_grad():
+        assert torch.allclose(compressor(tokens), codes, atol=1e-4)
+        assert torch.allclose(decoder(compressor(tokens)), reconstructed, atol=1e-4)
+
+
+# Decoders
+
+
+@pytest.mark.parametrize("grid", [3, OVERLAPPING])
+@pytest.mark.parametrize("name", OF_WINDOWS)
+def test_the_decoder_of_a_window_is_the_best_affine_one(store: TokenStore, name: str, grid: int) -> None:
+    windows = Windows(store.token_grid, grid)
+    tokens, codes, _ = _run(store, name, grid)
+    x = torch.cat([codes.flatten(0, 1), torch.ones(codes.shape[0] * grid**2, 1)], 1).double()
+    y = windows.split(tokens).flatten(0, 1).flatten(1).double()
+    best = x @ torch.linalg.lstsq(x, y).solution
+    ours = _predicted_windows(fitted_baselines(store, grid), name, codes)
+    assert (ours - y).square().sum().item() == pytest.approx((best - y).square().sum().item(), rel=1e-4)
+
+
+def _predicted_windows(fitted: Fitted, name: str, codes: Tensor) -> Tensor:
+    """What the decoder says of each window, before overlaps are averaged; [B*K, W*C] float64."""
+    if name in fitted.linear:
+        weight, bias = fitted.linear[name].decode_weight, fitted.linear[name].decode_bias
+    else:
+        weight, bias = fitted.selecting[name]
+    return (codes.flatten(0, 1) @ weight.T + bias).double()
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_the_decoder_of_merged_tokens_is_the_best_affine_one(store: TokenStore, name: str) -> None:
+    tokens, _, reconstructed = _run(store, name, 3)
+    merged, groups = fitting.MERGES[name](tokens, 9)
+    unmerged = merged.gather(1, groups[..., None].expand_as(tokens)).double()
+    # A bias at every position is a one-hot column for each.
+    position = torch.eye(store.num_tokens, dtype=torch.float64).repeat(len(tokens), 1)
+    x, y = torch.cat([unmerged.flatten(0, 1), position], 1), tokens.flatten(0, 1).double()
+    best = x @ torch.linalg.lstsq(x, y).solution
+    ours = reconstructed.flatten(0, 1).double()
+    assert (ours - y).square().sum().item() == pytest.approx((best - y).square().sum().item(), rel=1e-4)
+
+
+def test_window_pca_is_the_best_of_all_that_are_linear(store: TokenStore) -> None:
+    errors = {}
+    for name in fitting.LINEAR:
+        tokens, _, reconstructed = _run(store, name, 3)
+        errors[name] = (reconstructed - tokens).square().sum().item()
+    best = errors.pop("window_pca")
+    assert errors.pop("matched_window_pca") == pytest.approx(best, rel=1e-3)
+    assert all(best < error for error in errors.values())
+
+
+# Compressors of windows
+
+
+@pytest.mark.parametrize("grid", [2, 3, OVERLAPPING])
+def test_pooling_is_the_average_of_each_window(store: TokenStore, grid: int) -> None:
+    tokens, codes, _ = _run(store, "pooling", grid)
+    assert torch.allclose(codes, Windows(store.token_grid, grid).split(tokens).mean(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [3, OVERLAPPING])
+def test_max_norm_answers_with_the_longest_token_of_each_window(store: TokenStore, grid: int) -> None:
+    tokens, codes, _ = _run(store, "max_norm", grid)
+    lengths = Windows(store.token_grid, grid).split(tokens).norm(dim=-1)
+    assert torch.allclose(codes.norm(dim=-1), lengths.amax(2), atol=1e-4)
+    distances = torch.cdist(codes, tokens).amin(2)
+    assert distances.max() < 1e-2
+
+
+def test_bilinear_reads_the_middle_of_each_cell(store: TokenStore) -> None:
+    tokens, codes, _ = _run(store, "bilinear", 3)
+    # Between two tokens each way, so at the mean of a 2 x 2 window; at 2 the middle of a 3 x 3 window is a token.
+    assert torch.allclose(codes, Windows(store.token_grid, 3).split(tokens).mean(2), atol=1e-4)
+    _, codes, _ = _run(store, "bilinear", 2)
+    assert torch.allclose(codes, Windows(store.token_grid, 2).split(tokens)[:, :, 4], atol=1e-4)
+
+
+def test_pixel_shuffle_is_an_orthogonal_projection(store: TokenStore) -> None:
+    weight = linear_codecs(store, 3)["pixel_shuffle"].encode_weight
+    assert torch.allclose(weight @ weight.T, torch.eye(store.dim), atol=1e-5)
+
+
+def test_matching_loses_nothing_and_has_the_tokens_moments(store: TokenStore) -> None:
+    tokens, codes, reconstructed = _run(store, "matched_window_pca", 3)
+    _, _, plain = _run(store, "window_pca", 3)
+    assert torch.allclose(reconstructed, plain, atol=1e-3)
+    flat, real = codes.flatten(0, 1).double(), tokens.flatten(0, 1).double()
+    assert torch.allclose(flat.mean(0), real.mean(0), atol=1e-3)
+    assert torch.allclose(torch.cov(flat.T), torch.cov(real.T), atol=2e-2)
+
+
+# PCA
+
+
+def test_window_pca_agrees_with_scikit_learn(store: TokenStore) -> None:
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    tokens, _, reconstructed = _run(store, "window_pca", 3)
+    windows = Windows(store.token_grid, 3)
+    flat = windows.split(tokens).flatten(0, 1).flatten(1).double().numpy()
+    reference = decomposition.PCA(store.dim, svd_solver="full").fit(flat)
+    projected = torch.from_numpy(reference.inverse_transform(reference.transform(flat)))
+    ours = windows.split(reconstructed).flatten(0, 1).flatten(1).double()
+    assert torch.allclose(ours, projected, atol=1e-4)
+    codec = linear_codecs(store, 3)["window_pca"]
+    cosines = (codec.encode_weight.double() * torch.from_numpy(reference.components_)).sum(1).abs()
+    assert torch.allclose(cosines, torch.ones(store.dim, dtype=torch.float64), atol=1e-4)
+
+
+SPECTRA = {
+    "noise alone": torch.ones(200),
+    "low rank and noise": torch.cat([torch.full((5,), 30.0), torch.full((195,), 0.3)]),
+    "slow decay": torch.arange(1, 201) ** -0.5,
+    "fast decay": 0.8 ** torch.arange(200),
+    "lower rank than asked for": torch.cat([torch.ones(5), torch.zeros(195)]),
+}
+
+
+@pytest.mark.parametrize("deviations", SPECTRA.values(), ids=SPECTRA)
+def test_what_a_randomised_basis_says_it_misses_bounds_what_it_misses(deviations: Tensor) -> None:
+    sample = torch.randn(900, 200, generator=torch.Generator().manual_seed(0)) * deviations
+    covariance = (sample.T @ sample / len(sample)).double()
+    exact = exact_components(covariance, 16)
+    found = randomised_components(covariance.matmul, width=200, rank=200, dim=16, dtype=torch.float64)
+    captured = torch.trace(found.basis.T @ covariance @ found.basis).item()
+    assert torch.allclose(found.basis.T @ found.basis, torch.eye(16, dtype=torch.float64), atol=1e-6)
+    assert captured == pytest.approx(found.variance.sum().item(), rel=1e-6)
+    missed = 1 - captured / exact.variance.sum().item()
+    assert exact.shortfall == 0
+    assert -1e-9 < missed <= found.shortfall
+    # A bound that says nothing would be useless.
+    assert found.shortfall < 0.05
+
+
+@pytest.mark.parametrize("limit", ["MAX_DECOMPOSED", "MAX_COVARIANCE"])
+def test_randomised_codecs_come_close_to_the_exact_ones(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    exact = fitting.fit(store, 2)
+    monkeypatch.setattr(fitting, limit, 1)
+    randomised = fitting.fit(store, 2)
+    # The same subspace: projecting one basis on the other keeps its length.
+    weights = exact["window_pca.decode_weight"], randomised["window_pca.decode_weight"]
+    assert ((weights[0].T @ weights[1]).square().sum() / store.dim).item() == pytest.approx(1, abs=1e-3)
+    assert exact[fitting.SHORTFALL] == 0
+    assert 0 < randomised[fitting.SHORTFALL] < 2e-3
+
+
+def test_fewer_windows_than_channels_still_give_codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = write_store(tmp_path / "few", num_images=4)
+    for limit in (10_000, 1):
+        monkeypatch.setattr(fitting, "MAX_COVARIANCE", limit)
+        assert all(torch.isfinite(value).all() for value in fitting.fit(few, 1).values())
+
+
+# What a store keeps
+
+
+def test_codecs_are_fitted_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = linear_codecs(store, 3)["pooling"]
+    monkeypatch.setattr(fitting, "fit", lambda *_: pytest.fail("fitted again"))
+    assert torch.equal(linear_codecs(store, 3)["pooling"].encode_weight, first.encode_weight)
+
+
+def test_damaged_and_foreign_codecs_are_refused(tmp_path: Path) -> None:
+    own = write_store(tmp_path / "own", num_images=8)
+    linear_codecs(own, 2)
+    path = next(own.derived_dir.glob("codecs-*.safetensors"))
+    whole = path.read_bytes()
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    for damaged in (b"", whole[: len(whole) // 2], b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"damaged .* remove it and it is computed again"):
+            linear_codecs(own, 2)
+    save_file(tensors, path, {"store": "another"})
+    with pytest.raises(StoreError, match="fitted on another store"):
+        linear_codecs(own, 2)
+    for changed in ({"pooling.decode_bias": torch.zeros(3)}, {fitting.SHORTFALL: torch.tensor(math.nan)}):
+        save_file({**tensors, **changed}, path, {"store": own.fingerprint})
+        with pytest.raises(StoreError, match="damaged"):
+            linear_codecs(own, 2)
+    tensors.pop("tome.weight")
+    save_file(tensors, path, {"store": own.fingerprint})
+    with pytest.raises(StoreError, match="damaged"):
+        linear_codecs(own, 2)
+    path.unlink()
+    assert linear_codecs(own, 2)
+
+
+def test_a_grid_that_does_not_fit_is_refused(store: TokenStore) -> None:
+    with pytest.raises(ConfigError, match="must be between 1 and the token grid, 6"):
+        fitted_baselines(store, 7)

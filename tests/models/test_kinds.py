@@ -1,0 +1,257 @@
+"""Every compressor, decoder and critic kind: shapes at any grid, closed-form starts, gradients, resumable weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.stores import write_store
+
+from tokconv.config.overrides import compose
+from tokconv.config.tree import Config
+from tokconv.errors import ConfigError
+from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.evaluator import Evaluator, codec_of
+from tokconv.models.blocks import DepthwiseConv
+from tokconv.models.matryoshka import MatryoshkaCompressor
+from tokconv.models.progressive import stage_sizes
+from tokconv.models.registry import build_compressor, build_critic, build_decoder
+from tokconv.store.reader import TokenStore
+from tokconv.training.losses.adversarial import critic_loss
+from tokconv.training.networks import build_networks, network_arguments, select_grid
+from tokconv.training.step import Learner
+
+SMALL = ["model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"]
+PAIRS = [
+    ("residual", "conv", {}),
+    ("residual", "attention", {}),
+    ("residual", "linear", {}),
+    ("residual", "conv", {"padding": "partial"}),
+    ("residual", "conv", {"norm": "none"}),
+    ("conv", "conv", {}),
+    ("conv", "conv", {"use_residual": False}),
+    ("conv", "attention", {"padding": "partial", "norm": "none"}),
+    ("matryoshka", "matryoshka", {"grids": (1, 2, 4, 5, 7)}),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return write_store(tmp_path_factory.mktemp("kinds") / "store")
+
+
+@pytest.mark.parametrize("output_grid", [1, 2, 4, 5, 7])
+@pytest.mark.parametrize(("compressor_kind", "decoder_kind", "extra"), PAIRS)
+def test_exact_sizes_and_a_gradient_for_every_weight(
+    compressor_kind: str, decoder_kind: str, extra: dict[str, Any], output_grid: int
+) -> None:
+    sizes = {"token_grid": 7, "dim": 4, "output_grid_size": output_grid, "hidden_dim": 8, **extra}
+    compressor, decoder = build_compressor(compressor_kind, **sizes), build_decoder(decoder_kind, **sizes)
+    for network in (compressor, decoder):
+        # Branches start at zero, behind which no gradient passes.
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    tokens = torch.randn(2, 49, 4)
+    compressed = compressor(tokens)
+    assert compressed.shape == (2, output_grid**2, 4)
+    reconstructed = decoder(compressed)
+    assert reconstructed.shape == tokens.shape
+    (reconstructed - tokens).square().mean().backward()
+    unused = [
+        name
+        for network in (compressor, decoder)
+        for name, parameter in network.named_parameters()
+        if parameter.grad is None
+    ]
+    other_grids = tuple(f".{grid}." for grid in extra.get("grids", ()) if grid != output_grid)
+    assert all(any(part in name for part in other_grids) for name in unused)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.compressor.kind=residual"],
+        ["model.compressor.kind=conv"],
+        ["model.compressor.kind=conv", "model.autoencoder.kind=attention"],
+        ["model.compressor.kind=residual", "model.autoencoder.kind=linear"],
+        ["model.compressor.kind=matryoshka", "model.compressor.grids=2-3-6"],
+    ],
+)
+def test_training_starts_at_the_closed_form(store: TokenStore, overrides: list[str]) -> None:
+    grids = (2, 3) if "grids" in overrides[-1] else (3,)
+    config = compose([*SMALL, *overrides, "model.compressor.output_grid_size=3"])
+    compressor, decoder, _ = build_networks(config, store)
+    for grid in grids:
+        select_grid(compressor, decoder, grid)
+        figures = Evaluator(store, grid).evaluate(codec_of(compressor, decoder))
+        closed = baseline_figures(store, grid)["matched_window_pca"]
+        assert figures["val/fvu"] == pytest.approx(closed["val/fvu"], abs=1e-5)
+        assert figures["val/swd"] == pytest.approx(closed["val/swd"], abs=1e-5)
+
+
+def test_the_published_design_starts_at_random(store: TokenStore) -> None:
+    config = compose(
+        [*SMALL, "model.compressor.kind=conv", "model.compressor.use_residual=false",
+         "model.compressor.output_grid_size=3"]
+    )  # fmt: skip
+    compressor, decoder, _ = build_networks(config, store)
+    assert compressor.projection is None
+    assert Evaluator(store, 3).evaluate(codec_of(compressor, decoder))["val/fvu"] > 0.5
+
+
+@pytest.mark.parametrize(("token_grid", "output_grid", "layers"), [(24, 6, 3), (24, 7, 3), (24, 24, 2), (9, 1, 5)])
+def test_stages_shrink_step_by_step_to_the_exact_grid(token_grid: int, output_grid: int, layers: int) -> None:
+    sizes = stage_sizes(token_grid, output_grid, layers)
+    assert (sizes[0], sizes[-1], len(sizes)) == (token_grid, output_grid, layers + 1)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_no_layer_of_a_progressive_compressor_runs_twice() -> None:
+    compressor = build_compressor("conv", token_grid=7, dim=4, output_grid_size=3, hidden_dim=8, num_layers=3)
+    calls: dict[str, int] = {}
+    for name, module in compressor.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
+    compressor(torch.randn(1, 49, 4))
+    assert set(calls.values()) == {1}
+
+
+def test_partial_convolution_does_not_darken_the_border() -> None:
+    conv = DepthwiseConv(3, "partial")
+    conv.weight.data.fill_(1 / 9)
+    conv.bias.data.zero_()  # type: ignore[union-attr]
+    flat = torch.ones(1, 3, 4, 5)
+    assert torch.allclose(conv(flat), flat)
+    zeros = DepthwiseConv(3)
+    zeros.load_state_dict(conv.state_dict())
+    assert zeros(flat)[0, 0, 0, 0].item() == pytest.approx(4 / 9)
+    inner = torch.randn(1, 3, 6, 6)
+    assert torch.allclose(conv(inner)[..., 1:-1, 1:-1], zeros(inner)[..., 1:-1, 1:-1], atol=1e-6)
+
+
+def test_attention_agrees_with_torch() -> None:
+    torch.manual_seed(0)
+    decoder = build_decoder("attention", token_grid=4, dim=4, output_grid_size=2, hidden_dim=8, num_heads=2)
+    layer = decoder.get_submodule("layers.0")
+    reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    state = layer.state_dict()
+    reference.in_proj_weight.data = torch.cat([state["query.weight"], state["key_value.weight"]])
+    reference.in_proj_bias.data = torch.cat([state["query.bias"], state["key_value.bias"]])
+    reference.out_proj.load_state_dict({"weight": state["out.weight"], "bias": state["out.bias"]})
+    hidden, memory = torch.randn(3, 16, 8), torch.randn(3, 4, 8)
+    query, key = F.layer_norm(hidden, (8,)), F.layer_norm(memory, (8,))
+    expected = hidden + reference(query, key, key, need_weights=False)[0]
+    expected = expected + layer.narrow(F.gelu(layer.widen(F.layer_norm(expected, (8,)))))  # type: ignore[operator]
+    assert torch.allclose(layer(hidden, memory), expected, atol=1e-5)
+
+
+def test_a_matryoshka_refuses_a_grid_it_does_not_serve() -> None:
+    compressor = MatryoshkaCompressor(7, 4, 2, grids=(2, 4), hidden_dim=8)
+    with pytest.raises(ConfigError, match="serves the grids 2, 4"):
+        compressor.select(3)
+
+
+def test_a_matryoshka_step_moves_only_the_drawn_grid(store: TokenStore) -> None:
+    config = compose(
+        [*SMALL, "model.compressor.kind=matryoshka", "model.compressor.grids=2-3", "loss.weights.wgan=0",
+         "model.compressor.output_grid_size=3", "training.learning_rate=1e-2"]
+    )  # fmt: skip
+    learner = _learner(config, store)
+    compressor = learner.compressor
+    assert isinstance(compressor, MatryoshkaCompressor)
+    moved = set()
+    for step in range(8):
+        before = {key: layer.weight.clone() for key, layer in compressor.projections.items()}  # type: ignore[operator]
+        learner.step(store.tokens(store.train_indices[:8]), step)
+        changed = {key for key, layer in compressor.projections.items() if not torch.equal(before[key], layer.weight)}  # type: ignore[arg-type]
+        assert len(changed) == 1
+        moved |= changed
+        assert compressor.output_grid_size == 3
+    assert moved == {"2", "3"}
+
+
+@pytest.mark.parametrize("kind", ["grid", "token", "multiscale"])
+def test_a_critic_scores_each_image_alone(kind: str) -> None:
+    critic = build_critic(kind, dim=4, hidden_dim=8)
+    tokens = torch.randn(5, 9, 4)
+    alone = torch.stack([critic(image[None])[0] for image in tokens])
+    assert torch.allclose(critic(tokens), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["grid", "token", "multiscale"])
+def test_a_penalty_reaches_every_critic(kind: str) -> None:
+    critic = build_critic(kind, dim=4, hidden_dim=8)
+    real, fake = torch.randn(3, 16, 4), torch.randn(3, 16, 4)
+    critic_loss(critic, real, fake, torch.rand(3), 10.0).loss.backward()
+    assert all(p.grad is not None for name, p in critic.named_parameters() if not name.endswith("score.bias"))
+
+
+def test_only_the_token_critic_ignores_the_arrangement() -> None:
+    tokens = torch.randn(2, 16, 4)
+    shuffled = tokens[:, torch.randperm(16, generator=torch.Generator().manual_seed(0))]
+    for kind, same in (("token", True), ("grid", False), ("multiscale", False)):
+        critic = build_critic(kind, dim=4, hidden_dim=8)
+        assert torch.allclose(critic(tokens), critic(shuffled), atol=1e-5) is same
+
+
+def test_spectral_norm_bounds_every_layer() -> None:
+    critic = build_critic("grid", dim=4, hidden_dim=8, spectral_norm=True)
+    for _ in range(50):
+        critic(torch.randn(2, 9, 4))
+    for module in critic.modules():
+        if isinstance(module, torch.nn.Linear):
+            assert torch.linalg.matrix_norm(module.weight, 2).item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan"])
+@pytest.mark.parametrize("critic", ["grid", "token", "multiscale"])
+def test_every_adversary_trains_and_repeats_itself(store: TokenStore, kind: str, critic: str) -> None:
+    config = compose(
+        [*SMALL, f"loss.wgan.kind={kind}", f"model.critic.kind={critic}", "training.n_critic=2",
+         "model.compressor.output_grid_size=3"]
+    )  # fmt: skip
+    runs = []
+    for _ in range(2):
+        learner = _learner(config, store)
+        for step in range(2):
+            terms = learner.step(store.tokens(store.train_indices[:8]), step)
+        runs.append({name: float(value) for name, value in terms.items()})
+    assert runs[0] == runs[1]
+    assert {"critic/wasserstein", "train/adversarial", "train/reconstruction"} <= set(runs[0])
+
+
+def test_the_critic_keeps_silent_until_its_start(store: TokenStore) -> None:
+    overrides = [*SMALL, "loss.weights.ae=0", "model.compressor.output_grid_size=3"]
+    config = compose([*overrides, "loss.wgan.start=0.5"])
+    learner = _learner(config, store)
+    before = learner.compressor.projection.weight.clone()  # type: ignore[union-attr]
+    for step in range(10):
+        learner.step(store.tokens(store.train_indices[:8]), step)
+        moved = not torch.equal(before, learner.compressor.projection.weight)  # type: ignore[union-attr]
+        assert moved is (step > 5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.compressor.kind=conv", "model.autoencoder.kind=attention"],
+        ["model.compressor.kind=matryoshka", "model.compressor.grids=2-3"],
+    ],
+)
+def test_constructor_arguments_rebuild_the_networks(store: TokenStore, overrides: list[str], tmp_path: Path) -> None:
+    config = compose([*SMALL, *overrides, "model.compressor.output_grid_size=3"])
+    compressor, decoder, _ = build_networks(config, store)
+    described = network_arguments(config, store.token_grid, store.dim)
+    again = build_compressor(**described["compressor"]), build_decoder(**described["decoder"])
+    again[0].load_state_dict(compressor.state_dict())
+    again[1].load_state_dict(decoder.state_dict())
+    tokens = store.tokens(store.val_indices[:3])
+    assert torch.equal(again[0](tokens), compressor(tokens))
+    assert torch.equal(again[1](compressor(tokens)), decoder(compressor(tokens)))
+
+
+def _learner(config: Config, store: TokenStore) -> Learner:
+    return Learner(config, store, device=torch.device("cpu"), wrap=lambda module: module, total_steps=10)

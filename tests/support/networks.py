@@ -1,0 +1,27 @@
+"""Small networks: as overrides of a run that takes seconds, and as nothing but window projections."""
+
+from __future__ import annotations
+
+from tokconv.models.compressor import Compressor, ResidualCompressor
+from tokconv.models.decoder import Decoder
+from tokconv.store.reader import TokenStore
+
+SMALL = [
+    "model.compressor.output_grid_size=3",
+    "model.compressor.hidden_dim=8",
+    "model.compressor.num_layers=1",
+    "model.autoencoder.hidden_dim=8",
+    "model.autoencoder.num_layers=1",
+    "model.critic.hidden_dim=8",
+    "model.critic.num_layers=1",
+    "training.batch_size=8",
+    "training.n_critic=2",
+    "training.learning_rate=1e-3",
+]
+
+
+def linear_networks(store: TokenStore, output_grid: int) -> tuple[Compressor, Decoder]:
+    """A compressor and a decoder without branches, for `LinearCodec.fill`."""
+    sizes = (store.token_grid, store.dim, output_grid)
+    compressor = ResidualCompressor(*sizes, use_residual=False, mean=store.mean, scale=store.scale)
+    return compressor, Decoder(*sizes, mean=store.mean, scale=store.scale)

@@ -1,0 +1,96 @@
+"""Sweeps as their directories tell them, written by the real record: for what reads them. Nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from support.sweeping import spec
+from tokconv.evaluation.protocol import PROTOCOL
+from tokconv.models.windows import compression_ratio
+from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.layout import SweepDirectory, new_directory
+from tokconv.sweep.spec.file import parse_spec, spec_to_dict, to_yaml
+from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.system.files import write_text
+
+GRIDS, EPOCHS = (4, 8), 4
+
+
+def baseline(fvu: float, swd: float) -> dict[str, float]:
+    return {"val/fvu": fvu, "val/swd": swd, "val/swd_floor": 0.02, "val/cosine": 0.9}
+
+
+def write_sweep(
+    root: Path, *, trials: int = 24, ended: bool = True, name: str = "tiny", reason: str = "dominated", **changes: Any
+) -> SweepDirectory:
+    """A sweep of `trials` trials over two grids: every fifth is stopped early, one fails, each winner is confirmed.
+
+    Args:
+        ended: false leaves the last trial running and says nothing of an end.
+        reason: of the trial that failed.
+    """
+    random = Random(0)
+    checked = parse_spec(
+        spec(
+            root,
+            name=name,
+            trials=trials,
+            confirm={"seeds": 3},
+            early_stopping={"min_epochs": 1, "reduction": 2},
+            **changes,
+        )
+    )
+    directory = new_directory(root / "runs", name)
+    write_text(directory.spec, to_yaml(checked))
+    record = Record(directory.events)
+    record.append(
+        "sweep_started",
+        sweep=directory.name,
+        experiment=name,
+        spec=spec_to_dict(checked),
+        git_commit=None,
+        store_fingerprint="0" * 16,
+        protocol=PROTOCOL,
+        token_grid=24,
+        baselines={
+            grid: {"pooling": baseline(0.6 / grid, 0.2), "window_pca": baseline(0.2 / grid, 2.0)} for grid in GRIDS
+        },
+        plan={"trials": trials, "confirm_seeds": 3, "images": 64},
+    )
+
+    def run(uid: str, values: dict[str, Any], grid: int, epochs: int, state: str, **more: Any) -> None:
+        record.append("trial_started", trial=uid, values=values, ratio=compression_ratio(24, grid), **more)
+        level = random.uniform(0.05, 0.15) / grid
+        for epoch in range(1, epochs + 1):
+            figures = {
+                **baseline(level * (1 + 1 / epoch), random.uniform(0.03, 0.09)),
+                "val/gain": 0.8,
+                "epochs": EPOCHS,
+                "compression_ratio": compression_ratio(24, grid),
+            }
+            record.append("trial_reported", trial=uid, epoch=epoch, figures=figures, checkpoint=f"trials/{uid}")
+        if state != "running":
+            record.append("trial_ended", trial=uid, state=state, reason=reason if state == "failed" else "")
+
+    for number in range(trials):
+        values = {
+            GRID_KEY: GRIDS[number % 2],
+            "loss.weights.wgan": random.choice([0, 0.01]),
+            "training.n_critic": random.choice([1, 2]),
+        }
+        state = "pruned" if number % 5 == 4 else "failed" if number == 3 else "complete"
+        if not ended and number == trials - 1:
+            state = "running"
+        run(f"{number:05d}", values, GRIDS[number % 2], EPOCHS if state == "complete" else 2, state)
+    if ended:
+        for grid in GRIDS:
+            own = [t for t in record.trials.values() if t.values[GRID_KEY] == grid and t.state == "complete"]
+            winner = min(own, key=lambda trial: trial.figures["val/fvu"])
+            for seed in (1, 2, 3):
+                values = {**winner.values, "training.seed": seed}
+                run(f"c{grid:02d}-{seed}", values, grid, EPOCHS, "complete", kind="confirm", confirms=winner.uid)
+        record.append("sweep_ended", state="finished", champions={}, evidence={}, artifacts="report", summary="")
+    record.close()
+    return directory

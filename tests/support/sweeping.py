@@ -1,0 +1,109 @@
+"""A small sweep on a few digits, for the tests that start Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tokconv
+from tokconv.sweep.record.events import Event, read_events
+
+BASE = [
+    "data.subset=64",
+    "data.num_workers=0",
+    "training.epochs=4",
+    "training.batch_size=16",
+    "training.learning_rate=1e-3",
+    "loss.weights.wgan=0",
+    "model.compressor.num_layers=1",
+    "model.compressor.hidden_dim=16",
+    "model.autoencoder.num_layers=1",
+    "model.autoencoder.hidden_dim=16",
+    "model.critic.num_layers=1",
+    "model.critic.hidden_dim=16",
+]
+
+
+def spec(root: Path, **changes: Any) -> dict[str, Any]:
+    """The plain spec of a sweep whose files go below `root`; its store is shared by all that have the same root."""
+    return {
+        "name": "tiny",
+        "base": [*BASE, f"data.store={root}/store", *changes.pop("base", [])],
+        "search": {
+            "model.compressor.output_grid_size": {"choice": [4, 8]},
+            "loss.weights.wgan": {"choice": [0, 0.01]},
+            "training.n_critic": {"int": [1, 2]},
+        },
+        "early_stopping": "none",
+        "confirm": "none",
+        "trials": 4,
+        "concurrency": 2,
+        "resources": {"runner": "inline"},
+        "storage": str(root / "runs"),
+        **changes,
+    }
+
+
+def write_spec(root: Path, **changes: Any) -> Path:
+    """The same as a YAML file."""
+    path = root / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec(root, **changes)))
+    return path
+
+
+def events(directory: Path) -> list[Event]:
+    """Everything in a sweep's record."""
+    return [event for event, _ in read_events(directory / "events.jsonl")]
+
+
+def champions(directory: Path) -> dict[str, Any]:
+    """The champions of the last `sweep_ended`."""
+    found: dict[str, Any] = [e for e in events(directory) if e["event"] == "sweep_ended"][-1]["champions"]
+    return json.loads(json.dumps(found))
+
+
+class Driver:
+    """`tokconv sweep` in a process of its own.
+
+    Args:
+        spec: the YAML file.
+        cwd: where it runs.
+        options: of the command, as --allow-unproven.
+    """
+
+    def __init__(self, spec: Path, cwd: Path, *options: str) -> None:
+        self._command = [sys.executable, "-m", "tokconv.cli.main", "sweep", str(spec), *options]
+        self._cwd, self._environment = cwd, {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+
+    def killed_when(self, reached: Callable[[], bool]) -> None:
+        """Start it, and end it by SIGKILL as soon as the condition holds."""
+        driver = subprocess.Popen(self._command, cwd=self._cwd, env=self._environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 200
+        while not reached():
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.2)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+
+    def resume(self) -> None:
+        """Run it to its end with --resume, once Ray's processes have noticed that their driver is gone."""
+        time.sleep(5)
+        again = subprocess.run(
+            [*self._command, "--resume"],
+            cwd=self._cwd,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert again.returncode == 0, again.stdout + again.stderr

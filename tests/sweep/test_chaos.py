@@ -1,0 +1,153 @@
+"""A sweep whose processes are killed at random moments: nothing is lost, nothing is there twice.
+
+TOKCONV_KILLS says how often (the README's figure is of 20); each time one of the driver, a trial's process, and the
+Ray node is drawn. With TOKCONV_CHAOS_RUNNER=torch_trainer, which takes minutes, also the training workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from support.sweeping import events, write_spec
+
+import tokconv
+from tokconv.sweep.record.events import read_trials
+from tokconv.sweep.search.study import open_study
+from tokconv.sweep.spec.file import load_spec
+from tokconv.sweep.tracking.mlflow_place import local_uri
+
+KILLS = int(os.environ.get("TOKCONV_KILLS", "3"))
+TRIALS, EPOCHS = 6, 16 + 4 * KILLS
+RUNNER = os.environ.get("TOKCONV_CHAOS_RUNNER", "inline")
+MARKS = {"node": "raylet/raylet", "trial": "ray::ImplicitFunc", "worker": "ray::RayTrainWorker"}
+VICTIMS = ("driver", "trial", "node") if RUNNER == "inline" else ("driver", "trial", "worker")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600 + 90 * KILLS),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+class Sweep:
+    """The command, started again as often as it takes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        base = [f"training.epochs={EPOCHS}", "data.subset=160"]
+        self.spec = write_spec(root, name="chaos", trials=TRIALS, base=base, resources={"runner": RUNNER})
+        self.directory = root / "runs" / "sweeps" / "chaos-001"
+        self._environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+
+    def start(self) -> subprocess.Popen[str]:
+        resume = ["--resume"] if (self.directory / "events.jsonl").exists() else []
+        command = [sys.executable, "-m", "tokconv.cli.main", "sweep", str(self.spec), "--allow-unproven", *resume]
+        log = (self.root / "log.txt").open("a")
+        return subprocess.Popen(command, cwd=self.root, env=self._environment, stdout=log, stderr=log, text=True)
+
+    def reported(self) -> int:
+        found = events(self.directory) if (self.directory / "events.jsonl").exists() else []
+        return sum(event["event"] == "trial_reported" for event in found)
+
+
+def victim(kind: str, driver: subprocess.Popen[str]) -> psutil.Process | None:
+    """The process to kill, None when there is none of its kind now."""
+    if kind == "driver":
+        return psutil.Process(driver.pid)
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if MARKS[kind] in line:
+                    return process
+    return None
+
+
+def wait_for_end(processes: list[psutil.Process], seconds: float) -> None:
+    """What a killed driver leaves has to end by itself."""
+    psutil.wait_procs(processes, timeout=seconds)
+    left = [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, left
+
+
+def works(process: psutil.Process) -> bool:
+    """Whether it could still do something to the sweep; Ray's agents only watch, and take a minute to notice."""
+    with contextlib.suppress(psutil.Error):
+        return "ImplicitFunc" in " ".join(process.cmdline()) or process.name() in ("raylet", "gcs_server")
+    return False
+
+
+def test_nothing_is_lost_and_nothing_is_there_twice(tmp_path: Path, record_property: Any) -> None:
+    draw = random.Random(int(os.environ.get("TOKCONV_CHAOS_SEED", "0")))
+    sweep, killed = Sweep(tmp_path), Counter[str]()
+    driver, before = sweep.start(), 0
+    left: list[psutil.Process] = []
+    deadline = time.monotonic() + 500 + 85 * KILLS
+    while driver.poll() is None or driver.returncode != 0:
+        assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()[-4000:]
+        if driver.poll() is not None:
+            # A torn file of Ray Tune's must not matter: nothing of it is read.
+            for pickled in sweep.directory.glob("*/tuner.pkl"):
+                pickled.write_bytes(pickled.read_bytes()[: draw.randrange(64)])
+            driver = sweep.start()
+        moment, count = time.monotonic() + draw.uniform(0.1, 4), sweep.reported()
+        if killed.total() >= KILLS or count == before:
+            time.sleep(0.2)
+            continue
+        before = count
+        while time.monotonic() < moment and driver.poll() is None:
+            time.sleep(0.05)
+        if driver.poll() is not None:
+            continue
+        children = psutil.Process(driver.pid).children(recursive=True)
+        kind = draw.choice(VICTIMS)
+        found = victim(kind, driver)
+        if found is None:
+            continue
+        found.send_signal(signal.SIGKILL)
+        killed[kind] += 1
+        if kind == "driver":
+            driver.wait()
+            left += children
+            wait_for_end([process for process in children if works(process)], 60)
+    assert killed.total() == KILLS, killed
+    _check(sweep, killed)
+    wait_for_end(left, 120)
+    record_property("killed", dict(killed))
+    print(f"\nkilled: {dict(killed)}; trials lost: 0, results lost: 0")
+
+
+def _check(sweep: Sweep, killed: Counter[str]) -> None:
+    trials = read_trials(sweep.directory / "events.jsonl")
+    assert sorted(trial.uid for trial in trials) == [f"{number:05d}" for number in range(TRIALS)]
+    assert {trial.state for trial in trials} == {"complete"}
+    assert all([row["epoch"] for row in trial.history] == list(range(1, EPOCHS + 1)) for trial in trials)
+    # An interval is one epoch: what a kill can cost is the epoch that was under way, in each of the trials at work.
+    said = Counter((e["trial"], e["epoch"]) for e in events(sweep.directory) if e["event"] == "trial_reported")
+    assert max(said.values()) <= 1 + killed.total()
+    assert sum(said.values()) - len(said) <= 2 * killed.total()
+    study = open_study(load_spec(sweep.directory / "spec.yaml"), sweep.directory / "study.journal")
+    assert [(trial.number, trial.state.name) for trial in study.trials] == [(n, "COMPLETE") for n in range(TRIALS)]
+    client = MlflowClient(local_uri(sweep.root / "runs"))
+    experiment = client.get_experiment_by_name("chaos")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
+    assert sorted(run.data.tags["tokconv.trial_uid"] for run in runs) == sorted(f"chaos-001/{t.uid}" for t in trials)
+    assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"FINISHED"}
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "val/fvu")
+        assert sorted({point.step for point in points}) == list(range(1, EPOCHS + 1))

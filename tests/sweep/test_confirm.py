@@ -1,0 +1,129 @@
+"""Whether a champion may be called one: over fresh seeds, at the worse end of the interval, against every baseline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from scipy.stats import ttest_1samp
+from support.sweeping import champions, events, spec
+from support.trials import TOKEN_GRID, baselines, trial
+
+from tokconv.errors import SpecError
+from tokconv.exports.artefact import read_config
+from tokconv.sweep.judge.confirmations import owed
+from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN, intervals, weigh
+from tokconv.sweep.judge.verdicts import judge
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.run import run_sweep
+from tokconv.sweep.spec.file import parse_spec
+from tokconv.sweep.spec.schema import Champion
+
+SEED = "training.seed"
+WINNER = trial("00000", fvu=0.02, swd=0.09)
+RIVALS = baselines(6)[6]
+
+
+def repeats(*pairs: tuple[float, float], state: str = "complete") -> list[TrialRecord]:
+    """Confirmations of the winner with these (fvu, swd)."""
+    found = []
+    for number, (fvu, swd) in enumerate(pairs, start=1):
+        run = trial(f"c06-{number}", fvu=fvu, swd=swd, state=state)
+        found.append(replace(run, values={**run.values, SEED: number}, confirms=WINNER.uid))
+    return found
+
+
+def test_the_interval_is_students() -> None:
+    runs = repeats((0.02, 0.09), (0.023, 0.08), (0.018, 0.1))
+    means, half_widths = intervals(runs)
+    test = ttest_1samp([run.figures["val/fvu"] for run in runs], 0.0).confidence_interval(0.95)
+    assert means["val/fvu"] - half_widths["val/fvu"] == pytest.approx(test.low)
+    assert means["val/fvu"] + half_widths["val/fvu"] == pytest.approx(test.high)
+
+
+def test_proven_when_no_baseline_is_as_good_on_both_axes() -> None:
+    evidence = weigh(WINNER, repeats((0.02, 0.09), (0.021, 0.091), (0.019, 0.089)), 3, RIVALS)
+    assert evidence.status == PROVEN
+    assert evidence.exported.uid == "c06-1"
+    assert not evidence.beaten_by
+
+
+def test_a_baseline_as_good_on_both_axes_refuses_it_by_name() -> None:
+    evidence = weigh(WINNER, repeats((0.04, 0.14), (0.0401, 0.141), (0.0399, 0.139)), 3, RIVALS)
+    assert evidence.status == UNPROVEN
+    assert evidence.beaten_by == ("matched_window_pca",)
+    assert "matched window pca" in evidence.summary
+
+
+def test_the_worse_end_of_the_interval_decides() -> None:
+    """The means beat matched window PCA (0.03, 0.13) on fvu; the spread says that this may be luck."""
+    pairs = [(0.02, 0.14), (0.036, 0.14), (0.022, 0.14)]
+    assert sum(fvu for fvu, _ in pairs) / 3 < 0.03
+    assert weigh(WINNER, repeats(*pairs), 3, RIVALS).beaten_by == ("matched_window_pca",)
+
+
+def test_a_failed_seed_proves_nothing() -> None:
+    runs = repeats((0.02, 0.09), (0.02, 0.09), (0.02, 0.09))
+    runs[1] = replace(runs[1], state="failed", reason="the generator's loss is not finite")
+    evidence = weigh(WINNER, runs, 3, RIVALS)
+    assert evidence.status == UNPROVEN
+    assert "seed 2 (c06-2) failed: the generator's loss is not finite" in evidence.summary
+
+
+def test_unfinished_confirmations_are_pending() -> None:
+    runs = repeats((0.02, 0.09), (0.02, 0.09))
+    assert weigh(WINNER, runs, 3, RIVALS).status == PENDING
+    assert weigh(WINNER, [*runs[:1], replace(runs[1], state="running")], 2, RIVALS).status == PENDING
+
+
+def test_without_confirmation_nothing_is_proven() -> None:
+    assert weigh(WINNER, [], 0, RIVALS).status == UNCONFIRMED
+    beaten = trial("00000", fvu=0.05, swd=0.2)
+    assert weigh(beaten, [], 0, RIVALS).status == UNPROVEN
+
+
+def test_fresh_seeds_are_owed_once() -> None:
+    trials = {WINNER.uid: WINNER}
+    verdicts = judge(trials.values(), Champion(), TOKEN_GRID, baselines(6), seeds=3)
+    configs = owed(verdicts, trials, {}, seeds=3, base_seed=0)
+    assert [config["uid"] for config in configs] == ["c06-1", "c06-2", "c06-3"]
+    assert [config["values"][SEED] for config in configs] == [1, 2, 3]
+    done = {run.uid: run for run in repeats((0.02, 0.09), (0.02, 0.09))}
+    done["c06-2"].state = "running"
+    again = owed(verdicts, trials, done, seeds=3, base_seed=0)
+    assert [(config["uid"], config["values"][SEED]) for config in again] == [("c06-2", 2), ("c06-3", 3)]
+    assert owed(verdicts, trials, {}, seeds=0, base_seed=0) == []
+
+
+@pytest.mark.parametrize("confirm", [{"seeds": 1}, {"seeds": "many"}, {"sees": 3}, 3, {"seeds": math.inf}])
+def test_a_confirmation_that_cannot_be_is_refused(confirm: object, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="confirm"):
+        parse_spec(spec(tmp_path, confirm=confirm))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_sweep_confirms_its_winners_and_grows_on_resume(tmp_path: Path) -> None:
+    plain = spec(tmp_path, trials=2, search={"model.compressor.output_grid_size": {"choice": [4, 8]}})
+    first = run_sweep(parse_spec(plain))
+    assert not first.confirmations
+    result = run_sweep(parse_spec({**plain, "confirm": {"seeds": 2}}), resume=True, allow_unproven=True)
+    assert sorted(result.confirmations) == ["c04-1", "c04-2", "c08-1", "c08-2"]
+    assert sorted(result.trials) == ["00000", "00001"]
+    seeds = [run.values[SEED] for run in result.confirmations.values()]
+    assert 0 not in seeds
+    for verdict in result.verdicts:
+        assert verdict.evidence is not None
+        assert verdict.evidence.status in (PROVEN, UNPROVEN)
+    ended = champions(result.directory)
+    assert {ended[grid]["run"] for grid in ended} <= set(result.confirmations)
+    for grid in ended:
+        assert read_config(result.directory / ended[grid]["export"])["evidence"]["status"] == ended[grid]["evidence"]
+    started = [event for event in events(result.directory) if event["event"] == "trial_started"]
+    assert [event.get("kind") for event in started].count("confirm") == 4
+    assert yaml.safe_load((result.directory / "spec.yaml").read_text())["confirm"] == {"seeds": 2}
+    again = run_sweep(parse_spec({**plain, "confirm": {"seeds": 2}}), resume=True)
+    assert sorted(again.confirmations) == sorted(result.confirmations)

@@ -1,0 +1,154 @@
+"""Who drives a sweep, and that nothing else is ever signalled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from support.sweeping import Driver, events, write_spec
+
+import tokconv
+from tokconv.cli.main import main
+from tokconv.errors import SweepError
+from tokconv.sweep.record.driver import FILE, claimed, driver_of, stop
+from tokconv.sweep.record.events import Record
+
+
+def sleeper(code: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def say(directory: Path, pid: int, **changes: object) -> None:
+    started = psutil.Process(pid).create_time()
+    said = {"pid": pid, "host": os.uname().nodename, "started": started, "signal": signal.SIGINT, **changes}
+    (directory / FILE).write_text(json.dumps(said))
+
+
+def reporting_sweep(spec: Path, directory: Path) -> subprocess.Popen[str]:
+    """A sweep in a process of its own, started as a terminal starts it, once a trial of it has reported."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tokconv.cli.main", "sweep", str(spec)],
+        cwd=spec.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not (directory / "events.jsonl").exists() or not any(
+        event["event"] == "trial_reported" for event in events(directory)
+    ):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.2)
+    return running
+
+
+def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
+    assert driver_of(tmp_path) is None
+    with claimed(tmp_path):
+        found = driver_of(tmp_path)
+        assert found is not None
+        assert found.pid == os.getpid()
+        with pytest.raises(SweepError, match="this very process"):
+            stop(tmp_path, timeout=1)
+    assert driver_of(tmp_path) is None
+    with pytest.raises(SweepError, match="no process runs this sweep"):
+        stop(tmp_path, timeout=1)
+
+
+def test_only_the_driver_itself_is_signalled(tmp_path: Path) -> None:
+    bystander = sleeper("print('ready', flush=True); import time; time.sleep(60)")
+    try:
+        # It has the pid of a driver that is gone.
+        say(tmp_path, bystander.pid, started=1.0)
+        with pytest.raises(SweepError, match="no process runs this sweep"):
+            stop(tmp_path, timeout=1)
+        say(tmp_path, bystander.pid, host="elsewhere")
+        with pytest.raises(SweepError, match=r"process \d+ on elsewhere runs this sweep; .*ray job stop"):
+            stop(tmp_path, timeout=1)
+        (tmp_path / FILE).write_text("{")
+        assert driver_of(tmp_path) is None
+        assert bystander.poll() is None
+        say(tmp_path, bystander.pid)
+        stop(tmp_path, timeout=10)
+        assert not psutil.pid_exists(bystander.pid)
+        assert driver_of(tmp_path) is None
+    finally:
+        bystander.kill()
+        bystander.communicate()
+
+
+def test_a_driver_that_does_not_end_is_said(tmp_path: Path) -> None:
+    code = "import signal, time; signal.signal(2, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    stubborn = sleeper(code)
+    try:
+        say(tmp_path, stubborn.pid)
+        with pytest.raises(SweepError, match=r"has not ended after 0\.2 s"):
+            stop(tmp_path, timeout=0.2)
+    finally:
+        stubborn.kill()
+        stubborn.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_spec(tmp_path, trials=2, concurrency=1, base=["training.epochs=40"])
+    directory, runs = tmp_path / "runs" / "sweeps" / "tiny-001", str(tmp_path / "runs")
+    running = reporting_sweep(path, directory)
+    capfd.readouterr()
+    assert main(["status", "tiny", "--json", "--storage", runs]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["state"], told["driver"]["pid"]) == ("running", running.pid)
+    assert main(["report", "tiny", "--storage", runs, "--out", str(tmp_path / "page")]) == 0
+    assert "running" in (tmp_path / "page" / "report.html").read_text()
+    assert main(["stop", "tiny", "--storage", runs]) == 0
+    assert "go on with: tokconv sweep SPEC --resume" in capfd.readouterr().out
+    # Its exit code is not asked for: `stop` waited for it, and only one may.
+    output, _ = running.communicate(timeout=10)
+    assert "Stopped. Everything finished is kept in" in output
+    assert "SIGTERM" not in output
+    assert "interrupted" in output.splitlines()[-1]
+    assert events(directory)[-1]["state"] == "interrupted"
+    assert not (directory / FILE).exists()
+    reported = sum(event["event"] == "trial_reported" for event in events(directory))
+    assert reported < 80
+    Driver(path, tmp_path).resume()
+    epochs = [event["epoch"] for event in events(directory) if event["event"] == "trial_reported"]
+    assert sorted(epochs) == sorted([*range(1, 41)] * 2)
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_stops_now_and_leaves_no_process(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, trials=2, base=["training.epochs=400"])
+    directory = tmp_path / "runs" / "sweeps" / "tiny-001"
+    running = reporting_sweep(path, directory)
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert children
+    running.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    running.communicate(timeout=30)
+    assert time.monotonic() - started < 20
+    assert running.returncode != 0
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert not list(Path("/dev/shm").glob(f"*{running.pid}*"))
+    before = sum(event["event"] == "trial_reported" for event in events(directory))
+    assert before > 0
+    record = Record(directory / "events.jsonl")
+    assert [trial.state for trial in record.trials.values()].count("running") == len(record.trials)
+    record.close()

@@ -1,0 +1,189 @@
+"""What a person sees of a sweep in MLflow's UI, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from support.ports import answers, free_port
+from support.records import write_sweep
+
+from tokconv.sweep.judge.view import read_sweep
+from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.report.results import summary_markdown
+from tokconv.sweep.tracking.mlflow_place import local_uri, ui_command
+from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
+
+CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of MLflow and SQLAlchemy
+    pytest.mark.skipif(
+        CHROMIUM is None or shutil.which("chromedriver") is None, reason="needs chromium and chromedriver"
+    ),
+]
+Found = TypeVar("Found")
+SHOT = os.environ.get("TOKCONV_SCREENSHOT")
+"""Where to keep what the browser shows of the table."""
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
+    """One with 14 trials and its confirmations, in a database."""
+    root = tmp_path_factory.mktemp("ui")
+    directory = write_sweep(root, trials=14)
+    view = read_sweep(directory)
+    record = Record(directory.events)
+    summary = summary_markdown(view.verdicts)
+    record.append("sweep_ended", state="finished", champions={}, evidence={}, artifacts=None, summary=summary)
+    record.close()
+    runs = root / "runs"
+    writer = MlflowWriter(
+        directory.events,
+        uri=local_uri(runs),
+        experiment="tiny",
+        artifact_root=runs,
+        sweep=directory.name,
+        cursor=directory.cursor,
+        on_message=print,
+    )
+    assert writer.close(60).complete
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(sweep: SweepDirectory) -> Iterator[str]:
+    """The command that a sweep prints, on a free port."""
+    runs, port = sweep.path.parents[1], free_port()
+    line = ui_command(local_uri(runs), runs).replace("--port 5000", f"--port {port}")
+    assert "--host 127.0.0.1" in line
+    words = shlex.split(line)
+    settings = dict(word.split("=", 1) for word in words[:2])
+    with (runs / "server.log").open("wb") as log:
+        process = subprocess.Popen(words[2:], env={**os.environ, **settings}, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _until(lambda: process.poll() is None and answers(f"{address}/health"), 90)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in (
+        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
+        *("disable-background-networking", "disable-component-update", "window-size=1800,1100"),
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{argument}")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def table(browser: webdriver.Chrome, server: str) -> webdriver.Chrome:
+    """The link that a sweep prints, opened."""
+    browser.get("about:blank")
+    browser.get(f"{server}/#/experiments/1/runs?viewStateShareKey=tokconv")
+    _until(lambda: _rows(browser), 60)
+    return browser
+
+
+def test_the_table_compares_ratios_without_configuration(table: webdriver.Chrome, sweep: SweepDirectory) -> None:
+    trials = [trial for trial in read_sweep(sweep).trials.values() if trial.figures]
+    expected = sorted(trials, key=lambda trial: trial.figures["val/fvu"])
+    names = [f"{t.ratio:.3g}x k={round(24 / t.ratio**0.5)} #{t.uid}" for t in expected]
+    # The best first, trials only: no parent run, no confirmation. The grid draws the first rows.
+    assert [row.splitlines()[-2] for row in _rows(table)][:8] == names[:8]
+    headings = [element.text for element in _all(table, "[role=columnheader]") if element.text]
+    assert {"Run Name", "compression_ratio", "val/fvu", "val/gain"} <= set(headings)
+    ratios = _column(table, "compression_ratio")[:8]
+    assert ratios == [f"{trial.ratio:.6g}" for trial in expected[:8]]
+    assert "share of the tokens' variance that is lost" in _text(table).replace("\n", " ")
+    if SHOT is not None:
+        table.save_screenshot(SHOT)
+
+
+def test_the_charts_plot_ratio_against_fidelity(table: webdriver.Chrome) -> None:
+    table.execute_script("arguments[0].click()", table.find_element(By.CSS_SELECTOR, "input[value=CHART]"))
+    titles = lambda: [element.text for element in _all(table, ".xtitle, .ytitle")]  # noqa: E731
+    _until(lambda: titles()[:4] == ["compression_ratio", "val/fvu", "val/fvu", "val/swd"], 60)
+
+
+def test_chosen_runs_are_compared(table: webdriver.Chrome) -> None:
+    boxes = _all(table, ".ag-row .ag-selection-checkbox .ag-checkbox-input-wrapper")
+    names = [row.splitlines()[-2] for row in _rows(table)]
+    for index in (0, 3, 5):
+        boxes[index].click()
+    _until(lambda: _button(table, "Compare"), 20).click()
+    _until(lambda: "Comparing 3 Runs" in _text(table), 60)
+    text = _text(table)
+    assert all(names[index] in text for index in (0, 3, 5))
+    ratios = " ".join(names[index].split("x", 1)[0] for index in (0, 3, 5))
+    assert f"compression_ratio {ratios}" in text
+
+
+def test_the_parent_run_says_what_was_found(browser: webdriver.Chrome, server: str, sweep: SweepDirectory) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(local_uri(sweep.path.parents[1]))
+    [parent] = client.search_runs(["1"], "tags.`tokconv.kind` = 'sweep'")
+    browser.get(f"{server}/#/experiments/1/runs/{parent.info.run_id}")
+    _until(lambda: "window PCA" in _text(browser), 60)
+    _until(lambda: _button(browser, "Show more"), 20).click()
+    _until(lambda: "8x8" in _text(browser), 20)
+
+
+def _until(reached: Callable[[], Found], seconds: float) -> Found:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            found = reached()
+        except (NoSuchElementException, StaleElementReferenceException):
+            found = None  # type: ignore[assignment]
+        if found:
+            return found
+        assert time.monotonic() < deadline, "the page does not come to that"
+        time.sleep(0.3)
+
+
+def _all(browser: webdriver.Chrome, selector: str) -> list[WebElement]:
+    return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def _rows(browser: webdriver.Chrome) -> list[str]:
+    """Texts of the pinned part of each row: name and age."""
+    return [row.text for row in _all(browser, ".ag-pinned-left-cols-container .ag-row") if row.text]
+
+
+def _column(browser: webdriver.Chrome, name: str) -> list[str]:
+    """Texts of a column, from the top."""
+    rows = _all(browser, ".ag-center-cols-container .ag-row")
+    rows.sort(key=lambda row: int(row.get_attribute("row-index") or 0))
+    return [row.find_element(By.CSS_SELECTOR, f"[col-id*='metric'][col-id*='{name}']").text for row in rows]
+
+
+def _text(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def _button(browser: webdriver.Chrome, text: str) -> WebElement | None:
+    return next((button for button in _all(browser, "button") if button.text == text), None)

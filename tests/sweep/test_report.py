@@ -1,0 +1,176 @@
+"""The result of a sweep: the same judgement as a table, as Markdown, as files and as pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+from rich.console import Console
+from support.trials import TOKEN_GRID, baselines, trial
+
+from tokconv.evaluation.protocol import PROTOCOL
+from tokconv.sweep.judge.pareto import dominates
+from tokconv.sweep.judge.verdicts import Verdict, judge
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report.plots import curves_figure, pareto_figure
+from tokconv.sweep.report.results import print_result, results_frame, summary_markdown, write_results
+from tokconv.sweep.spec.schema import Champion, Spec
+
+GRIDS = (4, 6, 8, 12)
+SPEC = Spec(name="demo", trials=4)
+
+
+def judged(trials: list[TrialRecord], *grids: int) -> list[Verdict]:
+    return judge(trials, Champion(), TOKEN_GRID, baselines(*grids))
+
+
+def printed(verdicts: list[Verdict], width: int = 100, *, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=terminal, force_interactive=False, color_system=None)
+    print_result(verdicts, console)
+    return stream.getvalue()
+
+
+def sweep(count: int, seed: int = 0, *grids: int) -> list[TrialRecord]:
+    draw = random.Random(seed)
+    states = ("complete", "complete", "pruned", "failed", "running")
+    return [
+        trial(
+            f"{i:05d}",
+            draw.choice(grids or GRIDS),
+            draw.choice(states),
+            draw.uniform(0.01, 0.1),
+            draw.uniform(0.05, 0.3),
+            epochs=draw.randint(1, 9),
+        )
+        for i in range(count)
+    ]
+
+
+def test_a_row_for_each_champion_and_its_baselines() -> None:
+    won = trial("00003", 6, fvu=0.0123, swd=0.0876, **{"val/probe_accuracy": 0.951, "val/probe_kept": 0.962})
+    rows = [" ".join(line.split()) for line in printed(judged([won, trial("00004", 6, fvu=0.5)], 6)).splitlines()]
+    assert "6x6 36 16x trial 00003 0.0123 88% 0.088 (0.050) 0.900 95.1% (96.2%) yes" in rows
+    assert "pooling 0.1000 0% 0.110 (0.050) 0.900" in rows
+    assert "window PCA 0.0300 70% 0.450 (0.050) 0.900" in rows
+    assert not any("00004" in row for row in rows)
+
+
+def test_the_probe_has_no_column_when_there_are_no_labels() -> None:
+    assert "probe" not in printed(judged([trial("0")], 6))
+    assert "probe" not in summary_markdown(judged([trial("0")], 6))
+
+
+def test_what_is_missed_and_what_is_empty_is_said() -> None:
+    verdicts = judged([trial("0", 6, swd=0.134), trial("1", 4, "pruned"), trial("2", 4, "failed")], 4, 6)
+    for text in (printed(verdicts), summary_markdown(verdicts)):
+        assert "nearest" in text
+        assert "6x6: nearest, misses val/swd <= 0.1 (it has 0.134)" in text
+        assert "4x4: no trial finished at this grid" in text
+
+
+def test_a_log_is_plain_ascii_and_cuts_nothing_off() -> None:
+    text = printed(judged(sweep(40), *GRIDS), width=20)
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert "(0.050)" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_terminal_line_is_never_longer_than_the_terminal(width: int) -> None:
+    full = trial("00003", 12, **{"val/probe_accuracy": 0.951, "val/probe_kept": 0.962})
+    text = printed(judged([full], *GRIDS), width, terminal=True)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert ("cosine" in text) == (width >= 100)
+
+
+def test_markdown_is_one_rectangular_table() -> None:
+    table = [line for line in summary_markdown(judged(sweep(40), *GRIDS)).splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    # Champion, what it rests on, pooling and window PCA.
+    assert len(table) == 2 + 4 * len(GRIDS)
+
+
+def test_every_form_of_the_result_names_its_protocol(tmp_path: Path) -> None:
+    verdicts, trials = judged([trial("0")], 6), [trial("0")]
+    for text in (printed(verdicts), summary_markdown(verdicts)):
+        assert f"evaluation protocol {PROTOCOL}" in text
+    write_results(tmp_path, verdicts, trials, SPEC)
+    assert json.loads((tmp_path / "champions.json").read_text())["6"]["protocol"] == PROTOCOL
+    assert list(results_frame(trials, SPEC.objectives, [])["protocol"]) == [PROTOCOL]
+
+
+def test_results_have_a_row_a_trial_and_say_who_is_on_the_front() -> None:
+    trials = sweep(60)
+    frame = results_frame(trials, SPEC.objectives, [])
+    assert list(frame["uid"]) == [t.uid for t in trials]
+    assert list(frame["training.n_critic"]) == [3] * 60
+    for row, found in zip(frame.to_dict("records"), trials, strict=True):
+        assert row["state"] == found.state
+        assert row["epochs"] == len(found.history)
+        assert row["val/fvu"] == found.figures["val/fvu"]
+        assert pandas.isna(row["on_front"]) == (found.state != "complete")
+        assert pandas.isna(row["seconds"]) == (found.state == "running")
+    complete = [t for t in trials if t.state == "complete"]
+    points = {t.uid: (-t.ratio, t.figures["val/fvu"], t.figures["val/swd"]) for t in complete}
+    expected = {uid for uid, point in points.items() if not any(dominates(p, point) for p in points.values())}
+    assert {row["uid"] for row in frame.to_dict("records") if row["on_front"] is True} == expected
+
+
+@pytest.mark.parametrize(
+    ("trials", "grids"),
+    [
+        ([], GRIDS),
+        ([trial("0")], (6,)),
+        ([trial("0", epochs=1)], (6,)),
+        ([trial("0", epochs=0, state="failed"), trial("1", state="pruned", epochs=2)], (6,)),
+        ([trial("0", 24, fvu=0.0, swd=0.0)], (24,)),
+        (sweep(30, 1, 6), (6,)),
+        (sweep(30, 2), (*GRIDS, 1, 2, 3, 24)),
+        (sweep(1000, 3), GRIDS),
+    ],
+    ids=["no trial", "one", "one epoch", "none complete", "lossless", "one grid", "eight grids", "a thousand"],
+)
+def test_every_sweep_can_be_written(tmp_path: Path, trials: list[TrialRecord], grids: tuple[int, ...]) -> None:
+    verdicts = judged(trials, *grids)
+    write_results(tmp_path / "report", verdicts, trials, SPEC)
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {
+        "results.csv",
+        "champions.json",
+        "pareto.png",
+        "learning_curves.png",
+    }
+    assert len(pandas.read_csv(tmp_path / "report" / "results.csv", dtype={"uid": str})) == len(trials)
+    champions = json.loads((tmp_path / "report" / "champions.json").read_text())
+    assert {int(grid) for grid in champions} == set(grids)
+    for verdict in verdicts:
+        assert champions[str(verdict.grid)]["trial"] == (verdict.champion and verdict.champion.uid)
+        assert champions[str(verdict.grid)]["meets_targets"] == verdict.meets_targets
+
+
+def test_pictures_have_a_panel_a_grid_and_one_legend_without_empty_entries() -> None:
+    trials = [trial("0", 6), trial("1", 4)]
+    verdicts = judged(trials, 4, 6)
+    pareto, curves = pareto_figure(verdicts, trials, 0.1), curves_figure(verdicts, trials)
+    assert len(pareto.axes) == 1 + 2
+    assert len(curves.axes) == 2 * 2
+    for figure in (pareto, curves):
+        [legend] = figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert len(labels) == len(set(labels))
+        assert "champion" in labels
+        assert "stopped early" not in labels
+
+
+def test_importing_the_report_is_cheap() -> None:
+    heavy = "{'matplotlib', 'pandas', 'rich', 'ray', 'torch'}"
+    code = f"import sys, tokconv.sweep.report.results; print({heavy} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

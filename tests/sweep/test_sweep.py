@@ -1,0 +1,282 @@
+"""Whole sweeps on real Ray, Optuna and MLflow, small: results, equality of runners, failures, resuming."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray.tune.experiment import Trial
+from support.stores import write_store
+from support.sweeping import Driver, champions, events, spec, write_spec
+from support.towers import write_vit_b_16
+
+import tokconv
+from tokconv.config.overrides import with_values
+from tokconv.encoding.progress import open_store
+from tokconv.errors import ConfigError, SpecError, SweepError
+from tokconv.evaluation.protocol import PROTOCOL
+from tokconv.sweep.judge.verdicts import judge
+from tokconv.sweep.record.checks import check_figures
+from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.layout import new_directory
+from tokconv.sweep.run import run_sweep
+from tokconv.sweep.spec.file import parse_spec, to_yaml
+from tokconv.sweep.tracking.mlflow_place import local_uri
+from tokconv.sweep.trials.listener import Listener
+from tokconv.system.files import write_text
+from tokconv.training.loop import run_trial
+from tokconv.training.runtime import LocalRuntime
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of Ray, MLflow and SQLAlchemy, in their own threads
+    pytest.mark.timeout(400),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.mark.slow
+def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path) -> None:
+    # Four epochs may or may not beat every baseline; what is tested is that all of it arrives.
+    result = run_sweep(parse_spec(spec(root)), allow_unproven=True)
+    assert [trial.state for trial in result.trials.values()] == ["complete"] * 4
+    assert [verdict.grid for verdict in result.verdicts] == [4, 8]
+    for verdict in result.verdicts:
+        assert verdict.champion is not None
+        compressor = tokconv.load_compressor(result.directory / "champions" / f"grid-{verdict.grid:02d}")
+        assert compressor(torch.zeros(1, 576, 64)).shape == (1, verdict.grid**2, 64)
+    for name in ("results.csv", "champions.json", "pareto.png", "learning_curves.png"):
+        assert (result.directory / "report" / name).stat().st_size > 0
+
+    client = MlflowClient(local_uri(root / "runs"))
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
+    assert len(runs) == 4
+    by_uid = {run.data.tags["tokconv.trial_uid"].rsplit("/", 1)[-1]: run for run in runs}
+    for uid, trial in result.trials.items():
+        run = by_uid[uid]
+        assert run.info.status == "FINISHED"
+        assert float(run.data.params["compression_ratio"]) == run.data.metrics["compression_ratio"] == trial.ratio
+        assert run.data.metrics["val/fvu"] == pytest.approx(trial.figures["val/fvu"], rel=1e-5)
+        assert len(client.get_metric_history(run.info.run_id, "val/fvu")) == 4
+        assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"compressor", "reconstruction.png"}
+    for grid in (4, 8):
+        (version,) = client.search_model_versions(f"name = 'tokconv-tiny-{grid}x{grid}'")
+        # One seed proves nothing: registered, but no champion by alias.
+        assert version.tags["tokconv.evidence"] in ("unconfirmed", "unproven")
+        assert not version.aliases
+        assert version.run_id == by_uid[champions(result.directory)[str(grid)]["trial"]].info.run_id
+
+
+@pytest.mark.slow
+def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a driver that is busy while a trainer ends hears its last report all the same."""
+    heard = Listener.on_trial_result
+
+    def slow(self: Listener, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any]) -> None:
+        heard(self, iteration, trials, trial, result)
+        time.sleep(8 if result.get("epoch") == 3 else 0)
+
+    one = {"trials": 2, "search": {"loss.weights.wgan": {"choice": [0.01]}, "training.n_critic": {"choice": [2, 1]}}}
+    resources = {"workers": 1, "cpus_per_worker": 1}
+    inline = run_sweep(parse_spec(spec(root, name="inline", **one, resources={"runner": "inline", **resources})))
+    monkeypatch.setattr(Listener, "on_trial_result", slow)
+    nested = run_sweep(parse_spec(spec(root, name="nested", **one, resources={"runner": "torch_trainer", **resources})))
+    config = parse_spec(spec(root)).base_config()
+    for uid, trial in inline.trials.items():
+        other = nested.trials[uid]
+        assert trial.values == other.values
+        plain = run_trial(
+            with_values(config, trial.values), open_store(config), LocalRuntime(tmp_path / uid, device="cpu")
+        )
+        assert _timeless(trial.history) == _timeless(other.history) == _timeless(plain.history)
+
+
+@pytest.mark.slow
+def test_a_diverged_trial_is_failed_and_the_sweep_goes_on(root: Path) -> None:
+    changes = {"search": {"training.learning_rate": {"choice": [1e30, 1e-3]}}, "trials": 2, "concurrency": 1}
+    for runner in ("inline", "torch_trainer"):
+        plain = spec(root, name=f"wild-{runner.replace('_', '-')}", **changes, resources={"runner": runner})
+        plain["base"].append("training.learning_rate=1e30")
+        plain["sampler"] = {"kind": "grid", "seed": 0}
+        result = run_sweep(parse_spec(plain))
+        states = {t.values["training.learning_rate"]: t for t in result.trials.values()}
+        assert states[1e30].state == "failed"
+        assert "not finite" in states[1e30].reason
+        assert states[1e-3].state == "complete"
+        assert result.verdicts[0].champion is states[1e-3]
+        study = _study(result.directory, plain["name"])
+        assert sorted(t.state.name for t in study.trials) == ["COMPLETE", "FAIL"]
+
+
+@pytest.mark.slow
+def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None:
+    changes = {
+        "early_stopping": {"min_epochs": 1, "reduction": 2},
+        "search": {"training.learning_rate": {"choice": [1e-3, 1e-1]}},
+        "trials": 4,
+        "concurrency": 1,
+    }
+    result = run_sweep(parse_spec(spec(root, name="halving", **changes)))
+    states = [trial.state for trial in result.trials.values()]
+    assert "pruned" in states
+    assert "complete" in states
+    study = _study(result.directory, "halving")
+    for trial in study.trials:
+        state = result.trials[f"{trial.number:05d}"].state
+        assert trial.state.name == {"complete": "COMPLETE", "pruned": "PRUNED"}[state]
+    assert all(t.state.name == "COMPLETE" for t in study.best_trials)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
+def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, runner: str) -> None:
+    name = f"killed-{runner.replace('_', '-')}"
+    path = write_spec(root, name=name, resources={"runner": runner}, base=["training.epochs=12"])
+    directory = root / "runs" / "sweeps" / f"{name}-001"
+    driver = Driver(path, tmp_path)
+    driver.killed_when(lambda: _reached(directory, complete=1))
+    before = Record(directory / "events.jsonl")
+    done = {uid for uid, trial in before.trials.items() if trial.state == "complete"}
+    before.close()
+    driver.resume()
+    record = Record(directory / "events.jsonl")
+    assert [trial.state for trial in record.trials.values()] == ["complete"] * 4
+    assert all([row["epoch"] for row in trial.history] == list(range(1, 13)) for trial in record.trials.values())
+    starts = [event["trial"] for event in events(directory) if event["event"] == "trial_started"]
+    assert all(starts.count(uid) == 1 for uid in done)
+    assert {t.state.name for t in _study(directory, name).trials} == {"COMPLETE"}
+    client = MlflowClient(local_uri(root / "runs"))
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    record.close()
+
+
+@pytest.mark.slow
+def test_photographs_seen_by_a_vit_b_16_can_be_swept(tmp_path: Path) -> None:
+    tower = write_vit_b_16(tmp_path / "vit-b-16")
+    plain = spec(
+        tmp_path, name="photographs", trials=2, search={"model.compressor.output_grid_size": {"choice": [4, 7]}}
+    )
+    base = [item for item in plain["base"] if not item.startswith(("data.subset", "training.epochs"))]
+    plain["base"] = [
+        *base,
+        "data=photographs",
+        "data.subset=40",
+        f"model.clip.model_name={tower}",
+        "training.epochs=1",
+    ]
+    # One epoch on a tower that was never trained beats no baseline; what is tested is that all of it runs.
+    result = run_sweep(parse_spec(plain), allow_unproven=True)
+    assert [trial.state for trial in result.trials.values()] == ["complete"] * 2
+    for verdict in result.verdicts:
+        assert verdict.champion is not None
+        assert "val/probe_accuracy" not in verdict.champion.figures
+        compressor = tokconv.load_compressor(result.directory / "champions" / f"grid-{verdict.grid:02d}")
+        assert compressor(torch.zeros(1, 196, 768)).shape == (1, verdict.grid**2, 768)
+    plain["objectives"] = [{"metric": "val/probe_kept", "mode": "max"}]
+    with pytest.raises(SpecError, match="needs labels"):
+        run_sweep(parse_spec(plain))
+
+
+@pytest.mark.slow
+def test_the_same_spec_twice_has_the_same_trials_and_figures(root: Path) -> None:
+    """One trial at a time, on one machine; with several at a time the order of their ends guides the search."""
+    changes = {"concurrency": 1, "trials": 3, "search": {"training.learning_rate": {"log": [1e-4, 1e-2]}}}
+    first, second = (run_sweep(parse_spec(spec(root, name=f"again-{n}", **changes))) for n in range(2))
+    assert [trial.values for trial in first.trials.values()] == [trial.values for trial in second.trials.values()]
+    for one, other in zip(first.trials.values(), second.trials.values(), strict=True):
+        assert _timeless(one.history) == _timeless(other.history)
+
+
+@pytest.mark.slow
+def test_the_budget_of_a_finished_sweep_can_grow(root: Path) -> None:
+    first = run_sweep(parse_spec(spec(root, name="grows", trials=2)))
+    more = run_sweep(parse_spec(spec(root, name="grows", trials=3)), resume=True)
+    assert more.directory == first.directory
+    assert len(more.trials) == 3
+    search = {**spec(root)["search"], "model.compressor.output_grid_size": {"choice": [8]}}
+    narrower = run_sweep(parse_spec(spec(root, name="grows", trials=5, search=search)), resume=True)
+    assert [trial.values["model.compressor.output_grid_size"] for trial in narrower.trials.values()][3:] == [8, 8]
+    assert {verdict.grid for verdict in narrower.verdicts} == {4, 8}, "what ran before stays in the table"
+    with pytest.raises(SweepError, match="search: differs"):
+        run_sweep(parse_spec(spec(root, name="grows", search={})), resume=True)
+
+
+def test_impossible_sweeps_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="between 1 and the token grid, 24"):
+        run_sweep(parse_spec(spec(tmp_path, search={"model.compressor.output_grid_size": {"choice": [4, 25]}})))
+    with pytest.raises(SweepError, match="no run of 'tiny' to resume"):
+        run_sweep(parse_spec(spec(tmp_path)), resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("protocol", [None, PROTOCOL + 1])
+def test_a_sweep_judged_by_another_protocol_is_not_resumed(tmp_path: Path, protocol: int | None) -> None:
+    """The first version of the record did not name its protocol."""
+    tiny = parse_spec(spec(tmp_path))
+    directory = new_directory(tmp_path / "runs", "tiny")
+    write_text(directory.spec, to_yaml(tiny))
+    record = Record(directory.events)
+    record.append("sweep_started", sweep=directory.name, **({} if protocol is None else {"protocol": protocol}))
+    record.close()
+    with pytest.raises(SweepError, match=rf"evaluation protocol {protocol or 1}, this .* without --resume"):
+        run_sweep(tiny, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_classes", "message"),
+    [("val/reader_kept", 0, "needs labels"), ("val/cka", 2, "needs 12 held-out images, and .* has 10")],
+)
+def test_figures_that_a_store_cannot_have_are_refused(
+    tmp_path: Path, metric: str, num_classes: int, message: str
+) -> None:
+    store = write_store(tmp_path / "store", num_classes=num_classes)
+    plain = spec(tmp_path, objectives=[{"metric": metric, "mode": "max"}])
+    with pytest.raises(SpecError, match=message):
+        check_figures(parse_spec(plain), store)
+
+
+def test_a_probe_needs_a_label_among_the_held_out_images(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", num_images=64)
+    judged = parse_spec(spec(tmp_path, objectives=[{"metric": "val/probe_accuracy", "mode": "max"}]))
+    check_figures(judged, store)
+    assert store.labels is not None
+    store.labels[store.val_indices] = -1
+    with pytest.raises(SpecError, match="no held-out image"):
+        check_figures(judged, store)
+
+
+def test_the_judgement_of_a_record_needs_no_sweep(tmp_path: Path) -> None:
+    assert judge([], parse_spec(spec(tmp_path)).champion, 24, {4: {}})[0].champion is None
+
+
+def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "train/images_per_second"} for row in history]
+
+
+def _reached(directory: Path, *, complete: int) -> bool:
+    if not (directory / "events.jsonl").exists():
+        return False
+    found = [event for event in events(directory) if event["event"] == "trial_ended"]
+    return len(found) >= complete
+
+
+def _study(directory: Path, name: str) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(directory / "study.journal")))
+    return optuna.load_study(study_name=name, storage=storage)

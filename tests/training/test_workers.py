@@ -1,0 +1,224 @@
+"""Several workers a trial: the run of one worker at the same global batch, each reading and writing its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import networks
+from support.groups import ReadingStore, run_dir, train_group, weights
+from support.stores import write_store
+from support.sweeping import spec
+
+from tokconv.config.overrides import compose, with_values
+from tokconv.encoding.progress import open_store
+from tokconv.errors import ConfigError, DivergedError
+from tokconv.store.reader import TokenStore
+from tokconv.sweep.run import run_sweep
+from tokconv.sweep.spec.file import parse_spec
+from tokconv.training.loop import check_batch, run_trial
+from tokconv.training.runtime import LocalRuntime, Metrics
+from tokconv.training.workers import ALONE
+
+SMALL = [*networks.SMALL, "training.epochs=3"]
+CASES = {
+    "autoencoder": ["loss.weights.wgan=0"],
+    "wgan_gp": ["loss.weights.wgan=0.05"],
+    "wgan_sn": ["loss.weights.wgan=0.05", "loss.wgan.kind=wgan_sn"],
+    "r3gan": ["loss.weights.wgan=0.05", "loss.wgan.kind=r3gan", "loss.wgan.lambda_gp=1"],
+    "swd": ["loss.weights.wgan=0", "loss.weights.distribution=1"],
+    "sinkhorn": ["loss.weights.wgan=0", "loss.weights.distribution=1", "loss.distribution=sinkhorn",
+                 "training.batch_size=32"],
+    "matryoshka": ["model.compressor.kind=matryoshka", "model.compressor.grids=2-3", "loss.weights.wgan=0.05"],
+    "everything": ["loss.weights.wgan=0.05", "loss.weights.distribution=0.5", "loss.reconstruction=hybrid",
+                   *(f"loss.weights.{name}=0.3" for name in ("spatial", "perceptual", "window_cosine", "anchor"))],
+}  # fmt: skip
+ENDS = {
+    "poisoned": ["loss.weights.wgan=0.05"],
+    # One step an epoch: it leaves finite but enormous weights, and what rank 0 computes with them is not finite.
+    "exploded": ["loss.weights.wgan=0", "training.batch_size=36", "training.learning_rate=1e30"],
+    "interrupted": ["loss.weights.wgan=0.05"],
+    "resumed": ["loss.weights.wgan=0.05"],
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """What two workers did: `of(case, rank)`, and where."""
+
+    of: Callable[[str, int], dict[str, Any]]
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return write_store(tmp_path_factory.mktemp("stores") / "tiny", num_images=48)
+
+
+class _StopError(Exception):
+    pass
+
+
+def _stop_after_one(metrics: Metrics, checkpoint: Path | None) -> None:
+    raise _StopError
+
+
+@pytest.fixture(scope="module")
+def group(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """All cases trained by one pair of processes: they take seconds to start."""
+    out = tmp_path_factory.mktemp("group")
+    cases = {name: compose([*SMALL, *overrides]) for name, overrides in (CASES | ENDS).items()}
+    with pytest.raises(_StopError):
+        run_trial(cases["resumed"], store, LocalRuntime(out / "begun", device="cpu", on_report=_stop_after_one))
+    options = {
+        "poisoned": {"poison_rank": 1},
+        "interrupted": {"interrupt_after": 2},
+        "resumed": {"resume": str(out / "begun")},
+    }
+    return Group(train_group(cases, store, out, options=options), out)
+
+
+def _alone(name: str, store: TokenStore, directory: Path, *, resume: bool = False) -> list[dict[str, float]]:
+    config = compose([*SMALL, *(CASES | ENDS)[name]])
+    return run_trial(config, store, LocalRuntime(directory, device="cpu", resume=resume)).history
+
+
+UNDETERMINED = ("train/images_per_second", "train/adversarial")
+"""The second because a critic is known up to a constant: what shifts all its scores alike (biases only) has a gradient
+of zero, and Adam makes steps of its rounding errors. Differences of scores, all that is trained on, are compared."""
+
+
+def _close(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        mine, other = ({k: v for k, v in row.items() if k not in UNDETERMINED} for row in (mine, other))
+        assert mine == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_workers_train_as_one_does(group: Group, store: TokenStore, tmp_path: Path, name: str) -> None:
+    history = _alone(name, store, tmp_path)
+    _close(group.of(name, 0)["history"], history)
+    ours, theirs = weights(run_dir(group.out, name, 0)), weights(tmp_path)
+    assert ours.keys() == theirs.keys()
+    for key, weight in ours.items():
+        if not (key.startswith("critic.") and key.endswith("bias")):
+            assert torch.allclose(weight, theirs[key], rtol=1e-5, atol=1e-5), key
+
+
+@pytest.mark.slow
+def test_every_image_of_a_batch_is_read_by_one_worker(group: Group, store: TokenStore, tmp_path: Path) -> None:
+    reading = ReadingStore.open(store.path)
+    whole: list[list[int]] = []
+    runtime = LocalRuntime(tmp_path, device="cpu", on_progress=lambda *_: whole.append(reading.last))
+    run_trial(compose([*SMALL, *CASES["autoencoder"]]), reading, runtime)
+    parts = [group.of("autoencoder", rank)["read"] for rank in (0, 1)]
+    assert len(whole) == 3 * (36 // 8)
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert len(first) == len(second) == 4
+        assert first + second == batch
+
+
+@pytest.mark.slow
+def test_only_rank_0_writes(group: Group) -> None:
+    for name in CASES:
+        assert [path.name for path in (run_dir(group.out, name, 0) / "checkpoints").iterdir()] == ["epoch-0003"]
+        assert not run_dir(group.out, name, 1).exists()
+
+
+@pytest.mark.slow
+def test_every_worker_has_the_figures_of_rank_0(group: Group) -> None:
+    for name in CASES:
+        assert group.of(name, 0)["history"] == group.of(name, 1)["history"]
+
+
+@pytest.mark.slow
+def test_what_diverges_on_one_worker_ends_all_of_them(group: Group) -> None:
+    errors = [group.of("poisoned", rank)["error"] for rank in (0, 1)]
+    assert errors == [repr(DivergedError("the critic's loss", 0))] * 2
+    assert not run_dir(group.out, "poisoned", 0).exists()
+
+
+@pytest.mark.slow
+def test_a_figure_that_is_not_finite_ends_all_workers(group: Group) -> None:
+    errors = [group.of("exploded", rank)["error"] for rank in (0, 1)]
+    assert errors[0] == errors[1]
+    assert "DivergedError('val/" in errors[0]
+    assert not run_dir(group.out, "exploded", 0).exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_two_workers_is_resumed_by_one(group: Group, store: TokenStore, tmp_path: Path) -> None:
+    assert "StoppedError" in group.of("interrupted", 1)["error"]
+    resumed = _alone("interrupted", store, run_dir(group.out, "interrupted", 0), resume=True)
+    _close(resumed, _alone("interrupted", store, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_run_of_one_worker_is_resumed_by_two(group: Group, store: TokenStore, tmp_path: Path) -> None:
+    assert len(group.of("resumed", 1)["read"]) == 2 * (36 // 8)
+    _close(group.of("resumed", 0)["history"], _alone("resumed", store, tmp_path))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(store: TokenStore) -> None:
+    assert check_batch(8, 36, 2) == 8
+    assert check_batch(64, 36, 4) == 36
+    with pytest.raises(ConfigError, match=r"got 9; it is the batch of all workers together, and 9 .* of 2 workers"):
+        check_batch(9, 36, 2)
+    with pytest.raises(ConfigError, match=r"got 40 \(there are 36 training images\).* 36 images .* of 5 workers"):
+        check_batch(40, 36, 5)
+
+
+def test_alone_nothing_is_sent() -> None:
+    """No process group exists here: a message would raise."""
+    rows = torch.randn(4, 2, requires_grad=True)
+    assert ALONE.gather(rows) is rows
+    assert ALONE.mean(rows) is rows
+    assert torch.equal(ALONE.rows(rows, torch.tensor([3, 0, 3])), rows[[3, 0, 3]])
+    assert ALONE.broadcast({"a": 1}) == {"a": 1}
+    assert ALONE.first_then_others(lambda: 7) == 7
+
+
+def test_figures_do_not_depend_on_who_trained(store: TokenStore, tmp_path: Path) -> None:
+    """The comparison above can tell: another batch gives other figures."""
+    config = with_values(compose([*SMALL, *CASES["autoencoder"]]), {"training.batch_size": 4})
+    other = run_trial(config, store, LocalRuntime(tmp_path / "other", device="cpu")).figures
+    same = _alone("autoencoder", store, tmp_path / "same")[-1]
+    assert other["val/fvu"] != pytest.approx(same["val/fvu"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore")  # of Ray, MLflow and SQLAlchemy, in their own threads
+def test_a_sweep_of_two_workers_a_trial(tmp_path: Path) -> None:
+    """Real TorchTrainers: figures of one process, one writer, and a trial that diverges is failed, not stuck."""
+    plain = spec(
+        tmp_path,
+        base=["training.learning_rate=1e30", "loss.weights.wgan=0.01", "loss.weights.distribution=1",
+              "training.epochs=2"],
+        search={"training.learning_rate": {"choice": [1e30, 1e-3]}},
+        sampler={"kind": "grid", "seed": 0},
+        trials=2,
+        concurrency=1,
+        resources={"runner": "torch_trainer", "workers": 2, "cpus_per_worker": 1},
+    )  # fmt: skip
+    result = run_sweep(parse_spec(plain))
+    trials = {trial.values["training.learning_rate"]: trial for trial in result.trials.values()}
+    assert trials[1e30].state == "failed"
+    assert "not finite" in trials[1e30].reason
+    good = trials[1e-3]
+    assert good.state == "complete"
+    config = with_values(parse_spec(plain).base_config(), good.values)
+    alone = run_trial(config, open_store(config), LocalRuntime(tmp_path / "alone", device="cpu"))
+    names = alone.figures.keys()
+    _close([{name: row[name] for name in names} for row in good.history], alone.history)
+    written = sorted(path.name for path in Path(str(good.checkpoint)).iterdir())
+    assert written == ["optimizers.pt", "state.json", "weights.safetensors"]
+    assert [path for path in result.directory.rglob("weights.safetensors") if good.uid in path.parts] == [
+        Path(str(good.checkpoint)) / "weights.safetensors"
+    ]

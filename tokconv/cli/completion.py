@@ -1,0 +1,43 @@
+"""Completion for shells: commands, options and files by shtab, config keys by ourselves."""
+
+from __future__ import annotations
+
+import argparse
+
+import shtab
+
+from tokconv.cli.arguments import make_parser
+from tokconv.config.tree import KEYS
+
+KEYS_FUNCTION = "_tokconv_keys"
+
+
+def completion(shell: str) -> str:
+    """The script that a shell sources.
+
+    Args:
+        shell: bash, zsh or tcsh.
+    """
+    parser = make_parser()
+    for action in _actions(parser):
+        if action.metavar == "key=value":
+            action.complete = {"bash": KEYS_FUNCTION, "zsh": KEYS_FUNCTION}  # type: ignore[attr-defined]
+        elif getattr(action.type, "__name__", "") in ("Path", "_place"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    keys = " ".join(f"{key}=" for key in sorted(KEYS))
+    preamble = {
+        # Without a blank after the key, so that its value follows.
+        "bash": f'{KEYS_FUNCTION}() {{\n  compopt -o nospace\n  compgen -W "{keys}" -- "$1"\n}}',
+        "zsh": f"{KEYS_FUNCTION}() {{\n  compadd -S '' -- {keys}\n}}",
+    }
+    return shtab.complete(parser, shell, preamble=preamble)  # type: ignore[arg-type]  # it takes one for each shell
+
+
+def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    found = []
+    for action in parser._actions:
+        found.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                found += _actions(sub)
+    return found

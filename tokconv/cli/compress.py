@@ -1,0 +1,224 @@
+"""What compress and dynamic do: images to compressed tokens, by one compressor or by a choice among a sweep's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokconv.config.tree import ClipConfig
+from tokconv.encoding.pipeline import STORES
+from tokconv.encoding.sources.features import GIVEN
+from tokconv.encoding.sources.files import open_image
+from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
+from tokconv.errors import CheckpointError, ConfigError, DataError, first_line, import_extra
+from tokconv.evaluation.pictures import draw_compression, draw_compressions
+from tokconv.exports import artefact as exports
+from tokconv.exports.dynamic.compressor import FOLDER, MEDIAN, DynamicCompressor, load_dynamic
+from tokconv.exports.dynamic.fit import find_store, fit_dynamic
+from tokconv.exports.dynamic.predictor import check_target
+from tokconv.exports.dynamic.ragged import save_ragged
+from tokconv.store.remote import open_place
+from tokconv.system.devices import resolve_device
+from tokconv.system.files import atomic_path
+from tokconv.system.terminal import progress_line
+
+PICTURED_IMAGES = 8
+PICTURED_SIZE = (512, 512)
+
+
+def compress(
+    images: Sequence[Path],
+    *,
+    compressor: Path | None,
+    compressors: Path | None = None,
+    target_fvu: float | None = None,
+    confidence: float | None = None,
+    encoder: str | None,
+    out: Path,
+    picture: Path | None,
+    batch_size: int,
+    device: str | None,
+) -> None:
+    """`tokconv compress`, with either `compressor` or `compressors` and `target_fvu`. Raises TokconvError."""
+    _check_files(images, [out] if picture is None else [out, picture])
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size: got {batch_size}; must be at least 1")
+    if picture is not None:
+        import_extra("matplotlib.figure", "sweep")
+    reader = _Reader(images, batch_size, pictured=PICTURED_IMAGES if picture is not None else 0)
+    if compressors is not None:
+        if target_fvu is None:
+            raise ConfigError("--compressors: needs --target-fvu, the error that an image may have, as 0.02")
+        check_target(target_fvu, "--target-fvu")
+        confidence = MEDIAN if confidence is None else confidence
+        dynamic = load_dynamic(compressors, target_fvu=target_fvu, confidence=confidence)
+        _compress_dynamic(reader, dynamic, _tower_of(dynamic.paths[0], encoder, device), out, picture)
+        return
+    for name, value in (("--target-fvu", target_fvu), ("--confidence", confidence)):
+        if value is not None:
+            raise ConfigError(f"{name}: chooses among --compressors; a single --compressor leaves nothing to choose")
+    if compressor is None:
+        raise ConfigError("--compressor: missing; name an exported compressor, or a folder of them with --compressors")
+    _compress_fixed(reader, compressor, _tower_of(compressor, encoder, device), out, picture)
+
+
+def fit_champions(champions: Path, store: Path | str | None, *, device: str | None) -> None:
+    """`tokconv dynamic`. Raises TokconvError."""
+    opened = find_store(champions, STORES) if store is None else open_place(store)
+    print(f"token store: {opened.path}")
+    with progress_line("measuring") as line:
+        report = fit_dynamic(champions, opened, device=device, progress=line)
+    print(f"{report.text()}\n\n{champions / FOLDER}: use it with")
+    target = report.dynamic[len(report.dynamic) // 2].target
+    print(f"  tokconv compress IMAGES --compressors {champions} --target-fvu {target:g} --out tokens.safetensors")
+
+
+class _Reader:
+    """Reads images batch by batch, and keeps the first of them, with their tokens, for a picture."""
+
+    def __init__(self, images: Sequence[Path], batch_size: int, pictured: int) -> None:
+        self.images, self.batch_size, self._pictured = images, batch_size, pictured
+        self.pictures: list[Image.Image] = []
+        self._tokens: list[Tensor] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [str(path) for path in self.images]
+
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens of the pictured images."""
+        return torch.cat(self._tokens)[: len(self.pictures)]
+
+    def batches(self, tower: VisionTower) -> Iterator[Tensor]:
+        """Tokens [b, N, C] of all images, in order, where the tower is."""
+        with progress_line("compressing") as line:
+            for first in range(0, len(self.images), self.batch_size):
+                pixels = []
+                for path in self.images[first : first + self.batch_size]:
+                    image = _open(path)
+                    pixels.append(tower.preprocess([image]))
+                    if len(self.pictures) < self._pictured:
+                        image.thumbnail(PICTURED_SIZE)
+                        self.pictures.append(image)
+                tokens = tower.encode(torch.cat(pixels))
+                if sum(map(len, self._tokens)) < len(self.pictures):
+                    self._tokens.append(tokens.cpu())
+                yield tokens
+                if len(self.images) > self.batch_size:
+                    line(first + len(pixels), len(self.images))
+
+    def said(self, picture: Path) -> str:
+        more = f" of the first {len(self.pictures)} images" if len(self.images) > len(self.pictures) else ""
+        return f"{picture}: image, tokens, compressed grid, reconstruction, error of each token{more}"
+
+
+@torch.inference_mode()
+def _compress_fixed(reader: _Reader, path: Path, tower: VisionTower, out: Path, picture: Path | None) -> None:
+    network = exports.load_compressor(path).to(tower.device)
+    result = torch.cat([network(tokens).cpu() for tokens in reader.batches(tower)])
+    with atomic_path(out) as temporary:
+        save_file({"tokens": result}, temporary, {"images": json.dumps(reader.names)})
+    print(f"{out}: tokens {list(result.shape)}, {network.token_grid**2 / result.shape[1]:.3g}x fewer")
+    if picture is not None:
+        draw_compression(network.cpu(), exports.load_decoder(path), reader.tokens, picture, reader.pictures)
+        print(reader.said(picture))
+
+
+@torch.inference_mode()
+def _compress_dynamic(
+    reader: _Reader,
+    network: DynamicCompressor,
+    tower: VisionTower,
+    out: Path,
+    picture: Path | None,
+) -> None:
+    network.to(tower.device)
+    parts: list[Tensor] = []
+    chosen, believed = [], []
+    for tokens in reader.batches(tower):
+        index, meets = network.choose(tokens)
+        parts += [part.cpu() for part in network.compress(tokens, index)]
+        chosen.append(index.cpu())
+        believed.append(meets.cpu())
+    numbers = torch.cat(chosen)
+    save_ragged(out, parts, reader.names)
+    mean = sum(map(len, parts)) / len(parts)
+    print(f"{out}: {mean:.1f} tokens an image on average, {network.token_grid**2 / mean:.3g}x fewer")
+    for number, grid in enumerate(network.grids.tolist()):
+        count = int((numbers == number).sum())
+        print(f"  {grid} x {grid}: {count} image{'' if count == 1 else 's'}")
+    unmet = int((~torch.cat(believed)).sum())
+    if unmet:
+        largest = int(network.grids[-1])
+        print(
+            f"  {unmet} of the {len(parts)} images are not expected to meet the target at any grid; "
+            f"they have the largest, {largest} x {largest}"
+        )
+    if picture is not None:
+        pairs = {}
+        for number in sorted(set(numbers[: len(reader.pictures)].tolist())):
+            path = network.paths[number]
+            pairs[number] = exports.load_compressor(path), exports.load_decoder(path)
+        codecs = [pairs[number] for number in numbers[: len(reader.pictures)].tolist()]
+        draw_compressions(codecs, reader.tokens, picture, reader.pictures)
+        print(reader.said(picture))
+
+
+def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:
+    for path in images:
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder; name its images' if path.is_dir() else 'there is no such image'}")
+    for path in outputs:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name the file to write")
+    taken = {path.resolve() for path in images}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise ConfigError(f"{path}: is named twice; every file to write needs a name of its own")
+        taken.add(path.resolve())
+
+
+def _tower_of(compressor: Path, encoder: str | None, device: str | None) -> VisionTower:
+    """The tower whose tokens a compressor was trained on."""
+    description = exports.read_config(compressor)
+    try:
+        clip, trained_on = ClipConfig(**description["clip"]), dict(description["encoder"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{compressor / 'config.json'}: damaged, it describes no encoder") from error
+    if encoder is not None:
+        clip = replace(clip, model_name=encoder, revision=None)
+    spec = describe(clip)
+    if not _same_encoder(spec, trained_on):
+        raise CheckpointError(
+            f"{compressor}: was trained on tokens of {trained_on.get('name')} "
+            f"({trained_on.get('revision')}), not of {clip.model_name} ({spec.revision})"
+        )
+    return VisionTower(clip, resolve_device(device))
+
+
+def _same_encoder(spec: EncoderSpec, trained_on: Mapping[str, Any]) -> bool:
+    if trained_on.get("revision") != GIVEN:
+        return spec.identity() == trained_on
+    # Of an encoder whose tokens were given only this is known.
+    layer = trained_on.get("layer")
+    if isinstance(layer, int) and layer < 0:
+        layer += spec.num_layers + 1
+    known = (spec.name, spec.layer, spec.token_grid, spec.dim)
+    return known == (trained_on.get("name"), layer, trained_on.get("token_grid"), trained_on.get("dim"))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return open_image(path)
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        reason = first_line(error)
+        raise DataError(f"{path}: cannot be read as an image ({reason})") from error

@@ -1,0 +1,196 @@
+"""From `key.path=value` strings, or a plain dictionary, to a checked `Config`.
+
+Hydra's compose API reads the groups in `tokconv/configs`; unknown keys and wrong types are refused with one sentence
+before anything else happens. `OLD_NAMES` holds every published spelling that changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from tokconv.config.bounds import check_key, validate
+from tokconv.config.tree import GROUPS, KEYS, Config, flatten
+from tokconv.errors import ConfigError, first_line, suggest
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+OLD_NAMES: dict[str, tuple[str, Mapping[Any, Any]]] = {
+    "model.autoencoder.use_attention": ("model.autoencoder.kind", {True: "attention", False: "conv"}),
+}
+"""Published key -> today's key and what its values mean now."""
+
+# Hydra's parser lets these through: numbers of more than 4,300 digits, an unfinished interpolation, deep nesting.
+_PARSER_ERRORS = (HydraException, ValueError, IndexError, RecursionError)
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """The checked config for these overrides.
+
+    Args:
+        overrides: `dotted.key=value` or `data=GROUP`, in Hydra's grammar.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest one), a wrong type, or a value out of its bounds.
+
+    Example:
+        >>> compose(["model.compressor.output_grid_size=8", "training.epochs=5"]).training.epochs
+        5
+    """
+    pairs = parse(overrides)
+    tokens = [f"{key}={_quote(value)}" for key, value in pairs]
+    with initialize_config_module("tokconv.config.groups", version_base="1.3"):
+        try:
+            return validate(_to_config(hydra_compose("config", overrides=tokens)))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error, pairs)) from error
+
+
+def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """Overrides as (key, value) pairs in today's names, every key known.
+
+    Raises:
+        ConfigError: not `key=value`, a Hydra form that makes no sense here, or an unknown key.
+    """
+    pairs: list[tuple[str, Any]] = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except _PARSER_ERRORS as error:
+            rule = "write key=value, as in training.epochs=5, and quotes around a text with special characters"
+            raise ConfigError(f"{text!r}: not an override; {rule}: data.root='/photos (old)'") from error
+        pairs.append((_plain_key(override, text), _plain_value(override)))
+    today = _translate(pairs)
+    for key, value in today:
+        _check_plain(key, value)
+    return today
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The inverse of `tokconv.config.tree.to_dict`, checked like overrides; values are taken as they stand."""
+    pairs = list(flatten(tree).items())
+    for key, value in pairs:
+        check_key(key)
+        _check_literal(key, value)
+    try:
+        return validate(_to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(tree)))))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, pairs)) from error
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy of the config with some dotted keys replaced, checked. Raises ConfigError."""
+    for key, value in values.items():
+        check_key(key)
+        _check_literal(key, value)
+    tree = OmegaConf.structured(config)
+    try:
+        for key, value in values.items():
+            OmegaConf.update(tree, key, value)
+        return validate(_to_config(tree))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, list(values.items()))) from error
+
+
+def _to_config(tree: Any) -> Config:
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    return config
+
+
+def _plain_key(override: Override, text: str) -> str:
+    if override.is_add() or override.is_delete() or override.is_sweep_override():
+        raise ConfigError(f"{text!r}: only key=value is possible here; ranges belong in the `search` of a sweep spec")
+    if override.package is not None:
+        raise ConfigError(f"{text!r}: `@` has no meaning here; write key=value, as in training.epochs=5")
+    return str(override.key_or_group)
+
+
+def _plain_value(override: Override) -> Any:
+    value = override.value()
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _check_plain(key: str, value: Any) -> None:
+    """Refuse what no key can hold: lists, mappings, OmegaConf's mark for a missing value, numbers no float can hold."""
+    too_large = isinstance(value, int) and abs(value) > sys.float_info.max
+    if isinstance(value, list | tuple | Mapping) or value == "???" or too_large:
+        wanted = _type_name(KEYS[key]) if key in KEYS else "a name"
+        raise ConfigError(f"{key}: got {value!r}; must be {wanted}")
+
+
+def _check_literal(key: str, value: Any) -> None:
+    """Also refuse `${...}`: a stored config must not read the environment of whoever loads it."""
+    _check_plain(key, value)
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{key}: got {value!r}; ${{...}} is possible in key=value overrides only")
+
+
+def _translate(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Today's names for published ones, unknown names refused."""
+    given = dict(pairs)
+    today: list[tuple[str, Any]] = []
+    for key, value in pairs:
+        if key == "data.use_subset":
+            if not isinstance(value, bool):
+                raise ConfigError(f"{key}: got {value!r}; allowed: true, false (today's name is data.subset)")
+            if value and "data.subset_size" not in given:
+                raise ConfigError("data.use_subset: data.subset_size is missing; or write data.subset=1000 alone")
+        elif key == "data.subset_size":
+            if given.get("data.use_subset", True):
+                today.append(("data.subset", value))
+        elif key in OLD_NAMES:
+            name, values = OLD_NAMES[key]
+            if not isinstance(value, bool):
+                raise ConfigError(f"{key}: got {value!r}; allowed: true, false (today's name is {name})")
+            today.append((name, values[value]))
+        elif key in GROUPS:
+            if value not in GROUPS[key]:
+                raise ConfigError(f"{key}: got {value!r}; {suggest(str(value), GROUPS[key])}")
+            today.append((key, value))
+        else:
+            check_key(key)
+            today.append((key, value))
+    return today
+
+
+def _quote(value: Any) -> str:
+    """A value in Hydra's grammar; strings are quoted so that no path or name is taken for syntax."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return str(QuotedString(text=value, quote=Quote.single).with_quotes())
+    return str(value)
+
+
+def _explain(error: Exception, pairs: Sequence[tuple[str, Any]]) -> str:
+    """One sentence naming the key, the value and the wanted type."""
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
+        key = getattr(cause, "full_key", None)
+        if key in KEYS:
+            value = dict(pairs).get(str(key))
+            if isinstance(cause, InterpolationResolutionError):
+                return f"{key}: got {value!r}; {first_line(cause)}"
+            return f"{key}: got {value!r}; must be {_type_name(KEYS[str(key)])}"
+    return first_line(error)
+
+
+def _type_name(annotation: Any) -> str:
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+    names = [t.__name__ for t in getattr(annotation, "__args__", (annotation,))]
+    return " or ".join("null" if name == "NoneType" else words[name] for name in names)

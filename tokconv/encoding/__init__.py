@@ -1,0 +1,1 @@
+"""Images and frozen vision towers into a token store."""

@@ -1,0 +1,129 @@
+"""The images of a config: its source opened, cut to a subset, split into training and held-out images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokconv.config.tree import Config, DataConfig
+from tokconv.encoding.sources.base import ImageItem, ImageSource
+from tokconv.encoding.sources.bundled import DigitsSource, PhotographsSource
+from tokconv.encoding.sources.coco import CocoSource
+from tokconv.encoding.sources.features import FeatureSource, FeatureSpec
+from tokconv.encoding.sources.folder import FolderSource, ImageNetSource
+from tokconv.encoding.sources.huggingface import HuggingFaceSource
+from tokconv.encoding.towers.spec import EncoderSpec, describe
+from tokconv.errors import DataError
+
+__all__ = ["ImageItem", "ImageSource", "SubsetSource", "assign_split", "describe_tokens", "open_source"]
+
+# Another seed than the digits': the permutation that splits them would choose training digits only.
+SUBSET_SEED = 1
+
+
+def open_source(config: DataConfig) -> ImageSource:
+    """The configured source; `data.subset` larger than the source means all of it.
+
+    Raises:
+        DataError: what `data.root` names is missing, unreachable, holds no images, or has another layout.
+        MissingExtraError: a source whose package is not installed.
+
+    Example:
+        >>> len(open_source(DataConfig(source="digits", subset=100)).items)
+        100
+    """
+    source = _open_whole(config)
+    if config.subset is not None and config.subset < len(source.items):
+        return SubsetSource(source, config.subset)
+    return source
+
+
+def describe_tokens(config: Config) -> EncoderSpec | FeatureSpec:
+    """What the tokens of a config are: its encoder from its files, or tokens that are there already from theirs.
+
+    Raises:
+        DataError, ConfigError: as `describe`; as `FeatureSource`.
+
+    Example:
+        >>> describe_tokens(Config(model=ModelConfig(clip=ClipConfig(model_name="bundled:digits-tower")))).token_grid
+        24
+    """
+    if config.data.source == FeatureSource.name:
+        return FeatureSource(config.data.root or "").spec(config.model.clip)
+    return describe(config.model.clip)
+
+
+def _open_whole(config: DataConfig) -> ImageSource:
+    root = config.root or ""
+    match config.source:
+        case "digits":
+            return DigitsSource()
+        case "photographs":
+            return PhotographsSource()
+        case "imagenet":
+            return ImageNetSource(root)
+        case "coco":
+            return CocoSource(root, year=config.name)
+        case "huggingface":
+            columns = {"image_column": config.image_column, "label_column": config.label_column}
+            return HuggingFaceSource(root, config_name=config.name, **columns)
+        case "features":
+            return FeatureSource(root)
+        case _:
+            return FolderSource(root)
+
+
+def assign_split(items: Sequence[ImageItem], val_fraction: float) -> list[str]:
+    """train or val for each item: the declared split, else by a hash of its key.
+
+    A hash keeps every image on its side when others are added. Each side gets at least one image.
+
+    Raises:
+        DataError: fewer than two images.
+    """
+    if len(items) < 2:
+        raise DataError(f"data: {len(items)} readable images; at least 2 are needed, one to train on, one to hold out")
+    draws = [_draw(item.key) for item in items]
+    drawn = ["val" if draw < val_fraction else "train" for draw in draws]
+    splits = [item.split or split for item, split in zip(items, drawn, strict=True)]
+    if "val" not in splits:
+        splits[draws.index(min(draws))] = "val"
+    elif "train" not in splits:
+        splits[draws.index(max(draws))] = "train"
+    return splits
+
+
+class SubsetSource:
+    """The same `count` images of a source every time, in the source's order.
+
+    When the source declares splits, at least one image of each is kept.
+    """
+
+    def __init__(self, source: ImageSource, count: int) -> None:
+        self.source = source
+        self.name, self.class_names = source.name, source.class_names
+        generator = torch.Generator().manual_seed(SUBSET_SEED)
+        order: list[int] = torch.randperm(len(source.items), generator=generator).tolist()
+        chosen = order[:count]
+        kept = {source.items[index].split for index in chosen}
+        spare = next((i for i in order[count:] if source.items[i].split not in kept), None)
+        if spare is not None:
+            chosen[-1] = spare
+        self._indices = sorted(chosen)
+        self.items = tuple(source.items[index] for index in self._indices)
+
+    def load(self, index: int) -> Image.Image | Tensor:
+        return self.source.load(self._indices[index])
+
+    def identity(self) -> dict[str, Any]:
+        return {**self.source.identity(), "subset": len(self.items)}
+
+
+def _draw(key: str) -> float:
+    """A fixed uniform number in [0, 1) for a key."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64

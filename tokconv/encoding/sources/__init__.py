@@ -1,0 +1,1 @@
+"""Where images come from, a kind of source a module; `tokconv.encoding.images.open_source` opens the configured one."""

@@ -1,0 +1,152 @@
+"""The COCO layout (Lin et al. 2014, arXiv:1405.0312): folders of images, and annotations beside them, or none."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokconv.encoding.sources.base import ImageItem
+from tokconv.encoding.sources.files import find_images, has_images, list_folder
+from tokconv.encoding.sources.folder import FolderSource
+from tokconv.errors import DataError
+
+ANNOTATIONS = "annotations"
+_PART = re.compile(r"(train|val)(?:idation)?(.*)")
+
+
+class CocoSource(FolderSource):
+    """COCO: root/train2017/*.jpg, root/val2017/*.jpg and, when they are there, root/annotations/instances_*.json.
+
+    The folders declare the split when both are there. The label of an image is the category that covers the greatest
+    total annotated area in it (the lower id of two that cover the same); an image without an annotation has none, and
+    neither has any image of a folder without its instances file. Other folders and captions are left alone.
+
+    Args:
+        root: the folder above.
+        year: what follows train and val in the names of the folders, when there are several.
+
+    Raises:
+        DataError: the folder is missing, has another layout, holds several years, or its annotations are damaged.
+    """
+
+    name = "coco"
+
+    def __init__(self, root: str | os.PathLike[str], *, year: str | None = None) -> None:
+        self.year = year
+        super().__init__(root)
+
+    def _scan(self) -> tuple[tuple[str, ...], tuple[ImageItem, ...]]:
+        folders = self._choose_folders()
+        if not folders:
+            raise DataError(
+                f"data.root: {str(self.root)!r} does not hold COCO's folders of images, such as train2017 and val2017; "
+                "arrange it so, or use data.source=folder"
+            )
+        categories: dict[int, str] = {}
+        found: list[tuple[str, int | None, str]] = []
+        for split, folder in folders.items():
+            keys = [key for key, _ in find_images(self.root, self.root / folder)]
+            main_category = self._read(folder, keys, categories)
+            found += [(key, main_category.get(key.removeprefix(f"{folder}/")), split) for key in keys]
+        used = categories if any(category is not None for _, category, _ in found) else {}
+        numbers = {category: number for number, category in enumerate(sorted(used))}
+        declared = len(folders) == 2
+        items = tuple(
+            ImageItem(key, None if category is None else numbers[category], split if declared else None)
+            for key, category, split in found
+        )
+        return tuple(used[category] for category in numbers), items
+
+    def _choose_folders(self) -> dict[str, str]:
+        """train, val or both -> its folder."""
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        for entry in sorted(list_folder(self.root), key=lambda entry: entry.name):
+            match = _PART.fullmatch(entry.name)
+            if match and entry.is_dir() and has_images(self.root / entry.name):
+                found[match[2]][match[1]] = entry.name
+        years = sorted(found)
+        if self.year is not None and self.year not in found:
+            raise DataError(f"data.name: no images in train{self.year} or val{self.year} of {str(self.root)!r}")
+        if self.year is None and len(years) > 1:
+            raise DataError(
+                f"data.root: {str(self.root)!r} holds several years, which share images; "
+                f"choose one with data.name: {', '.join(year or repr(year) for year in years)}"
+            )
+        return found[years[0] if self.year is None else self.year] if years else {}
+
+    def _read(self, folder: str, keys: list[str], categories: dict[int, str]) -> Mapping[str, int]:
+        """Main category by file name; the file's categories are added to those of the other folder."""
+        path = self.root / ANNOTATIONS / f"instances_{folder}.json"
+        if not path.is_file():
+            return {}
+        stat = path.stat()
+        instances = _read_instances(path, stat.st_size, stat.st_mtime_ns)
+        names = {key.removeprefix(f"{folder}/") for key in keys}
+        if instances.file_names and names.isdisjoint(instances.file_names):
+            raise DataError(
+                f"data.root: {path.name} describes none of the images in {folder}; check what belongs to it"
+            )
+        for category, name in instances.categories.items():
+            if categories.setdefault(category, name) != name:
+                raise DataError(
+                    f"data.root: {path.name} calls category {category} {name!r}, another file "
+                    f"{categories[category]!r}; take the annotations of one release"
+                )
+        return instances.main_category
+
+
+class _Instances(NamedTuple):
+    categories: Mapping[int, str]
+    file_names: frozenset[str]
+    main_category: Mapping[str, int]
+    """By file name; images without an annotation are left out."""
+
+
+# A plan, an encode and a training read the same file of half a gigabyte: once a process is enough.
+@lru_cache(maxsize=4)
+def _read_instances(path: Path, size: int, mtime: int) -> _Instances:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return _judge(json.load(file, object_hook=_without_outlines))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(
+            f"data.root: {ANNOTATIONS}/{path.name} is not a readable COCO instances file ({what}); download it again, "
+            "or move it away to encode without labels"
+        ) from error
+
+
+def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
+    """Nine tenths of the file, forgotten while it is parsed."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _judge(content: Any) -> _Instances:
+    categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+    file_names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
+    areas: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for annotation in content["annotations"]:
+        # Cut-down files often keep the annotations of images that they dropped.
+        name, category = file_names.get(annotation["image_id"]), int(annotation["category_id"])
+        if category not in categories:
+            raise ValueError(f"annotation {annotation.get('id')} has the unknown category {category}")
+        if name is not None:
+            areas[name][category] += _area(annotation)
+    main = {name: min(areas[name], key=lambda category: (-areas[name][category], category)) for name in areas}
+    return _Instances(categories, frozenset(file_names.values()), main)
+
+
+def _area(annotation: Mapping[str, Any]) -> float:
+    """Square pixels; that of the box when the outline's is not given."""
+    area = annotation["area"] if "area" in annotation else annotation["bbox"][2] * annotation["bbox"][3]
+    if not isinstance(area, int | float) or not math.isfinite(area) or area < 0:
+        raise ValueError(f"annotation {annotation.get('id')} has the area {area!r}")
+    return float(area)

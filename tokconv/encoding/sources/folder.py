@@ -1,0 +1,95 @@
+"""Folders of images, with and without classes and splits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokconv.encoding.sources.base import SPLITS, ImageItem, basic_identity, digest, probes
+from tokconv.encoding.sources.files import (
+    SUFFIXES,
+    file_size,
+    find_images,
+    has_images,
+    is_folder,
+    list_folder,
+    open_image,
+)
+from tokconv.errors import DataError
+
+
+class FolderSource:
+    """Any folder of images.
+
+    Images directly in `root`, or none but deeper ones without a class: unlabelled, all below `root`. Otherwise the
+    first-level subfolders are the classes. Subfolders `train` and `val` alone are read as `ImageNetSource` reads them,
+    with or without classes.
+
+    Raises:
+        DataError: the folder is missing, holds no images, or only one of train and val has classes.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise DataError(f"data.root: there is no folder {str(root)!r}; give the folder of the images")
+        self.class_names, self.items = self._scan()
+        if not self.items:
+            raise DataError(
+                f"data.root: no images in {str(root)!r}; it needs files ending in {', '.join(SUFFIXES)}, at any depth"
+            )
+
+    def load(self, index: int) -> Image.Image:
+        return open_image(self.root / self.items[index].key)
+
+    def identity(self) -> dict[str, Any]:
+        # Sizes of some files tell data sets apart whose file names are equal. The path is no part of it: a folder may
+        # be moved.
+        sizes = digest(file_size(self.root / item.key) for item in probes(self.items))
+        return {**basic_identity(self), "sizes": sizes}
+
+    def _scan(self) -> tuple[tuple[str, ...], tuple[ImageItem, ...]]:
+        folders = {entry.name for entry in list_folder(self.root) if is_folder(entry)}
+        if folders and folders <= set(SPLITS) and not has_images(self.root):
+            parts = {split: find_images(self.root, self.root / split) for split in sorted(folders)}
+            declared = len(parts) == len(SPLITS) and all(parts.values())
+        else:
+            parts = {"": find_images(self.root, self.root)}
+            declared = False
+        classes = {name for found in parts.values() for _, name in found}
+        if None in classes and len(classes) > 1:
+            raise DataError(
+                f"data.root: only one of train and val in {str(self.root)!r} has class folders; sort both the same way"
+            )
+        names = tuple(sorted(name for name in classes if name is not None))
+        numbers = {name: number for number, name in enumerate(names)}
+        items = tuple(
+            ImageItem(key, None if name is None else numbers[name], split if declared else None)
+            for split, found in parts.items()
+            for key, name in found
+        )
+        return names, items
+
+
+class ImageNetSource(FolderSource):
+    """The ImageNet layout, root/train/CLASS/** and root/val/CLASS/**; with one of them only, no split is declared.
+
+    Raises:
+        DataError: the folder is missing, has another layout, or holds no images.
+    """
+
+    name = "imagenet"
+
+    def _scan(self) -> tuple[tuple[str, ...], tuple[ImageItem, ...]]:
+        names, items = super()._scan()
+        if not names or items[0].key.split("/")[0] not in SPLITS:
+            raise DataError(
+                f"data.root: {str(self.root)!r} does not hold train/CLASS/ and val/CLASS/ folders of images; "
+                "arrange it so, or use data.source=folder"
+            )
+        return names, items

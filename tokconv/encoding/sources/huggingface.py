@@ -1,0 +1,211 @@
+"""Image data sets of the `datasets` library: by name on the Hugging Face hub, or in a local directory."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokconv.encoding.sources.base import ImageItem, basic_identity, digest, probes
+from tokconv.encoding.sources.files import file_size, open_image
+from tokconv.encoding.towers.hub import HUB_TIMEOUT
+from tokconv.errors import DataError, first_line, import_extra, suggest
+
+TRAIN = "train"
+HELD_OUT = ("validation", "valid", "val", "dev", "test")
+"""Splits that become the held-out images; the first that is there."""
+SAVED_FILES = ("dataset_dict.json", "state.json")
+"""What tells a directory written by `save_to_disk`."""
+
+
+class HuggingFaceSource:
+    """An image data set of the `datasets` library, which memory-maps it; no code of the data set is ever run.
+
+    The train split and the first of `HELD_OUT` declare the split; one of them alone, or an only split of another name,
+    declares none. A label below 0 or missing is none.
+
+    Args:
+        root: a name on the hub, a directory written by `save_to_disk`, or one that `load_dataset` understands (image
+            folders with or without metadata, parquet, arrow, webdataset). Only a name asks the network.
+        config_name: the data set's configuration, when it has several.
+        image_column: None finds the only column of images; a named one may also hold encoded bytes or file paths.
+        label_column: None finds the only column of class labels, if any; a named one may also hold integers or texts.
+
+    Raises:
+        MissingExtraError: `datasets` is not installed.
+        DataError: neither a directory nor reachable, unreadable, or without the columns.
+    """
+
+    name = "huggingface"
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        config_name: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        datasets: Any = import_extra("datasets", "datasets")
+        parts = _choose_splits(_load(datasets, root, config_name), root)
+        features = next(iter(parts.values()))[1].features
+        image = _find_column(features, datasets.Image, image_column, "image", root)
+        if image is None:
+            raise DataError(
+                f"data.root: {root!r} has no column of images ({', '.join(features)}); name one in data.image_column"
+            )
+        label = _find_column(features, datasets.ClassLabel, label_column, "label", root)
+        with _explained(root):
+            self._parts = [
+                # As bytes or path: `open_image` turns images upright and scales deep ones, the library does not.
+                part.with_format(None).select_columns([image]).cast_column(image, datasets.Image(decode=False))
+                for _, part in parts.values()
+            ]
+        self._column = image
+        self._starts = [0, *itertools.accumulate(len(part) for part in self._parts)]
+        self.class_names, labels = _read_labels(features, [part for _, part in parts.values()], label)
+        splits = [(name, split, row) for name, (split, part) in parts.items() for row in range(len(part))]
+        self.items = tuple(
+            ImageItem(f"{name}/{row:08d}", number, split)
+            for (name, split, row), number in zip(splits, labels, strict=True)
+        )
+
+    def load(self, index: int) -> Image.Image:
+        content = self._content(index)
+        if content is None:
+            raise ValueError("no image in this row")
+        return open_image(BytesIO(content) if isinstance(content, bytes) else content)
+
+    def identity(self) -> dict[str, Any]:
+        # Not the library's fingerprint, which changes when a directory is moved.
+        contents = digest(_summary(self._content(index)) for index in probes(range(len(self.items))))
+        return {**basic_identity(self), "contents": contents}
+
+    def _content(self, index: int) -> bytes | Path | None:
+        """An encoded image, or the file that holds it."""
+        part = bisect.bisect_right(self._starts, index) - 1
+        cell = self._parts[part][index - self._starts[part]][self._column] or {}
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        return Path(cell["path"]) if cell.get("path") else None
+
+
+def _summary(content: bytes | Path | None) -> str | int:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return -1 if content is None else file_size(content)
+
+
+def _load(datasets: Any, root: str, config_name: str | None) -> Mapping[str, Any]:
+    """Split name -> data set."""
+    folder = Path(root).expanduser()
+    if folder.is_dir():
+        saved = any((folder / name).is_file() for name in SAVED_FILES)
+        if saved and config_name is not None:
+            raise DataError(f"data.name: {root!r} was written by save_to_disk, which keeps one configuration; leave it")
+        with _explained(root):
+            path = str(folder.resolve())  # a bare name could also be that of a file format
+            loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, name=config_name)
+    # A hub name is NAME or OWNER/NAME; everything else can only be meant as a path, so no network is asked.
+    elif root.startswith(("/", ".", "~")) or "\\" in root or root.count("/") > 1:
+        raise DataError(f"data.root: there is no directory {root!r}; check the path")
+    else:
+        loaded = _load_from_hub(datasets, root, config_name)
+    if isinstance(loaded, datasets.Dataset):
+        return {str(loaded.split or "all"): loaded}
+    return dict(loaded)
+
+
+def _load_from_hub(datasets: Any, name: str, config_name: str | None) -> Any:
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever the hub uses
+
+    try:
+        # `load_dataset` retries a dead network for long; this one request tells in at most its timeout.
+        revision = HfApi().dataset_info(name, timeout=HUB_TIMEOUT).sha
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        try:
+            with _offline(datasets):
+                return datasets.load_dataset(name, name=config_name)
+        except (datasets.exceptions.DatasetsError, OSError, ValueError):
+            raise DataError(
+                f"data.root: {name!r} is neither a directory nor reachable on the Hugging Face hub nor cached "
+                f"({type(error).__name__}); check the name and the network, or give the directory of a downloaded copy"
+            ) from error
+    with _explained(name):
+        return datasets.load_dataset(name, name=config_name, revision=revision)
+
+
+@contextlib.contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Only what is cached; the library has no argument for it."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
+def _explained(root: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # datasets, pyarrow, fsspec and the hub raise many kinds
+        reason = first_line(error)
+        raise DataError(f"data.root: cannot read {root!r} as an image data set ({reason})") from error
+
+
+def _choose_splits(parts: Mapping[str, Any], root: str) -> dict[str, tuple[str | None, Any]]:
+    """Split name -> (train, val or None, data set), those that are used."""
+    parts = {name: part for name, part in parts.items() if len(part)}
+    if not parts:
+        raise DataError(f"data.root: no images in {root!r}")
+    held_out = next((name for name in HELD_OUT if name in parts), None)
+    if TRAIN in parts and held_out is not None:
+        return {TRAIN: ("train", parts[TRAIN]), held_out: ("val", parts[held_out])}
+    only = TRAIN if TRAIN in parts else held_out or (next(iter(parts)) if len(parts) == 1 else None)
+    if only is None:
+        raise DataError(
+            f"data.root: {root!r} has the splits {', '.join(parts)}; one must be called train or {', '.join(HELD_OUT)}"
+        )
+    return {only: (None, parts[only])}
+
+
+def _find_column(features: Mapping[str, Any], kind: type, wanted: str | None, what: str, root: str) -> str | None:
+    """The wanted column, else the only one of this kind, else None."""
+    if wanted is not None:
+        if wanted not in features:
+            raise DataError(f"data.{what}_column: {root!r} has no column {wanted!r}; {suggest(wanted, features)}")
+        return wanted
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(found) > 1:
+        raise DataError(f"data.{what}_column: {root!r} has several ({', '.join(found)}); name one")
+    return found[0] if found else None
+
+
+def _read_labels(
+    features: Mapping[str, Any], parts: Sequence[Any], column: str | None
+) -> tuple[tuple[str, ...], list[int | None]]:
+    """Class names, and the class of every row."""
+    if column is None:
+        return (), [None] * sum(len(part) for part in parts)
+    values = [
+        value for part in parts for value in part.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    ]
+    names: Sequence[str] | None = getattr(features[column], "names", None)
+    if names is None:
+        if not all(value is None or isinstance(value, int | str) for value in values):
+            raise DataError(f"data.label_column: {column!r} holds neither class labels nor integers nor texts")
+        distinct = sorted({value for value in values if value is not None})
+        numbers = {value: number for number, value in enumerate(distinct)}
+        return tuple(map(str, distinct)), [None if value is None else numbers[value] for value in values]
+    labels = [None if value is None or value < 0 else int(value) for value in values]
+    return tuple(names) if any(label is not None for label in labels) else (), labels

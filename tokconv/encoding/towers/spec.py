@@ -1,0 +1,177 @@
+"""What a vision tower is, read from its JSON files alone: a plan or a store check costs milliseconds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokconv.config.tree import ClipConfig
+from tokconv.encoding.towers.families import FAMILIES, NAFLEX_TYPES, Family, find_family
+from tokconv.encoding.towers.hub import CONFIG_FILE, PROCESSOR_FILES, locate, read_json
+from tokconv.errors import ConfigError, DataError
+
+CROP_SIZE = 224
+"""What an image processor means when it leaves its size out."""
+NUM_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder is, as far as its tokens are concerned."""
+
+    name: str
+    """`model.clip.model_name`, a short name written out."""
+    revision: str
+    """The hub's commit, or `sha256:...` over the files of a local directory."""
+    layer: int
+    """Index in `hidden_states`, from 0 (the embeddings) to num_layers: the number of layers that are computed."""
+    token_grid: int
+    dim: int
+    num_layers: int
+    image_size: int
+    precision: str
+    preprocessing: dict[str, Any]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_grid**2
+
+    @property
+    def slug(self) -> str:
+        """The last part of the name, fit for a file name."""
+        return re.sub(r"[^a-z0-9.]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1].lower()).strip("-.")
+
+    def identity(self) -> dict[str, Any]:
+        """JSON; equal for two encoders exactly when their tokens may share a store.
+
+        A local directory counts by its content, so that it may be moved and a store of it still be used.
+        """
+        return {
+            "name": self.slug if self.revision.startswith("sha256:") else self.name,
+            "revision": self.revision,
+            "layer": self.layer,
+            "token_grid": self.token_grid,
+            "dim": self.dim,
+            "image_size": self.image_size,
+            "precision": self.precision,
+            "preprocessing": self.preprocessing,
+        }
+
+
+def describe(clip: ClipConfig) -> EncoderSpec:
+    """What the configured encoder is, without loading it.
+
+    Raises:
+        DataError: neither local nor reachable, damaged files, or not a tower that can be encoded.
+        ConfigError: `model.clip.layer` is out of the tower's bounds.
+
+    Example:
+        >>> describe(ClipConfig(model_name="bundled:digits-tower")).token_grid
+        24
+    """
+    located = locate(clip.model_name, clip.revision)
+    name = located.repo or clip.model_name
+    family, stated = read_config(located.folder, name)
+    vision = {**family.defaults, **stated}
+    image_size, patch_size = (_square(vision[key], key, name) for key in ("image_size", "patch_size"))
+    num_layers, dim = (_positive(vision[key], key, name) for key in ("num_hidden_layers", "hidden_size"))
+    if vision.get("num_channels", NUM_CHANNELS) != NUM_CHANNELS:
+        raise DataError(
+            f"model.clip.model_name: {name!r} wants images of {vision['num_channels']!r} channels; only RGB is possible"
+        )
+    if patch_size > image_size:
+        raise DataError(f"model.clip.model_name: patch_size of {name!r} is larger than its image_size; correct them")
+    preprocessing = _preprocessing(located.folder, name, family)
+    if (made := _made_size(preprocessing, family)) != (image_size, image_size):
+        what = "leaves images as they are or keeps their shape" if made is None else f"makes {made[0]} x {made[1]}"
+        raise DataError(
+            f"model.clip.model_name: {name!r} wants images of {image_size} x {image_size} pixels but its image "
+            f"processor {what}; set {'crop_size and size' if family.crops else 'size'} in {PROCESSOR_FILES[0]} "
+            f"to {image_size}"
+        )
+    return EncoderSpec(
+        name=name,
+        revision=located.revision,
+        layer=_hidden_layer(clip.layer, num_layers),
+        token_grid=image_size // patch_size,
+        dim=dim,
+        num_layers=num_layers,
+        image_size=image_size,
+        precision=clip.precision,
+        preprocessing=preprocessing,
+    )
+
+
+def read_config(folder: Path, name: str) -> tuple[Family, dict[str, Any]]:
+    """The family of a tower and what its vision config states. Raises DataError for one that cannot be encoded."""
+    config = read_json(folder / CONFIG_FILE, name)
+    kind = config.get("model_type")
+    if kind in NAFLEX_TYPES:
+        raise DataError(
+            f"model.clip.model_name: {name!r} is a NaFlex SigLIP 2 ({kind}), whose number of tokens follows the shape "
+            "of each image; take one of a fixed resolution, such as google/siglip2-base-patch16-224"
+        )
+    family = find_family(kind)
+    if family is None:
+        types = [f"{family.whole_type}, {family.vision_type}" for family in FAMILIES]
+        raise DataError(
+            f"model.clip.model_name: {name!r} is of type {kind!r}; only the vision towers of "
+            f"{' and '.join(family.name for family in FAMILIES)} can be encoded ({', '.join(types)})"
+        )
+    vision = config.get("vision_config", {}) if kind == family.whole_type else config
+    if not isinstance(vision, dict):
+        raise DataError(f"model.clip.model_name: vision_config of {name!r} is not a JSON object; download it again")
+    return family, vision
+
+
+def _preprocessing(folder: Path, name: str, family: Family) -> dict[str, Any]:
+    for file in PROCESSOR_FILES:
+        if (folder / file).exists():
+            content = read_json(folder / file, name)
+            nested = content.get("image_processor", content)
+            return nested if isinstance(nested, dict) else content
+    raise DataError(
+        f"model.clip.model_name: {name!r} has no {PROCESSOR_FILES[0]}; save its {family.processor_class} beside the "
+        "weights"
+    )
+
+
+def _made_size(preprocessing: Mapping[str, Any], family: Family) -> tuple[Any, Any] | None:
+    """Height and width of every image after preprocessing, None when they differ from image to image."""
+    if preprocessing.get("do_center_crop", family.crops):
+        return _height_width(preprocessing.get("crop_size", CROP_SIZE))
+    if preprocessing.get("do_resize", True):
+        return _height_width(preprocessing.get("size", None if family.crops else CROP_SIZE))
+    return None
+
+
+def _height_width(size: Any) -> tuple[Any, Any] | None:
+    if not isinstance(size, dict):
+        return None if size is None else (size, size)
+    return (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None
+
+
+def _positive(value: Any, key: str, name: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise DataError(f"model.clip.model_name: {key} of {name!r} is {value!r}; it must be a positive whole number")
+    return value
+
+
+def _square(value: Any, key: str, name: str) -> int:
+    if isinstance(value, list):
+        if len(value) != 2 or value[0] != value[1]:
+            raise DataError(f"model.clip.model_name: {key} of {name!r} is {value!r}; only square towers can be encoded")
+        value = value[0]
+    return _positive(value, key, name)
+
+
+def _hidden_layer(layer: int, num_layers: int) -> int:
+    if not -num_layers - 1 <= layer <= num_layers:
+        raise ConfigError(
+            f"model.clip.layer: got {layer}; this tower has {num_layers} layers, so it must be from "
+            f"{-num_layers - 1} to {num_layers} (0 is the embeddings, -1 the last layer)"
+        )
+    return layer if layer >= 0 else num_layers + 1 + layer

@@ -1,0 +1,129 @@
+"""The frozen vision tower: images in, patch tokens out.
+
+Shapes: B images, N = G * G patch tokens without the class token, C channels, H = W = image size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tokconv.config.tree import ClipConfig
+from tokconv.encoding.towers.families import Family
+from tokconv.encoding.towers.hub import BUNDLED, locate, quiet_transformers, weights_folder
+from tokconv.encoding.towers.spec import EncoderSpec, describe, read_config
+from tokconv.errors import DataError, first_line
+
+__all__ = ["BUNDLED", "EncoderSpec", "VisionTower", "describe", "preprocess"]
+
+
+class VisionTower:
+    """A frozen CLIP or SigLIP vision tower with the layers after `model.clip.layer` left out.
+
+    Dropping them is bit-identical to reading `hidden_states[layer]` of the full tower, and skips their cost. As in
+    `hidden_states`, the layer norm that either family applies after its last layer is not applied, whatever the layer.
+    Text tower and pooling head are not loaded and need not be there.
+
+    Args:
+        clip: name, layer and precision.
+        device: where the weights live and the tokens come out.
+
+    Raises:
+        DataError: as `describe`, or weights that are missing, damaged, pickled, or of another architecture.
+        ConfigError: as `describe`.
+
+    Example:
+        >>> tower = VisionTower(ClipConfig(model_name=BUNDLED), "cpu")
+        >>> tower.encode(tower.preprocess([Image.new("RGB", (8, 8))])).shape
+        torch.Size([1, 576, 64])
+    """
+
+    def __init__(self, clip: ClipConfig, device: torch.device | str) -> None:
+        import transformers
+
+        self.spec = describe(clip)
+        self.device = torch.device(device)
+        self.dtype = _dtype(clip.precision, self.device)
+        located = locate(clip.model_name, clip.revision)
+        family, _ = read_config(located.folder, self.spec.name)
+        try:
+            with quiet_transformers():
+                self.processor: Any = getattr(transformers, family.processor_class).from_pretrained(located.folder)
+                model, loaded = getattr(transformers, family.model_class).from_pretrained(
+                    weights_folder(located),
+                    config=_trimmed_config(getattr(transformers, family.config_class), located.folder, self.spec),
+                    use_safetensors=True,
+                    dtype=self.dtype,
+                    attn_implementation="sdpa",
+                    output_loading_info=True,
+                )
+        except DataError:
+            raise
+        except Exception as error:  # transformers and safetensors raise many kinds, some of them plain Exception
+            reason = first_line(error)
+            raise DataError(
+                f"model.clip.model_name: cannot load {self.spec.name!r} ({reason}); download or save it again"
+            ) from error
+        _check_weights(loaded, self.spec, family)
+        if family.normalises_last:
+            model.post_layernorm = nn.Identity()
+        self.num_class_tokens = family.num_class_tokens
+        self.model: Any = model.to(self.device).eval().requires_grad_(False)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB images to pixels [B, 3, H, W] float32 on the CPU."""
+        return preprocess(self.processor, images)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] to patch tokens [B, N, C], float32 on the tower's device, no class token."""
+        pixels = pixels.to(self.device, self.dtype, non_blocking=True)
+        tokens: Tensor = self.model(pixels).last_hidden_state[:, self.num_class_tokens :]
+        return tokens.float()
+
+
+def preprocess(processor: Any, images: Sequence[Image.Image]) -> Tensor:
+    """As `VisionTower.preprocess`, for worker processes that hold no weights."""
+    pixels: Tensor = processor(list(images), return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def _trimmed_config(config_class: Any, folder: Path, spec: EncoderSpec) -> Any:
+    """The tower's config with as many layers as are computed, and without a pooling head."""
+    config = config_class.from_pretrained(folder)
+    config.num_hidden_layers = spec.layer
+    config.vision_use_head = False  # SigLIP's; CLIP has no such key and ignores it
+    for key in ("image_size", "patch_size"):
+        value = getattr(config, key)
+        setattr(config, key, value[0] if isinstance(value, list | tuple) else value)  # SigLIP divides them
+    return config
+
+
+def _check_weights(loaded: dict[str, Any], spec: EncoderSpec, family: Family) -> None:
+    """Refuse a tower that would run with random or ignored weights; transformers only warns."""
+    wrong = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+    wrong = [key for key in wrong if "post_layernorm" not in key]  # not applied
+    for key in sorted(loaded["unexpected_keys"]):
+        layer = re.match(r"(?:vision_model\.)?encoder\.layers\.(\d+)\.", key)
+        dropped = layer is not None and spec.layer <= int(layer[1]) < spec.num_layers
+        inside = layer is not None or re.match(r"(?:vision_model\.)?(embeddings|pre_layrnorm)\.", key)
+        if inside and not dropped and not key.endswith("position_ids"):
+            wrong.append(key)
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise DataError(
+            f"model.clip.model_name: the weights of {spec.name!r} do not fit {family.name}'s vision tower "
+            f"({wrong[0]}{more}); check that config.json and the safetensors belong together"
+        )
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]

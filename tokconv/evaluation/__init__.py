@@ -1,0 +1,1 @@
+"""One evaluation protocol for compressors and baselines: figures, readers, tables and plots."""

@@ -1,0 +1,43 @@
+"""What every baseline reaches at a grid, by the evaluation protocol: measured once a store, then read back."""
+
+from __future__ import annotations
+
+from tokconv.errors import StoreError
+from tokconv.evaluation.baselines import FIT_VERSION, fitted_baselines
+from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
+from tokconv.evaluation.protocol import PROTOCOL
+from tokconv.models.windows import check_output_grid
+from tokconv.store.derived import kept_figures
+from tokconv.store.reader import TokenStore
+
+SHORTFALL = "pca_shortfall"
+"""Figure of both window PCAs: estimated share of the optimum's captured variance that a randomised fit misses."""
+
+
+def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
+    """Figures of every baseline at this grid, computed once per store, grid, protocol and fit, then read back.
+
+    `val/gain` is 1 - fvu / fvu of pooling; window PCAs also have `pca_shortfall`.
+
+    Raises:
+        ConfigError: the grid is not in 1..G.
+        StoreError: no training or no validation images, or a damaged cache.
+
+    Example:
+        >>> baseline_figures(TokenStore.open("runs/stores/digits"), 6)["window_pca"]["val/fvu"]    # doctest: +SKIP
+        0.03
+    """
+    check_output_grid(output_grid, store.token_grid)
+    if not len(store.train_indices) or not len(store.val_indices):
+        raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
+    path = store.derived_dir / f"baselines-p{PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json"
+    origin = {"protocol": PROTOCOL, "fit_version": FIT_VERSION, "store": store.fingerprint}
+    return kept_figures(path, "baselines", origin, lambda: _measure(store, output_grid))
+
+
+def _measure(store: TokenStore, output_grid: int) -> dict[str, Figures]:
+    evaluator, fitted = Evaluator(store, output_grid), fitted_baselines(store, output_grid)
+    measured = {name: evaluator.evaluate(codec) for name, codec in fitted.codecs.items()}
+    for name in ("window_pca", "matched_window_pca"):
+        measured[name][SHORTFALL] = fitted.pca_shortfall
+    return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}

@@ -1,0 +1,32 @@
+"""Compressors of a grid that are not affine maps of windows: a token of each window, and resampling.
+
+Standardised tokens [B, N, C] in, cells [B, K, C] out; their decoder is the least-squares map from a cell to its window.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokconv.models.windows import Windows, to_grid, to_tokens
+
+
+def furthest_token(standardised_BNC: Tensor, windows: Windows) -> Tensor:
+    """The token of greatest norm in each window; the first of equals.
+
+    The norm is of standardised tokens, so of what sets a token apart from the mean token: in token units the mean that
+    all tokens share would decide.
+    """
+    members = windows.split(standardised_BNC)
+    chosen = members.square().sum(-1).argmax(2)
+    return members.gather(2, chosen[..., None, None].expand(-1, -1, 1, members.shape[3])).squeeze(2)
+
+
+def resized(standardised_BNC: Tensor, windows: Windows) -> Tensor:
+    """Bilinear interpolation of the grid at the centres of the k x k cells (`align_corners=False`).
+
+    Each cell is a mean of the at most four tokens around its centre; the others leave no trace.
+    """
+    grid_BCHW = to_grid(standardised_BNC).permute(0, 3, 1, 2)
+    small = F.interpolate(grid_BCHW, size=windows.output_grid, mode="bilinear", align_corners=False)
+    return to_tokens(small.permute(0, 2, 3, 1))

@@ -1,0 +1,107 @@
+"""Pictures of what compression does to one image: tokens as colours, and the error of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokconv.errors import import_extra
+from tokconv.models.compressor import Compressor
+from tokconv.models.decoder import Decoder
+from tokconv.models.windows import to_grid
+from tokconv.system.files import atomic_path
+
+CELL, TITLE, GAP, BAR = 2.3, 0.25, 0.06, 0.7
+"""Inches: a picture with its margin, the text above it, that margin, and the bar of the errors' colours."""
+
+
+def draw_compression(
+    compressor: Compressor, decoder: Decoder, tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
+) -> Path:
+    """Write a PNG with a row an image: the image (when given), its tokens, the compressed grid, what the decoder makes
+    of it, and the error of each token (its squared error over the tokens' average variance: 0 perfect, 1 the mean).
+
+    Colours are the three leading principal components of that image's own tokens, the same for all grids of a row.
+
+    Args:
+        tokens_BNC: [B, N, C] float32.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return draw_compressions([(compressor, decoder)] * len(tokens_BNC), tokens_BNC, out, images)
+
+
+@torch.no_grad()
+def draw_compressions(
+    codecs: Sequence[tuple[Compressor, Decoder]], tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
+) -> Path:
+    """The same with a compressor and a decoder for each image: their grids may differ."""
+    rows, maps = [], []
+    for index, ((compressor, decoder), tokens) in enumerate(zip(codecs, tokens_BNC, strict=True)):
+        compressed = compressor(tokens[None])
+        reconstructed = decoder(compressed)[0]
+        scaled = (reconstructed - tokens) / compressor.standardise.scale
+        maps.append(to_grid(scaled.square().mean(-1, keepdim=True)[None])[0])
+        paint = _Palette(tokens)
+        row: list[tuple[str, Any]] = [] if images is None else [("image", images[index])]
+        row += [
+            (f"{len(tokens)} tokens", paint(tokens)),
+            (f"{compressed.shape[1]} compressed", paint(compressed[0])),
+            ("reconstructed", paint(reconstructed)),
+        ]
+        rows.append(row)
+    _draw(rows, [error.cpu().numpy() for error in maps], float(torch.stack(maps).quantile(0.99)), out)
+    return out
+
+
+def _draw(rows: Sequence[Sequence[tuple[str, Any]]], errors: Sequence[Any], brightest: float, out: Path) -> None:
+    """One axes for everything, in inches: an axes for each picture takes six times as long, and every trial has one."""
+    figure_module = import_extra("matplotlib.figure", "sweep")
+    columns = len(rows[0]) + 1
+    width, height = CELL * columns + BAR, (CELL + TITLE) * len(rows)
+    figure = figure_module.Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+
+    def place(column: int, line: int, title: str, picture: Any, **how: Any) -> Any:
+        left, top = column * CELL + GAP, line * (CELL + TITLE) + TITLE
+        rows_of, columns_of = (
+            (picture.size[1], picture.size[0]) if isinstance(picture, Image.Image) else picture.shape[:2]
+        )
+        scale = (CELL - 2 * GAP) / max(rows_of, columns_of)
+        extent = (left, left + columns_of * scale, top + rows_of * scale, top)
+        axes.text(left, top - 0.06, title, fontsize=9)
+        return axes.imshow(picture, extent=extent, interpolation="nearest", aspect="auto", **how)
+
+    for line, (row, error) in enumerate(zip(rows, errors, strict=True)):
+        for column, (title, picture) in enumerate(row):
+            place(column, line, title, picture)
+        title = f"error, mean {float(error.mean()):.3f}"
+        heat = place(columns - 1, line, title, error[..., 0], cmap="magma", vmin=0, vmax=brightest)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    bar = figure.add_axes(((width - BAR + GAP) / width, 0.05, 0.15 / width, 0.9))
+    figure.colorbar(heat, cax=bar).ax.tick_params(labelsize=8)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    # What is left refers to itself, and would be held, pixels and all, until the garbage collector looks at it.
+    figure.clear()
+
+
+class _Palette:
+    """Tokens to RGB by the three leading principal components of one image's tokens, [N, C] -> [G, G, 3] in 0..1."""
+
+    def __init__(self, tokens_NC: Tensor) -> None:
+        self.mean = tokens_NC.mean(0)
+        self.axes = torch.linalg.svd(tokens_NC - self.mean, full_matrices=False).Vh[:3].T
+        projected = (tokens_NC - self.mean) @ self.axes
+        self.low, self.high = projected.quantile(0.02, dim=0), projected.quantile(0.98, dim=0)
+
+    def __call__(self, tokens_NC: Tensor) -> Any:
+        colour = ((tokens_NC - self.mean) @ self.axes - self.low) / (self.high - self.low).clamp_min(1e-6)
+        return to_grid(colour.clamp(0, 1)[None])[0].cpu().numpy()

@@ -1,0 +1,138 @@
+"""A linear probe: can the class of an image still be read from its reconstructed tokens, or from its compressed ones?
+
+Ridge regression to one-hot labels on the uncompressed, standardised training tokens, solved in its dual form (as many
+unknowns as images); the ridge minimises the leave-one-out error of the training split. Trained once per store, never
+on reconstructions, so what it loses on them is what compression lost.
+
+Given compressed tokens it is the frozen reader: each compressed token stands in for all tokens of its window. Nothing
+is trained for them, so only tokens that still look and mean like the real ones are read well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokconv.errors import StoreError
+from tokconv.evaluation.baselines import standardised_batches, training_sample
+from tokconv.models.windows import Windows
+from tokconv.store.reader import TokenStore
+from tokconv.system.files import atomic_path
+
+FIT_VERSION = 1
+MAX_FEATURES = 40_000
+RIDGES = tuple(10.0**power for power in range(-5, 2))
+"""Tried ridges, as multiples of the Gram matrix's mean eigenvalue."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Affine classifier on tokens averaged to a grid of at most 40,000 features.
+
+    weight [F, classes], bias [classes]; float32.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    windows: Windows
+
+    def predict(self, standardised_BNC: Tensor) -> Tensor:
+        """[B, N, C] -> [B] int64, the class of each image; tokens and weights on one device."""
+        tokens = self.windows.split(standardised_BNC)
+        # A mean over windows of one token would copy every value.
+        tokens = tokens.squeeze(2) if tokens.shape[2] == 1 else tokens.mean(2)
+        return _classes(tokens.flatten(1), self.weight, self.bias)
+
+    def to(self, device: torch.device) -> Probe:
+        return Probe(self.weight.to(device), self.bias.to(device), self.windows)
+
+    def reader(self, windows: Windows) -> Reader:
+        """The same classifier for compressed tokens of these windows' cells, on the device of the weights."""
+        one_hot = torch.eye(windows.num_cells)[None, :, None].expand(-1, -1, windows.window_size, -1)
+        shares = self.windows.split(windows.join(one_hot)).mean(2)[0].to(self.weight.device)
+        return Reader(shares, self.weight.unflatten(0, (len(shares), -1)), self.bias)
+
+
+class Reader:
+    """A probe that reads each compressed token as if it were all tokens of its window.
+
+    Args:
+        shares_PK: how much of each of the probe's P averaged tokens each of the K compressed ones makes up.
+        weight_PCc: the probe's, by averaged token and channel, for each class c.
+        bias_c: the probe's.
+    """
+
+    def __init__(self, shares_PK: Tensor, weight_PCc: Tensor, bias_c: Tensor) -> None:
+        # Spreading is linear: where cells are fewer than averaged tokens it is done once, to the weights.
+        self._spread = shares_PK if shares_PK.shape[1] >= len(shares_PK) else None
+        weight = weight_PCc if self._spread is not None else torch.einsum("pk,pcs->kcs", shares_PK, weight_PCc)
+        self._weight, self._bias = _by_class(weight.flatten(0, 1)), bias_c
+
+    def predict(self, standardised_BKC: Tensor) -> Tensor:
+        """[B, K, C] -> [B] int64, the class of each image."""
+        tokens = standardised_BKC
+        if self._spread is not None:
+            tokens = torch.einsum("pk,bkc->bpc", self._spread, tokens)
+        return _classes(tokens.flatten(1), self._weight, self._bias)
+
+
+def _classes(features_BF: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (weight.T @ features_BF.T + bias[:, None]).argmax(0)
+
+
+def _by_class(weight_Fc: Tensor) -> Tensor:
+    """The same matrix, laid out class by class: for few classes the product then takes a third of the time."""
+    return weight_Fc.T.contiguous().T
+
+
+def fit_probe(store: TokenStore) -> Probe:
+    """The store's probe, from its cache or fitted now. Raises StoreError when no training image has a label."""
+    if store.labels is None or not len(labelled_sample(store)):
+        raise StoreError(f"{store.path}: no labels, so no probe")
+    windows = Windows(store.token_grid, _probe_grid(store.token_grid, store.dim))
+    path = store.derived_dir / f"probe-v{FIT_VERSION}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            weight, bias = _solve(store, windows, store.labels)
+            with atomic_path(path) as temporary:
+                save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, temporary)
+        tensors = load_file(path)
+    return Probe(_by_class(tensors["weight"]), tensors["bias"], windows)
+
+
+def labelled_sample(store: TokenStore) -> Tensor:
+    """The training indices that the probe is fitted on: those of `training_sample` that have a class."""
+    sample = training_sample(store)
+    return sample[:0] if store.labels is None else sample[store.labels[sample] >= 0]
+
+
+def _probe_grid(token_grid: int, dim: int) -> int:
+    return max(1, min(token_grid, math.isqrt(MAX_FEATURES // dim)))
+
+
+def _solve(store: TokenStore, windows: Windows, labels: Tensor) -> tuple[Tensor, Tensor]:
+    sample = labelled_sample(store)
+    features = torch.cat([windows.split(t).mean(2).flatten(1) for t in standardised_batches(store, sample)])
+    targets = F.one_hot(labels[sample], len(store.class_names)).double()
+    center, target_mean = features.mean(0), targets.mean(0)
+    features -= center
+    values, vectors = torch.linalg.eigh((features @ features.T).double())
+    rotated = vectors.T @ (targets - target_mean)
+    best: tuple[float, Tensor] | None = None
+    for ridge in RIDGES:
+        shrink = 1 / (values.clamp_min(0) + ridge * values.mean())
+        dual = vectors @ (shrink[:, None] * rotated)
+        left_out = dual / (vectors.square() @ shrink)[:, None]
+        error = float(left_out.square().mean())
+        if best is None or error < best[0]:
+            best = (error, dual)
+    assert best is not None
+    weight = features.T @ best[1].float()
+    return weight, target_mean.float() - center @ weight

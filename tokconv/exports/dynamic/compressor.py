@@ -1,0 +1,220 @@
+"""The compressors of one sweep with their predictor, as one compressor with a target instead of a grid.
+
+A folder of champions holds:
+
+    grid-04/ grid-06/ ...      exported compressors; their names do not matter, their grids must differ
+    dynamic/                   what `tokconv dynamic` (or the sweep's end) fitted for exactly these
+        dynamic.json           format, the compressors' hashes, the judgement on held-out images
+        predictor.safetensors  the predictor
+        tokens_vs_fvu.png      its picture
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tokconv.errors import CheckpointError, ConfigError
+from tokconv.exports.artefact import load_compressor, read_config
+from tokconv.exports.dynamic.predictor import ErrorPredictor, check_target, choose
+from tokconv.exports.dynamic.spectrum import Spectrum
+from tokconv.models.compressor import Compressor
+from tokconv.store.format import file_digest
+
+FORMAT = 1
+FOLDER, DESCRIPTION, PREDICTOR, PICTURE = "dynamic", "dynamic.json", "predictor.safetensors", "tokens_vs_fvu.png"
+WEIGHTS = {"compressor": "model.safetensors", "decoder": "decoder.safetensors"}
+MEDIAN = 0.5
+
+
+@dataclass(frozen=True)
+class Champion:
+    """One exported compressor of a folder."""
+
+    path: Path
+    compressor: Compressor
+    description: Mapping[str, Any]
+
+    @property
+    def grid(self) -> int:
+        return self.compressor.output_grid_size
+
+    def identity(self) -> dict[str, Any]:
+        """The grid, and sha256 of the compressor and of its decoder (absent where none was shipped)."""
+        files = {name: self.path / file for name, file in WEIGHTS.items()}
+        return {"grid": self.grid} | {name: file_digest(file) for name, file in files.items() if file.is_file()}
+
+
+class DynamicCompressor(nn.Module):
+    """[B, N, C] -> a list of B tensors [k * k, C] and their grids k [B] int64: per image the smallest grid whose
+    predicted error meets the target, else the largest. `load_dynamic` makes one.
+
+    Args:
+        compressors: of grids ascending.
+        predictor: fitted for them.
+        target_fvu: the largest error an image may have: its sum of squared error over the average image's sum of
+            squared deviation from the training mean, so that the mean over many images is their fvu.
+        confidence: the probability with which the chosen grid is to meet the target.
+        paths: where the compressors lie, for who wants their decoders.
+
+    Raises:
+        ConfigError: the target is not positive and finite, or the confidence more than the fit can tell.
+    """
+
+    grids: Tensor
+
+    def __init__(
+        self,
+        compressors: Sequence[Compressor],
+        predictor: ErrorPredictor,
+        target_fvu: float,
+        confidence: float = MEDIAN,
+        paths: Sequence[Path] = (),
+    ) -> None:
+        super().__init__()
+        self.compressors, self.predictor = nn.ModuleList(compressors), predictor
+        self.target_fvu, self.confidence = check_target(target_fvu), confidence
+        self.predictor.margin(confidence)
+        self.paths = tuple(paths)
+        self.token_grid, self.dim = compressors[0].token_grid, compressors[0].dim
+        grids = [compressor.output_grid_size for compressor in compressors]
+        self.register_buffer("grids", torch.tensor(grids), persistent=False)
+
+    @torch.no_grad()
+    def choose(self, tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """The number [B] int64 of each image's compressor, and whether it is predicted to meet the target [B] bool."""
+        return choose(self.predictor.upper(tokens_BNC, self.confidence), self.target_fvu)
+
+    def forward(self, tokens_BNC: Tensor) -> tuple[list[Tensor], Tensor]:
+        if tokens_BNC.shape[1:] != (self.token_grid**2, self.dim):
+            raise ConfigError(
+                f"tokens: got shape {list(tokens_BNC.shape)}; these compressors need "
+                f"[batch, {self.token_grid**2}, {self.dim}]"
+            )
+        index, _ = self.choose(tokens_BNC)
+        return self.compress(tokens_BNC, index), self.grids[index]
+
+    def compress(self, tokens_BNC: Tensor, index_B: Tensor) -> list[Tensor]:
+        """The tokens [k * k, C] of every image by the compressor of this number; each compressor runs once."""
+        parts: list[Tensor] = [tokens_BNC[:0, 0]] * len(tokens_BNC)
+        for number, compressor in enumerate(self.compressors):
+            places = (index_B == number).nonzero().flatten()
+            if len(places):
+                for place, tokens in zip(places.tolist(), compressor(tokens_BNC[places]), strict=True):
+                    parts[place] = tokens
+        return parts
+
+
+def load_dynamic(champions_dir: str | Path, *, target_fvu: float, confidence: float = MEDIAN) -> DynamicCompressor:
+    """Load the compressors of a sweep and their predictor, in eval mode on the CPU; torch and safetensors are enough.
+
+    Called with tokens [B, N, C] they give a list of B tensors [k * k, C] and the grids k, int64 [B].
+
+    Args:
+        champions_dir: a sweep's `champions`.
+        target_fvu, confidence: see `DynamicCompressor`.
+
+    Raises:
+        CheckpointError: compressors that do not belong together, or no predictor fitted for exactly these.
+        ConfigError: a target or confidence out of bounds.
+
+    Example:
+        >>> dynamic = load_dynamic("runs/sweeps/demo-001/champions", target_fvu=0.02)    # doctest: +SKIP
+        >>> parts, grids = dynamic(tokens)                                                # doctest: +SKIP
+        >>> [tuple(part.shape) for part in parts], grids                                  # doctest: +SKIP
+        ([(36, 64), (64, 64)], tensor([6, 8]))
+    """
+    champions = read_champions(champions_dir)
+    predictor = _load_predictor(Path(champions_dir), champions)
+    compressors, paths = [champion.compressor for champion in champions], [champion.path for champion in champions]
+    return DynamicCompressor(compressors, predictor, target_fvu, confidence, paths).eval()
+
+
+def read_champions(champions_dir: str | Path) -> list[Champion]:
+    """The exported compressors of a folder by ascending grid.
+
+    Raises:
+        CheckpointError: fewer than two, damaged ones, or such as do not belong together.
+    """
+    folder = Path(champions_dir)
+    # What an interrupted export left begins with a dot.
+    paths = sorted(path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("."))
+    if len(paths) < 2:
+        raise CheckpointError(
+            f"{folder}: holds {len(paths)} exported compressors; a choice needs at least two, as in a sweep's champions"
+        )
+    champions = [Champion(path, load_compressor(path), read_config(path)) for path in paths]
+    champions.sort(key=lambda champion: champion.grid)
+    first = champions[0]
+    for other in champions[1:]:
+        for what, mine, theirs in zip(_SHARED, _shared(first), _shared(other), strict=True):
+            if mine != theirs:
+                raise CheckpointError(
+                    f"{folder}: {other.path.name} has another {what} than {first.path.name}; "
+                    "only compressors of one token store can be chosen between"
+                )
+    for before, after in itertools.pairwise(champions):
+        if before.grid == after.grid:
+            raise CheckpointError(
+                f"{folder}: {before.path.name} and {after.path.name} have the same grid, {after.grid} x {after.grid}; "
+                "leave one of them"
+            )
+    return champions
+
+
+_SHARED = ("encoder", "token grid", "number of channels", "token store")
+
+
+def _shared(champion: Champion) -> tuple[Any, ...]:
+    compressor, description = champion.compressor, champion.description
+    return description.get("encoder"), compressor.token_grid, compressor.dim, description.get("store_fingerprint")
+
+
+def read_description(champions_dir: Path) -> dict[str, Any]:
+    """The folder's dynamic.json. Raises CheckpointError when there is none that this tokconv reads."""
+    file = champions_dir / FOLDER / DESCRIPTION
+    advice = f"run: tokconv dynamic {champions_dir}"
+    if not file.is_file():
+        raise CheckpointError(f"{champions_dir}: no predictor was fitted for these compressors yet; {advice}")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(description, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged; {advice}") from error
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: of another format than this tokconv reads ({FORMAT}); {advice}")
+    return description
+
+
+def _load_predictor(folder: Path, champions: list[Champion]) -> ErrorPredictor:
+    found = read_description(folder).get("compressors")
+    fitted_for: dict[str, Any] = found if isinstance(found, dict) else {}
+    advice = f"run: tokconv dynamic {folder}"
+    for champion in champions:
+        mine = champion.identity()
+        theirs = fitted_for.get(champion.path.name)
+        # Where no decoder was shipped, the compressor alone must be the one that was measured.
+        if not isinstance(theirs, dict) or any(theirs.get(key) != value for key, value in mine.items()):
+            raise CheckpointError(f"{champion.path}: is not what the predictor was fitted for; {advice}")
+    if len(fitted_for) != len(champions):
+        raise CheckpointError(f"{folder}: a compressor that the predictor was fitted for is gone; {advice}")
+    file = folder / FOLDER / PREDICTOR
+    try:
+        tensors = load_file(file)
+        spectrum = Spectrum(*(tensors[f"spectrum.{name}"] for name in ("mean", "axes", "scale")))
+        predictor = ErrorPredictor(spectrum, tensors)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: missing or damaged; {advice}") from error
+    if len(predictor.bias) != len(champions):
+        raise CheckpointError(f"{file}: predicts {len(predictor.bias)} grids, not {len(champions)}; {advice}")
+    return predictor

@@ -1,0 +1,242 @@
+"""Fit and judge the predictor of one folder of champions, on the validation split of their token store.
+
+The compressors were never trained on that split (their sweep did choose them by it, which makes all errors a little
+too small, fixed and dynamic alike). Half of it, by a hash of the images' keys, fits a predictor; the other half judges
+it, and all reported figures are of that half. The predictor that is written for use is then fitted on both halves: the
+same recipe on twice the images, so the report is of a slightly worse one than the user gets, not of a better one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokconv.errors import CheckpointError, StoreError
+from tokconv.evaluation.baselines import standardised_batches, training_sample
+from tokconv.evaluation.heldout import held_out
+from tokconv.exports.artefact import load_decoder
+from tokconv.exports.dynamic import plot
+from tokconv.exports.dynamic.compare import LEGEND, Saving, as_json, explained, savings, table, targets_between
+from tokconv.exports.dynamic.compressor import (
+    DESCRIPTION,
+    FOLDER,
+    FORMAT,
+    MEDIAN,
+    PICTURE,
+    PREDICTOR,
+    Champion,
+    read_champions,
+)
+from tokconv.exports.dynamic.predictor import ErrorPredictor, fit
+from tokconv.exports.dynamic.spectrum import Spectrum, principal_axes
+from tokconv.store.reader import TokenStore
+from tokconv.system.devices import resolve_device
+from tokconv.system.files import atomic_path, write_json
+
+LEAST_IMAGES = 20
+"""Held-out images without which neither half says anything."""
+AXES_IMAGES = 512
+"""Training images whose tokens the principal components are taken from: hundreds of thousands of tokens."""
+BATCH = 32
+CONFIDENCES = (MEDIAN, 0.9)
+CURVE_TARGETS = 60
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the predictor is fitted on: n held-out images, K grids, F features."""
+
+    keys: tuple[str, ...]
+    energies: Tensor
+    """[n, F] float32."""
+    errors: Tensor
+    """[n, K] float64, in units of the average image's deviation: the mean over images is `val/fvu`."""
+
+
+@dataclass(frozen=True)
+class DynamicReport:
+    """The judgement on images that the judged predictor was not fitted on."""
+
+    grids: tuple[int, ...]
+    fitted_on: int
+    judged_on: int
+    r2: tuple[float, ...]
+    """Of the log error, per grid."""
+    spearman: tuple[float, ...]
+    coverage: dict[str, tuple[float, ...]]
+    """Confidence -> share of images, per grid, whose error is below the predicted bound."""
+    dynamic: tuple[Saving, ...]
+    oracle: tuple[Saving, ...]
+
+    def text(self) -> str:
+        """The report as a user reads it."""
+        names = "".join(f"{f'{grid} x {grid}':>10}" for grid in self.grids)
+        lines = [
+            f"fitted on {self.fitted_on} held-out images, judged on {self.judged_on} others",
+            f"{'':<34}{names}",
+            f"{'R2 of the log error':<34}" + "".join(f"{value:>10.2f}" for value in self.r2),
+            f"{'rank correlation':<34}" + "".join(f"{value:>10.2f}" for value in self.spearman),
+        ]
+        for name, shares in self.coverage.items():
+            lines.append(f"{f'below the bound of confidence {name}':<34}" + "".join(f"{s:>10.0%}" for s in shares))
+        return "\n".join([*lines, "", table(self.dynamic, self.oracle), "", LEGEND])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "grids": list(self.grids),
+            "fitted_on": self.fitted_on,
+            "judged_on": self.judged_on,
+            "log_error_r2": list(self.r2),
+            "rank_correlation": list(self.spearman),
+            "coverage": {name: list(shares) for name, shares in self.coverage.items()},
+            "dynamic": as_json(self.dynamic),
+            "oracle": as_json(self.oracle),
+        }
+
+
+def fit_dynamic(
+    champions_dir: str | Path, store: TokenStore, *, device: str | None = None, progress: Progress | None = None
+) -> DynamicReport:
+    """Fit the predictor of the compressors in a folder, judge it, and write CHAMPIONS_DIR/dynamic, whole or not at all.
+
+    The picture is left out where matplotlib is not installed.
+
+    Args:
+        store: the token store that the compressors were trained on.
+        progress: called with (images done, images in all).
+
+    Raises:
+        CheckpointError: fewer than two compressors, no decoder, or compressors of another store.
+        StoreError: too few held-out images.
+
+    Example:
+        >>> print(fit_dynamic("runs/sweeps/demo-001/champions", store).text())    # doctest: +SKIP
+    """
+    folder = Path(champions_dir)
+    champions = read_champions(folder)
+    _check(folder, champions, store)
+    # Taken before measuring: whoever replaces a compressor meanwhile gets a predictor that is refused.
+    identities = {champion.path.name: champion.identity() for champion in champions}
+    grids = tuple(champion.grid for champion in champions)
+    spectrum = _spectrum(store)
+    measured = measure(champions, spectrum, store, device=device, progress=progress)
+    first, second = halves(measured.keys)
+    judged = fit(spectrum, measured.energies[first], measured.errors[first])
+    energies, errors = measured.energies[second], measured.errors[second]
+    targets = targets_between(measured.errors[first])
+    report = _judge(judged, energies, errors, grids, targets, len(first))
+    final = fit(spectrum, measured.energies, measured.errors)
+    with atomic_path(folder / FOLDER) as temporary:
+        temporary.mkdir()
+        save_file({name: value.contiguous() for name, value in final.state_dict().items()}, temporary / PREDICTOR)
+        if importlib.util.find_spec("matplotlib") is not None:
+            curve = targets_between(measured.errors[first], CURVE_TARGETS)
+            predicted = judged.upper_of(energies, MEDIAN)
+            plotted = (savings(errors, by, grids, curve) for by in (predicted, errors))
+            plot.draw(temporary / PICTURE, errors, grids, *plotted)
+        description = {
+            "format": FORMAT,
+            "compressors": identities,
+            "store_fingerprint": store.fingerprint,
+            "images": len(measured.keys),
+            "report": report.to_json(),
+        }
+        write_json(temporary / DESCRIPTION, description)
+    return report
+
+
+def find_store(champions_dir: str | Path, stores: Path) -> TokenStore:
+    """The store below a directory of stores that the compressors of a folder were trained on. Raises StoreError."""
+    fingerprint = read_champions(champions_dir)[0].description.get("store_fingerprint")
+    store = TokenStore.with_fingerprint(stores, fingerprint)
+    if store is None:
+        raise StoreError(
+            f"{stores}: holds no token store that {champions_dir} was trained on; name it after the folder"
+        )
+    return store
+
+
+@torch.no_grad()
+def measure(
+    champions: Sequence[Champion],
+    spectrum: Spectrum,
+    store: TokenStore,
+    *,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Measured:
+    """Features and true errors of the same held-out images as the evaluation protocol's. Raises CheckpointError."""
+    place = resolve_device(device)
+    indices = held_out(store)
+    pairs = [(champion.compressor.to(place), load_decoder(champion.path).to(place)) for champion in champions]
+    on_place = spectrum.to(place)
+    energies, errors, deviations = [], [], []
+    batches = indices.split(BATCH)
+    for number, (batch, read_tokens) in enumerate(zip(batches, store.batches(batches), strict=True)):
+        tokens = read_tokens.to(place)
+        energies.append(on_place(tokens).cpu())
+        squares = [_square_sum(decoder(compressor(tokens)).float() - tokens) for compressor, decoder in pairs]
+        errors.append(torch.stack(squares, dim=1))
+        deviations.append(_square_sum(tokens - store.mean.to(place)))
+        if progress is not None:
+            progress(number * BATCH + len(batch), len(indices))
+    spectrum.cpu()
+    keys = tuple(store.keys[index] for index in indices.tolist())
+    return Measured(keys, torch.cat(energies), torch.cat(errors) / torch.cat(deviations).mean())
+
+
+def halves(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Two halves of these images, by the hash of their keys: the same on every machine, in any order of the images."""
+    order = sorted(range(len(keys)), key=lambda number: hashlib.sha256(f"dynamic:{keys[number]}".encode()).digest())
+    return torch.tensor(sorted(order[::2])), torch.tensor(sorted(order[1::2]))
+
+
+def _judge(
+    predictor: ErrorPredictor,
+    energies: Tensor,
+    errors: Tensor,
+    grids: tuple[int, ...],
+    targets: Sequence[float],
+    fitted_on: int,
+) -> DynamicReport:
+    r2, spearman = explained(predictor.log_error(energies).exp(), errors)
+    bounds = {confidence: predictor.upper_of(energies, confidence) for confidence in CONFIDENCES}
+    return DynamicReport(
+        grids=grids,
+        fitted_on=fitted_on,
+        judged_on=len(errors),
+        r2=tuple(r2),
+        spearman=tuple(spearman),
+        coverage={f"{q:g}": tuple((errors <= bound).double().mean(0).tolist()) for q, bound in bounds.items()},
+        dynamic=tuple(savings(errors, bounds[MEDIAN], grids, targets)),
+        oracle=tuple(savings(errors, errors, grids, targets)),
+    )
+
+
+def _spectrum(store: TokenStore) -> Spectrum:
+    axes = principal_axes(standardised_batches(store, training_sample(store, AXES_IMAGES)))
+    return Spectrum(store.mean, axes, torch.tensor(store.scale))
+
+
+def _square_sum(tokens_BNC: Tensor) -> Tensor:
+    return tokens_BNC.square().sum((1, 2), dtype=torch.float64).cpu()
+
+
+def _check(folder: Path, champions: Sequence[Champion], store: TokenStore) -> None:
+    if champions[0].description.get("store_fingerprint") != store.fingerprint:
+        raise CheckpointError(f"{folder}: its compressors were not trained on {store.path}; name the store they were")
+    if len(store.val_indices) < LEAST_IMAGES:
+        raise StoreError(
+            f"{store.path}: has {len(store.val_indices)} held-out images; a predictor needs at least {LEAST_IMAGES}"
+        )

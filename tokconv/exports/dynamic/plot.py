@@ -1,0 +1,56 @@
+"""The picture of dynamic compression: mean tokens an image against fvu."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tokconv.errors import import_extra
+from tokconv.exports.dynamic.compare import Saving, mixed_tokens
+
+# Okabe and Ito's colours, as in the sweep's plots.
+DYNAMIC, FIXED, ORACLE = "#D55E00", "#0072B2", "#009E73"
+STEPS = 200
+
+
+def draw(
+    path: Path, errors_nK: Tensor, grids: Sequence[int], dynamic: Sequence[Saving], oracle: Sequence[Saving]
+) -> None:
+    """Write a PNG. Left: the curves. Right: the saving against fixed grids at equal fvu, with its interval.
+
+    Args:
+        dynamic, oracle: at many targets, ascending.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = import_extra("matplotlib.figure", "sweep").Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    sizes = torch.tensor([k * k for k in grids], dtype=torch.float64)
+    fixed = errors_nK.double().mean(0)
+    line = torch.linspace(float(fixed.min()), float(fixed.max()), STEPS, dtype=torch.float64)
+    mixture = mixed_tokens(line, fixed.expand(STEPS, -1), sizes)
+    left.plot(line, mixture, color=FIXED, linestyle="--", linewidth=1, label="mixture of two fixed grids")
+    left.plot(fixed, sizes, color=FIXED, marker="o", linestyle="none", label="fixed grid")
+    left.plot([row.fvu for row in dynamic], [row.tokens for row in dynamic], color=DYNAMIC, label="dynamic")
+    left.plot([row.fvu for row in oracle], [row.tokens for row in oracle], color=ORACLE, linewidth=1, label="oracle")
+    for size, fvu, grid in zip(sizes.tolist(), fixed.tolist(), grids, strict=True):
+        left.annotate(f"{grid} x {grid}", (fvu, size), xytext=(6, 5), textcoords="offset points", fontsize="small")
+    left.set(xlabel="fvu of held-out images", ylabel="mean tokens an image")
+    left.margins(x=0.12, y=0.08)
+    left.grid(visible=True, color="0.9", linewidth=0.6)
+    left.legend(frameon=False)
+    reached = [row.fvu for row in dynamic]
+    right.axhline(0, color=FIXED, linestyle="--", linewidth=1, label="mixture of two fixed grids")
+    low, high = [100 * row.low for row in dynamic], [100 * row.high for row in dynamic]
+    right.fill_between(reached, low, high, color=DYNAMIC, alpha=0.2, linewidth=0, label="dynamic, 95 % interval")
+    right.plot(reached, [100 * row.saving for row in dynamic], color=DYNAMIC, label="dynamic")
+    saved = [100 * row.saving for row in oracle]
+    right.plot([row.fvu for row in oracle], saved, color=ORACLE, linewidth=1, label="oracle")
+    right.set(xlabel="fvu of held-out images", ylabel="tokens saved at equal fvu, %")
+    right.grid(visible=True, color="0.9", linewidth=0.6)
+    right.legend(frameon=False)
+    figure.savefig(path, format="png", dpi=110)

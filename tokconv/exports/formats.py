@@ -1,0 +1,131 @@
+"""An exported compressor in other formats, each compared with the compressor that it was made from.
+
+    model.pt2     torch.export: a graph that torch runs without tokconv
+    model.onnx    ONNX: onnxruntime and what is built on it
+
+Both take batches of any size, in float32. What was measured goes into config.json and the model card.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokconv.errors import CheckpointError, ConfigError, import_extra, suggest
+from tokconv.exports.artefact import REGISTERED, load_compressor, model_card
+from tokconv.models.compressor import Compressor
+from tokconv.system.files import atomic_path, write_json, write_text
+
+OPSET = 20
+MOST_ERROR = 1e-3
+"""In units of the tokens' deviation; a file that is further off is not written."""
+BATCHES = (1, 3)
+FORMATS = ("pt2", "onnx")
+
+
+def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
+    """Each once, in order. Raises ConfigError for one that there is not, MissingExtraError without its packages."""
+    chosen = tuple(dict.fromkeys(formats))
+    for name in chosen:
+        if name not in FORMATS:
+            raise ConfigError(f"--format: got {name!r}; {suggest(name, FORMATS)}")
+    if "onnx" in chosen:
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            import_extra(module, "onnx")
+    return chosen
+
+
+def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Write more formats into an exported folder; what was measured comes back, by format.
+
+    Raises:
+        CheckpointError: no exported compressor, or a format computes something else; nothing of it is left.
+        ConfigError, MissingExtraError: as `check_formats`.
+    """
+    chosen = check_formats(formats)
+    if not chosen:
+        return {}
+    compressor = load_compressor(folder)
+    description = compressor.description or {}
+    measured: dict[str, dict[str, Any]] = {}
+    for name in chosen:
+        with atomic_path(folder / f"model.{name}") as temporary:
+            run = {"pt2": _write_pt2, "onnx": _write_onnx}[name](compressor, temporary)
+            error = max(_error(compressor, run, batch) for batch in BATCHES)
+            if error > MOST_ERROR:
+                raise CheckpointError(f"{name}: differs from the compressor by {error:.1e} of a token's deviation")
+        measured[name] = {"file": f"model.{name}", "max_error": error} | ({"opset": OPSET} if name == "onnx" else {})
+    described: Mapping[str, Any] = {
+        **REGISTERED,
+        **description,
+        "formats": {**description.get("formats", {}), **measured},
+    }
+    write_json(folder / "config.json", described)
+    write_text(folder / "README.md", model_card(described))
+    return measured
+
+
+def copy_export(source: Path, out: Path) -> Path:
+    """Copy an exported folder. Raises CheckpointError when it is damaged, or there is something at `out` already."""
+    load_compressor(source)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists; choose another place, or name it as the source to add formats there")
+    with atomic_path(out) as temporary:
+        shutil.copytree(source, temporary)
+    return out
+
+
+Run = Callable[[Tensor], Tensor]
+
+
+def _error(compressor: Compressor, run: Run, batch: int) -> float:
+    """The largest difference on tokens of the real ones' mean and deviation, in units of that deviation."""
+    shape = (batch, compressor.token_grid**2, compressor.dim)
+    random = torch.randn(shape, generator=torch.Generator().manual_seed(batch))
+    tokens_BNC = compressor.standardise.restore(random)
+    with torch.inference_mode():
+        found = run(tokens_BNC) - compressor(tokens_BNC)
+    return float(found.abs().max() / compressor.standardise.scale)
+
+
+def _example(compressor: Compressor) -> Tensor:
+    return torch.zeros(2, compressor.token_grid**2, compressor.dim)
+
+
+def _write_pt2(compressor: Compressor, path: Path) -> Run:
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(compressor, (_example(compressor),), dynamic_shapes=shapes)
+    # By a file object: torch refuses a name that does not end in .pt2.
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+    with path.open("rb") as file:
+        module: Run = torch.export.load(file).module()
+    return module
+
+
+def _write_onnx(compressor: Compressor, path: Path) -> Run:
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        # Of its own internals.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            compressor,
+            (_example(compressor),),
+            input_names=["tokens"],
+            output_names=["compressed"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda tokens_BNC: torch.from_numpy(session.run(None, {"tokens": tokens_BNC.numpy()})[0])

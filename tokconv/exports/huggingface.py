@@ -1,0 +1,97 @@
+"""An exported compressor the Hugging Face way: importing this module registers its classes with `AutoModel`.
+
+    import tokconv.hf
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")
+    compressed = model(tokens).last_hidden_state    # [batch, 576, 64] to [batch, 36, 64]
+
+The folder is the one that `tokconv.load_compressor` reads, and what `save_pretrained` writes is again. Nothing of it is
+run as code: `trust_remote_code` is not needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from tokconv.exports.artefact import DESCRIBED, MODEL_TYPE, check_format, described, save_compressor
+from tokconv.models.registry import build_compressor
+from tokconv.models.windows import Windows
+
+
+class TokconvConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """config.json of an export.
+
+    Attributes:
+        description: what tokconv says in it: networks, encoder, figures, baselines.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(self, **values: Any) -> None:
+        # Apart: names such as `decoder` and `encoder` mean something else in transformers.
+        description = values.pop("description", None) or {}
+        own = {name: values.pop(name) for name in DESCRIBED if name in values}
+        super().__init__(**values)
+        self.description: dict[str, Any] = {**description, **own}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, as it lies in the file."""
+        values = super().to_dict()
+        return {**values, **values.pop("description")}
+
+
+class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """A compressor: `model(tokens)`, patch tokens [B, N, C] without CLS, has `last_hidden_state` [B, k*k, C].
+
+    Raises:
+        CheckpointError: (on loading) config.json is not of an export that this tokconv reads.
+
+    Example:
+        >>> model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")    # doctest: +SKIP
+        >>> model(tokens).last_hidden_state.shape                                          # doctest: +SKIP
+        torch.Size([1, 36, 64])
+    """
+
+    config_class = TokconvConfig
+    base_model_prefix = "compressor"
+    main_input_name = "tokens"
+
+    def __init__(self, config: TokconvConfig) -> None:
+        super().__init__(config)
+        check_format(config.description, config.name_or_path)
+        # Here, although transformers builds models on the meta device: the windows are computed, not loaded.
+        with torch.device("cpu"):
+            self.compressor = described(build_compressor, "compressor", config.description, config.name_or_path)
+        self.compressor.description = config.description
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(self, tokens: Tensor) -> BaseModelOutput:
+        """[B, N, C] -> [B, k*k, C], in the same units."""
+        return BaseModelOutput(last_hidden_state=self.compressor(tokens))
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
+        """Write a folder that both `AutoModel` and `tokconv.load_compressor` read; without a decoder.
+
+        Raises:
+            CheckpointError: the folder holds something else.
+        """
+        if options.pop("is_main_process", True):
+            save_compressor(self.compressor, Path(save_directory), options.pop("state_dict", None))
+
+    def _init_weights(self, module: Any) -> None:
+        """What lies in no file, and transformers therefore leaves empty: the windows. All else is loaded."""
+        if isinstance(module, Windows):
+            computed = Windows(module.token_grid, module.output_grid)
+            for name, buffer in computed.named_buffers():
+                getattr(module, name).copy_(buffer)
+
+
+AutoConfig.register(MODEL_TYPE, TokconvConfig)
+AutoModel.register(TokconvConfig, TokconvModel)

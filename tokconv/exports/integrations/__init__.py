@@ -1,0 +1,1 @@
+"""A compressor inside somebody else's model."""

@@ -1,0 +1,154 @@
+"""Token sequence <-> grid, and the windows (receptive fields) of a k x k output grid.
+
+Shape suffixes here and in the models: B images, N tokens (N = G*G, row by row), C channels, K cells (K = k*k),
+W tokens of a window (W = w*w).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tokconv.errors import ConfigError
+from tokconv.system.devices import send
+
+
+def side_length(num_tokens: int) -> int:
+    """G of a square token grid. Raises ConfigError when the count is not a square."""
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise ConfigError(f"{num_tokens} tokens are not a square grid; tokconv needs G x G patch tokens, without CLS")
+    return side
+
+
+def window_starts(token_grid: int, output_grid: int) -> list[int]:
+    """First row (or column) of each of the k windows of width ceil(G / k), spread evenly from edge to edge.
+
+    When k divides G the windows tile the grid. Otherwise neighbours overlap by a few rows: every token is covered,
+    and one projection still serves all windows because all have the same size.
+    """
+    width = math.ceil(token_grid / output_grid)
+    if output_grid == 1:
+        return [0]
+    stride = (token_grid - width) / (output_grid - 1)
+    return [math.floor(i * stride + 0.5) for i in range(output_grid)]
+
+
+def compression_ratio(token_grid: int, output_grid: int) -> float:
+    """Tokens in / tokens out: 16.0 for 24 x 24 to 6 x 6."""
+    return token_grid**2 / output_grid**2
+
+
+def check_output_grid(output_grid: int, token_grid: int) -> None:
+    """Raise ConfigError unless k is in 1..G."""
+    if not 1 <= output_grid <= token_grid:
+        raise ConfigError(
+            f"model.compressor.output_grid_size: got {output_grid}; must be between 1 and the token grid, {token_grid}"
+        )
+
+
+DEFAULT_GRIDS = (4, 6, 8, 12)
+
+
+def chosen_grids(text: str | None, token_grid: int) -> list[int]:
+    """The output grids of a `--grids 4,6,8,12`, ascending; for None the default ones that compress.
+
+    Raises:
+        ConfigError: not side lengths with commas between, or one that is not in 1..G.
+    """
+    if text is None:
+        return [grid for grid in DEFAULT_GRIDS if grid < token_grid] or [max(1, token_grid // 2)]
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 5 for part in parts):
+        raise ConfigError(f"--grids: got {text!r}; write side lengths with commas between, as in 4,6,8,12")
+    chosen = sorted({int(part) for part in parts})
+    for grid in chosen:
+        check_output_grid(grid, token_grid)
+    return chosen
+
+
+def to_grid(tokens_BNC: Tensor) -> Tensor:
+    """[B, N, C] -> [B, G, G, C], a view."""
+    side = side_length(tokens_BNC.shape[1])
+    return tokens_BNC.unflatten(1, (side, side))
+
+
+def to_tokens(grid_BHWC: Tensor) -> Tensor:
+    """[B, G, G, C] -> [B, N, C], a view."""
+    return grid_BHWC.flatten(1, 2)
+
+
+class Windows(nn.Module):
+    """The windows of a k x k output grid over a G x G token grid.
+
+    Holds no weights and nothing that is saved. For k that divides G, `split` and `join` are inverse rearrangements;
+    otherwise `join` averages the predictions where windows overlap.
+
+    Raises:
+        ConfigError: k is not in 1..G.
+    """
+
+    members: Tensor
+    slots: Tensor
+    shares: Tensor
+
+    def __init__(self, token_grid: int, output_grid: int) -> None:
+        super().__init__()
+        check_output_grid(output_grid, token_grid)
+        self.token_grid, self.output_grid = token_grid, output_grid
+        self.width = math.ceil(token_grid / output_grid)
+        self.num_cells, self.window_size = output_grid**2, self.width**2
+        self.tiles = token_grid % output_grid == 0
+        starts = torch.tensor(window_starts(token_grid, output_grid))
+        rows = starts[:, None] + torch.arange(self.width)
+        members = rows[:, None, :, None] * token_grid + rows[None, :, None, :]
+        slots, shares = self._invert(members.flatten())
+        self.register_buffer("members", members.flatten(), persistent=False)
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("shares", shares, persistent=False)
+
+    def _invert(self, members: Tensor) -> tuple[Tensor, Tensor]:
+        """For every token the (cell, place) slots that hold it, padded, and each slot's share of the average."""
+        order = torch.argsort(members, stable=True)
+        counts = torch.bincount(members, minlength=self.token_grid**2)
+        first = torch.cumsum(counts, 0) - counts
+        place = torch.arange(int(counts.max()))
+        used = place[None, :] < counts[:, None]
+        slots = order[torch.where(used, first[:, None] + place, first[:, None])]
+        return slots, used / counts[:, None]
+
+    def split(self, tokens_BNC: Tensor) -> Tensor:
+        """[B, N, C] -> [B, K, W, C]: the tokens of each window, row by row."""
+        batch, _, channels = tokens_BNC.shape
+        if self.tiles:
+            k, w = self.output_grid, self.width
+            grid = tokens_BNC.reshape(batch, k, w, k, w, channels)
+            return grid.transpose(2, 3).reshape(batch, k * k, w * w, channels)
+        return tokens_BNC[:, self.members].unflatten(1, (self.num_cells, self.window_size))
+
+    def join(self, windows_BKWC: Tensor) -> Tensor:
+        """[B, K, W, C] -> [B, N, C]; where windows overlap, their mean."""
+        batch, _, _, channels = windows_BKWC.shape
+        if self.tiles:
+            k, w = self.output_grid, self.width
+            grid = windows_BKWC.reshape(batch, k, k, w, w, channels)
+            return grid.transpose(2, 3).reshape(batch, self.token_grid**2, channels)
+        gathered = windows_BKWC.flatten(1, 2)[:, self.slots]
+        return (gathered * self.shares[..., None].to(gathered.dtype)).sum(2)
+
+    def sample(
+        self, tokens_BNC: Tensor, generator: torch.Generator, *, first: int = 0, total: int | None = None
+    ) -> Tensor:
+        """[B, N, C] -> [B, K, C]: one uniformly random token of each window.
+
+        The choice is drawn on the CPU for a batch of `total` images of which these are `first` and the following,
+        so that every worker of a group takes its share of the same draw.
+        """
+        batch = tokens_BNC.shape[0]
+        shape = (total or batch, self.num_cells)
+        choice = torch.randint(self.window_size, shape, generator=generator)[first : first + batch]
+        cells = torch.arange(self.num_cells) * self.window_size
+        index = self.members[send(cells + choice, self.members.device)]
+        return tokens_BNC.gather(1, index[..., None].expand(-1, -1, tokens_BNC.shape[2]))

@@ -1,1 +1,0 @@
-"""Where images come from, a kind of source a module; `tokconv.images.open_source` opens the configured one."""

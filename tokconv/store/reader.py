@@ -1,0 +1,234 @@
+"""The token store, reading: encoded once, shared by every trial, read by memory map. `writer.py` is its mirror.
+
+Shapes: B images asked for, N = G * G tokens, C channels.
+
+A directory of shards (`format.py` holds the format) and an `index.json` that is written last, so that a store with an
+index is complete.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokconv.errors import StoreError
+from tokconv.store.format import (
+    FORMAT_VERSION,
+    INDEX,
+    SETTINGS,
+    SHARD_NAME,
+    ShardHeader,
+    Skipped,
+    StoreSettings,
+    check_settings,
+    digest,
+    file_digest,
+    map_shard,
+    read_header,
+    read_json,
+    unpack,
+)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    count: int
+    sha256: str
+    skipped: tuple[Skipped, ...]
+
+
+class TokenStore:
+    """A complete store, read only; open one with `TokenStore.open`. It can be pickled, and used after a fork.
+
+    Attributes:
+        path, settings, fingerprint: the fingerprint is a sha256 over the index, thus over every shard.
+        origin: the URL that the store was fetched from (`tokconv.store.remote`); None for a store in its own place.
+        token_grid, num_tokens, dim, num_images: G, N, C, and the images that could be read.
+        mean: [C] float32, of the training split.
+        scale: with tokens minus mean over scale, the average channel has unit variance.
+        class_names, keys: keys of the images in order.
+        train_indices, val_indices: int64, ascending.
+        skipped: images that could not be read, with the reason.
+        derived_dir: for figures computed from the store; no part of the fingerprint.
+    """
+
+    def __init__(self, path: Path, index: Mapping[str, Any]) -> None:
+        self.path = path
+        self.origin: str | None = None
+        self.settings = StoreSettings.from_json(index["settings"])
+        self.fingerprint = digest(index)
+        self.token_grid, self.dim = self.settings.token_grid, self.settings.dim
+        self.num_tokens, self.class_names = self.settings.num_tokens, self.settings.class_names
+        self.keys: tuple[str, ...] = tuple(index["keys"])
+        self.num_images = len(self.keys)
+        self.mean = torch.tensor(index["mean"], dtype=torch.float32)
+        variance = torch.tensor(index["variance"], dtype=torch.float64)
+        self.scale = math.sqrt(variance.mean()) or 1.0
+        is_val = torch.zeros(self.num_images, dtype=torch.bool)
+        is_val[torch.tensor(index["val"], dtype=torch.int64)] = True
+        self.val_indices, self.train_indices = is_val.nonzero().flatten(), (~is_val).nonzero().flatten()
+        self._shards = [
+            _Shard(entry["name"], entry["count"], entry["sha256"], tuple(itertools.starmap(Skipped, entry["skipped"])))
+            for entry in index["shards"]
+        ]
+        self.skipped = tuple(image for shard in self._shards for image in shard.skipped)
+        self._ends = list(itertools.accumulate(shard.count for shard in self._shards))
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+        if len(self.mean) != self.dim or variance.shape != self.mean.shape or index["num_images"] != self.num_images:
+            raise ValueError("lengths differ")
+        if self._ends[-1] != self.num_images or len(self._shards) != self.settings.num_shards:
+            raise ValueError("shards and images differ")
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
+        """Open a store; headers and sizes of all shards are checked.
+
+        Args:
+            verify: also check the sha256 of every shard, which reads them all.
+
+        Raises:
+            StoreError: missing, incomplete, of another format version, or damaged.
+
+        Example:
+            >>> TokenStore.open("runs/stores/digits").tokens(torch.tensor([0, 5])).shape      # doctest: +SKIP
+            torch.Size([2, 576, 64])
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise StoreError(f"there is no token store {path}; run: tokconv encode")
+        if not (path / INDEX).exists():
+            raise StoreError(f"{path} is not a complete token store; run tokconv encode again to resume")
+        index = read_json(path / INDEX)
+        if index.get("format_version") != FORMAT_VERSION:
+            raise StoreError(
+                f"{path}: format version {index.get('format_version')!r}, this tokconv reads {FORMAT_VERSION}; "
+                "encode it again with this version, or use the version that wrote it"
+            )
+        try:
+            store = cls(path, index)
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise StoreError(f"{path / INDEX}: damaged ({error}); remove the directory and encode again") from error
+        store._check_shards(verify)
+        return store
+
+    @classmethod
+    def find(cls, path: Path, settings: StoreSettings) -> TokenStore | None:
+        """The complete store of these settings, or None when there is none yet.
+
+        Raises:
+            StoreError: it is damaged, or its settings differ.
+        """
+        if not (path / INDEX).exists() and not (path / SETTINGS).exists():
+            return None
+        check_settings(path, settings)
+        return cls.open(path) if (path / INDEX).exists() else None
+
+    @classmethod
+    def with_fingerprint(cls, stores: Path, fingerprint: str | None) -> TokenStore | None:
+        """The store of this fingerprint in a directory of stores, None when it is not there.
+
+        Only indices are read to find it; a damaged one belongs to another store.
+
+        Raises:
+            StoreError: it is there, and its shards are damaged.
+        """
+        for path in sorted(stores.glob(f"*/{INDEX}")):
+            try:
+                index = read_json(path)
+            except StoreError:
+                continue
+            if digest(index) == fingerprint:
+                return cls.open(path.parent)
+        return None
+
+    @property
+    def derived_dir(self) -> Path:
+        return self.path / "derived"
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """int64 [num_images], -1 for an image without a class; None for an unlabelled source."""
+        if not self.class_names:
+            return None
+        return torch.cat([self._shard(number)["labels"] for number in range(len(self._shards))])
+
+    def tokens(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        """The tokens of some images, in the order asked for: [B, N, C] float32.
+
+        Args:
+            out: [at least B, N, C] float32 on the CPU to write them to; a part of it comes back. New memory costs
+                several times as much as the reading.
+
+        Raises:
+            IndexError: an index is not in [0, num_images).
+        """
+        wanted = indices.flatten().tolist()
+        out = torch.empty(len(wanted), self.num_tokens, self.dim) if out is None else out[: len(wanted)]
+        for place, image in enumerate(wanted):
+            if not 0 <= image < self.num_images:
+                raise IndexError(f"image {image} of a store with {self.num_images} images")
+            number = bisect.bisect_right(self._ends, image)
+            unpack(self._shard(number), image - self._ends[number] + self._shards[number].count, out[place])
+        return out
+
+    def batches(self, batches: Sequence[Tensor], *, ahead: bool = False) -> Iterator[Tensor]:
+        """The tokens of batch after batch, as `tokens` gives them; each is good until the next is asked for.
+
+        Args:
+            ahead: a thread reads the next batch meanwhile, into pinned memory where there is a GPU. Beside work on the
+                CPU's own cores that thread costs more than the reading (measured in the README).
+        """
+        if not batches:
+            return
+        shape = (max(map(len, batches)), self.num_tokens, self.dim)
+        if not ahead:
+            out = torch.empty(shape)
+            for indices in batches:
+                yield self.tokens(indices, out)
+            return
+        buffers = [torch.empty(shape, pin_memory=torch.cuda.is_available()) for _ in range(2)]
+        with ThreadPoolExecutor(1, "tokens") as reader:
+            following = reader.submit(self.tokens, batches[0], buffers[0])
+            for number in range(1, len(batches) + 1):
+                tokens = following.result()
+                if number < len(batches):
+                    following = reader.submit(self.tokens, batches[number], buffers[number % 2])
+                yield tokens
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., C] with the training split's mean removed, over its scale, wherever they are."""
+        return (tokens - self.mean.to(tokens.device)) / self.scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        if number not in self._mapped:
+            self._mapped[number] = map_shard(self.path / self._shards[number].name)
+        return self._mapped[number]
+
+    def _check_shards(self, verify: bool) -> None:
+        for number, shard in enumerate(self._shards):
+            if not isinstance(shard.name, str) or not SHARD_NAME.fullmatch(shard.name):
+                raise StoreError(f"{self.path / INDEX}: {shard.name!r} is not a shard's name; do not use this store")
+            path = self.path / shard.name
+            advice = f"remove it and {INDEX}, then run tokconv encode again"
+            try:
+                header = read_header(path, self.settings, number)
+            except StoreError as error:
+                raise StoreError(f"{error}; {advice}") from error
+            if header != ShardHeader(shard.count, shard.skipped):
+                raise StoreError(f"{path}: does not match the index; {advice}")
+            if verify and file_digest(path) != shard.sha256:
+                raise StoreError(f"{path}: its content changed since it was written (sha256); {advice}")

@@ -1,0 +1,1 @@
+"""The judgement of a sweep: fronts, champions, and the evidence for them."""

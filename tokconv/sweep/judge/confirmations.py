@@ -1,0 +1,66 @@
+"""Which confirmations a sweep still owes: the winner of each grid, trained again on fresh seeds.
+
+A confirmation is a trial with the winner's values, another `training.seed`, the full number of epochs and no early
+stopping. It runs as every trial does and is kept in the record as `c06-1`, apart from the search: no study, no rung, no
+front and no budget ever sees it. What is owed follows from the record alone, so a driver that was killed goes on where
+it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import count, islice
+from typing import Any
+
+from tokconv.sweep.judge.evidence import SEED_KEY, confirmations_of
+from tokconv.sweep.judge.verdicts import Verdict
+from tokconv.sweep.record.events import Record, TrialRecord
+
+
+def owed(
+    verdicts: Iterable[Verdict],
+    trials: Mapping[str, TrialRecord],
+    confirmations: Mapping[str, TrialRecord],
+    *,
+    seeds: int,
+    base_seed: int,
+) -> list[dict[str, Any]]:
+    """Configs of the confirmations to run: `{"uid": "c06-1", "values": {...}, "confirms": "00003"}`.
+
+    Interrupted ones come first, under their own uid. A winner that was confirmed before keeps its runs.
+
+    Args:
+        verdicts: of the finished search.
+        trials: the search's, all of them: no seed of theirs is fresh.
+        confirmations: those in the record.
+        seeds: wanted for each winner; 0 for none.
+        base_seed: of the trials that did not search for a seed.
+    """
+    winners = {verdict.champion.uid: verdict for verdict in verdicts if verdict.champion is not None}
+    of_winner = {uid: confirmations_of(uid, confirmations.values()) for uid in winners}
+    configs = [
+        {"uid": run.uid, "values": run.values, "confirms": uid}
+        for uid, runs in of_winner.items()
+        for run in runs
+        if seeds and run.state == "running"
+    ]
+    used = {base_seed, *(trial.values.get(SEED_KEY, base_seed) for trial in trials.values())}
+    taken = set(confirmations)
+    for uid, verdict in winners.items():
+        tried = used.union(run.values[SEED_KEY] for run in of_winner[uid])
+        # The same seeds at every grid, and after every interruption.
+        fresh = (seed for seed in count() if seed not in tried)
+        for seed in islice(fresh, max(0, seeds - len(of_winner[uid]))):
+            new = next(name for number in count(1) if (name := f"c{verdict.grid:02d}-{number}") not in taken)
+            taken.add(new)
+            configs.append({"uid": new, "values": {**trials[uid].values, SEED_KEY: seed}, "confirms": uid})
+    return configs
+
+
+def drop_superseded(record: Record, verdicts: Iterable[Verdict]) -> None:
+    """End interrupted confirmations of trials that a longer search no longer holds for winners."""
+    winners = {verdict.champion.uid for verdict in verdicts if verdict.champion is not None}
+    for run in list(record.confirmations.values()):
+        if run.state == "running" and run.confirms not in winners:
+            reason = f"not needed: trial {run.confirms} is no longer the winner of its grid"
+            record.append("trial_ended", trial=run.uid, state="pruned", reason=reason)

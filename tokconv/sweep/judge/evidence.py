@@ -1,0 +1,158 @@
+"""How far a champion can be trusted: its figures over fresh seeds, with an interval, against every baseline.
+
+The search's own run of the winner is not among the seeds: it was selected for being good, luck included, so its figures
+are biased. (The held-out images are the same in search and confirmation; what is removed is the luck of the seed.)
+
+    proven        every seed ended, and at the worse end of the 95 % intervals no baseline of the grid is at least as
+                  good on both fvu and swd
+    unproven      a baseline is, or a seed failed
+    unconfirmed   `confirm: none`, and no baseline is at least as good as the one run there is
+    pending       confirmation was cut off; `--resume` goes on with it
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from tokconv.evaluation.protocol import JUDGED_ON, at_least_as_good
+from tokconv.sweep.record.events import FINISHED, TrialRecord
+from tokconv.sweep.spec.schema import MIN_SEEDS
+
+PROVEN, UNPROVEN, UNCONFIRMED, PENDING = "proven", "unproven", "unconfirmed", "pending"
+LEVEL = 0.95
+SEED_KEY = "training.seed"
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one grid's champion."""
+
+    status: str
+    wanted: int
+    """Seeds asked for; 0 for `confirm: none`."""
+    runs: tuple[TrialRecord, ...]
+    """The champion's confirmations, in any state."""
+    figures: Figures
+    """Means over the complete confirmations; the search's own where there is no mean."""
+    exported: TrialRecord
+    """Whose checkpoint leaves the sweep."""
+    half_widths: Figures = field(default_factory=dict)
+    """Half of the interval of each figure; empty where there is none."""
+    beaten_by: tuple[str, ...] = ()
+    """Baselines that are at least as good."""
+    reasons: tuple[str, ...] = ()
+    """Why it is unproven."""
+
+    @property
+    def label(self) -> str:
+        """`proven (3)`, with the number of seeds: a cell of the table."""
+        if self.status == PENDING:
+            return f"pending {sum(run.state in FINISHED for run in self.runs)}/{self.wanted}"
+        return f"{self.status} ({len(self.runs)})" if self.wanted else self.status
+
+    def as_dict(self, trial: str) -> dict[str, Any]:
+        """Plain data for champions.json and the export, of the champion `trial`."""
+        return {
+            "status": self.status,
+            "summary": self.summary,
+            "trial": trial,
+            "exported": self.exported.uid,
+            "seeds": {run.uid: run.values[SEED_KEY] for run in self.runs},
+            "mean": dict(self.figures) if self.half_widths else {},
+            "half_width": dict(self.half_widths),
+            "beaten_by": list(self.beaten_by),
+        }
+
+    @property
+    def summary(self) -> str:
+        """One line: the status and what it rests on."""
+        start = f"{self.status}, {len(self.runs)} seeds" if self.wanted else f"{self.status}, one seed"
+        if self.status == PENDING:
+            return self.label
+        if self.reasons:
+            return f"{start}: {'; '.join(self.reasons)}"
+        if not self.half_widths:
+            return start
+        known = (f"{name} {self.figures[name]:.4f} +- {self.half_widths[name]:.4f}" for name in JUDGED_ON)
+        return f"{start}: {', '.join(known)} (95 % interval)"
+
+
+def weigh(champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baselines: Mapping[str, Figures]) -> Evidence:
+    """Judge a grid's champion.
+
+    Args:
+        champion: the search's winner.
+        runs: its confirmations.
+        seeds: how many are wanted, at least 2, or 0 for none.
+        baselines: name -> figures, all that the grid has.
+    """
+    if not seeds:
+        beaten_by, reasons = _rivals(baselines, champion.figures, "the only run")
+        status = UNPROVEN if beaten_by else UNCONFIRMED
+        return Evidence(status, 0, (), champion.figures, champion, beaten_by=beaten_by, reasons=reasons)
+    runs = tuple(runs)
+    if len(runs) < seeds or any(run.state not in FINISHED for run in runs):
+        return Evidence(PENDING, seeds, runs, champion.figures, champion)
+    complete = [run for run in runs if run.state == "complete"]
+    failed = tuple(
+        f"seed {run.values[SEED_KEY]} ({run.uid}) {run.state}: {run.reason or 'no reason known'}"
+        for run in runs
+        if run.state != "complete"
+    )
+    if len(complete) < MIN_SEEDS:
+        return Evidence(UNPROVEN, seeds, runs, champion.figures, champion, reasons=failed)
+    means, half_widths = intervals(complete)
+    # Lower is better for both: the worse end of an interval is the upper one.
+    worse = {name: means[name] + half_widths[name] for name in JUDGED_ON}
+    beaten_by, rivals = _rivals(baselines, worse, "the champion's upper ends")
+    reasons = (*rivals, *failed)
+    return Evidence(
+        UNPROVEN if reasons else PROVEN, seeds, runs, means, _middle(complete), half_widths, beaten_by, reasons
+    )
+
+
+def intervals(runs: Sequence[TrialRecord]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and half of the 95 % interval (Student's t) of every figure that all runs have; two runs at least."""
+    names = [name for name in runs[0].figures if all(name in run.figures for run in runs)]
+    values = {name: [run.figures[name] for run in runs] for name in names}
+    return {name: fmean(v) for name, v in values.items()}, {name: half_width(v) for name, v in values.items()}
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of their mean (Student's t); two values at least."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) / math.sqrt(len(values)) * stdev(values)
+
+
+def confirmations_of(uid: str, runs: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """A trial's confirmations, without those that were given up because another trial had taken its place."""
+    return [run for run in runs if run.confirms == uid and run.state != "pruned"]
+
+
+def _rivals(baselines: Mapping[str, Figures], worse: Figures, whose: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Baselines at least as good on every judged figure: their names, and a sentence each."""
+    names = at_least_as_good(baselines, worse)
+    return names, tuple(
+        f"{name.replace('_', ' ')} ({_pair(baselines[name])}) is at least as good as {whose} ({_pair(worse)})"
+        for name in names
+    )
+
+
+def _pair(figures: Figures) -> str:
+    return f"fvu {figures['val/fvu']:.4f}, swd {figures['val/swd']:.4f}"
+
+
+def _middle(complete: Sequence[TrialRecord]) -> TrialRecord:
+    """The run of the median fvu, of an even number the worse of the two in the middle.
+
+    Not the best: that would be picked for its luck. Half of the runs are at least as good as what is handed out.
+    """
+    ordered = sorted(complete, key=lambda run: (run.figures["val/fvu"], run.uid))
+    return ordered[len(ordered) // 2]

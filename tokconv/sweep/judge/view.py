@@ -1,0 +1,149 @@
+"""A sweep read from its directory, finished, cut off or running: nothing is written there and no lock is taken."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokconv.errors import SweepError
+from tokconv.evaluation.protocol import protocol_of
+from tokconv.sweep.judge.verdicts import Figures, Verdict, judge
+from tokconv.sweep.record.driver import Driver, driver_of
+from tokconv.sweep.record.events import FINISHED, TrialRecord, read_events, take_in
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.remote import open_root
+from tokconv.sweep.spec.file import load_spec
+from tokconv.sweep.spec.schema import Spec
+from tokconv.system.files import newest_numbered
+from tokconv.system.storage import is_url
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """A sweep at the moment it was read."""
+
+    directory: SweepDirectory
+    spec: Spec
+    state: str
+    """finished, interrupted (it said so), cut off (it could not) or running."""
+    driver: Driver | None
+    token_grid: int
+    epochs: int
+    """Of a trial that is not stopped early."""
+    started: int
+    """When its present or last run began, milliseconds since the epoch."""
+    last: int
+    """When the last event was written."""
+    epochs_in_run: int
+    """Epochs that were reported since then."""
+    trials: Mapping[str, TrialRecord]
+    """The search's, by uid."""
+    confirmations: Mapping[str, TrialRecord]
+    verdicts: list[Verdict]
+    facts: Mapping[str, Any]
+    """The newest `sweep_started` event: store, protocol, git commit."""
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many of the search's trials are in each state that one is in."""
+        states = Counter(trial.state for trial in self.trials.values())
+        return {state: states[state] for state in ("running", *FINISHED) if state in states}
+
+
+def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
+    """The directory of a sweep.
+
+    Args:
+        name: a spec's name (its newest run), a run's own name (`demo-001`), or a path.
+        storage: what the spec's `storage` was, where a name is looked up.
+
+    Raises:
+        SweepError: there is none; with the names that there are.
+        StorageError: storage is a URL that cannot be read.
+    """
+    path = Path(name)
+    if (path / "events.jsonl").is_file():
+        return SweepDirectory(path.resolve())
+    if is_url(storage):
+        return open_root(storage).newest(str(name))
+    root = Path(storage).expanduser()
+    if path.name == str(name):
+        if (root / "sweeps" / path / "events.jsonl").is_file():
+            return SweepDirectory((root / "sweeps" / path).resolve())
+        newest = newest_numbered(root / "sweeps", path.name)
+        if newest is not None:
+            return SweepDirectory(newest.resolve())
+    there = ", ".join(found.name for found in all_sweeps(storage)) or "none"
+    raise SweepError(f"{name}: no such sweep in {root / 'sweeps'}; there are: {there}")
+
+
+def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
+    """Every sweep in a storage on this machine, by name."""
+    found = sorted((Path(storage).expanduser() / "sweeps").glob("*/events.jsonl"))
+    return [SweepDirectory(path.parent.resolve()) for path in found]
+
+
+def read_sweep(directory: SweepDirectory) -> SweepView:
+    """Read a sweep's record and judge it as it stands.
+
+    Raises:
+        SweepError: the record is damaged, or it has not begun.
+        SpecError: its spec is missing or not one of this version.
+    """
+    trials: dict[str, TrialRecord] = {}
+    confirmations: dict[str, TrialRecord] = {}
+    started: dict[str, Any] | None = None
+    ended: dict[str, Any] | None = None
+    last = epochs = 0
+    for event, _ in read_events(directory.events):
+        last = event["time"]
+        if "trial" in event:
+            take_in(event, trials, confirmations, directory.events)
+            epochs += event["event"] == "trial_reported"
+        elif event["event"] == "sweep_started":
+            started, ended, epochs = event, None, 0
+        elif event["event"] == "sweep_ended":
+            ended = event
+    if started is None:
+        raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
+    spec = load_spec(directory.spec)
+    driver = driver_of(directory.path)
+    return SweepView(
+        directory=directory,
+        spec=spec,
+        state="running" if driver is not None else "cut off" if ended is None else ended["state"],
+        driver=driver,
+        token_grid=started["token_grid"],
+        epochs=spec.base_config().training.epochs,
+        started=started["time"],
+        last=last,
+        epochs_in_run=epochs,
+        trials=trials,
+        confirmations=confirmations,
+        verdicts=judge(
+            trials.values(),
+            spec.champion,
+            started["token_grid"],
+            _baselines(started, directory, spec),
+            confirmations=confirmations.values(),
+            seeds=spec.confirm_seeds,
+        ),
+        facts={**started, "protocol": protocol_of(started)},
+    )
+
+
+def _baselines(started: Mapping[str, Any], directory: SweepDirectory, spec: Spec) -> dict[int, Mapping[str, Figures]]:
+    """By grid. Records of 0.1.0 do not hold them; what such a sweep wrote at its end does."""
+    held = started.get("baselines")
+    if held is None:
+        try:
+            written = json.loads((directory.report / "champions.json").read_text(encoding="utf-8"))
+            held = {grid: champion["baselines"] for grid, champion in written.items()}
+        except (OSError, ValueError, KeyError):
+            held = {}
+    # Also those that a later spec, with a narrower space, has no more.
+    return {grid: held.get(str(grid), {}) for grid in sorted({*spec.grids(), *map(int, held)})}

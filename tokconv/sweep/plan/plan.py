@@ -1,0 +1,285 @@
+"""What a sweep will take, said before anything runs: trials, epochs, store, accelerator hours, storage, memory.
+
+    a step             FLOPs / (peak * utilisation), or the seconds it took on the device at hand
+    a trial            start + epochs * (steps / its share of accelerators + reading its tokens + evaluation)
+    accelerator hours  a trial's hours * its accelerators, summed over trials and confirmations
+
+FLOPs, seconds and bytes come from real training steps of the networks that the search can build. What is assumed is
+listed with the plan. `tokconv.sweep.plan.text` prints it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from statistics import fmean
+
+import torch
+
+from tokconv.config.overrides import with_values
+from tokconv.errors import ConfigError
+from tokconv.evaluation.baselines.fitting import MAX_COVARIANCE, SELECTIONS, SVD_BYTES
+from tokconv.evaluation.protocol import MAX_IMAGES
+from tokconv.models.windows import check_output_grid
+from tokconv.store.sample import MAX_IMAGES as MAX_FITTED
+from tokconv.sweep.plan.space import GridCost, draw_points, space_cost
+from tokconv.sweep.plan.tokens import PlannedTokens, plan_tokens
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.search.early_stopping import AXES
+from tokconv.sweep.search.replay import replay
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.system.devices import resolve_device
+from tokconv.training.step_cost import StepMeter, evaluation_seconds, read_seconds
+
+START_SECONDS = {"torch_trainer": 12.0, "inline": 2.0}
+"""Of a trial's processes; measured on 2 CPU cores, overlapping with nothing."""
+UTILISATION = 0.3
+READ_GBS = 2.0
+REGRESSIONS = 2 + len(SELECTIONS)
+"""Baselines whose decoders are fitted from cells to windows at once."""
+ORDERS, MAX_SIMULATED = 20, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """What trials are planned on: by its data sheet, or, without `tflops`, the device at hand, timed."""
+
+    tflops: float | None = None
+    """Peak of one, at the precision of training."""
+    utilisation: float = UTILISATION
+    """Share of the peak that training reaches: small convolutions, norms and optimizers are bound by memory."""
+    gpus: float | None = None
+    """How many there are; None: as many as the spec's concurrency can use."""
+    read_gbs: float = READ_GBS
+    """GB/s at which one worker reads tokens, from a local disk or the page cache."""
+
+    def __post_init__(self) -> None:
+        for name in ("tflops", "utilisation", "gpus", "read_gbs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')}: got {value}; must be a number greater than 0")
+        if self.utilisation > 1:
+            raise ConfigError(f"--utilisation: got {self.utilisation}; it is a share of the peak, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPlan:
+    """One grid: a step, an epoch and a trial, means over the search space."""
+
+    cost: GridCost
+    step_seconds: float
+    """On one whole accelerator, or on the CPUs of one worker."""
+    epoch_seconds: float
+    """Of a trial, with evaluation and reading, on its share of accelerators."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """Hours and bytes of a whole sweep."""
+
+    spec: Spec
+    accelerator: Accelerator
+    where: str
+    """The device that was timed, or what was given."""
+    tokens: PlannedTokens
+    grids: tuple[GridPlan, ...]
+    trials: int
+    confirmations: int
+    epochs: int
+    """Of a trial that runs to its end."""
+    share: tuple[float, float]
+    """Of the trials' epochs that early stopping leaves, at least and at most."""
+    batch_size: int
+    steps_per_epoch: int
+    read_seconds: float
+    """Of the tokens of an epoch, by one trial."""
+    assumed: tuple[str, ...]
+
+    @property
+    def accelerators_of_a_trial(self) -> float:
+        """GPUs, or CPUs when there are none."""
+        return _accelerators(self.spec)
+
+    def trial_seconds(self, grid: GridPlan, *, share: float = 1.0) -> float:
+        """Of one trial that runs this share of its epochs."""
+        return START_SECONDS[self.spec.resources.runner] + share * self.epochs * grid.epoch_seconds
+
+    def hours(self, share: float) -> float:
+        """Accelerator hours of the sweep when trials run this share of their epochs; confirmations run them all."""
+        seconds = self.trials * fmean(self.trial_seconds(grid, share=share) for grid in self.grids)
+        seconds += self.confirmations * fmean(map(self.trial_seconds, self.grids))
+        return seconds * self.accelerators_of_a_trial / 3600
+
+    @property
+    def usable(self) -> float:
+        """Accelerators that the sweep keeps busy."""
+        most = self.spec.concurrency * self.accelerators_of_a_trial
+        return most if self.accelerator.gpus is None else min(most, self.accelerator.gpus)
+
+    def flops(self, share: float) -> float:
+        """Of all training."""
+        epochs = self.epochs * (self.trials * share + self.confirmations)
+        images = epochs * self.steps_per_epoch * self.batch_size
+        return images * fmean(grid.cost.flops for grid in self.grids)
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """One kept for every trial and confirmation."""
+        return (self.trials + self.confirmations) * fmean(grid.cost.checkpoint_bytes for grid in self.grids)
+
+    @property
+    def artifact_bytes(self) -> float:
+        """Compressor and decoder of each that may run to its end, in the sweep's directory and again in MLflow."""
+        return 2 * (self.trials + self.confirmations) * fmean(grid.cost.export_bytes for grid in self.grids)
+
+    @property
+    def driver_bytes(self) -> float:
+        """What fitting the baselines holds at the widest window: regressions in float64, and a sample of windows."""
+        shape, smallest = self.tokens.shape, min(grid.cost.grid for grid in self.grids)
+        width = math.ceil(shape.token_grid / smallest) ** 2 * shape.dim
+        sample = 4 * width * smallest**2 * min(MAX_FITTED, self.tokens.train_images)
+        second_moments = 8 * width**2 if width <= MAX_COVARIANCE else min(SVD_BYTES, sample)
+        return REGRESSIONS * 8 * shape.dim * width + second_moments
+
+
+def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
+    """Plan a sweep; nothing is encoded and nothing is written.
+
+    Raises:
+        ConfigError: a grid that does not fit the tower.
+        DataError: a tower or images that are neither here nor of published size.
+
+    Example:
+        >>> plan_sweep(load_spec(Path("sweeps/demo.yaml"))).trials    # doctest: +SKIP
+        12
+    """
+    accelerator, config = accelerator or Accelerator(), spec.base_config()
+    tokens = plan_tokens(config)
+    for grid in spec.grids():
+        check_output_grid(grid, tokens.shape.token_grid)
+    batch = min(config.training.batch_size, tokens.train_images)
+    assumed = list(tokens.assumed)
+    device = resolve_device(None if spec.resources.gpus_per_worker else "cpu")
+    timed = accelerator.tflops is None
+    with _threads(spec.resources.cpus_per_worker):
+        meter = StepMeter(tokens.shape, device=device, timed=timed)
+        costs = space_cost(spec, lambda one: meter(with_values(one, {"training.batch_size": batch})))
+        reading = _read_seconds(tokens, accelerator, timed, assumed)
+        evaluation = [_evaluation(spec, cost, tokens, device, timed, assumed) for cost in costs]
+    steps = tokens.train_images // batch
+    read = steps * batch * reading / spec.resources.workers
+    grids = []
+    for cost, judged in zip(costs, evaluation, strict=True):
+        step = _step_seconds(cost, accelerator, batch)
+        # Rank 0 evaluates alone.
+        held_out = judged if judged is not None else min(MAX_IMAGES, tokens.val_images) * step / batch
+        epoch = steps * step / _speed(spec, spec.resources.workers) + held_out / _speed(spec, 1) + read
+        grids.append(GridPlan(cost=cost, step_seconds=step, epoch_seconds=epoch))
+    if not timed:
+        assumed.append(f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)")
+    elif spec.resources.gpus_per_worker and device.type == "cpu":
+        assumed.append("the spec asks for GPUs and there is none here: hours are of this CPU; give --tflops")
+    trials = min(spec.trials, len(draw_points(spec))) if spec.sampler.kind == "grid" else spec.trials
+    assumed.append(f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start")
+    return SweepPlan(
+        spec=spec,
+        accelerator=accelerator,
+        where=_where(device, accelerator, spec),
+        tokens=tokens,
+        grids=tuple(grids),
+        trials=trials,
+        confirmations=spec.confirm_seeds * len(grids),
+        epochs=config.training.epochs,
+        share=epochs_share(spec, trials),
+        batch_size=batch,
+        steps_per_epoch=steps,
+        read_seconds=read,
+        assumed=tuple(assumed),
+    )
+
+
+def epochs_share(spec: Spec, trials: int) -> tuple[float, float]:
+    """Share of the trials' epochs that early stopping leaves, by its own rule on made-up figures.
+
+    At least, when fvu and swd agree on every trial, and at most, when they have nothing to do with each other, which
+    makes more trials that nothing dominates; means over random orders. For the demo with 24 trials this says 70 to 76 %
+    (reduction 2) and 64 to 71 % (3); `tokconv replay` of its real trials found 68 and 54 %.
+    """
+    if spec.early_stopping is None:
+        return 1.0, 1.0
+    epochs, found = spec.base_config().training.epochs, []
+    for agree in (True, False):
+        draw = Random(0)
+        records = [_made_up(number, spec, epochs, agree, draw) for number in range(min(trials, MAX_SIMULATED))]
+        outcome = replay(records, spec.early_stopping, concurrency=spec.concurrency, orders=ORDERS)
+        found.append(1 - outcome.saved[0])
+    return min(found), max(found)
+
+
+def _made_up(number: int, spec: Spec, epochs: int, agree: bool, draw: Random) -> TrialRecord:
+    grids = spec.grids()
+    ratio = float(grids[number % len(grids)])
+    first = draw.random()
+    figures = dict(zip(AXES, (first, first if agree else draw.random()), strict=True))
+    history = [{**figures, "epoch": epoch, "compression_ratio": ratio} for epoch in range(1, epochs + 1)]
+    return TrialRecord(uid=str(number), values={}, ratio=ratio, started=0, state="complete", history=history)
+
+
+def _evaluation(
+    spec: Spec, cost: GridCost, tokens: PlannedTokens, device: torch.device, timed: bool, assumed: list[str]
+) -> float | None:
+    """Seconds of one epoch's figures, None when they cannot be measured."""
+    if timed and tokens.store is not None:
+        config = with_values(spec.base_config(), {GRID_KEY: cost.grid})
+        return evaluation_seconds(config, tokens.store, device=device)
+    sentence = "the figures of an epoch take as long as training on as many images"
+    if sentence not in assumed:
+        assumed.append(sentence)
+    return None
+
+
+def _read_seconds(tokens: PlannedTokens, accelerator: Accelerator, timed: bool, assumed: list[str]) -> float:
+    """Of one image."""
+    if timed and tokens.store is not None:
+        return read_seconds(tokens.store)
+    assumed.append(f"a worker reads {accelerator.read_gbs:g} GB of tokens a second (--read-gbs)")
+    return tokens.image_bytes / (accelerator.read_gbs * 1e9)
+
+
+def _step_seconds(cost: GridCost, accelerator: Accelerator, batch: int) -> float:
+    if accelerator.tflops is None:
+        assert cost.seconds is not None
+        return cost.seconds
+    return cost.flops * batch / (accelerator.tflops * 1e12 * accelerator.utilisation)
+
+
+def _speed(spec: Spec, workers: int) -> float:
+    """How many times as fast as what was timed: several workers are faster, a share of a GPU is slower."""
+    return workers * (spec.resources.gpus_per_worker or 1)
+
+
+def _accelerators(spec: Spec) -> float:
+    resources = spec.resources
+    return resources.workers * (resources.gpus_per_worker or resources.cpus_per_worker)
+
+
+def _where(device: torch.device, accelerator: Accelerator, spec: Spec) -> str:
+    if accelerator.tflops is not None:
+        return f"{accelerator.tflops:g} TFLOP/s at {accelerator.utilisation:.0%}"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{spec.resources.cpus_per_worker} CPU threads of this machine"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many as a worker will have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

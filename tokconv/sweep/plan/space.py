@@ -1,0 +1,112 @@
+"""What the trials of a search space cost at every grid: the mean over random points of the space.
+
+Each network the points can build takes a few real training steps (`tokconv.training.step_cost`). Points that compute
+the same share one measurement, and `training.n_critic`, in which the cost is linear, needs two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import optuna
+
+from tokconv.config.overrides import with_values
+from tokconv.config.tree import Config, get
+from tokconv.sweep.search.study import distribution, grid_points
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.training.step_cost import StepCost
+
+POINTS = 256
+N_CRITIC, WGAN = "training.n_critic", "loss.weights.wgan"
+FREE = {
+    *("training.learning_rate", "training.critic_learning_rate", "training.seed", "training.grad_clip"),
+    *("loss.wgan.start", "model.compressor.init", N_CRITIC),
+}
+"""Keys whose value changes nothing that a step computes, and the one that is told apart."""
+SWITCHES = ("loss.weights.", "loss.wgan.lambda_gp")
+"""Keys that matter only by being 0 or not."""
+Measure = Callable[[Config], StepCost]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCost:
+    """Means over the points of one grid."""
+
+    grid: int
+    parameters: float
+    checkpoint_bytes: float
+    export_bytes: float
+    flops: float
+    """Of a training step, an image."""
+    seconds: float | None
+    """Of a training step, where it was timed."""
+
+
+def space_cost(spec: Spec, measure: Measure) -> tuple[GridCost, ...]:
+    """The mean cost of a trial at every grid of a spec.
+
+    Args:
+        measure: what one config costs.
+    """
+    space = _Space(spec.base_config(), measure)
+    points = draw_points(spec)
+    return tuple(_mean(grid, [space.cost({**point, GRID_KEY: grid}) for point in points]) for grid in spec.grids())
+
+
+def draw_points(spec: Spec, count: int = POINTS) -> list[dict[str, Any]]:
+    """Random points of the search space, the same every time; of a grid sampler all of them."""
+    if spec.sampler.kind == "grid":
+        return grid_points(spec)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = {key: distribution(found) for key, found in spec.search.items()}
+    return [study.ask(space).params for _ in range(count)]
+
+
+class _Space:
+    """The costs of points, each kind of step measured once."""
+
+    def __init__(self, base: Config, measure: Measure) -> None:
+        self._base, self._measure = base, measure
+        self._known: dict[str, StepCost] = {}
+
+    def cost(self, point: Mapping[str, Any]) -> StepCost:
+        wanted = int(point.get(N_CRITIC, get(self._base, N_CRITIC)))
+        if point.get(WGAN, get(self._base, WGAN)) == 0:
+            # Without a critic its updates do not matter.
+            return self._at(point, 1)
+        one, two = self._at(point, 1), self._at(point, 2)
+
+        def at(first: float, second: float) -> float:
+            # Timing noise must not make an update gain time.
+            return first + (wanted - 1) * max(0.0, second - first)
+
+        seconds = None if one.seconds is None or two.seconds is None else at(one.seconds, two.seconds)
+        return dataclasses.replace(one, flops=at(one.flops, two.flops), seconds=seconds)
+
+    def _at(self, point: Mapping[str, Any], n_critic: int) -> StepCost:
+        # What a step computes, as far as it depends on the point.
+        parts = {
+            key: bool(value) if key.startswith(SWITCHES) else value for key, value in point.items() if key not in FREE
+        }
+        kind = f"{n_critic} {sorted(parts.items())}"
+        if kind not in self._known:
+            self._known[kind] = self._measure(with_values(self._base, {**point, N_CRITIC: n_critic}))
+        return self._known[kind]
+
+
+def _mean(grid: int, costs: Iterable[StepCost]) -> GridCost:
+    found = list(costs)
+    seconds = [cost.seconds for cost in found if cost.seconds is not None]
+    return GridCost(
+        grid=grid,
+        parameters=fmean(cost.parameters for cost in found),
+        checkpoint_bytes=fmean(cost.checkpoint_bytes for cost in found),
+        export_bytes=fmean(cost.export_bytes for cost in found),
+        flops=fmean(cost.flops for cost in found),
+        seconds=fmean(seconds) if seconds else None,
+    )

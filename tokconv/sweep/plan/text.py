@@ -1,0 +1,88 @@
+"""A sweep's plan as text."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from tokconv.sweep.plan.plan import SweepPlan
+
+GRID_ROW = "{:>8} {:>12} {:>15} {:>12} {:>14} {:>16}"
+
+
+def plan_text(plan: SweepPlan) -> str:
+    """Everything a person decides by before a sweep starts, and at the end what of it is assumed."""
+    spec, tokens = plan.spec, plan.tokens
+    low, high = plan.share
+    stopping = (
+        "no early stopping"
+        if spec.early_stopping is None
+        else f"early stopping leaves {low:.0%} to {high:.0%} of the trials' epochs"
+    )
+    whole, confirmed = plan.trials * plan.epochs, plan.confirmations * plan.epochs
+    lines = [
+        f"{spec.name}: a plan; nothing was started, nothing was written",
+        "",
+        f"tokens         {tokens.images:,} images ({tokens.train_images:,} to train on) x "
+        f"{tokens.shape.token_grid**2} tokens of {tokens.shape.dim} channels",
+        f"store          {_bytes(tokens.bytes)} in {tokens.shards:,} shards, {tokens.where}",
+        f"trials         {plan.trials:,} and at most {plan.confirmations} confirmations, {spec.concurrency} at a time",
+        f"epochs         {plan.epochs} a trial; {whole:,} of trials and {confirmed:,} of confirmations; {stopping}",
+        f"steps          {plan.steps_per_epoch:,} an epoch, {plan.batch_size} images each",
+        f"device         {plan.where}",
+        "",
+        GRID_ROW.format("grid", "parameters", "FLOPs an image", "a step", "a whole trial", "its checkpoint"),
+    ]
+    for grid in plan.grids:
+        cost = grid.cost
+        lines.append(
+            GRID_ROW.format(
+                f"{cost.grid}x{cost.grid}",
+                f"{cost.parameters / 1e6:.1f} M",
+                f"{cost.flops / 1e9:.3g} GFLOP",
+                _seconds(grid.step_seconds),
+                _seconds(plan.trial_seconds(grid)),
+                _bytes(cost.checkpoint_bytes),
+            )
+        )
+    lines += ["         means over the search space", "", *_totals(plan), "", "assumed:"]
+    return "\n".join([*lines, *(f"  - {sentence}" for sentence in plan.assumed)])
+
+
+def _totals(plan: SweepPlan) -> list[str]:
+    low, high = plan.share
+    resources = plan.spec.resources
+    unit = "GPU" if resources.gpus_per_worker else "CPU"
+    reading = plan.read_seconds / fmean(grid.epoch_seconds for grid in plan.grids)
+    usable, wanted = plan.usable, plan.accelerator.gpus
+    few = f"; the spec's concurrency cannot use all {wanted:g}" if wanted is not None and usable < wanted else ""
+    hours = f"{_number(plan.hours(low))} to {_number(plan.hours(high))}" if low < high else _number(plan.hours(low))
+    return [
+        f"training       {plan.flops(low) / 1e15:,.3g} to {plan.flops(high) / 1e15:,.3g} PFLOP",
+        f"{unit} hours      {hours} ({_number(plan.hours(1.0))} if no trial is stopped)",
+        f"wall time      {_seconds(plan.hours(low) * 3600 / usable)} to {_seconds(plan.hours(high) * 3600 / usable)} "
+        f"on {usable:g} {unit}s{few}",
+        f"reading        {_bytes(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens an epoch "
+        f"and trial, {reading:.0%} of its time",
+        f"checkpoints    at most {_bytes(plan.checkpoint_bytes)} (the newest of each trial)",
+        f"artifacts      at most {_bytes(plan.artifact_bytes)} (compressors and decoders, in the sweep's directory and "
+        "in MLflow)",
+        f"driver memory  at least {_bytes(plan.driver_bytes)} while baselines are fitted, once a grid",
+    ]
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, size in (("d", 2 * 86400.0), ("h", 2 * 3600.0), ("min", 2 * 60.0)):
+        if seconds >= size:
+            return f"{seconds / (size / 2):.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

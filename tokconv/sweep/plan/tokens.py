@@ -1,0 +1,118 @@
+"""The tokens a sweep will train on, as far as they can be known before they are encoded.
+
+A store that is there is measured; a tower and images that are there are counted; of published towers and data sets the
+published sizes are taken, without asking the network, and said to be assumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tokconv.config.tree import Config, DataConfig
+from tokconv.encoding.images import assign_split, describe_tokens, open_source
+from tokconv.encoding.pipeline import plan as plan_encode
+from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
+from tokconv.errors import DataError
+from tokconv.store.format import INDEX, default_shard_size, image_bytes
+from tokconv.store.reader import TokenStore
+from tokconv.training.networks import TokenShape
+
+PUBLISHED_SIZES = {"imagenet": (1_281_167, 50_000), "coco": (118_287, 5_000)}
+"""Training and validation images of ImageNet-1k (Russakovsky et al. 2015) and COCO 2017."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTokens:
+    """A token store that is there, or what it would be."""
+
+    shape: TokenShape
+    train_images: int
+    val_images: int
+    bytes: int
+    shards: int
+    store: TokenStore | None
+    where: str
+    assumed: tuple[str, ...]
+    """Sentences about what was not found here."""
+
+    @property
+    def images(self) -> int:
+        return self.train_images + self.val_images
+
+    @property
+    def image_bytes(self) -> float:
+        return self.bytes / self.images
+
+
+def plan_tokens(config: Config) -> PlannedTokens:
+    """Size and shape of the token store of a config.
+
+    Raises:
+        DataError: a tower that is neither published nor here, or data that is neither.
+    """
+    assumed: list[str] = []
+    grid, dim = _tower(config, assumed)
+    shape = TokenShape(grid, dim, torch.zeros(dim))
+    store = _store(config, published=bool(assumed))
+    if store is not None:
+        train, val, where = len(store.train_indices), len(store.val_indices), f"{store.path}, encoded already"
+    else:
+        train, val = _images(config.data, assumed)
+        where = "not encoded yet"
+    each = image_bytes(grid, dim, config.data.dtype)
+    return PlannedTokens(
+        shape=shape,
+        train_images=train,
+        val_images=val,
+        bytes=(train + val) * each,
+        shards=-(-(train + val) // default_shard_size(grid, dim, config.data.dtype)),
+        store=store,
+        where=where,
+        assumed=tuple(assumed),
+    )
+
+
+def _tower(config: Config, assumed: list[str]) -> tuple[int, int]:
+    """Token grid and channels."""
+    name = SHORT_NAMES.get(config.model.clip.model_name, config.model.clip.model_name)
+    if name not in PUBLISHED_SHAPES or config.data.source == "features":
+        spec = describe_tokens(config)
+        return spec.token_grid, spec.dim
+    image_size, patch_size, dim, _, _ = PUBLISHED_SHAPES[name]
+    assumed.append(f"{name} has its published shape; it was not looked for")
+    return image_size // patch_size, dim
+
+
+def _store(config: Config, *, published: bool) -> TokenStore | None:
+    if published:
+        # Which store a tower's config leads to is known from the tower's files alone; a named one can be looked at.
+        named = Path(config.data.store or "").expanduser()
+        return TokenStore.open(named) if config.data.store and (named / INDEX).is_file() else None
+    try:
+        found = plan_encode(config)
+    except DataError:
+        if config.data.source not in PUBLISHED_SIZES:
+            raise
+        return None
+    return TokenStore.open(found.path) if found.complete and (found.path / INDEX).is_file() else None
+
+
+def _images(data: DataConfig, assumed: list[str]) -> tuple[int, int]:
+    """Training and held-out images."""
+    try:
+        splits = assign_split(open_source(data).items, data.val_fraction)
+    except DataError:
+        if data.source not in PUBLISHED_SIZES:
+            raise
+    else:
+        return splits.count("train"), splits.count("val")
+    train, val = PUBLISHED_SIZES[data.source]
+    assumed.append(f"{data.source} has its published {train:,} + {val:,} images; data.root is not here")
+    if data.subset is None or data.subset >= train + val:
+        return train, val
+    # A subset is drawn from both parts alike.
+    held_out = max(1, round(data.subset * val / (train + val)))
+    return data.subset - held_out, held_out

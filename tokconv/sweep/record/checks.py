@@ -1,0 +1,52 @@
+"""What a sweep is refused for before it starts or goes on."""
+
+from __future__ import annotations
+
+from tokconv.errors import SpecError, SweepError
+from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, other_protocol
+from tokconv.store.reader import TokenStore
+from tokconv.sweep.record.events import read_events
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.spec.file import spec_to_dict
+from tokconv.sweep.spec.schema import Spec
+
+
+def check_figures(spec: Spec, store: TokenStore) -> None:
+    """A store without labels has no probe, one of a few images no neighbours, so nothing may be judged by them."""
+    named = [*spec.judged_by, spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
+    images = len(store.val_indices)
+    labelled = store.labels is not None and bool((store.labels[store.val_indices] >= 0).any())
+    for name in named:
+        if name.startswith(("val/probe", "val/reader")) and not labelled:
+            raise SpecError(
+                f"{name}: needs labels, and no held-out image of {store.path} has one; judge by val/fvu and val/swd"
+            )
+        if name in ("val/knn_overlap", "val/cka") and images < MIN_NEIGHBOUR_IMAGES:
+            raise SpecError(
+                f"{name}: needs {MIN_NEIGHBOUR_IMAGES} held-out images, and {store.path} has {images}; judge by "
+                "val/fvu and val/swd, or encode more images"
+            )
+
+
+def check_same_experiment(spec: Spec, before: Spec) -> None:
+    """A resumed sweep must ask the same question; its budget and resources may change, its ranges may be narrower."""
+    narrower = spec.search.keys() == before.search.keys() and all(
+        found.within(before.search[key]) for key, found in spec.search.items()
+    )
+    for key in ("base", "objectives", "search"):
+        if getattr(spec, key) != getattr(before, key) and not (key == "search" and narrower):
+            hint = "search the same keys in the same or narrower ranges, " if key == "search" else ""
+            raise SweepError(
+                f"{key}: differs from the sweep to resume; {hint}give it another name, or restore what it was: "
+                f"{spec_to_dict(before)[key]}"
+            )
+
+
+def check_same_protocol(directory: SweepDirectory) -> None:
+    """Trials that were judged by another protocol share no front and no table with new ones."""
+    for event, _ in read_events(directory.events):
+        if event["event"] == "sweep_started" and (difference := other_protocol(event)):
+            raise SweepError(
+                f"{directory.path}: {difference}; resume it with the tokconv that started it, or start it again "
+                "without --resume"
+            )

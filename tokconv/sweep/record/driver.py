@@ -1,0 +1,108 @@
+"""Who drives a sweep: a file in its directory while a process works there, so that others can see and stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from tokconv.errors import SweepError
+from tokconv.system.files import write_json
+
+FILE = "driver.json"
+SAME_START = 1.0
+"""Seconds by which two readings of when a process was started may differ."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A process that said it works on a sweep."""
+
+    pid: int
+    host: str
+    started: float
+    """When the process was started, seconds since the epoch: another process may have its pid by now."""
+    signal: int
+    """That it stops at."""
+
+    @property
+    def is_here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    def process(self) -> psutil.Process | None:
+        """It, if it runs on this machine."""
+        if not self.is_here:
+            return None
+        try:
+            found = psutil.Process(self.pid)
+            same = abs(found.create_time() - self.started) < SAME_START
+            return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Say that this process drives the sweep, while the block runs. The caller holds the sweep's lock."""
+    own = psutil.Process()
+    driver = Driver(own.pid, socket.gethostname(), own.create_time(), stop_signal())
+    write_json(directory / FILE, asdict(driver))
+    try:
+        yield
+    finally:
+        (directory / FILE).unlink(missing_ok=True)
+
+
+def stop_signal() -> signal.Signals:
+    """What this process stops at: Ctrl-C's SIGINT, unless it was started with that ignored.
+
+    Shells do so with what runs in the background. Not SIGTERM for all: at it Ray prints the stack of its C++ threads.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return signal.SIGTERM if ignored else signal.SIGINT
+
+
+def driver_of(directory: Path) -> Driver | None:
+    """Who drives the sweep: a living process of this machine, or one of another machine that did not say that it ended.
+
+    None when there is nobody, or when the process is gone.
+    """
+    try:
+        said = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        driver = Driver(int(said["pid"]), str(said["host"]), float(said["started"]), int(said["signal"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return driver if not driver.is_here or driver.process() is not None else None
+
+
+def stop(directory: Path, *, timeout: float) -> None:
+    """Ask the driver to stop, as Ctrl-C would, and wait until it has written its end.
+
+    Raises:
+        SweepError: nobody drives the sweep, somebody on another machine does, or it did not end in time.
+    """
+    driver = driver_of(directory)
+    if driver is None:
+        raise SweepError(f"{directory.name}: no process runs this sweep; nothing was stopped")
+    process = driver.process()
+    if process is None:
+        raise SweepError(
+            f"{directory.name}: process {driver.pid} on {driver.host} runs this sweep; stop it there, or as the job it "
+            "is: ray job stop --address ADDRESS JOB"
+        )
+    if process.pid == os.getpid():
+        raise SweepError(f"{directory.name}: this very process runs this sweep")
+    process.send_signal(driver.signal)
+    try:
+        process.wait(timeout)
+    except psutil.TimeoutExpired as error:
+        raise SweepError(
+            f"{directory.name}: process {driver.pid} has not ended after {timeout:g} s; it may still be writing"
+        ) from error

@@ -1,0 +1,105 @@
+"""Where a sweep keeps its files. Every run of a spec has its own directory; only `--resume` enters an old one.
+
+Below the spec's `storage`, here ROOT:
+
+    ROOT/sweeps/NAME-001/
+        spec.yaml  events.jsonl  study.journal       the spec, the record, the Optuna study
+        trials/UID/                                  checkpoints
+        artifacts/UID/                               exported compressor and picture of a finished trial
+        champions/grid-06/                           the exported winner of each grid
+        report/                                      results.csv, champions.json, plots
+        mlflow.cursor  .lock  driver.json            how far MLflow is; who works here now
+    ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
+
+A path in the record that lies below the sweep's directory is relative to it, so that the sweep can go on elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tokconv.errors import SweepError
+from tokconv.sweep.record.driver import claimed
+from tokconv.system.files import new_numbered, newest_numbered
+from tokconv.system.storage import Remote
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """The directory of one run of a spec."""
+
+    path: Path
+    remote: Remote | None = None
+    """Its mirror, when `storage` is a URL (`tokconv.sweep.record.remote`); the trials put their checkpoints there."""
+
+    @property
+    def name(self) -> str:
+        """Unique below a root: `demo-002`."""
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "study.journal"
+
+    @property
+    def cursor(self) -> Path:
+        return self.path / "mlflow.cursor"
+
+    @property
+    def trials(self) -> str:
+        """A path, or a URL: where the trials keep their checkpoints."""
+        return str(self.path / "trials") if self.remote is None else f"{self.remote}/trials"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def page(self) -> Path:
+        """The report as one HTML file."""
+        return self.report / "report.html"
+
+    def artifacts(self, uid: str) -> Path:
+        return self.path / "artifacts" / uid
+
+    @property
+    def champions(self) -> Path:
+        return self.path / "champions"
+
+    def champion(self, grid: int) -> Path:
+        return self.champions / f"grid-{grid:02d}"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a driver works here. Raises SweepError when another one does."""
+        try:
+            with FileLock(self.path / ".lock", timeout=0), claimed(self.path):
+                yield
+        except Timeout as error:
+            raise SweepError(f"{self.path}: another process is running this sweep; wait for it or end it") from error
+
+
+def new_directory(root: Path, name: str) -> SweepDirectory:
+    """Create the next free directory of a spec's name."""
+    return SweepDirectory(new_numbered(root / "sweeps", name).resolve())
+
+
+def newest_directory(root: Path, name: str) -> SweepDirectory:
+    """The last run of a spec. Raises SweepError when there is none."""
+    found = newest_numbered(root / "sweeps", name)
+    if found is None:
+        raise SweepError(f"{root / 'sweeps'}: holds no run of {name!r} to resume; start it without --resume")
+    return SweepDirectory(found.resolve())

@@ -1,0 +1,118 @@
+"""Who works on a sweep that lies at a URL, said in an object there."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import socket
+import threading
+import uuid
+from typing import Any
+
+from tokconv.errors import StorageError, SweepError
+from tokconv.sweep.record.driver import stop_signal
+from tokconv.system.storage import Remote
+
+LEASE = "driver.json"
+BEAT_SECONDS = 10.0
+WATCH_SECONDS = 45.0
+"""A driver that has not written for so long is gone. Only changes are watched: no clocks are compared."""
+
+
+class Lease:
+    """Says that a driver is at work, in an object that it writes again every BEAT_SECONDS.
+
+    It protects against the ordinary accident: a sweep resumed on one machine while it runs on another. The second
+    driver sees the object change and refuses, or sees that it does not and takes over. A driver that was cut off for so
+    long that another one took over stops when it finds out. It is no lock in the strict sense: two drivers that start
+    within the same second may both pass, and the next beat then stops one of them; until then both write.
+    """
+
+    def __init__(self, remote: Remote) -> None:
+        self._object, self._id = remote / LEASE, uuid.uuid4().hex
+        self._count = 0
+        self._end = threading.Event()
+        self.held = False
+
+    def __enter__(self) -> Lease:
+        self._wait_for_others()
+        self._write()
+        # Whoever wrote last has it.
+        if not self._mine(self._read()):
+            raise self._refusal(self._read())
+        self.held = True
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join(2 * BEAT_SECONDS)
+        if self.held:
+            self.held = False
+            try:
+                self._object.write(json.dumps({"id": self._id, "ended": True}).encode())
+            except StorageError as late:
+                print(f"{late}; the next driver waits {WATCH_SECONDS:g} s to see that this one has ended")
+
+    def _wait_for_others(self) -> None:
+        before = self._read()
+        if before is None or before.get("ended") or _has_died_here(before):
+            return
+        print(
+            f"a driver on {before.get('host')} did not say that it ended; watching for {WATCH_SECONDS:g} s whether it "
+            "is still at work",
+            flush=True,
+        )
+        self._end.wait(WATCH_SECONDS)
+        after = self._read()
+        if after is not None and after != before and not after.get("ended"):
+            raise self._refusal(after)
+
+    def _beat(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
+            try:
+                found = self._read()
+                if not self._mine(found):
+                    self.held = False
+                    print(f"{self._refusal(found)}; this driver stops", flush=True)
+                    _thread.interrupt_main(stop_signal())
+                    return
+                self._write()
+            except StorageError:
+                # The mirror says that the server is away; whoever takes over meanwhile is seen when it is back.
+                continue
+
+    def _read(self) -> dict[str, Any] | None:
+        content = self._object.read()
+        try:
+            found = json.loads(content) if content is not None else None
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else None
+
+    def _write(self) -> None:
+        self._count += 1
+        told = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._count}
+        self._object.write(json.dumps(told).encode())
+
+    def _mine(self, found: dict[str, Any] | None) -> bool:
+        return found is not None and found.get("id") == self._id
+
+    def _refusal(self, found: dict[str, Any] | None) -> SweepError:
+        who = f"process {found.get('pid')} on {found.get('host')}" if found else "another process"
+        return SweepError(f"{self._object.url}: {who} is running this sweep; wait for it or end it")
+
+
+def _has_died_here(found: dict[str, Any]) -> bool:
+    """Whether the driver was a process of this machine that is no more."""
+    if found.get("host") != socket.gethostname() or not isinstance(found.get("pid"), int):
+        return False
+    try:
+        os.kill(found["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

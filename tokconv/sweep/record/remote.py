@@ -1,0 +1,209 @@
+"""A sweep whose `storage` is a URL: a working directory on the driver's machine, mirrored there while it runs.
+
+    ROOT/sweeps/NAME-001/
+        events.jsonl/00000 ...  study.journal/00000 ...   the record and the study, in pieces (`tokconv.system.mirror`)
+        spec.yaml  champions/  artifacts/  report/  mlflow.cursor
+        trials/UID/epoch-NNNN/                            checkpoints, put there by the trials themselves
+        driver.json                                       who works on it (`Lease`)
+
+While a driver lives its directory is the truth. A machine that lost it, or another one, starts from the mirror: it may
+lack the last seconds of the record, and what a trial did in them is read from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokconv.errors import SpecError, SweepError
+from tokconv.sweep.record.events import Record, kept_figures
+from tokconv.sweep.record.layout import SweepDirectory, new_directory, newest_directory
+from tokconv.sweep.record.lease import Lease
+from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
+from tokconv.system.files import new_numbered, number_of
+from tokconv.system.mirror import Mirror, fetch_log, signatures, write_state
+from tokconv.system.storage import Remote, cache_dir, is_url
+
+DRAIN_SECONDS = 120.0
+FILES = ("champions", "artifacts", "report")
+"""The directories that are mirrored whole."""
+
+
+@dataclass(frozen=True)
+class LocalRoot:
+    """A `storage` that is a directory."""
+
+    local: Path
+
+    def new(self, name: str) -> SweepDirectory:
+        """The next free directory of a spec's name."""
+        return new_directory(self.local, name)
+
+    def newest(self, name: str) -> SweepDirectory:
+        """The last run of a spec. Raises SweepError when there is none."""
+        return newest_directory(self.local, name)
+
+
+@dataclass(frozen=True)
+class RemoteRoot:
+    """A `storage` URL and the directory that stands for it on this machine."""
+
+    remote: Remote
+    local: Path
+
+    @classmethod
+    def open(cls, url: str) -> RemoteRoot:
+        """Check that it can be written, before anything is built on it.
+
+        Raises:
+            StorageError: it cannot; why, and what to check.
+            MissingExtraError: the driver of such URLs is not installed.
+        """
+        remote = Remote(url)
+        remote.check_writable("storage")
+        name = "".join(letter if letter.isalnum() else "-" for letter in url.split("://", 1)[1])
+        return cls(remote, cache_dir() / "sweeps" / f"{url.split('://')[0]}-{name}")
+
+    def new(self, name: str) -> SweepDirectory:
+        """The next free directory of a spec's name, here and there."""
+        for taken in (self.remote / "sweeps").folders():
+            if number_of(taken, name) is not None:
+                (self.local / "sweeps" / taken).mkdir(parents=True, exist_ok=True)
+        return self._directory(new_numbered(self.local / "sweeps", name).name)
+
+    def newest(self, name: str) -> SweepDirectory:
+        """The last run of a spec, brought here unless this machine has it. Raises SweepError when there is none."""
+        found = {number: taken for taken in (self.remote / "sweeps").folders() if (number := number_of(taken, name))}
+        if not found:
+            raise SweepError(f"{self.remote}/sweeps: holds no run of {name!r} to resume; start it without --resume")
+        directory = self._directory(found[max(found)])
+        directory.path.mkdir(parents=True, exist_ok=True)
+        with directory.lock():
+            restore(directory)
+        return directory
+
+    def _directory(self, name: str) -> SweepDirectory:
+        return SweepDirectory((self.local / "sweeps" / name).resolve(), self.remote / "sweeps" / name)
+
+
+def open_root(storage: str) -> LocalRoot | RemoteRoot:
+    """The place that a spec's `storage` names.
+
+    Raises:
+        SpecError: it is a file.
+        StorageError, MissingExtraError: it is a URL that cannot be used.
+    """
+    if is_url(storage):
+        return RemoteRoot.open(storage.rstrip("/"))
+    root = Path(storage).expanduser().resolve()
+    if root.exists() and not root.is_dir():
+        raise SpecError(f"storage: {root} is a file; name a directory, it is created when missing")
+    return LocalRoot(root)
+
+
+def restore(directory: SweepDirectory) -> None:
+    """Make a working directory what its mirror says, unless it is that and more.
+
+    Raises:
+        StorageError: the mirror cannot be read, or is damaged.
+    """
+    remote = _remote(directory)
+    logs = {path.name: fetch_log(remote, path.name) for path in (directory.events, directory.journal)}
+    here = directory.events.read_bytes() if directory.events.exists() else b""
+    if directory.spec.exists() and here.startswith(logs[directory.events.name]):
+        return
+    for entry in directory.path.iterdir():
+        if entry.name != ".lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    names = [name for name in remote.files() if _is_mirrored(name)]
+    position = directory.cursor.name
+    remote.download_all([*names, *([position] if (remote / position).read() is not None else [])], directory.path)
+    write_state(directory.path, signatures(directory.path, names))
+    directory.journal.write_bytes(logs[directory.journal.name])
+    # The record last: a directory without it is no sweep, and is restored again.
+    directory.events.write_bytes(logs[directory.events.name])
+    print(f"brought here from {remote}: {directory.path}", flush=True)
+
+
+@contextmanager
+def kept(directory: SweepDirectory, record: Record) -> Iterator[None]:
+    """Mirror a sweep's directory while the block runs; nobody else may work on it meanwhile.
+
+    Trials that the record does not know, since its last seconds were lost, start afresh; what others did in those
+    seconds is taken from their checkpoints.
+
+    Raises:
+        SweepError: another driver works on it.
+        StorageError: after the block, when not everything arrived.
+    """
+    if directory.remote is None:
+        yield
+        return
+    with Lease(directory.remote) as lease:
+        if not directory.events.read_bytes().startswith(fetch_log(directory.remote, directory.events.name)):
+            raise SweepError(f"{directory.remote}: another driver went on with it just now; the same command sees that")
+        _drop_unknown(directory.remote, record)
+        _catch_up(directory.remote, record)
+        with Mirror(
+            directory.path,
+            directory.remote,
+            files=lambda: _mirrored(directory.path),
+            # The study first: it must know every trial that the record speaks of.
+            logs=(directory.journal.name, directory.events.name),
+            positions=(directory.cursor.name,),
+            may_write=lambda: lease.held,
+            patience=DRAIN_SECONDS,
+            again="the same command with --resume, on this machine,",
+        ):
+            yield
+
+
+def _drop_unknown(remote: Remote, record: Record) -> None:
+    """Remove the checkpoints of trials that the record does not know: their names are given to others."""
+    known = record.trials.keys() | record.confirmations.keys()
+    trials = remote / "trials"
+    for uid in trials.folders():
+        if uid not in known:
+            trials.remove([f"{uid}/{name}" for name in (trials / uid).files()])
+
+
+def _catch_up(remote: Remote, record: Record) -> None:
+    """Record the epochs of running trials that only their checkpoints know."""
+    for trial in record.unfinished():
+        checkpoint = newest_checkpoint(remote / "trials" / trial.uid)
+        if checkpoint is None:
+            continue
+        content = (checkpoint / STATE).read() or b"{}"
+        last = int(trial.figures.get("epoch", 0))
+        for row in json.loads(content).get("history", []):
+            if row["epoch"] > last:
+                record.append(
+                    "trial_reported",
+                    trial=trial.uid,
+                    epoch=row["epoch"],
+                    figures=kept_figures(row),
+                    checkpoint=checkpoint.url,
+                )
+
+
+def _mirrored(directory: Path) -> list[str]:
+    found = [directory / "spec.yaml"] if (directory / "spec.yaml").exists() else []
+    for name in FILES:
+        found += sorted(path for path in (directory / name).rglob("*") if path.is_file())
+    names = [path.relative_to(directory).as_posix() for path in found]
+    return [name for name in names if _is_mirrored(name)]
+
+
+def _is_mirrored(name: str) -> bool:
+    """No temporary file, whose name starts with a dot."""
+    parts = name.split("/")
+    return (name == "spec.yaml" or parts[0] in FILES) and not any(part.startswith(".") for part in parts)
+
+
+def _remote(directory: SweepDirectory) -> Remote:
+    assert directory.remote is not None
+    return directory.remote

@@ -1,0 +1,1 @@
+"""What people see of a sweep: progress, tables, plots, the page."""

@@ -1,0 +1,251 @@
+"""The figures of a sweep's page, as plotly figures; what `plots.py` draws for paper, for a browser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tokconv.sweep.judge.verdicts import Figures, Verdict
+from tokconv.sweep.judge.view import SweepView
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report.plots import BASELINES, CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, shown
+from tokconv.sweep.report.progress import compact
+
+SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up"}
+"""Matplotlib's markers, as plotly calls them."""
+FVU, SWD = "val/fvu", "val/swd"
+LOG_TICKS = {
+    "tickvals": [digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5)],
+    "ticktext": [f"{digit * 10.0**power:g}" for power in range(-6, 3) for digit in (1, 2, 5)],
+}
+"""Plotly's own log ticks between the powers of ten say 2 and 5, whatever the power."""
+FVU_TITLE, SWD_TITLE = "fvu (variance lost)", "swd to real tokens"
+
+
+def front_figure(view: SweepView) -> go.Figure:
+    """fvu against the compression ratio: every trial, the baselines' lines, each grid's champion with its interval."""
+    figure = go.Figure()
+    by_state = _by_state(view)
+    for state, (label, color, marker) in CURVES.items():
+        trials = [trial for trial in by_state.get(state, ()) if FVU in trial.figures]
+        _points(
+            figure,
+            trials,
+            lambda trial: trial.ratio,
+            name=label,
+            color=FAILED if state == "failed" else color,
+            symbol="x" if marker else "circle-open" if state == "running" else "circle",
+        )
+    for name, (label, color, marker) in BASELINES.items():
+        known = [v for v in view.verdicts if name in v.baselines]
+        figure.add_scatter(
+            x=[v.ratio for v in known],
+            y=[shown(v.baselines[name], FVU) for v in known],
+            name=label,
+            mode="lines+markers",
+            line={"color": color, "dash": "dot", "width": 1},
+            marker={"symbol": SYMBOLS[marker], "color": color, "size": 8},
+        )
+    won = [v for v in view.verdicts if v.champion is not None and v.evidence is not None]
+    _champions(figure, won, [v.ratio for v in won], {}, None)
+    figure.update_xaxes(
+        type="log",
+        title="compression ratio (tokens in / tokens out)",
+        tickvals=[v.ratio for v in view.verdicts],
+        ticktext=[f"{v.ratio:.3g}x<br>{v.grid} x {v.grid}" for v in view.verdicts],
+    )
+    figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
+    return figure
+
+
+def fidelity_figure(view: SweepView) -> go.Figure:
+    """fvu against swd, a panel a grid: trials, the front, baselines, the champion, and the floor of swd."""
+    figure, panels = _panels(view, height=320)
+    for verdict, place in panels:
+        _points(
+            figure,
+            list(verdict.trials),
+            lambda trial: shown(trial.figures, SWD),
+            name="complete",
+            color=TRIAL,
+            symbol="circle",
+            **place,
+        )
+        figure.add_scatter(
+            x=[shown(trial.figures, SWD) for trial in verdict.front],
+            y=[shown(trial.figures, FVU) for trial in verdict.front],
+            name="front",
+            mode="lines",
+            line={"color": TRIAL, "shape": "hv", "width": 1},
+            hoverinfo="skip",
+            legendgroup="front",
+            **place,
+        )
+        for name, (label, color, marker) in BASELINES.items():
+            # Window PCA's codes are so far from tokens that its point would squeeze all others together.
+            if name in verdict.baselines and name != "window_pca":
+                figure.add_scatter(
+                    x=[shown(verdict.baselines[name], SWD)],
+                    y=[shown(verdict.baselines[name], FVU)],
+                    name=label,
+                    mode="markers",
+                    marker={"symbol": SYMBOLS[marker], "color": color, "size": 9},
+                    legendgroup=label,
+                    **place,
+                )
+        if verdict.champion is not None and verdict.evidence is not None:
+            _champions(figure, [verdict], [shown(verdict.evidence.figures, SWD)], place, SWD)
+        floor = next((t.figures["val/swd_floor"] for t in verdict.trials if "val/swd_floor" in t.figures), None)
+        if floor is not None:
+            line = {"color": STOPPED, "dash": "dash", "width": 1}
+            figure.add_vline(x=max(floor, LOWEST), line=line, row=place["row"], col=place["col"])
+    figure.update_xaxes(type="log", title=SWD_TITLE, **LOG_TICKS)
+    figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
+    return figure
+
+
+def curves_figure(view: SweepView) -> go.Figure:
+    """fvu against the epoch, a panel a grid; a line with gaps for all trials of one state."""
+    figure, panels = _panels(view, height=300)
+    by_state = _by_state(view)
+    for verdict, place in panels:
+        for state, (label, color, _) in CURVES.items():
+            own = [t for t in by_state.get(state, ()) if verdict.covers(t) and t.history]
+            points = [point for trial in own for point in (*_curve(trial), (None, None, None))]
+            if not points:
+                continue
+            figure.add_scatter(
+                x=[epoch for epoch, _, _ in points],
+                y=[value for _, value, _ in points],
+                text=[uid for _, _, uid in points],
+                name=label,
+                mode="lines",
+                opacity=0.7,
+                line={"color": color, "width": 1},
+                hovertemplate="trial %{text}, epoch %{x}: %{y:.4f}<extra></extra>",
+                legendgroup=label,
+                **place,
+            )
+        if verdict.champion is not None:
+            curve = _curve(verdict.champion)
+            figure.add_scatter(
+                x=[epoch for epoch, _, _ in curve],
+                y=[value for _, value, _ in curve],
+                name="champion",
+                mode="lines+markers",
+                line={"color": CHAMPION, "width": 2},
+                legendgroup="champion",
+                **place,
+            )
+    figure.update_xaxes(title="epoch")
+    figure.update_yaxes(type="log", title="fvu", **LOG_TICKS)
+    return figure
+
+
+def savings_figure(view: SweepView) -> go.Figure:
+    """Epochs of every grid's trials: run, and not run because of early stopping."""
+    figure = go.Figure()
+    names, run, saved = [], [], []
+    for verdict in view.verdicts:
+        own = [trial for trial in view.trials.values() if verdict.covers(trial)]
+        names.append(f"{verdict.grid} x {verdict.grid}")
+        run.append(sum(len(trial.history) for trial in own))
+        saved.append(sum(view.epochs - len(trial.history) for trial in own if trial.state == "pruned"))
+    figure.add_bar(x=names, y=run, name="run", marker={"color": TRIAL})
+    figure.add_bar(
+        x=names, y=saved, name="saved by early stopping", marker={"color": STOPPED, "pattern": {"shape": "/"}}
+    )
+    figure.update_layout(barmode="stack", height=320)
+    figure.update_yaxes(title="epochs")
+    return figure
+
+
+def title(verdict: Verdict) -> str:
+    """Of a panel or a picture: `6 x 6 (16x)`."""
+    return f"{verdict.grid} x {verdict.grid} ({verdict.ratio:.3g}x)"
+
+
+def _panels(view: SweepView, *, height: int) -> tuple[go.Figure, list[tuple[Verdict, dict[str, Any]]]]:
+    """A figure with a panel a grid, and for each grid where its traces go; the first panel's are in the legend."""
+    columns = min(2, len(view.verdicts))
+    rows = math.ceil(len(view.verdicts) / columns)
+    titles = [title(verdict) for verdict in view.verdicts]
+    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
+    figure.update_layout(height=height * rows + 80)
+    places = [
+        {"row": index // columns + 1, "col": index % columns + 1, "showlegend": index == 0}
+        for index in range(len(view.verdicts))
+    ]
+    return figure, list(zip(view.verdicts, places, strict=True))
+
+
+def _by_state(view: SweepView) -> dict[str, list[TrialRecord]]:
+    found: dict[str, list[TrialRecord]] = {}
+    for trial in view.trials.values():
+        found.setdefault(trial.state, []).append(trial)
+    return found
+
+
+def _points(
+    figure: go.Figure,
+    trials: Sequence[TrialRecord],
+    x: Callable[[TrialRecord], float],
+    *,
+    name: str,
+    color: str,
+    symbol: str,
+    **place: Any,
+) -> None:
+    if trials:
+        figure.add_scatter(
+            x=[x(trial) for trial in trials],
+            y=[shown(trial.figures, FVU) for trial in trials],
+            text=[_hover(trial) for trial in trials],
+            name=name,
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.7},
+            hovertemplate="%{text}<extra></extra>",
+            legendgroup=name,
+            **place,
+        )
+
+
+def _champions(
+    figure: go.Figure,
+    verdicts: Sequence[Verdict],
+    x: Sequence[float],
+    place: Mapping[str, Any],
+    x_metric: str | None,
+) -> None:
+    known: list[tuple[Figures, Figures]] = [
+        (v.evidence.figures, v.evidence.half_widths) for v in verdicts if v.evidence is not None
+    ]
+    figure.add_scatter(
+        x=list(x),
+        y=[shown(means, FVU) for means, _ in known],
+        error_y={"type": "data", "array": [widths.get(FVU, 0.0) for _, widths in known], "color": CHAMPION},
+        error_x=None
+        if x_metric is None
+        else {"type": "data", "array": [widths.get(x_metric, 0.0) for _, widths in known], "color": CHAMPION},
+        text=[f"champion of {v.grid} x {v.grid}<br>{v.evidence.summary}" for v in verdicts if v.evidence is not None],
+        name="champion (95 % interval)",
+        mode="markers",
+        marker={"symbol": "star", "size": 15, "color": CHAMPION, "line": {"width": 1, "color": "white"}},
+        hovertemplate="%{text}<extra></extra>",
+        legendgroup="champion",
+        **place,
+    )
+
+
+def _curve(trial: TrialRecord) -> list[tuple[float, float, str]]:
+    return [(row["epoch"], shown(row, FVU), trial.uid) for row in trial.history if FVU in row]
+
+
+def _hover(trial: TrialRecord) -> str:
+    figures = trial.figures
+    known = ", ".join(f"{name[4:]} {figures[name]:.4f}" for name in (FVU, SWD) if name in figures)
+    return f"trial {trial.uid}, {trial.ratio:.3g}x<br>{known}<br>{compact(trial.values)}"

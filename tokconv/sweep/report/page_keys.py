@@ -1,0 +1,82 @@
+"""The page's figures of the searched keys: how the trials lie in them, and which of them matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from tokconv.sweep.judge.verdicts import Verdict
+from tokconv.sweep.judge.view import SweepView
+from tokconv.sweep.report.page_figures import FVU, SWD
+from tokconv.sweep.report.plots import CHAMPION, TRIAL, shown
+from tokconv.sweep.spec.ranges import Range
+from tokconv.sweep.spec.schema import GRID_KEY
+
+
+def parallel_figure(view: SweepView, verdict: Verdict) -> go.Figure | None:
+    """The searched keys of a grid's complete trials in parallel coordinates, coloured by fvu; None with none."""
+    trials = [trial for trial in verdict.trials if FVU in trial.figures]
+    keys = [key for key in view.spec.search if key != GRID_KEY and any(key in trial.values for trial in trials)]
+    if len(trials) < 2 or not keys:
+        return None
+    dimensions = [_dimension(key, view.spec.search[key], [trial.values.get(key) for trial in trials]) for key in keys]
+    for metric, label in ((SWD, "swd"), (FVU, "fvu")):
+        values = [shown(trial.figures, metric) for trial in trials]
+        dimensions.append(_log_dimension(label, values))
+    colors = [math.log10(shown(trial.figures, FVU)) for trial in trials]
+    return go.Figure(
+        go.Parcoords(
+            dimensions=dimensions,
+            # Cividis looks alike to the colour-blind; dark is low, which is good.
+            line={"color": colors, "colorscale": "Cividis", "cmin": min(colors), "cmax": max(colors)},
+        )
+    )
+
+
+def importance_figure(found: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Bars of what each searched key explains: figure -> key -> share."""
+    figure = go.Figure()
+    for color, (metric, shares) in zip((CHAMPION, TRIAL), found.items(), strict=False):
+        figure.add_bar(
+            y=[key.split(".", 1)[-1] for key in shares],
+            x=list(shares.values()),
+            name=metric.removeprefix("val/"),
+            orientation="h",
+            marker={"color": color},
+        )
+    figure.update_layout(barmode="group", height=120 + 44 * max((len(shares) for shares in found.values()), default=1))
+    figure.update_xaxes(title="share of the figure's variation", range=[0, 1])
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
+
+
+def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, Any]:
+    label = key.rsplit(".", 1)[-1]
+    if searched.kind == "choice":
+        names = [str(value) for value in searched.values]
+        # A value that a resumed sweep no longer searches gets a place of its own.
+        names += sorted({str(value) for value in values} - set(names))
+        places = list(range(len(names)))
+        found = [names.index(str(value)) for value in values]
+        return {
+            "label": label,
+            "values": found,
+            "tickvals": places,
+            "ticktext": names,
+            "range": [0, max(1, places[-1])],
+        }
+    if searched.kind == "log":
+        return _log_dimension(label, [float(value) for value in values], searched.values)
+    return {"label": label, "values": list(values), "range": list(searched.values)}
+
+
+def _log_dimension(label: str, values: Sequence[float], ends: Iterable[float] = ()) -> dict[str, Any]:
+    logs = [math.log10(value) for value in values]
+    low, high = min([*logs, *map(math.log10, ends)]), max([*logs, *map(math.log10, ends)])
+    ticks = [low + (high - low) * part / 4 for part in range(5)]
+    texts = [f"{10**tick:.2g}" for tick in ticks]
+    spread = {} if low == high else {"range": [low, high]}
+    return {"label": label, "values": logs, "tickvals": ticks, "ticktext": texts, **spread}

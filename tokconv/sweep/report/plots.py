@@ -1,0 +1,247 @@
+"""The two pictures of a sweep: the front of every grid, and how every trial got where it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from tokconv.sweep.judge.verdicts import Figures, Verdict
+from tokconv.sweep.record.events import TrialRecord
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
+CHAMPION, TRIAL, STOPPED, FAILED = "#D55E00", "#56B4E9", "#999999", "#000000"
+BASELINES = {
+    "pooling": ("pooling", "#0072B2", "s"),
+    "window_pca": ("window PCA", "#009E73", "D"),
+    "matched_window_pca": ("matched PCA", "#CC79A7", "^"),
+}
+"""Name in the figures -> label, colour, marker."""
+LINES = ("pooling", "window_pca")
+"""Baselines that are lines elsewhere; the matched one has the error of window PCA."""
+CURVES = {
+    "pruned": ("stopped early", STOPPED, "x"),
+    "failed": ("failed", FAILED, "x"),
+    "running": ("unfinished", STOPPED, ""),
+    "complete": ("complete", TRIAL, ""),
+}
+"""State of a trial -> label, colour, mark at the end of its curve."""
+LOWEST = 1e-5
+"""Figures below it are drawn there: at one output token for each token everything is lossless, and 0 has no log."""
+HALO = [withStroke(linewidth=2.5, foreground="white")]
+"""Keeps a label readable over a line."""
+Point = tuple[float, float]
+FVU, SWD = "fvu (variance lost)", "swd to real tokens"
+
+
+def pareto_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord], swd_limit: float | None = None) -> Figure:
+    """Left: fvu against the compression ratio. Right: fvu against swd, a panel a grid, with its front.
+
+    Args:
+        trials: all of the sweep's; those stopped early are crosses on the left.
+        swd_limit: the target on `val/swd`, where there is one.
+    """
+    columns = min(2, len(verdicts))
+    rows = math.ceil(len(verdicts) / columns)
+    figure = Figure(figsize=(5.2 + 3.7 * columns, max(5.4, 0.9 + 2.9 * rows)), layout="constrained")
+    places = figure.add_gridspec(rows, 1 + columns, width_ratios=(1.35, *[1.0] * columns))
+    _draw_ratios(figure.add_subplot(places[:, 0]), verdicts, trials)
+    for index, verdict in enumerate(verdicts):
+        row, column = divmod(index, columns)
+        _draw_front(figure.add_subplot(places[row, 1 + column]), verdict, swd_limit)
+    _legend(figure)
+    return figure
+
+
+def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) -> Figure:
+    """`val/fvu` and `val/swd` of every trial against its epoch, a row of panels a grid."""
+    trials = [trial for trial in trials if trial.history]
+    figure = Figure(figsize=(10.0, 0.9 + 2.5 * len(verdicts)), layout="constrained")
+    panels = figure.subplots(len(verdicts), 2, sharex=True, squeeze=False)
+    for verdict, (left, right) in zip(verdicts, panels, strict=True):
+        of_grid = [trial for trial in trials if verdict.covers(trial)]
+        for axes, metric, label in ((left, "val/fvu", FVU), (right, "val/swd", SWD)):
+            _draw_curves(axes, verdict, of_grid, metric)
+            axes.set_ylabel(label)
+            axes.set_title(_title(verdict), fontsize="medium")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+        _baseline_lines(left, verdict)
+        _floor_line(right.axhline, verdict)
+        for axes in (left, right):
+            _log_scale(axes, axes.yaxis)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    _legend(figure)
+    return figure
+
+
+def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) -> None:
+    stopped = [trial for trial in trials if trial.state == "pruned" and "val/fvu" in trial.figures]
+    # Beside the column of the complete ones, which they would hide.
+    points = [(trial.ratio * 1.05, shown(trial.figures, "val/fvu")) for trial in stopped]
+    _plot(axes, points, **_marks(STOPPED, "x", 4, alpha=0.6), label="stopped early")
+    complete = chain.from_iterable(verdict.trials for verdict in verdicts)
+    points = [(trial.ratio, shown(trial.figures, "val/fvu")) for trial in complete]
+    _plot(axes, points, **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
+    for name in LINES:
+        label, color, marker = BASELINES[name]
+        known = [(v.ratio, shown(v.baselines[name], "val/fvu")) for v in verdicts if name in v.baselines]
+        _plot(axes, known, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
+    won = [(v.ratio, shown(v.champion.figures, "val/fvu")) for v in verdicts if v.champion]
+    _plot(axes, won, color=CHAMPION, linewidth=1.5)
+    for verdict in verdicts:
+        _star(axes, verdict, verdict.ratio)
+    axes.set(xscale="log", xlabel="compression ratio (output grid)", ylabel=FVU)
+    axes.set_title("Error at every ratio", fontsize="medium")
+    _ratio_ticks(axes, verdicts)
+    _log_scale(axes, axes.yaxis)
+
+
+def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
+    _plot(axes, [_place(t.figures) for t in verdict.trials], **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
+    # Falling fvu is rising swd on a front. What it dominates lies above and to the right of the steps.
+    front = [_place(trial.figures) for trial in verdict.front]
+    _plot(axes, front, drawstyle="steps-post", color="black", linewidth=1, label="front")
+    for name, (label, color, marker) in BASELINES.items():
+        if name in verdict.baselines:
+            _plot(axes, [_place(verdict.baselines[name])], **_marks(color, marker, 6), label=label)
+            # The matched one's below its point: above it the front passes.
+            _name(axes, _place(verdict.baselines[name]), label, color, below=name == "matched_window_pca")
+    _star(axes, verdict, None)
+    if verdict.champion is None:
+        axes.set_title("no complete trial", loc="right", fontsize="small", color=STOPPED)
+    if swd_limit is not None and swd_limit > 0:
+        axes.axvline(swd_limit, color="black", linestyle="--", linewidth=1, zorder=0.5, label="swd target")
+    _floor_line(axes.axvline, verdict)
+    axes.set(xscale="log", yscale="log", xlabel=SWD, ylabel=FVU)
+    axes.set_title(_title(verdict), loc="center" if verdict.champion else "left", fontsize="medium")
+    axes.margins(x=0.2, y=0.16)
+    _log_scale(axes, axes.xaxis)
+    _log_scale(axes, axes.yaxis)
+
+
+def _draw_curves(axes: Axes, verdict: Verdict, trials: Sequence[TrialRecord], metric: str) -> None:
+    for state, (label, color, end) in CURVES.items():
+        curves = [_curve(trial, metric) for trial in trials if trial.state == state]
+        # One line with gaps instead of a line a trial: a thousand of them draw as fast as one.
+        path = [point for curve in curves for point in (*curve, (math.nan, math.nan))]
+        width = 1.0 if state == "complete" else 0.8
+        _plot(axes, path, color=color, alpha=0.65, linewidth=width, marker=".", markersize=3, label=label)
+        if end:
+            _plot(axes, [curve[-1] for curve in curves if curve], **_marks(color, end, 6))
+    if verdict.champion is not None:
+        style = {"color": CHAMPION, "linewidth": 1.8, "marker": "o", "markersize": 4}
+        _plot(axes, _curve(verdict.champion, metric), **style, **_winner(verdict))
+
+
+def _plot(axes: Axes, points: Sequence[Point], **style: Any) -> None:
+    """Nothing for no points: they would leave an entry in the legend."""
+    if points:
+        axes.plot([x for x, _ in points], [y for _, y in points], **style)
+
+
+def _star(axes: Axes, verdict: Verdict, ratio: float | None) -> None:
+    """The champion, at its swd or at a ratio."""
+    if verdict.champion is not None:
+        swd, fvu = _place(verdict.champion.figures)
+        style = _marks(CHAMPION, "*", 14) | _winner(verdict) | {"zorder": 5}
+        _plot(axes, [(swd if ratio is None else ratio, fvu)], **style)
+
+
+def _winner(verdict: Verdict) -> dict[str, Any]:
+    """Filled when it meets the targets, hollow when it is only the nearest."""
+    if verdict.meets_targets:
+        return {"markerfacecolor": CHAMPION, "label": "champion"}
+    return {"markerfacecolor": "white", "label": "nearest to targets"}
+
+
+def _name(axes: Axes, place: Point, label: str, color: str, *, below: bool) -> None:
+    """A label at a baseline, over the vertical lines and under everything else."""
+    offset = {"xytext": (0, -14 if below else 7), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(label, place, **offset, fontsize="small", color=color, zorder=1, path_effects=HALO)  # type: ignore[arg-type]
+
+
+def _baseline_lines(axes: Axes, verdict: Verdict) -> None:
+    for name in LINES:
+        if name in verdict.baselines:
+            label, color, _ = BASELINES[name]
+            axes.axhline(shown(verdict.baselines[name], "val/fvu"), color=color, linewidth=1.2, label=label, zorder=1)
+
+
+def _floor_line(line: Callable[..., object], verdict: Verdict) -> None:
+    """The floor is a property of the grid: every trial and every baseline of it has the same."""
+    known = chain((trial.figures for trial in verdict.trials), verdict.baselines.values())
+    floor = next((figures["val/swd_floor"] for figures in known if "val/swd_floor" in figures), None)
+    if floor is not None:
+        line(max(floor, LOWEST), color="black", linestyle=":", linewidth=1, zorder=0.5, label="swd floor")
+
+
+def _marks(color: str, marker: str, size: float, alpha: float = 1.0) -> dict[str, Any]:
+    edge = color if marker in ("x", "*") else "none"
+    style = {"color": color, "marker": marker, "markersize": size, "markeredgecolor": edge}
+    return {**style, "linestyle": "none", "alpha": alpha}
+
+
+def _curve(trial: TrialRecord, metric: str) -> list[Point]:
+    return [(row["epoch"], shown(row, metric)) for row in trial.history if metric in row]
+
+
+def _place(figures: Figures) -> Point:
+    return shown(figures, "val/swd"), shown(figures, "val/fvu")
+
+
+def shown(figures: Figures, metric: str) -> float:
+    """A figure as a log axis can show it."""
+    return max(figures[metric], LOWEST)
+
+
+def _title(verdict: Verdict) -> str:
+    return f"{verdict.grid}x{verdict.grid}: {verdict.grid**2} tokens, {verdict.ratio:.3g}x"
+
+
+def _ratio_ticks(axes: Axes, verdicts: Sequence[Verdict]) -> None:
+    """A tick a grid, without those whose labels would touch."""
+    ratios = [verdict.ratio for verdict in verdicts]
+    room = math.log(max(ratios) / min(ratios)) / 9
+    kept: list[Verdict] = []
+    for verdict in verdicts:
+        if not kept or math.log(kept[-1].ratio / verdict.ratio) >= room:
+            kept.append(verdict)
+    axes.set_xlim(min(ratios) / 1.2, max(ratios) * 1.25)
+    axes.set_xticks([v.ratio for v in kept], [f"{v.ratio:.3g}x\n({v.grid}x{v.grid})" for v in kept])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _log_scale(axes: Axes, axis: Axis) -> None:
+    """A log scale with plain numbers: at 1, 2 and 5 when it spans much, at more of them when little."""
+    is_x = axis is axes.xaxis
+    (axes.set_xscale if is_x else axes.set_yscale)("log")
+    low, high = axes.get_xlim() if is_x else axes.get_ylim()
+    span = high / low
+    if span > 1.6:
+        subs = (1, 2, 5) if span > 6 else (1, 1.5, 2, 3, 4, 6, 8)
+        axis.set_major_locator(LogLocator(subs=subs if span < 100 else (1,), numticks=12))
+    else:
+        axis.set_major_locator(FixedLocator(list(MaxNLocator(nbins=4).tick_values(low, high))))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+    axes.grid(visible=True, color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure) -> None:
+    """One legend below all panels, each label once."""
+    found: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    columns = int(figure.get_figwidth() / 1.9)
+    figure.legend(found.values(), found, loc="outside lower center", ncols=columns, frameon=False)

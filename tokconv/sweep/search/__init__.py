@@ -1,0 +1,1 @@
+"""Where trials come from and which of them are stopped early."""

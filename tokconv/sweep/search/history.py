@@ -1,0 +1,110 @@
+"""A sampler that is shown a bounded part of a long study, so that a suggestion costs the same at any length.
+
+TPE sorts, and builds a density of, every finished trial for every suggestion: at ten thousand it would cost seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from tokconv.sweep.judge.pareto import Point, dominates
+
+# A tuple: members are found by identity, without the hash of an enum's member.
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class BoundedHistory(BaseSampler):
+    """Hands its work to another sampler, which sees of the finished trials the front and the newest.
+
+    Shorter studies are shown whole, so that their suggestions are those of the other sampler alone. The front takes at
+    most half of the room. Running trials are all shown.
+
+    Args:
+        sampler: one that reads the study through `get_trials`.
+        limit: the most finished trials it is shown.
+
+    Example:
+        >>> study.sampler = BoundedHistory(TPESampler(seed=0), limit=500)    # doctest: +SKIP
+    """
+
+    def __init__(self, sampler: BaseSampler, limit: int) -> None:
+        self._sampler, self._limit = sampler, limit
+        self._part: _Part | None = None
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(self._of(study), trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sampler.sample_relative(self._of(study), trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(self._of(study), trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._of(study).look()
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+        if state is TrialState.COMPLETE and values is not None:
+            self._of(study).admit(trial.number, values)
+
+    def reseed_rng(self) -> None:
+        self._sampler.reseed_rng()
+
+    def _of(self, study: Study) -> _Part:
+        if self._part is None:
+            self._part = _Part(study, self._limit)
+        return self._part
+
+
+class _Part(Study):
+    """A study as its sampler sees it; Optuna's Hyperband narrows a study in the same way."""
+
+    def __init__(self, study: Study, limit: int) -> None:
+        super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
+        self._whole, self._limit = study, limit
+        self._signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in study.directions]
+        self._front: dict[int, Point] = {}
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            self.admit(trial.number, trial.values)
+        self.look()
+
+    def admit(self, number: int, values: Sequence[float]) -> None:
+        """Take a complete trial into the front unless another one dominates it."""
+        point = [sign * value for sign, value in zip(self._signs, values, strict=True)]
+        if any(dominates(member, point) for member in self._front.values()):
+            return
+        self._front = {n: member for n, member in self._front.items() if not dominates(point, member)} | {number: point}
+
+    def look(self) -> None:
+        """See the study as it is now; to be called once a suggestion, because it takes a look at every trial."""
+        trials = self._whole.get_trials(deepcopy=False)
+        front = set(sorted(self._front)[-(self._limit // 2) :])
+        # A trial's number is its place in the study.
+        room, start = self._limit - len(front), len(trials)
+        while start > 0 and room > 0:
+            start -= 1
+            room -= trials[start].state in FINISHED and start not in front
+        older = [t for number, t in enumerate(trials[:start]) if t.state not in FINISHED or number in front]
+        self._shown = older + trials[start:]
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        shown = [trial for trial in self._shown if states is None or trial.state in states]
+        return copy.deepcopy(shown) if deepcopy else shown
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return self.get_trials(deepcopy, states)

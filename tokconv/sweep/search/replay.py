@@ -1,0 +1,237 @@
+"""Early stopping judged: what it saves, and what it costs in the front, by replaying a sweep that had none.
+
+Every trial of the record ran to its end, so what any rule would have stopped, and what would then be missing from the
+front, is known. The trials are replayed in many random arrival orders through the scheduler's own `Rungs`. Not
+modelled: a sampler that sees fewer complete trials suggests others, and an early end makes room for more trials.
+
+    hypervolume (pooling)    area between a grid's final (fvu, swd) front and pooling's figures
+    hypervolume (worst)      area between that front and the worst fvu and swd of any trial of that grid: stricter,
+                             since a front that lies far below pooling loses little of the area up to it
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any
+
+from tokconv.errors import ConfigError, SweepError
+from tokconv.sweep.judge.pareto import Point, hypervolume
+from tokconv.sweep.record.events import TrialRecord, read_trials
+from tokconv.sweep.search.early_stopping import AXES, Rungs
+from tokconv.sweep.spec.file import load_spec
+from tokconv.sweep.spec.schema import EarlyStopping
+
+PACE = (0.8, 1.25)
+"""A trial's epochs take between these, drawn once an order: trials reach their rungs out of step, as on machines."""
+COMPARED = {"fvu and swd": AXES, "fvu alone": AXES[:1], "swd alone": AXES[1:]}
+"""How the table calls it -> the figures that trials are compared on."""
+Span = tuple[float, float, float]
+"""Mean, and the 2.5 and 97.5 % points over the orders: what one sweep may see."""
+Box = Mapping[float, Point]
+"""Ratio of a grid -> reference point."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rule does to one sweep, over all orders. Shares between 0 and 1."""
+
+    rule: EarlyStopping | None
+    axes: tuple[str, ...]
+    saved: Span
+    """Of all trial epochs."""
+    lost_to_pooling: Span
+    """Of the hypervolume up to pooling, mean over the grids where the front dominates pooling."""
+    lost_to_worst: Span
+    """Of the hypervolume up to the worst figures of any trial, mean over the grids where that is an area."""
+    best_kept: float
+    """Share of grids, over all orders, whose trial of the lowest fvu ran to its end."""
+
+
+def load_complete(directory: Path) -> tuple[list[TrialRecord], Box, int]:
+    """The trials of a sweep, pooling's point at every ratio, and the sweep's concurrency.
+
+    Trials that diverged are left out: no rule is needed to stop them.
+
+    Raises:
+        SweepError: no sweep there, or one with trials that were stopped early or are unfinished.
+    """
+    events = directory / "events.jsonl"
+    if not events.is_file():
+        raise SweepError(f"{directory}: holds no sweep (no events.jsonl); name one, as in runs/sweeps/demo-001")
+    trials = [trial for trial in read_trials(events) if trial.state != "failed"]
+    cut = [trial.uid for trial in trials if trial.state != "complete"]
+    if cut or not trials:
+        found = f"{len(cut)} of {len(trials)} trials did not run to their end" if trials else "no trial is complete"
+        raise SweepError(
+            f"{directory}: {found}; a replay needs the whole curve of every trial: sweep with early_stopping=none"
+        )
+    return trials, _pooling(directory), load_spec(directory / "spec.yaml").concurrency
+
+
+def replay(
+    trials: Sequence[TrialRecord],
+    rule: EarlyStopping | None,
+    *,
+    axes: Sequence[str] = AXES,
+    pooling: Box | None = None,
+    concurrency: int = 1,
+    orders: int = 200,
+    seed: int = 0,
+) -> Outcome:
+    """Replay complete trials under an early-stopping rule; none stops nothing.
+
+    Args:
+        trials: all complete, each with the figures of every epoch.
+        pooling: ratio -> pooling's (fvu, swd); a grid without it is left out there.
+        concurrency: trials at a time. The next of the order starts when one ends.
+        orders: how many random orders.
+
+    Example:
+        >>> replay(trials, EarlyStopping(min_epochs=2, reduction=3)).saved    # doctest: +SKIP
+        (0.51, 0.42, 0.58)
+    """
+    grids: dict[float, dict[str, Point]] = {}
+    for trial in trials:
+        grids.setdefault(trial.ratio, {})[trial.uid] = _point(trial)
+    worst = {ratio: tuple(map(max, *points.values())) for ratio, points in grids.items() if len(points) > 1}
+    best = {min(points, key=lambda uid: (points[uid], uid)) for points in grids.values()}
+    total = sum(len(trial.history) for trial in trials)
+    saved, to_pooling, to_worst, kept = [], [], [], []
+    draw = Random(seed)
+    for _ in range(orders):
+        order = draw.sample(trials, len(trials))
+        survivors, epochs = _run(order, rule, axes, concurrency, draw)
+        saved.append(1 - epochs / total)
+        to_pooling.append(_lost(grids, survivors, pooling or {}))
+        to_worst.append(_lost(grids, survivors, worst))
+        kept.append(len(best & survivors) / len(best))
+    return Outcome(rule, tuple(axes), _span(saved), _span(to_pooling), _span(to_worst), fmean(kept))
+
+
+def print_replay(
+    directory: Path,
+    *,
+    min_epochs: Sequence[int],
+    reductions: Sequence[int],
+    orders: int,
+    seed: int,
+) -> None:
+    """`tokconv replay`: every rule asked for, on both figures and on one alone, a row each.
+
+    Raises:
+        ConfigError: a number out of bounds.
+        SweepError: see `load_complete`.
+    """
+    for option, values, low in (
+        ("--min-epochs", min_epochs, 1),
+        ("--reduction", reductions, 2),
+        ("--orders", [orders], 1),
+    ):
+        for value in values:
+            if value < low:
+                raise ConfigError(f"{option}: got {value}; must be at least {low}")
+    trials, pooling, concurrency = load_complete(directory)
+    epochs = max(len(trial.history) for trial in trials)
+    lines = [
+        f"{len(trials)} trials of {epochs} epochs, {concurrency} at a time, in {orders} random orders; "
+        "mean (2.5 to 97.5 % of the orders)",
+        f"{'min_epochs':>10}  {'reduction':>9}  {'compared on':<11}  {'epochs saved':>18}  {'lost to pooling':>18}  "
+        f"{'lost to worst':>18}  {'best kept':>9}",
+    ]
+    for rule in (EarlyStopping(min_epochs=m, reduction=r) for m in min_epochs for r in reductions):
+        for name, axes in COMPARED.items():
+            found = replay(trials, rule, axes=axes, pooling=pooling, concurrency=concurrency, orders=orders, seed=seed)
+            to_pooling = _text(found.lost_to_pooling) if pooling else "-"
+            spans = [f"{cell:>18}" for cell in (_text(found.saved), to_pooling, _text(found.lost_to_worst))]
+            lines.append(
+                f"{rule.min_epochs:>10}  {rule.reduction:>9}  {name:<11}  {'  '.join(spans)}  {found.best_kept:>9.0%}"
+            )
+    lines += [
+        "lost: share of the hypervolume of the final (fvu, swd) fronts that is gone, mean over the grids, up to",
+        "pooling's figures, and up to the worst of all trials; best kept: grids whose trial of the lowest fvu survives",
+    ]
+    if not pooling:
+        lines.append("pooling's figures are unknown: the sweep has no report/champions.json")
+    print("\n".join(lines))
+
+
+def _run(
+    order: Sequence[TrialRecord], rule: EarlyStopping | None, axes: Sequence[str], concurrency: int, draw: Random
+) -> tuple[set[str], int]:
+    """Uids that ran to their end, and the trial epochs that were run."""
+    rungs = None if rule is None else Rungs(rule, max(len(trial.history) for trial in order), axes)
+    waiting, survivors, epochs = iter(order), set[str](), 0
+    # (time, tie, trial, its epochs so far, its pace): the reports to come, soonest first.
+    queue: list[tuple[float, float, str, int, float]] = []
+    histories = {trial.uid: trial.history for trial in order}
+
+    def start(now: float) -> None:
+        trial = next(waiting, None)
+        if trial is not None:
+            pace = draw.uniform(*PACE)
+            heapq.heappush(queue, (now + pace, draw.random(), trial.uid, 1, pace))
+
+    for _ in range(concurrency):
+        start(0.0)
+    while queue:
+        now, tie, uid, epoch, pace = heapq.heappop(queue)
+        epochs += 1
+        if epoch == len(histories[uid]):
+            survivors.add(uid)
+            start(now)
+        elif rungs is not None and not rungs.goes_on(uid, histories[uid][epoch - 1]):
+            start(now)
+        else:
+            heapq.heappush(queue, (now + pace, tie, uid, epoch + 1, pace))
+    return survivors, epochs
+
+
+def _lost(grids: Mapping[float, Mapping[str, Point]], survivors: set[str], references: Box) -> float:
+    """Share of the hypervolume that is gone, mean over the grids that have any."""
+    shares = []
+    for ratio, points in grids.items():
+        if ratio not in references:
+            continue
+        full = hypervolume(list(points.values()), references[ratio])
+        if full > 0:
+            left = hypervolume([point for uid, point in points.items() if uid in survivors], references[ratio])
+            shares.append(1 - left / full)
+    return fmean(shares) if shares else 0.0
+
+
+def _point(trial: TrialRecord) -> Point:
+    return tuple(trial.figures[axis] for axis in AXES)
+
+
+def _span(values: Sequence[float]) -> Span:
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return fmean(ordered), ordered[round(0.025 * last)], ordered[round(0.975 * last)]
+
+
+def _text(span: Span) -> str:
+    mean, low, high = (100 * value for value in span)
+    return f"{mean:.1f} % ({low:.1f}-{high:.1f})"
+
+
+def _pooling(directory: Path) -> Box:
+    """Pooling's point at every ratio, from the sweep's report; empty without one."""
+    path = directory / "report" / "champions.json"
+    return dict(_read_pooling(path)) if path.is_file() else {}
+
+
+def _read_pooling(path: Path) -> Iterator[tuple[float, Point]]:
+    try:
+        grids: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for found in grids.values():
+            figures = found["baselines"].get("pooling")
+            if figures is not None:
+                yield found["compression_ratio"], tuple(figures[axis] for axis in AXES)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SweepError(f"{path}: damaged; resume the sweep and it is written again") from error

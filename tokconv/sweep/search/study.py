@@ -1,0 +1,257 @@
+"""Where trials come from: an Optuna study behind Ray Tune's searcher interface.
+
+Ray's own OptunaSearch tells every stopped trial to Optuna as complete, with the value it had when it was stopped; that
+value then guides the sampler and enters the Pareto front. Here a trial stopped early is told as pruned, a diverged or
+crashed one as failed, and a resumed sweep asks the same study on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from tokconv.config.tree import get
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.outcome import Outcome, outcome
+from tokconv.sweep.search.history import BoundedHistory
+from tokconv.sweep.spec.ranges import Range
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
+
+STARTUP_TRIALS = 10
+"""Random trials before a model-based sampler trusts its model (Optuna's own default for TPE)."""
+TPE_HISTORY = 500
+"""Finished trials that TPE is shown: the time it takes for a suggestion grows faster than they do. Twice as many find
+nothing better (simulated sweeps of 1,500 trials, three seeds)."""
+
+
+def open_study(spec: Spec, journal: Path) -> optuna.Study:
+    """The sweep's study, created with its first trials queued, or read back from its journal.
+
+    The first trials are the base config at every grid: what the published defaults do is part of every result.
+    """
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+    _drop_torn_end(journal)
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.create_study(
+        study_name=spec.name,
+        storage=storage,
+        load_if_exists=True,
+        directions=["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives],
+    )
+    # A resumed study must not draw the same random numbers again, hence the number of trials in the seed.
+    known = len(study.get_trials(deepcopy=False))
+    study.sampler = _sampler(spec, spec.sampler.seed + known)
+    if not known:
+        for point in first_points(spec)[: spec.trials]:
+            study.enqueue_trial(point)
+    return study
+
+
+def _drop_torn_end(journal: Path) -> None:
+    """Cut off a last line that a full disk or a kill left unfinished: the next one would be glued to it."""
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(journal, whole)
+
+
+def first_points(spec: Spec) -> list[dict[str, Any]]:
+    """The base config at every grid, in the searched keys; a value that a range does not hold is moved to it."""
+    config = spec.base_config()
+    point = {key: found.nearest(get(config, key)) for key, found in spec.search.items()}
+    if GRID_KEY not in spec.search:
+        return [point]
+    return [{**point, GRID_KEY: grid} for grid in spec.grids()]
+
+
+def grid_points(spec: Spec) -> list[dict[str, Any]]:
+    """Every point of a grid sampler's grid, in an order that the seed shuffles."""
+    points = product(*(found.members() for found in spec.search.values()))
+    found = [dict(zip(spec.search, point, strict=True)) for point in points]
+    Random(spec.sampler.seed).shuffle(found)
+    return found
+
+
+class StudySearcher(Searcher):
+    """Ray Tune asks it for configs and tells it results.
+
+    A config is `{"uid": "00007", "values": {dotted key: value}}`; the uid is the Optuna trial number. Trials that were
+    running when an earlier driver died come first, with the config they had, then those that it asked for and never
+    started.
+
+    A resumed sweep may have narrower ranges. Optuna's choices cannot change within a study: of those that are left one
+    is drawn at random, and the sampler chooses the rest.
+
+    Args:
+        study: `open_study`.
+        trials: those of the sweep's record.
+        given_up: whether no more trials shall be started.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        study: optuna.Study,
+        trials: Iterable[TrialRecord],
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self._given_up = given_up
+        self._spec, self._study = spec, study
+        self._distributions = {key: distribution(found) for key, found in spec.search.items()}
+        self._narrowed = self._narrowed_choices()
+        self._random = Random(f"{spec.sampler.seed} {len(study.get_trials(deepcopy=False))}")
+        known = {trial.uid: trial for trial in trials}
+        asked = {_uid(t.number): t.params for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
+        interrupted = {uid: trial.values for uid, trial in known.items() if trial.state == "running"}
+        never_started = {uid: values for uid, values in asked.items() if uid not in known}
+        first = {**interrupted, **never_started}
+        self._waiting: list[dict[str, Any]] = [{"uid": uid, "values": values} for uid, values in first.items()]
+        self._untried = self._points_left(grid_points(spec)) if spec.sampler.kind == "grid" else None
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next config; `Searcher.FINISHED` when a grid has no point left, or the search is given up."""
+        if self._given_up():
+            return Searcher.FINISHED
+        if self._waiting:
+            config = self._waiting.pop(0)
+        elif not self._queue_grid_point():
+            return Searcher.FINISHED
+        else:
+            config = self._ask()
+        self._numbers[trial_id] = int(config["uid"])
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: a study with several objectives has no intermediate values."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers.pop(trial_id, None)
+        if number is None:
+            return
+        found = outcome(result, error=error, judged_by=self._spec.judged_by)
+        if found is Outcome.COMPLETE and result is not None:
+            told: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
+        else:
+            told = {"state": TrialState.PRUNED if found is Outcome.PRUNED else TrialState.FAIL}
+        # A driver that died between telling the study and the record runs the trial's end again.
+        self._study.tell(number, **told, skip_if_finished=True)
+
+    def _ask(self) -> dict[str, Any]:
+        while True:
+            if self._narrowed and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                self._study.enqueue_trial({key: self._random.choice(left) for key, left in self._narrowed.items()})
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Fixed parameter .* is out of range", UserWarning)
+                asked = self._study.ask(self._distributions)
+            if all(self._spec.search[key].holds(value) for key, value in asked.params.items()):
+                return {"uid": _uid(asked.number), "values": dict(asked.params)}
+            # It was queued before the ranges were narrowed.
+            self._study.tell(asked, state=TrialState.FAIL)
+
+    def _narrowed_choices(self) -> dict[str, tuple[Any, ...]]:
+        """The choices that are left of those the study began with, which its distributions have to keep."""
+        narrowed = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            for key, before in trial.distributions.items():
+                now = self._distributions.get(key)
+                if isinstance(before, CategoricalDistribution) and now is not None and before != now:
+                    self._distributions[key], narrowed[key] = before, self._spec.search[key].values
+        return narrowed
+
+    def _queue_grid_point(self) -> bool:
+        """Queue the next point of the grid unless trials are queued; false when every point was tried."""
+        if self._untried is None or self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return True
+        point = next(self._untried, None)
+        if point is not None:
+            self._study.enqueue_trial(point)
+        return point is not None
+
+    def _points_left(self, points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Those that no trial has, the queued ones neither."""
+        trials = self._study.get_trials(deepcopy=False)
+        tried = {_key(trial.params or trial.system_attrs.get("fixed_params", {})) for trial in trials}
+        return (point for point in points if _key(point) not in tried)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, see `save`."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's journal and the sweep's record hold everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+class GivenSearcher(Searcher):
+    """Hands configs to Ray Tune one after the other, and learns nothing from them."""
+
+    def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
+        super().__init__()
+        self._waiting = list(configs)
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the sweep's record holds everything."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, see `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `__getstate__`."""
+
+
+def _uid(number: int) -> str:
+    return f"{number:05d}"
+
+
+def _key(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(point.items()))
+
+
+def distribution(found: Range) -> BaseDistribution:
+    """A range as Optuna's distribution."""
+    if found.kind == "choice":
+        return CategoricalDistribution(found.values)
+    low, high = found.values
+    if found.kind == "int":
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high, log=found.kind == "log")
+
+
+def _sampler(spec: Spec, seed: int) -> BaseSampler:
+    kind = spec.sampler.kind
+    if kind == "tpe":
+        tpe = TPESampler(n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, seed=seed)
+        return BoundedHistory(tpe, TPE_HISTORY)
+    if kind == "nsga2":
+        return NSGAIISampler(seed=seed)
+    if kind == "gp":
+        return GPSampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
+    # Of a grid every trial is queued with all its values (`StudySearcher`), so that its sampler draws nothing.
+    return RandomSampler(seed=seed)

@@ -1,0 +1,1 @@
+"""What a sweep is: the spec, and the YAML file it is read from."""

@@ -1,0 +1,1 @@
+"""Delivery of the record to MLflow and Weights & Biases."""

@@ -1,0 +1,164 @@
+"""Delivers a sweep's record to another program, in order and at least once, however often that program is away.
+
+The record is the only queue: a thread reads what was appended to it, hands it over in batches, and keeps in a small
+file how far it came. Nothing is ever waited for while events are written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from tokconv.sweep.record.events import Event, read_events
+from tokconv.system.files import write_text
+
+BATCH_EVENTS = 500
+POLL_SECONDS = 0.5
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
+"""Seconds between attempts, doubled after each failed one."""
+
+
+class Destination(Protocol):
+    """Where events go. Both methods may raise anything; both are called again after that."""
+
+    def open(self) -> str:
+        """Connect afresh, and say which place this is: another answer than last time starts from the first event."""
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take events in. Events that were delivered before must change nothing."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How far a follower came: `str()` is the sentence for the user."""
+
+    delivered: int
+    total: int
+    message: str
+
+    @property
+    def complete(self) -> bool:
+        return self.delivered == self.total
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Follower:
+    """A daemon thread that follows a record until `close`.
+
+    Args:
+        events: the record's file; it need not exist yet.
+        cursor: written after every batch. When it is missing, damaged or of another place, all events go again.
+        name: the destination's, in messages.
+        on_message: told once, from the thread, when delivery first fails.
+    """
+
+    def __init__(
+        self, events: Path, destination: Destination, *, cursor: Path, name: str, on_message: Callable[[str], None]
+    ) -> None:
+        self._events, self._destination, self._cursor = events, destination, cursor
+        self._name, self._on_message = name, on_message
+        self._place: str | None = None
+        self._offset = 0
+        self._size = BATCH_EVENTS
+        self._error = ""
+        self._told = self._closing = self._abandoned = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"deliver to {name}", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float) -> Delivery:
+        """Deliver what is left, for at most `timeout` seconds, and say how far it came. Never raises for trouble there.
+
+        Calling it again changes nothing.
+        """
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout)
+        self._abandoned = True
+        self._wake.set()
+        ends = [end for _, end in read_events(self._events)]
+        delivered = sum(end <= self._offset for end in ends)
+        if delivered == len(ends):
+            return Delivery(delivered, len(ends), f"{self._name}: all {len(ends)} events delivered")
+        reason = f" ({self._error})" if self._error else ""
+        message = (
+            f"{self._name}: {len(ends) - delivered} of {len(ends)} events not delivered{reason}; "
+            f"they are kept in {self._events}, and --resume delivers them"
+        )
+        return Delivery(delivered, len(ends), message)
+
+    def _run(self) -> None:
+        wait = FIRST_WAIT
+        while not self._abandoned:
+            # Read before the record is: then everything appended before close() is seen by the last look.
+            closing = self._closing
+            try:
+                moved = self._advance()
+            except Exception as error:  # Another program's trouble must never become the sweep's.
+                # A server that fails now and then lets a few events through where it would fail over many.
+                self._place, self._size = None, max(1, self._size // 4)
+                self._note(error)
+                self._pause(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+                continue
+            self._error, wait, self._size = "", FIRST_WAIT, min(BATCH_EVENTS, 2 * self._size)
+            if closing and not moved:
+                return
+            if not moved:
+                self._pause(POLL_SECONDS)
+
+    def _advance(self) -> bool:
+        """Deliver one batch; false when there is nothing new."""
+        if self._place is None:
+            if next(read_events(self._events), None) is None:
+                return False
+            place = self._destination.open()
+            self._place, self._offset = place, self._read_cursor(place)
+        batch = list(islice(read_events(self._events, self._offset), self._size))
+        if not batch:
+            return False
+        self._destination.deliver([event for event, _ in batch])
+        self._offset = batch[-1][1]
+        write_text(self._cursor, json.dumps({"place": self._place, "offset": self._offset}) + "\n")
+        return True
+
+    def _read_cursor(self, place: str) -> int:
+        try:
+            kept = json.loads(self._cursor.read_text(encoding="utf-8"))
+            offset = int(kept["offset"]) if kept["place"] == place else 0
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0
+        return offset if 0 <= offset <= self._events.stat().st_size else 0
+
+    def _note(self, error: Exception) -> None:
+        self._error = _one_line(error)
+        if not self._told:
+            self._told = True
+            self._on_message(
+                f"{self._name}: cannot be reached ({self._error}); the sweep goes on, and what it reports is "
+                "delivered later"
+            )
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; the first moment of `close` ends it early, so that one more attempt is made at once."""
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+
+def _one_line(error: Exception) -> str:
+    """An error as a clause: its first 200 characters."""
+    text = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def without_credentials(text: str) -> str:
+    """A text to print: `//user:password@host` becomes `//host`."""
+    return re.sub(r"//[^/@\s]+@", "//", text)

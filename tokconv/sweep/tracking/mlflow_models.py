@@ -1,0 +1,153 @@
+"""The champion of a grid in MLflow's model registry: a pyfunc model from code around the exported compressor."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokconv import __version__
+from tokconv.evaluation.protocol import protocol_of
+from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
+from tokconv.sweep.tracking.mlflow_view import shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+ALIAS = "champion"
+MOST_TAG = 5000
+"""Characters of a tag."""
+MODEL_PATH = "model"
+"""Below the artifacts of the trial's run."""
+MISSING = "tokconv.missing"
+"""Tag of a run: what was to be uploaded but is gone."""
+SERVING = Path(__file__).with_name("serving.py")
+
+
+def register_all(
+    client: MlflowClient, experiment: str, event: Mapping[str, Any], sweep_run: str, run_of: Callable[[str], str]
+) -> None:
+    """Register what a sweep exported, say on its run how well each grid is proven, and withdraw what no longer holds.
+
+    Args:
+        experiment: as a name of models may be.
+        event: `sweep_ended` of a finished sweep. Those written before confirmation existed name neither the exported
+            run nor any evidence.
+        sweep_run: id of the parent run.
+        run_of: uid of a trial or confirmation -> id of its run.
+    """
+    for grid, champion in event["champions"].items():
+        run_id = run_of(champion.get("run", champion["trial"]))
+        known = {"evidence": UNCONFIRMED, **champion}
+        register(client, f"tokconv-{experiment}-{grid}x{grid}", run_id, sweep_run, known)
+    for grid, evidence in event.get("evidence", {}).items():
+        client.set_tag(sweep_run, f"tokconv.evidence.{grid}x{grid}", evidence[:MOST_TAG])
+        if grid not in event["champions"]:
+            withdraw(client, f"tokconv-{experiment}-{grid}x{grid}", sweep_run)
+
+
+def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champion: Mapping[str, Any]) -> None:
+    """Register the compressor of a trial's run, and let the alias `champion` point at it.
+
+    A run has one version, however often this is called. The alias stays where it is when another sweep has a newer
+    version: delivering an old sweep again must not dethrone the present champion. Only what is proven gets it.
+
+    Args:
+        name: of the registered model.
+        run_id: of the trial.
+        sweep_run: id of its parent run.
+        champion: `export` (the directory that `tokconv.export` wrote), `meets_targets` and `evidence`. An export
+            that is gone is named in a tag of the run.
+
+    Raises:
+        OSError, ValueError: the export cannot be read.
+        MlflowException: MLflow cannot be reached or refuses.
+    """
+    export = Path(champion["export"])
+    if not export.is_dir():
+        client.set_tag(run_id, MISSING, str(export))
+        return
+    description = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    tags = {
+        "ratio": shown(description["figures"]["compression_ratio"]),
+        "fvu": shown(description["figures"]["val/fvu"]),
+        "meets_targets": str(champion["meets_targets"]).lower(),
+        "tokconv.protocol": str(protocol_of(description)),
+        "tokconv.evidence": champion["evidence"],
+        "tokconv.sweep_run": sweep_run,
+    }
+    client.set_tag(run_id, "tokconv.evidence", champion["evidence"])
+    _create_model(client, name)
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((found for found in versions if found.run_id == run_id), None)
+    if version is None:
+        version = _create_version(client, name, run_id, export, description, tags)
+    else:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version.version, key, value)
+    if champion["evidence"] != PROVEN:
+        withdraw(client, name, sweep_run)
+        return
+    others = [int(found.version) for found in versions if found.tags.get("tokconv.sweep_run") != sweep_run]
+    if all(other < int(version.version) for other in others):
+        client.set_registered_model_alias(name, ALIAS, version.version)
+
+
+def withdraw(client: MlflowClient, name: str, sweep_run: str) -> None:
+    """Take the alias `champion` from a version of this sweep, if it has it: it was given for an earlier judgement."""
+    for model in client.search_registered_models(f"name = '{name}'"):
+        version = model.aliases.get(ALIAS)
+        if version is None:
+            continue
+        if client.get_model_version(name, version).tags.get("tokconv.sweep_run") == sweep_run:
+            client.delete_registered_model_alias(name, ALIAS)
+
+
+def save_model(export: Path, out: Path, description: Mapping[str, Any]) -> None:
+    """Write the pyfunc model: the code of `serving.py`, the export as its artifact, nothing pickled."""
+    # Its example would be stored as JSON, and the signature below says more.
+    warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model as save_pyfunc
+    from mlflow.types.schema import Schema, TensorSpec
+
+    sizes = description["compressor"]
+    float32, dim = np.dtype(np.float32), sizes["dim"]
+    save_pyfunc(
+        str(out),
+        python_model=str(SERVING),
+        artifacts={"model_dir": str(export)},
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(float32, (-1, sizes["token_grid"] ** 2, dim))]),
+            outputs=Schema([TensorSpec(float32, (-1, sizes["output_grid_size"] ** 2, dim))]),
+        ),
+        # Named, since inferring them costs seconds. The "+cpu" of a local build is on no package index.
+        pip_requirements=[f"tokconv=={__version__}", f"torch=={installed('torch').split('+')[0]}"],
+    )
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _create_version(
+    client: MlflowClient, name: str, run_id: str, export: Path, description: Mapping[str, Any], tags: dict[str, str]
+) -> ModelVersion:
+    with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
+        model = Path(scratch) / MODEL_PATH
+        save_model(export, model, description)
+        client.log_artifacts(run_id, str(model), MODEL_PATH)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
+    return client.create_model_version(name, source, run_id, tags)

@@ -1,0 +1,263 @@
+"""The sweep in MLflow: a parent run for the sweep, a child run for each trial, a registered model for each champion.
+
+One writer, in the driver, follows the sweep's own record. So a tracking server that is away neither holds up the sweep
+nor loses anything, and delivering the record twice adds nothing: runs are found again by their tags, a metric point is
+itself by (key, time, step, value), a model version by its run.
+
+    tags of a run   tokconv.kind (sweep | trial | confirm), tokconv.sweep, tokconv.evaluation.protocol, tokconv.state,
+                    tokconv.reason; tokconv.evidence on the run of an exported champion, tokconv.evidence.GRID on the
+                    sweep's
+    found again by  tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tokconv.evaluation.protocol import protocol_of
+from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
+from tokconv.sweep.tracking.mlflow_models import MISSING, register_all
+from tokconv.sweep.tracking.mlflow_place import ARTIFACTS, LOCAL_UI, alone, connect, is_local
+from tokconv.sweep.tracking.mlflow_view import (
+    DESCRIPTION,
+    rounded,
+    run_name,
+    run_note,
+    run_params,
+    shown,
+    slug,
+    view_tags,
+    view_url,
+)
+
+BATCH_METRICS = 1000
+"""MLflow takes no more in one call."""
+STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
+"""State of a trial or a sweep -> status of its run, where that is not the same word."""
+NOTE = "mlflow.note.content"
+
+
+class MlflowWriter:
+    """Follows a sweep's record into MLflow, in a thread, from construction until `close`.
+
+    Args:
+        events: the record's file.
+        uri: of the tracking server or database; it need not answer.
+        artifact_root: where the artifacts of a local database go (`mlartifacts` below it); a server has its own place.
+        sweep: its unique name.
+        cursor: the file that remembers how far delivery came.
+        on_message: told when MLflow first fails, from the writer's thread.
+
+    Example:
+        >>> writer = MlflowWriter(events, uri=local_uri(root), experiment="demo", artifact_root=root,
+        ...                       sweep="demo-001", cursor=cursor)    # doctest: +SKIP
+        >>> print(writer.close(60))                                   # doctest: +SKIP
+        MLflow: all 231 events delivered; compare the trials: http://127.0.0.1:5000/#/experiments/1/runs?...
+    """
+
+    def __init__(
+        self,
+        events: Path,
+        *,
+        uri: str,
+        experiment: str,
+        artifact_root: Path | None,
+        sweep: str,
+        cursor: Path,
+        on_message: Callable[[str], None] = print,
+    ) -> None:
+        self._uri = uri
+        self._runs = _Runs(events, uri, experiment, artifact_root, sweep)
+        self._follower = Follower(events, self._runs, cursor=cursor, name="MLflow", on_message=on_message)
+
+    def close(self, timeout: float) -> Delivery:
+        """Deliver what is left, for at most `timeout` seconds. What then stays behind is delivered by `--resume`."""
+        delivery = self._follower.close(timeout)
+        if not delivery.complete or self._runs.experiment_id is None:
+            return delivery
+        base = LOCAL_UI if is_local(self._uri) else without_credentials(self._uri)
+        url = view_url(base, self._runs.experiment_id, version("mlflow"))
+        return replace(delivery, message=f"{delivery.message}; compare the trials: {url}")
+
+
+class _Runs:
+    """The destination of the follower: events in, runs and models out."""
+
+    def __init__(self, events: Path, uri: str, experiment: str, artifact_root: Path | None, sweep: str) -> None:
+        self._events, self._uri, self._experiment = events, uri, experiment
+        self._artifact_root, self._sweep = artifact_root, sweep
+        self.experiment_id: str | None = None
+
+    def open(self) -> str:
+        """Connect, find or create experiment and parent run; the parent run's id comes back."""
+        self._born = self._token_grid = 0
+        self._judged: dict[str, str] = {}
+        self._started: dict[str, Event] = {}
+        self._reported: dict[str, Event] = {}
+        self._trial_runs: dict[str, str] = {}
+        # Names and params of a trial stand in events that may lie far before the cursor.
+        for event, _ in read_events(self._events):
+            self._learn(event)
+        with alone(self._uri):
+            self._client = connect(self._uri)
+            self.experiment_id = self._find_experiment()
+        tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
+        self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._born, tags)
+        return self._parent
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take events in; neighbours of one trial go in one call."""
+        for event in events:
+            self._learn(event)
+        for of_trials, group in groupby(events, key=lambda event: "trial" in event):
+            if of_trials:
+                by_trial: dict[str, list[Event]] = {}
+                for event in group:
+                    by_trial.setdefault(event["trial"], []).append(event)
+                for uid, own in by_trial.items():
+                    self._deliver_trial(uid, own)
+            else:
+                for event in group:
+                    self._deliver_sweep(event)
+
+    def _learn(self, event: Event) -> None:
+        self._born = self._born or event["time"]
+        if event["event"] == "sweep_started":
+            self._token_grid, self._judged = (
+                event["token_grid"],
+                {"tokconv.protocol": str(protocol_of(event))},
+            )
+        elif event["event"] == "trial_started":
+            self._started.setdefault(event["trial"], event)
+        elif event["event"] == "trial_reported":
+            self._reported[event["trial"]] = event
+
+    def _deliver_sweep(self, event: Event) -> None:
+        if event["event"] == "sweep_started":
+            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()} | self._judged
+            tags["tokconv.store_fingerprint"] = event["store_fingerprint"]
+            tags["mlflow.source.git.commit"] = event["git_commit"]
+            self._set_state(self._parent, "running", "", tags)
+            self._client.log_text(self._parent, yaml.safe_dump(event["spec"], sort_keys=False), "spec.yaml")
+            for name, value in view_tags(version("mlflow"), event["spec"]["search"]).items():
+                self._client.set_experiment_tag(str(self.experiment_id), name, value)
+        elif event["event"] == "sweep_ended":
+            if event.get("artifacts"):
+                self._upload(self._parent, self._place(event["artifacts"]), "report")
+            if event["state"] == "finished":
+                champions = {
+                    grid: {**champion, "export": self._place(champion["export"])}
+                    for grid, champion in event["champions"].items()
+                }
+                event = {**event, "champions": champions}
+                register_all(self._client, slug(self._experiment), event, self._parent, self._trial_run)
+            else:
+                self._stop_running_trials(event)
+            self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
+
+    def _place(self, path: str) -> str:
+        """A path as the record has it: relative to the sweep's directory, or absolute in older records."""
+        return str(self._events.parent / path)
+
+    def _stop_running_trials(self, event: Event) -> None:
+        """A sweep that was cut off takes its trials along; each runs again when it is resumed."""
+        wanted = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([str(self.experiment_id)], wanted):
+            self._set_state(run.info.run_id, "interrupted", "", end_time=event["time"])
+
+    def _deliver_trial(self, uid: str, events: Sequence[Event]) -> None:
+        from mlflow.entities import Metric
+
+        run_id = self._trial_run(uid)
+        metrics = [
+            Metric(name, rounded(value), event["time"], event["epoch"])
+            for event in events
+            if event["event"] == "trial_reported"
+            for name, value in event["figures"].items()
+        ]
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+        for event in events:
+            if event["event"] == "trial_artifacts":
+                self._upload(run_id, self._place(event["path"]))
+        for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
+            ended = event["time"] if event["event"] == "trial_ended" else None
+            state, reason = event.get("state", "running"), event.get("reason", "")
+            note = run_note(self._started[uid], self._token_grid, self._reported.get(uid), state, reason)
+            self._set_state(run_id, state, reason, {NOTE: note}, ended)
+
+    def _trial_run(self, uid: str) -> str:
+        """The run of a trial, with its params, found or created."""
+        from mlflow.entities import Metric, Param
+
+        if uid in self._trial_runs:
+            return self._trial_runs[uid]
+        started, ratio = self._started[uid], self._started[uid]["ratio"]
+        # Confirmations are of another kind than trials, so that the prepared view lists the search alone.
+        kind = started.get("kind", "trial")
+        run_id = self._find_run(
+            "tokconv.trial_uid",
+            f"{self._sweep}/{uid}",
+            run_name(uid, ratio, self._token_grid),
+            started["time"],
+            {"tokconv.kind": kind, "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent} | self._judged,
+        )
+        params = run_params(started, self._token_grid)
+        self._client.log_batch(
+            run_id,
+            # As a metric too: a param groups, a metric can be an axis. Known before the first epoch.
+            metrics=[Metric("compression_ratio", rounded(ratio), started["time"], 0)],
+            params=[Param(name, shown(value)) for name, value in params.items()],
+        )
+        self._trial_runs[uid] = run_id
+        return run_id
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if is_local(self._uri) and self._artifact_root is not None:
+            location = (self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)).as_uri()
+        return self._client.create_experiment(self._experiment, location, tags={NOTE: DESCRIPTION})
+
+    def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
+        """A run by its uid; created when there is none.
+
+        Two machines may both have a sweep `demo-001` on one server: the moment it was started tells them apart.
+        """
+        identity = {tag: uid, "tokconv.sweep_started": str(self._born)}
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+        found = self._client.search_runs([str(self.experiment_id)], wanted, max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        created = self._client.create_run(str(self.experiment_id), start, {**identity, **tags}, name)
+        return str(created.info.run_id)
+
+    def _set_state(
+        self, run_id: str, state: str, reason: str, tags: Mapping[str, Any] | None = None, end_time: int | None = None
+    ) -> None:
+        from mlflow.entities import RunTag
+
+        every = {"tokconv.state": state, "tokconv.reason": reason[:500], **(tags or {})}
+        self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in every.items() if v is not None])
+        status = STATUS.get(state, state.upper())
+        if end_time is None:
+            self._client.update_run(run_id, status=status)
+        else:
+            self._client.set_terminated(run_id, status, end_time)
+
+    def _upload(self, run_id: str, directory: str, artifact_path: str | None = None) -> None:
+        if Path(directory).is_dir():
+            self._client.log_artifacts(run_id, directory, artifact_path)
+        else:
+            # Somebody removed it before MLflow was reachable: no reason to hold back all later events.
+            self._client.set_tag(run_id, MISSING, directory)

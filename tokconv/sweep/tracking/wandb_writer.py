@@ -1,0 +1,128 @@
+"""The sweep in Weights & Biases, beside MLflow: a run for each trial, all in the sweep's group.
+
+A follower of the sweep's record, as MLflow is. A run has an id that follows from the sweep and the trial, so that
+delivering twice adds nothing on a server; offline (WANDB_MODE=offline) it leaves one more directory of the same run.
+The key is W&B's own business (WANDB_API_KEY, `wandb login`) and in no spec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokconv.errors import import_extra
+from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.tracking.follower import Delivery, Follower
+from tokconv.sweep.tracking.mlflow_view import rounded, run_name, run_params, slug
+
+CURSOR = "wandb.cursor"
+
+
+class WandbWriter:
+    """Follows a sweep's record into W&B, in a thread, from construction until `close`.
+
+    Args:
+        events: the record's file.
+        project: where the runs are.
+        sweep: its unique name, the runs' group.
+        root: `wandb/`, W&B's own files, goes below it.
+        on_message: told when W&B first fails, from the writer's thread.
+    """
+
+    def __init__(
+        self, events: Path, *, project: str, sweep: str, root: Path, on_message: Callable[[str], None] = print
+    ) -> None:
+        self._runs = _Runs(events, slug(project), sweep, root)
+        self._follower = Follower(
+            events, self._runs, cursor=events.parent / CURSOR, name="Weights & Biases", on_message=on_message
+        )
+
+    def close(self, timeout: float) -> Delivery:
+        """Deliver what is left, for at most `timeout` seconds. What then stays behind is delivered by `--resume`."""
+        delivery = self._follower.close(timeout)
+        if delivery.complete:
+            self._runs.leave()
+        return delivery
+
+
+class _Runs:
+    """The destination of the follower."""
+
+    def __init__(self, events: Path, project: str, sweep: str, root: Path) -> None:
+        self._events, self._project, self._sweep, self._root = events, project, sweep, root
+        self._open: dict[str, Any] = {}
+
+    def open(self) -> str:
+        self._wandb = import_extra("wandb", "wandb")
+        self._open.clear()
+        self._born = 0
+        self._token_grid = 0
+        self._started: dict[str, Event] = {}
+        # What trials are stands in events that may lie far before the cursor.
+        for event, _ in read_events(self._events):
+            self._learn(event)
+        return f"{self._project}/{self._sweep}/{self._born}"
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._learn(event)
+            if event["event"] == "sweep_ended":
+                self.leave()
+            elif "trial" in event:
+                self._deliver_trial(event)
+
+    def leave(self) -> None:
+        """Finish the runs that are open; a trial's that has not ended is opened again when the sweep goes on."""
+        for uid in list(self._open):
+            self._finish(uid)
+
+    def _learn(self, event: Event) -> None:
+        self._born = self._born or event["time"]
+        if event["event"] == "sweep_started":
+            self._token_grid = event["token_grid"]
+        elif event["event"] == "trial_started":
+            self._started.setdefault(event["trial"], event)
+
+    def _deliver_trial(self, event: Event) -> None:
+        uid, run = event["trial"], self._run(event["trial"])
+        if event["event"] == "trial_reported":
+            figures = {name: rounded(value) for name, value in event["figures"].items()}
+            run.log(figures, step=event["epoch"])
+        elif event["event"] == "trial_ended":
+            run.summary.update({"state": event["state"], "reason": event.get("reason", "")})
+            # A complete one's compressor follows; opening its run again for it would take a second.
+            if event["state"] != "complete":
+                self._finish(uid)
+        elif event["event"] == "trial_artifacts":
+            folder = self._events.parent / event["path"] / "compressor"
+            if folder.is_dir():
+                artifact = self._wandb.Artifact(f"{self._sweep}-{uid}", type="model")
+                artifact.add_dir(str(folder))
+                run.log_artifact(artifact)
+            self._finish(uid)
+
+    def _run(self, uid: str) -> Any:
+        if uid not in self._open:
+            started = self._started[uid]
+            identity = f"{self._sweep} {self._born} {uid}"
+            self._open[uid] = self._wandb.init(
+                project=self._project,
+                group=self._sweep,
+                job_type=started.get("kind", "trial"),
+                id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+                name=run_name(uid, started["ratio"], self._token_grid),
+                config=run_params(started, self._token_grid),
+                resume="allow",
+                reinit="create_new",
+                dir=str(self._root),
+                settings=self._wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
+            )
+        return self._open[uid]
+
+    def _finish(self, uid: str) -> None:
+        run = self._open.pop(uid)
+        state = run.summary.get("state") or "interrupted"
+        run.summary["state"] = state
+        run.finish(exit_code=1 if state == "failed" else 0)

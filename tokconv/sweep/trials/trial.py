@@ -1,0 +1,227 @@
+"""One trial on Ray: the Tune function, the `TorchTrainer` it may start, and the runtimes `run_trial` sees there.
+
+`trial_function` runs in a Tune actor. With runner torch_trainer it drives a `TorchTrainer` whose workers run
+`train_worker`; with runner inline it runs the same `run_trial` itself, which saves several seconds of process starts
+a trial.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import ray.tune
+import torch
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
+from torch import nn
+
+from tokconv.config.overrides import with_values
+from tokconv.config.tree import Config
+from tokconv.errors import DivergedError, SweepError, first_line
+from tokconv.store.remote import StorePlace
+from tokconv.sweep.record.outcome import FAILURE
+from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
+from tokconv.sweep.spec.schema import Resources
+from tokconv.sweep.trials.reports import fit
+from tokconv.sweep.trials.watchdog import Watchdog
+from tokconv.system.ray_cluster import DRIVER_RESOURCE
+from tokconv.system.storage import is_url
+from tokconv.training.loop import run_trial
+from tokconv.training.runtime import LocalRuntime, Metrics, Runtime
+
+DRIVER_CPUS = 0.01
+"""A trial's driver only waits. With a whole CPU each, as many drivers as CPUs leave none for their workers and all wait
+for ever; 0 is not allowed."""
+
+WORKER_LOSSES = 3
+"""Times that a `TorchTrainer` starts its workers again by itself; after that Tune runs the trial again."""
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What all trials of a sweep share, ready to be sent to other machines."""
+
+    base: Config
+    store: StorePlace
+    trials_dir: str
+    """On a file system that every node sees, or a URL (`tokconv.sweep.record.remote_checkpoints`)."""
+    resources: Resources
+
+
+def trial_function(config: dict[str, Any], job: TrialJob) -> None:
+    """The Tune function. `config` is `{"uid": ..., "values": {dotted key: value}}`."""
+    with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
+        if job.resources.runner == "inline":
+            with Watchdog(job.resources.patience) as watchdog:
+                _run(config, job, _inline_runtime(config["uid"], job, Path(scratch), watchdog), ray.tune.report)
+        else:
+            # Checkpoints at a URL are none of Ray Train's business; what else it writes is of no use afterwards.
+            _fit(config, job, scratch if is_url(job.trials_dir) else job.trials_dir)
+
+
+def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
+    """Drive a `TorchTrainer` to its end."""
+    resources = job.resources
+
+    def trainer_with(callback: ray.train.UserCallback) -> ray.train.torch.TorchTrainer:
+        return ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"trial": config, "job": job},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(resources),
+            ),
+            run_config=ray.train.RunConfig(
+                # Only the uid: a resumed trial finds its own Train run, and its checkpoints, by this name.
+                name=config["uid"],
+                storage_path=storage,
+                callbacks=[callback],  # type: ignore[list-item]  # mypy reads Train v1's RunConfig
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_LOSSES),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            ),
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
+        )
+
+    fit(trainer_with, resources.patience)
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """Runs in every worker of the `TorchTrainer`."""
+    trial, job = loop_config["trial"], loop_config["job"]
+    _run(trial, job, TrainRuntime(f"{job.trials_dir}/{trial['uid']}"), ray.train.report)
+
+
+def worker_resources(resources: Resources) -> dict[str, float]:
+    """CPUs and GPUs of one worker. The driver's share is taken off, so that N trials of one CPU fit on N CPUs."""
+    wanted = {"CPU": resources.cpus_per_worker - DRIVER_CPUS * 2}
+    if resources.gpus_per_worker > 0:
+        wanted["GPU"] = resources.gpus_per_worker
+    return wanted
+
+
+def tune_resources(resources: Resources) -> dict[str, float]:
+    """What Tune reserves for the Tune function itself.
+
+    A driver that is lost takes its trial's workers with it, so it belongs on a node that stays: where some nodes have
+    the resource `tokconv_driver`, drivers go there, and nowhere else.
+    """
+    if resources.runner == "torch_trainer":
+        return {DRIVER_RESOURCE: 1} if DRIVER_RESOURCE in ray.cluster_resources() else {"CPU": DRIVER_CPUS}
+    wanted: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker > 0:
+        wanted["GPU"] = resources.gpus_per_worker
+    return wanted
+
+
+class TrainRuntime:
+    """A worker of a Ray Train group (`tokconv.training.runtime.Runtime`).
+
+    Args:
+        place: of the trial's checkpoints; when it is a URL they are kept there without Ray Train's help.
+    """
+
+    def __init__(self, place: str) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self._scratch = tempfile.TemporaryDirectory(prefix="tokconv-")
+        self._resumed = Path(self._scratch.name) / "resumed"
+        self._resumed_from = ""
+        self._remote = RemoteCheckpoints(place, Path(self._scratch.name)) if is_url(place) else None
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        unused = {"find_unused_parameters": True} if getattr(module, "leaves_unused", False) else None
+        wrapped: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=unused)
+        return wrapped
+
+    def checkpoint_dir(self, epoch: int) -> Path:
+        return Path(self._scratch.name) / f"epoch-{epoch:04d}"
+
+    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
+        if checkpoint is None:
+            ray.train.report(dict(metrics))
+        elif self._remote is not None:
+            kept_at = self._remote.keep(checkpoint)
+            shutil.rmtree(checkpoint)
+            ray.train.report({**metrics, CHECKPOINT_PATH_KEY: kept_at})
+        elif checkpoint == self._resumed:
+            # It is in storage already: name it, do not upload it again.
+            ray.train.report({**metrics, CHECKPOINT_PATH_KEY: self._resumed_from})
+        else:
+            kept = ray.train.Checkpoint.from_directory(str(checkpoint))
+            ray.train.report(dict(metrics), checkpoint=kept, delete_local_checkpoint_after_upload=True)
+
+    def progress(self, step: int, total: int) -> None:
+        """Nothing: the sweep's display counts epochs."""
+
+    def latest_checkpoint(self) -> Path | None:
+        if self._remote is not None:
+            return self._remote.latest()
+        found = ray.train.get_checkpoint()
+        if found is None:
+            return None
+        self._resumed_from = found.path
+        if not self._resumed.exists():
+            found.to_directory(str(self._resumed))
+        return self._resumed
+
+
+def _inline_runtime(uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) -> LocalRuntime:
+    place = f"{job.trials_dir}/{uid}"
+    remote = RemoteCheckpoints(place, scratch / "checkpoints") if is_url(place) else None
+    if remote is not None:
+        remote.latest()
+
+    def report(metrics: Metrics, checkpoint: Path | None) -> None:
+        kept = str(checkpoint) if remote is None or checkpoint is None else remote.keep(checkpoint)
+        watchdog.feed()
+        ray.tune.report({**metrics, CHECKPOINT_PATH_KEY: kept})
+
+    device = "cuda" if job.resources.gpus_per_worker > 0 else "cpu"
+    run_dir = Path(place) if remote is None else scratch
+    return LocalRuntime(run_dir, device=device, on_report=report, resume=True)
+
+
+def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
+    """`run_trial`; a divergence is a result, not an error that Ray would retry, and so is memory that is too small."""
+    torch.set_num_threads(job.resources.cpus_per_worker)
+    config = with_values(job.base, trial["values"])
+    try:
+        run_trial(config, job.store.open(), runtime)
+    except DivergedError as error:
+        report_failure({FAILURE: str(error)})
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if runtime.world_size > 1:  # the other workers know nothing of it, and would wait for this one's report
+            raise
+        report_failure({FAILURE: f"out of memory ({first_line(error)[:200]}); lower training.batch_size or the widths"})
+
+
+def check_resources(resources: Resources, *, private: bool) -> None:
+    """Refuse a trial that this machine can never hold, instead of waiting for ever; say it of a cluster that may grow.
+
+    Raises:
+        SweepError: a private cluster with fewer CPUs or GPUs than the workers of one trial need.
+    """
+    available = ray.cluster_resources()
+    for name, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
+        wanted, there = getattr(resources, key) * resources.workers, available.get(name, 0)
+        if wanted <= there:
+            continue
+        if private:
+            raise SweepError(
+                f"resources.{key}: one trial needs {wanted:g} {name}s, this machine has {there:g}; "
+                "lower it, or resources.workers"
+            )
+        print(
+            f"resources.{key}: one trial needs {wanted:g} {name}s, the cluster has {there:g} now; trials wait until it "
+            "has grown (ray status shows its autoscaler)",
+            flush=True,
+        )

@@ -1,0 +1,109 @@
+"""The search and its confirmation: study, early stopping and trials put into Ray Tune runs, on one cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tokconv.config.tree import Config
+from tokconv.errors import SweepError
+from tokconv.store.remote import StorePlace
+from tokconv.sweep.record.events import FINISHED, Record
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.spec.schema import Spec
+from tokconv.sweep.trials.listener import MAX_LOSSES, SAME_FAILURES, Listener
+from tokconv.system.ray_cluster import ray_cluster
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+Owed = Callable[[], list[dict[str, Any]]]
+
+
+def tune(
+    spec: Spec,
+    config: Config,
+    store: StorePlace,
+    directory: SweepDirectory,
+    record: Record,
+    listener: Listener,
+    owed: Owed,
+) -> None:
+    """Run the trials that are missing: unfinished ones first, then new ones until the record holds `spec.trials`; then
+    the confirmations that the finished search owes.
+
+    Args:
+        owed: asked once, after the search: configs with `confirms`.
+
+    Raises:
+        SweepError: no Ray cluster, the cluster lacks what one trial needs, or the first trials all fail in one way.
+    """
+    missing = spec.trials - sum(trial.state in FINISHED for trial in record.trials.values())
+    configs = owed() if missing <= 0 else []
+    if missing <= 0 and not configs:
+        return
+    # Tune would answer Ctrl-C by going on until all running trials have ended.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    with ray_cluster(dashboard=spec.resources.runner == "torch_trainer") as private:
+        from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
+        from tokconv.sweep.search.study import GivenSearcher, StudySearcher, open_study
+        from tokconv.sweep.trials.trial import TrialJob, check_resources
+
+        check_resources(spec.resources, private=private)
+        job = TrialJob(config, store, directory.trials, spec.resources)
+        if missing > 0:
+            scheduler = None
+            if spec.early_stopping is not None:
+                rungs = Rungs(spec.early_stopping, config.training.epochs)
+                rungs.replay(record.trials.values())
+                scheduler = ParetoHalving(rungs)
+            study = open_study(spec, directory.journal)
+            searcher = StudySearcher(spec, study, record.trials.values(), lambda: listener.hopeless is not None)
+            _fit("tune", spec, job, directory, listener, searcher, scheduler, missing)
+            if listener.hopeless is not None:
+                raise SweepError(
+                    f"the first {SAME_FAILURES} trials all failed in the same way: {listener.hopeless}; correct what "
+                    "they share, then start a new sweep, or go on with --resume where the trials were right"
+                )
+            configs = owed()
+        if configs:
+            _fit("confirm", spec, job, directory, listener, GivenSearcher(configs), None, len(configs))
+
+
+def _fit(
+    name: str,
+    spec: Spec,
+    job: Any,
+    directory: SweepDirectory,
+    listener: Listener,
+    searcher: Searcher,
+    scheduler: TrialScheduler | None,
+    samples: int,
+) -> None:
+    """One Tune run; everything that it leaves is in the record."""
+    import ray.tune
+
+    from tokconv.sweep.trials.trial import trial_function, tune_resources
+
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(ray.tune.with_parameters(trial_function, job=job), tune_resources(spec.resources)),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=samples,
+            max_concurrent_trials=spec.concurrency,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: str(trial.config["uid"]),
+            trial_dirname_creator=lambda trial: str(trial.config["uid"]),
+        ),
+        run_config=ray.tune.RunConfig(
+            name=name,
+            storage_path=str(directory.path),
+            callbacks=[listener],
+            failure_config=ray.tune.FailureConfig(max_failures=MAX_LOSSES),
+            verbose=0,
+        ),
+    )
+    tuner.fit()

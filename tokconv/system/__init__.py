@@ -1,0 +1,1 @@
+"""Disk, URLs, terminal, devices and the start of Ray: nothing here knows of tokens."""

@@ -1,0 +1,28 @@
+"""Devices: which one a name means, and tensors on their way to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokconv.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, which is not waited for: a step sends several small ones."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The named device; None takes CUDA when there is one. Raises ConfigError for one that is not there."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available; use cpu, or cuda on a machine with a GPU") from error

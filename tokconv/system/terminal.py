@@ -1,0 +1,139 @@
+"""Progress of a long piece of work on a terminal or in a log, with the standard library alone.
+
+The sweep has its own, richer view (`tokconv.sweep.report.progress`); encoding and training work without its
+dependencies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+BAR = 24
+TERMINAL_INTERVAL = 0.1
+LOG_INTERVAL = 5.0
+
+Clock = Callable[[], float]
+
+
+def duration(seconds: float) -> str:
+    """A time span as a person says it: `42 s`, `3 min 20 s`, `1 h 05 min`, `2 d 3 h`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(whole / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(whole / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Whether a person at a terminal looks at this stream.
+
+    A notebook's `!command` has a terminal too, but shows cursor movements as lines below each other.
+    """
+    return stream.isatty() and "JPY_PARENT_PID" not in os.environ
+
+
+class ProgressLine:
+    """`line(done, total, note)`: a bar that is redrawn on a terminal, a line every few seconds elsewhere.
+
+    As a context manager it also ends the bar when the work is interrupted, so that an error starts on a line of its
+    own. See `progress_line`.
+    """
+
+    def __init__(self, label: str, stream: TextIO, clock: Clock) -> None:
+        self._label, self._stream, self._clock = label, stream, clock
+        self._on_terminal = can_redraw(stream)
+        self._started = clock()
+        self._first: tuple[int, float] | None = None
+        self._due = self._started
+        self._bar = ""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show where the work stands; cheap enough for every step.
+
+        Args:
+            done: of `total`; the call that completes it is always shown. What the first call finds done may be an
+                earlier run's work: the time left is reckoned from the pace after it.
+            note: what else is worth seeing, such as the newest figures.
+        """
+        now = self._clock()
+        self._first = self._first or (done, now)
+        if done < total and now < self._due:
+            return
+        self._due = now + (TERMINAL_INTERVAL if self._on_terminal else LOG_INTERVAL)
+        text = ", ".join(part for part in (self._amount(done, total), self._time(done, total, now), note) if part)
+        if not self._on_terminal:
+            self._print(text)
+            return
+        self._draw(text)
+        if done >= total:
+            self.close()
+
+    def message(self, text: str) -> None:
+        """Print a line; the bar moves below it."""
+        bar = self._bar
+        self._erase()
+        self._print(text)
+        self._draw(bar)
+
+    def close(self) -> None:
+        """End the line that the bar stands on, if it does."""
+        if self._bar:
+            self._bar = ""
+            self._print()
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _amount(self, done: int, total: int) -> str:
+        if not self._on_terminal:
+            return f"{self._label}: {done}/{total}"
+        filled = round(BAR * min(1.0, done / total)) if total else BAR
+        return f"{self._label} [{'#' * filled}{'-' * (BAR - filled)}] {done}/{total}"
+
+    def _time(self, done: int, total: int, now: float) -> str:
+        if done >= total:
+            return f"in {duration(now - self._started)}"
+        first, since = self._first or (done, now)
+        return f"about {duration((now - since) / (done - first) * (total - done))} left" if done > first else ""
+
+    def _draw(self, bar: str) -> None:
+        # One column stays free: a full line makes some terminals wrap, and the next carriage return would miss it.
+        bar = bar[: shutil.get_terminal_size().columns - 1]
+        if bar:
+            self._print(f"\r{bar.ljust(len(self._bar))}", end="")
+        self._bar = bar
+
+    def _erase(self) -> None:
+        if self._bar:
+            self._print(f"\r{' ' * len(self._bar)}\r", end="")
+            self._bar = ""
+
+    def _print(self, text: str = "", end: str = "\n") -> None:
+        print(text, end=end, file=self._stream, flush=True)
+
+
+def progress_line(label: str, stream: TextIO | None = None, clock: Clock = time.monotonic) -> ProgressLine:
+    """A progress line, on standard output unless told otherwise.
+
+    Example:
+        >>> with progress_line("encoding") as line:
+        ...     line(40, 40, "1 skipped")
+        encoding: 40/40, in 0 s, 1 skipped
+    """
+    return ProgressLine(label, stream or sys.stdout, clock)

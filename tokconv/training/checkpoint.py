@@ -1,0 +1,106 @@
+"""A checkpoint: a directory of weights, optimizer states and one JSON with the config and the loop's state.
+
+    weights.safetensors    every module, prefixed with its name ("compressor.projection.weight")
+    optimizers.pt          tensors and numbers only, read with weights_only=True
+    state.json             format version, config, store fingerprint, epoch, step, figures
+
+Written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokconv.errors import CheckpointError, first_line
+from tokconv.system.files import atomic_path, write_json
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` read: weights by prefixed name, optimizer states by name, the loop's state."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    optimizers: dict[str, dict[str, Any]]
+    state: dict[str, Any]
+
+    def restore(self, modules: Mapping[str, nn.Module]) -> None:
+        """Load every module's weights. Raises CheckpointError when names or shapes differ."""
+        for name, module in modules.items():
+            try:
+                module.load_state_dict(self.module_weights(name))
+            except RuntimeError as error:
+                reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+                raise CheckpointError(
+                    f"{self.path}: its {name} has another architecture than this config ({reason})"
+                ) from error
+
+    def module_weights(self, name: str) -> dict[str, Tensor]:
+        """The state dict of one module, without its prefix."""
+        return {key[len(name) + 1 :]: value for key, value in self.weights.items() if key.startswith(f"{name}.")}
+
+
+def save(
+    directory: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint directory atomically; the directory comes back.
+
+    Args:
+        state: JSON values, at least `config` and `store_fingerprint`.
+    """
+    weights = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    with atomic_path(directory) as temporary:
+        temporary.mkdir()
+        save_file(weights, temporary / "weights.safetensors")
+        torch.save({name: opt.state_dict() for name, opt in optimizers.items()}, temporary / "optimizers.pt")
+        write_json(temporary / "state.json", {"format": FORMAT, **state})
+    return directory
+
+
+def load(directory: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; nothing in it is unpickled.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another format version.
+    """
+    directory = Path(directory)
+    state = load_state(directory)
+    try:
+        weights = load_file(directory / "weights.safetensors")
+        optimizers = torch.load(directory / "optimizers.pt", map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{directory}: damaged checkpoint ({first_line(error)})") from error
+    return Checkpoint(directory, weights, optimizers, state)
+
+
+def load_state(directory: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint alone: config, epoch, figures. Raises CheckpointError."""
+    path = Path(directory) / "state.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: not a checkpoint (no state.json)")
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint ({first_line(error)})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{directory}: checkpoint of another format version; this tokconv reads {FORMAT}")
+    return state

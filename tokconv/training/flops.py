@@ -1,0 +1,90 @@
+"""What a network costs: parameters and FLOPs an image, beside the encoder's.
+
+Counted by torch's own counter on tensors without data, so a tower of any size is counted in a second and no weights are
+loaded. A multiplication and an addition are two FLOPs; norms and activations, under 1 % here, are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokconv.config.tree import Config, matryoshka_grids
+from tokconv.models.registry import COMPRESSORS, CRITICS, DECODERS, build_compressor, build_critic, build_decoder
+from tokconv.training.networks import network_arguments
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One network at one grid."""
+
+    role: str
+    """compressor, decoder or critic."""
+    kind: str
+    grid: int
+    parameters: int
+    flops: int
+    """Of one forward pass of one image."""
+
+
+def count(network: nn.Module, *shape: int) -> tuple[int, int]:
+    """Parameters, and FLOPs of a forward pass of an input of this shape."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    network = network.to("meta").requires_grad_(False)
+    # The counter knows matrix products, not every fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(*shape, device="meta"))
+    return parameters, int(counter.get_total_flops())
+
+
+def tower_flops(
+    *, image_size: int, patch_size: int, dim: int, num_layers: int, mlp_dim: int, class_token: bool = True
+) -> int:
+    """FLOPs of a whole vision transformer for one image: patch embedding, attention and MLP of every layer.
+
+    Counted in closed form: a layer of T tokens costs 8 T C^2 in its projections, 4 T^2 C in its attention and
+    4 T C M in its MLP.
+    """
+    patches = (image_size // patch_size) ** 2
+    tokens = patches + class_token
+    embedding = 2 * patches * 3 * patch_size**2 * dim
+    layer = 8 * tokens * dim**2 + 4 * tokens**2 * dim + 4 * tokens * dim * mlp_dim
+    return embedding + num_layers * layer
+
+
+def costs(config: Config, token_grid: int, dim: int, grids: Sequence[int]) -> Iterator[Cost]:
+    """Every kind of compressor, decoder and critic at every grid, in the widths and depths of the config."""
+    for grid in grids:
+        for kind in COMPRESSORS:
+            yield _cost("compressor", kind, _with(config, grid, compressor=kind), token_grid, dim)
+        for kind in DECODERS:
+            compressor = "matryoshka" if kind == "matryoshka" else "residual"
+            yield _cost("decoder", kind, _with(config, grid, compressor=compressor, decoder=kind), token_grid, dim)
+        for kind in CRITICS:
+            critic = build_critic(**{**asdict(config.model.critic), "kind": kind}, dim=dim)
+            yield Cost("critic", kind, grid, *count(critic, 1, grid**2, dim))
+
+
+def _with(config: Config, grid: int, *, compressor: str, decoder: str = "conv") -> Config:
+    grids = sorted({*matryoshka_grids(config.model.compressor), grid})
+    model = replace(
+        config.model,
+        compressor=replace(
+            config.model.compressor, kind=compressor, output_grid_size=grid, grids="-".join(map(str, grids))
+        ),
+        autoencoder=replace(config.model.autoencoder, kind="conv" if decoder == "matryoshka" else decoder),
+    )
+    return replace(config, model=model)
+
+
+def _cost(role: str, kind: str, config: Config, token_grid: int, dim: int) -> Cost:
+    arguments = network_arguments(config, token_grid, dim)[role]
+    grid = config.model.compressor.output_grid_size
+    network: nn.Module = build_compressor(**arguments) if role == "compressor" else build_decoder(**arguments)
+    tokens = token_grid**2 if role == "compressor" else grid**2
+    return Cost(role, kind, grid, *count(network, 1, tokens, dim))

@@ -1,0 +1,228 @@
+"""One trial: a config and a token store in, a trained compressor and its figures out.
+
+`run_trial` is the only training function: alone in a process, in the workers of a Ray `TorchTrainer`, in a sweep. It
+reads its arguments only and speaks through `runtime` only. Batches and noise are drawn from (seed, epoch or step), so
+a resumed run sees what it would have seen uninterrupted, and every worker of a group takes its share of one draw: a
+run of several workers is that of one worker with the same global batch, up to the order of floating-point sums, and may
+be resumed by another number of them. Rank 0 alone evaluates and writes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tokconv.config.tree import Config, flatten, to_dict
+from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
+from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain, codec_of
+from tokconv.evaluation.protocol import PROTOCOL, check_resumable
+from tokconv.models.windows import check_output_grid
+from tokconv.store.reader import TokenStore
+from tokconv.training import checkpoint as checkpoints
+from tokconv.training.networks import network_arguments, select_grid
+from tokconv.training.runtime import Runtime
+from tokconv.training.step import Learner
+from tokconv.training.workers import Workers
+
+_EPOCH_STREAM = 1 << 31
+"""Keeps the seeds of epoch orders apart from those of steps."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial leaves: figures of the last epoch, of every epoch, and, on rank 0, the last checkpoint written."""
+
+    figures: Figures
+    history: list[Figures]
+    checkpoint: Path | None
+
+
+def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResult:
+    """Train one compressor and judge it on held-out images after every epoch.
+
+    Args:
+        config: checked (`tokconv.config.overrides`).
+        store: shared, read only.
+        runtime: device, workers, checkpoints, and where figures go.
+
+    Raises:
+        ConfigError, StoreError: see `check_store` and `check_batch`.
+        CheckpointError: the checkpoint to resume from belongs to another config, store or evaluation protocol.
+        DivergedError: a non-finite loss, gradient or figure, on all workers; no checkpoint holds it.
+
+    Example:
+        >>> store = encode(compose(["data.subset=64"]))                                   # doctest: +SKIP
+        >>> run_trial(compose(["training.epochs=2"]), store, LocalRuntime(Path("run")))   # doctest: +SKIP
+    """
+    check_store(config, store)
+    batches = _Batches(config, store, runtime)
+    epochs = config.training.epochs
+    workers = Workers(runtime.rank, runtime.world_size)
+    learner = Learner(
+        config,
+        store,
+        device=runtime.device,
+        wrap=runtime.wrap,
+        total_steps=epochs * batches.steps_per_epoch,
+        workers=workers,
+    )
+    history = _resume(config, store, runtime, learner)
+    judge = _Judge(config, store, runtime.device) if runtime.rank == 0 else None
+    path = runtime.latest_checkpoint() if history and runtime.rank == 0 else None
+    if history:
+        # Whoever listens may have missed the last report before the interruption.
+        runtime.report(history[-1], path)
+    for epoch in range(len(history), epochs):
+        figures = _train_epoch(learner, batches, epoch, runtime)
+        # The others wait for rank 0's verdict: a run that is over must be over for all of them.
+        figures = workers.broadcast(figures if judge is None else figures | judge(learner))
+        _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
+        if judge is not None:
+            path = checkpoints.save(
+                runtime.checkpoint_dir(epoch + 1),
+                learner.modules,
+                learner.optimizers,
+                {
+                    "config": to_dict(config),
+                    "networks": network_arguments(config, store.token_grid, store.dim),
+                    "store_fingerprint": store.fingerprint,
+                    "protocol": PROTOCOL,
+                    "token_grid": store.token_grid,
+                    "dim": store.dim,
+                    "encoder": store.settings.encoder,
+                    "baselines": judge.baselines,
+                    "history": [*history, figures],
+                },
+            )
+        history.append(figures)
+        runtime.report(figures, path)
+    return TrialResult(history[-1], history, path)
+
+
+def check_store(config: Config, store: TokenStore) -> None:
+    """Refuse what cannot be trained on this store before anything starts.
+
+    Raises:
+        ConfigError: the output grid does not fit the token grid.
+        StoreError: no training or no validation images.
+    """
+    check_output_grid(config.model.compressor.output_grid_size, store.token_grid)
+    if not len(store.train_indices) or not len(store.val_indices):
+        raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
+
+
+def check_batch(batch_size: int, num_images: int, workers: int) -> int:
+    """Images in a global batch: `training.batch_size`, or all training images when there are fewer.
+
+    Raises:
+        ConfigError: the workers of a trial cannot have equal parts of it.
+    """
+    total = min(batch_size, num_images)
+    if total % workers:
+        all_of_them = f" (there are {num_images} training images)" if num_images < batch_size else ""
+        raise ConfigError(
+            f"training.batch_size: got {batch_size}{all_of_them}; it is the batch of all workers together, and "
+            f"{total} images are not a multiple of {workers} workers; choose one that is, or another resources.workers"
+        )
+    return total
+
+
+class _Batches:
+    """The training images in global batches, this worker's share of each."""
+
+    def __init__(self, config: Config, store: TokenStore, runtime: Runtime) -> None:
+        self.store, self.seed, self.ahead = store, config.training.seed, runtime.device.type == "cuda"
+        self.total = check_batch(config.training.batch_size, len(store.train_indices), runtime.world_size)
+        self.size = self.total // runtime.world_size
+        self.first = runtime.rank * self.size
+        self.steps_per_epoch = len(store.train_indices) // self.total
+
+    def epoch(self, epoch: int) -> Iterator[Tensor]:
+        """Tokens [b, N, C] in this epoch's order, each good until the next is asked for; the images that do not fill a
+        batch rest until the next epoch.
+
+        Of each batch a worker reads its own part of the store only.
+        """
+        generator = torch.Generator().manual_seed((self.seed << 32) + _EPOCH_STREAM + epoch)
+        order = self.store.train_indices[torch.randperm(len(self.store.train_indices), generator=generator)]
+        batches = order[: self.steps_per_epoch * self.total].split(self.total)
+        return self.store.batches([batch[self.first : self.first + self.size] for batch in batches], ahead=self.ahead)
+
+
+class _Judge:
+    """The evaluation protocol at this trial's grid, with the gain over pooling.
+
+    Of a matryoshka compressor's other grids fvu and swd are told too, as `val/grid-04/fvu` and so on.
+    """
+
+    def __init__(self, config: Config, store: TokenStore, device: torch.device) -> None:
+        self.store, self.device = store, device
+        self.grid = config.model.compressor.output_grid_size
+        self.evaluators = {self.grid: Evaluator(store, self.grid, device)}
+        self.baselines = baseline_figures(store, self.grid)
+
+    def __call__(self, learner: Learner) -> Figures:
+        codec = codec_of(learner.compressor, learner.decoder)
+        figures = add_gain(self.evaluators[self.grid].evaluate(codec), self.baselines["pooling"])
+        for grid in learner.grids:
+            if grid == self.grid:
+                continue
+            if grid not in self.evaluators:
+                self.evaluators[grid] = Evaluator(self.store, grid, self.device)
+            select_grid(learner.compressor, learner.decoder, grid)
+            other = self.evaluators[grid].evaluate(codec)
+            figures |= {f"val/grid-{grid:02d}/{name}": other[f"val/{name}"] for name in ("fvu", "swd")}
+        select_grid(learner.compressor, learner.decoder, self.grid)
+        return figures
+
+
+def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
+    epochs = learner.config.training.epochs
+    start, sums = time.monotonic(), defaultdict[str, Tensor](lambda: torch.zeros((), device=learner.device))
+    for index, tokens in enumerate(batches.epoch(epoch)):
+        step = epoch * batches.steps_per_epoch + index
+        terms = learner.step(tokens, step)
+        runtime.progress(step + 1, epochs * batches.steps_per_epoch)
+        for name, value in terms.items():
+            sums[name] += value
+    means = learner.workers.mean(torch.stack(list(sums.values())))
+    figures = {name: float(value) / batches.steps_per_epoch for name, value in zip(sums, means, strict=True)}
+    seconds = time.monotonic() - start
+    images = batches.steps_per_epoch * batches.total
+    return {**figures, "epoch": epoch + 1, "epochs": epochs, "train/images_per_second": images / seconds}
+
+
+def _check_finite(figures: Figures, step: int) -> None:
+    """Finite weights may still be so large that what they compute is not."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise DivergedError(name, step)
+
+
+def _resume(config: Config, store: TokenStore, runtime: Runtime, learner: Learner) -> list[Figures]:
+    """Restore networks and optimizers from the runtime's newest checkpoint; the figures so far come back."""
+    path = runtime.latest_checkpoint()
+    if path is None:
+        return []
+    saved = checkpoints.load(path)
+    if saved.state["store_fingerprint"] != store.fingerprint:
+        raise CheckpointError(f"{path}: was trained on another token store than {store.path}")
+    check_resumable(saved.state, path)
+    ours, theirs = flatten(to_dict(config)), flatten(saved.state["config"])
+    for key, value in ours.items():
+        if not key.startswith("data.") and theirs.get(key) != value:
+            raise CheckpointError(
+                f"{path}: was trained with {key}={theirs.get(key)}, not {value}; use the same value or a new run"
+            )
+    saved.restore(learner.modules)
+    for name, optimizer in learner.optimizers.items():
+        optimizer.load_state_dict(saved.optimizers[name])
+    return list(saved.state["history"])

@@ -1,0 +1,104 @@
+"""What a training function may know of where it runs.
+
+`tokconv.training.loop.run_trial` receives one `Runtime` and speaks through it only. `LocalRuntime` is a plain process;
+the Ray ones live in `tokconv.sweep.trials.trial`, so that nothing below them knows that Ray exists.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tokconv.system.devices import resolve_device
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Metrics = Mapping[str, float]
+
+
+class Runtime(Protocol):
+    """Where a trial runs: its device, its place among the workers, and the way its results leave."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module on this runtime's device; with several workers its gradients are averaged over them."""
+        ...
+
+    def checkpoint_dir(self, epoch: int) -> Path:
+        """Where rank 0 writes the checkpoint of this epoch; the directory does not exist yet."""
+        ...
+
+    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
+        """Publish the figures of one epoch and its checkpoint. Every rank calls it; only rank 0's values count."""
+        ...
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from, or None for a fresh start."""
+        ...
+
+    def progress(self, step: int, total: int) -> None:
+        """Called after every step of the run, for whoever shows how far it is."""
+        ...
+
+
+class LocalRuntime:
+    """One process on one device; checkpoints in `run_dir/checkpoints/epoch-NNNN`, the newest kept.
+
+    Args:
+        run_dir: created when missing.
+        device: where tensors live; None takes CUDA when there is one.
+        on_report: called with each epoch's figures, after the checkpoint is on disk.
+        on_progress: called after every step with (steps done, steps in all).
+        resume: start from the newest checkpoint in `run_dir` when there is one.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        device: str | None = None,
+        on_report: Callable[[Metrics, Path | None], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        self.device = resolve_device(device)
+        self._on_report, self._on_progress = on_report, on_progress
+        self._resume = resume
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device)
+
+    def checkpoint_dir(self, epoch: int) -> Path:
+        return self.run_dir / "checkpoints" / f"epoch-{epoch:04d}"
+
+    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            for older in checkpoints_of(self.run_dir):
+                if older.name < checkpoint.name:
+                    shutil.rmtree(older)
+        if self._on_report is not None:
+            self._on_report(metrics, checkpoint)
+
+    def latest_checkpoint(self) -> Path | None:
+        checkpoints = checkpoints_of(self.run_dir)
+        return checkpoints[-1] if self._resume and checkpoints else None
+
+    def progress(self, step: int, total: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(step, total)
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The checkpoints that a `LocalRuntime` left in its directory, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("epoch-[0-9]*"))

@@ -1,0 +1,233 @@
+"""The networks of a trial, their optimizers, and one training step.
+
+A step compresses its batch once: the critic is updated `n_critic` times on those compressed tokens, each time against
+newly drawn real tokens and newly drawn mixes, then compressor and decoder are updated through the same graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokconv.config.tree import Config
+from tokconv.errors import DivergedError
+from tokconv.models.compressor import Compressor
+from tokconv.models.decoder import Decoder
+from tokconv.models.matryoshka import MatryoshkaCompressor
+from tokconv.store.reader import TokenStore
+from tokconv.training.losses.adversarial import adversarial_loss, critic_loss
+from tokconv.training.losses.distribution import distribution_loss
+from tokconv.training.losses.reconstruction import auxiliary_losses, reconstruction_loss
+from tokconv.training.networks import build_networks, select_grid
+from tokconv.training.workers import ALONE, Workers
+
+WARM_UP = 0.1
+"""Share of all steps in which the learning rate rises from 0."""
+LAST_LEARNING_RATE = 0.02
+"""From its peak on the learning rate falls linearly to this share of it."""
+PROJECTION_SHARE = 0.03
+"""Learning rate of the window projections, as a share of the branches'. They start at a linear optimum and are wide: a
+full Adam step moves every input's weight at once and throws that start away (measured in the README)."""
+
+LOSS_NAMES = {"ae": "reconstruction", "wgan": "adversarial"}
+"""Losses whose figure is called otherwise than their weight."""
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+class Autoencoder(nn.Module):
+    """Compressor and decoder as the one module that a generator update goes through (and DDP wraps)."""
+
+    leaves_unused: bool
+    """Whether a step may leave parameters out, as those of the grids that were not drawn; DDP has to know."""
+
+    def __init__(self, compressor: Compressor, decoder: Decoder) -> None:
+        super().__init__()
+        self.compressor, self.decoder = compressor, decoder
+        self.leaves_unused = isinstance(compressor, MatryoshkaCompressor)
+
+    def forward(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all standardised."""
+        compressed = self.compressor.compress(standardised_BNC)
+        return compressed, self.decoder.decode(compressed)
+
+
+class CriticUpdate(nn.Module):
+    """The critic's whole loss as one forward pass, so that DDP averages its gradient like any other."""
+
+    def __init__(self, critic: nn.Module, kind: str, lambda_gp: float) -> None:
+        super().__init__()
+        self.critic, self.kind, self.lambda_gp = critic, kind, lambda_gp
+
+    def forward(self, real: Tensor, fake: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes as `gradient_penalty`; loss, Wasserstein estimate and penalty, scalars."""
+        terms = critic_loss(self.critic, real, fake, mix, self.lambda_gp, self.kind)
+        return terms.loss, terms.wasserstein, terms.gradient_penalty
+
+
+class Learner:
+    """Everything that one training step changes.
+
+    Args:
+        config: checked.
+        store: where the closed-form start and the scale of the tokens come from; no tokens are read here.
+        device: where tensors live.
+        wrap: `Runtime.wrap`.
+        total_steps: length of the learning rate's fall.
+        workers: the group that takes each step together, and this process's place in it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: TokenStore,
+        *,
+        device: torch.device,
+        wrap: Wrap,
+        total_steps: int,
+        workers: Workers = ALONE,
+    ) -> None:
+        self.config, self.device, self.total_steps, self.workers = config, device, total_steps, workers
+        # The closed-form start is fitted by one worker, and read from beside the store by the others.
+        compressor, decoder, critic = workers.first_then_others(lambda: build_networks(config, store))
+        self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
+        self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
+        self.grids = self.compressor.grids if isinstance(self.compressor, MatryoshkaCompressor) else ()
+        self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.kind, config.loss.wgan.lambda_gp))
+        training = config.training
+        self._critic_learning_rate = training.critic_learning_rate or training.learning_rate
+        # Fused: at 24 x 24 x 1024 tokens 4 to 6 % of a step on CPUs.
+        self.autoencoder_optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.95), fused=True)
+        # Gulrajani et al. 2017, algorithm 1, has no momentum for the critic.
+        self.critic_optimizer = torch.optim.Adam(
+            self._criticise.parameters(), self._critic_learning_rate, betas=(0.0, 0.9), fused=True
+        )
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {"compressor": self.compressor, "decoder": self.decoder, "critic": self.critic}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """What a checkpoint holds."""
+        return {"autoencoder": self.autoencoder_optimizer, "critic": self.critic_optimizer}
+
+    def step(self, tokens: Tensor, step: int) -> dict[str, Tensor]:
+        """One generator update after its critic updates.
+
+        With W workers every random number is drawn for the batch of W * b images, of which this worker takes its own.
+
+        Args:
+            tokens: [b, N, C] float32, this worker's part of the batch, in token units.
+            step: counts from 0; with `training.seed` it fixes every random number.
+
+        Returns:
+            Scalars by name, detached; their mean over the workers is what one process would have.
+
+        Raises:
+            DivergedError: before anything non-finite reaches compressor and decoder; on every worker when it is on one.
+        """
+        self._set_learning_rate(step)
+        config, weights = self.config, dataclasses.asdict(self.config.loss.weights)
+        generator = torch.Generator().manual_seed((config.training.seed << 32) + step)
+        if self.grids:
+            drawn = self.grids[int(torch.randint(len(self.grids), (1,), generator=generator))]
+            select_grid(self.compressor, self.decoder, drawn)
+        standardised = self.compressor.standardise(tokens.to(self.device, non_blocking=True))
+        with self._autocast():
+            compressed, reconstructed = self._autoencode(standardised)
+        terms: dict[str, Tensor] = {}
+        checked: list[tuple[str, Tensor]] = []
+        if weights["wgan"] > 0:
+            terms |= self._update_critic(standardised, compressed.detach(), generator, checked)
+        losses = {"ae": reconstruction_loss(config.loss.reconstruction, reconstructed, standardised)}
+        losses |= auxiliary_losses(weights, compressed, reconstructed, standardised, self.compressor.windows)
+        if weights["distribution"] > 0:
+            losses["distribution"] = distribution_loss(
+                config.loss.distribution, compressed, standardised, generator, self.workers
+            )
+        if weights["wgan"] > 0:
+            losses["wgan"] = self._adversarial(compressed, standardised, generator)
+            weights["wgan"] *= self._adversarial_share(step)
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        self.autoencoder_optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._autoencode.parameters(), config.training.grad_clip)
+        self._check([*checked, ("the generator's loss", loss), ("the generator's gradient", norm)], step)
+        self.autoencoder_optimizer.step()
+        if self.grids:
+            select_grid(self.compressor, self.decoder, config.model.compressor.output_grid_size)
+        terms |= {f"train/{LOSS_NAMES.get(name, name)}": value.detach() for name, value in losses.items()}
+        return {**terms, "train/gradient_norm": norm.detach()}
+
+    def _adversarial(self, compressed: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
+        real = self._real(standardised, generator)
+        self.critic.requires_grad_(False)
+        with self._autocast():
+            loss = adversarial_loss(self.critic, compressed, real, self.config.loss.wgan.kind).float()
+        self.critic.requires_grad_(True)
+        return loss
+
+    def _adversarial_share(self, step: int) -> float:
+        """0 until `loss.wgan.start`, then rising to 1 over as many steps again."""
+        start = self.config.loss.wgan.start * self.total_steps
+        return 1.0 if start == 0 else min(1.0, max(0.0, (step - start) / start))
+
+    def _real(self, standardised: Tensor, generator: torch.Generator) -> Tensor:
+        """[b, K, C]: this worker's part of the real tokens drawn for the whole batch."""
+        size = len(standardised)
+        first, total = self.workers.rank * size, self.workers.count * size
+        return self.compressor.windows.sample(standardised, generator, first=first, total=total)
+
+    def _update_critic(
+        self,
+        standardised: Tensor,
+        compressed: Tensor,
+        generator: torch.Generator,
+        checked: list[tuple[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        size, fake = len(standardised), compressed.float()
+        for _ in range(self.config.training.n_critic):
+            real = self._real(standardised, generator)
+            mix = torch.rand(self.workers.count, size, generator=generator)[self.workers.rank]
+            with self._autocast():
+                loss, wasserstein, penalty = self._criticise(real, fake, mix)
+            self.critic_optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in self.critic.parameters() if p.grad is not None])
+            checked += [("the critic's loss", loss), ("the critic's gradient", norm)]
+            self.critic_optimizer.step()
+        return {"critic/wasserstein": wasserstein, "critic/gradient_penalty": penalty}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self._autoencode.named_parameters():
+            groups[".projection." in name or ".projections." in name].append(parameter)
+        return [{"params": groups[False], "share": 1.0}, {"params": groups[True], "share": PROJECTION_SHARE}]
+
+    def _set_learning_rate(self, step: int) -> None:
+        warm = min(1.0, (step + 1) / (WARM_UP * self.total_steps + 1))
+        now = warm * (1 - (1 - LAST_LEARNING_RATE) * step / self.total_steps)
+        for group in self.autoencoder_optimizer.param_groups:
+            group["lr"] = self.config.training.learning_rate * group["share"] * now
+        for group in self.critic_optimizer.param_groups:
+            group["lr"] = self._critic_learning_rate * now
+
+    def _check(self, terms: Sequence[tuple[str, Tensor]], step: int) -> None:
+        """After the last backward, and by the mean over the workers: one that left the others alone would keep them
+        waiting in the next averaging of gradients for ever. Once a step: the device is waited for."""
+        values = self.workers.mean(torch.stack([value.detach() for _, value in terms]))
+        for (term, _), finite in zip(terms, torch.isfinite(values).tolist(), strict=True):
+            if not finite:
+                raise DivergedError(term, step)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        precision = self.config.training.precision
+        half = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)

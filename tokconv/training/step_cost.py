@@ -1,0 +1,194 @@
+"""What one training step costs, found by taking some: FLOPs, seconds, parameters and bytes, before there are tokens.
+
+Shapes: B images of N = G * G tokens of C channels. The steps are `Learner`'s own, critic updates and double backward
+included, on random tokens and networks that start at random: neither changes what a step costs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from tokconv.config.tree import Config
+from tokconv.evaluation.evaluator import Evaluator, codec_of
+from tokconv.store.reader import TokenStore
+from tokconv.training.networks import TokenShape
+from tokconv.training.step import Learner
+
+COUNTED_IMAGES = 2
+"""A batch of one would leave out the losses that compare images."""
+MATRYOSHKA_STEPS = 8
+"""Each step of a matryoshka compressor draws one of its grids."""
+CPU_STEP_FLOPS = 4e10
+"""A timed step on CPUs takes no more images than these FLOPs pay for: about a second on one core."""
+TIMED_STEPS = 3
+READ_IMAGES = 64
+TOTAL_STEPS = 1_000_000
+"""Of the learning rate's schedule: long, so that it is still near 0 and nothing diverges."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one config at one shape of tokens."""
+
+    parameters: int
+    """Of compressor, decoder and critic."""
+    checkpoint_bytes: int
+    """Weights and both optimizers' states."""
+    export_bytes: int
+    """Compressor and decoder alone."""
+    flops: float
+    """Of a whole training step, an image of its batch."""
+    seconds: float | None
+    """Of a training step of `training.batch_size` images, on the device it was timed on; None when it was not."""
+
+
+class StepMeter:
+    """Takes a few training steps of a config and says what they cost.
+
+    Configs of the same networks, one after the other, are measured on the same networks: at 24 x 24 x 1024 tokens it
+    takes longer to make them than to train them.
+
+    Args:
+        shape: of the tokens.
+        device: where the steps run.
+        timed: also measure seconds.
+    """
+
+    def __init__(self, shape: TokenShape, *, device: torch.device, timed: bool) -> None:
+        self._shape, self._device, self._timed = shape, device, timed
+        self._learner: Learner | None = None
+
+    def __call__(self, config: Config) -> StepCost:
+        """The cost of a step of `training.batch_size` images on one device.
+
+        Raises:
+            MissingExtraError: a loss whose package is not installed.
+        """
+        learner = self._learner_of(config)
+        flops = _flops(learner, self._shape)
+        networks = {name: _bytes(module) for name, module in learner.modules.items()}
+        # Adam keeps two moments of every parameter that it has ever updated.
+        trained = networks if config.loss.weights.wgan > 0 else {**networks, "critic": 0}
+        return StepCost(
+            parameters=sum(p.numel() for module in learner.modules.values() for p in module.parameters()),
+            checkpoint_bytes=sum(networks.values()) + 2 * sum(trained.values()),
+            export_bytes=networks["compressor"] + networks["decoder"],
+            flops=flops,
+            seconds=_seconds(learner, self._shape, flops) if self._timed else None,
+        )
+
+    def _learner_of(self, config: Config) -> Learner:
+        learner, made_by = self._learner, (config.model, config.loss.wgan.kind)
+        if learner is None or (learner.config.model, learner.config.loss.wgan.kind) != made_by:
+            # The old one first: two of them may be more than there is memory for.
+            self._learner = learner = None
+            self._learner = learner = _learner(config, self._shape, self._device)
+        learner.config = config
+        return learner
+
+
+def evaluation_seconds(config: Config, store: TokenStore, *, device: torch.device) -> float:
+    """Seconds of the held-out figures of one epoch, measured on a store that is there.
+
+    The evaluator's own preparation, once a trial, is not in it.
+    """
+    shape = TokenShape(store.token_grid, store.dim, store.mean, store.scale)
+    learner = _learner(config, shape, device)
+    evaluator = Evaluator(store, config.model.compressor.output_grid_size, device)
+    start = time.perf_counter()
+    evaluator.evaluate(codec_of(learner.compressor, learner.decoder))
+    return time.perf_counter() - start
+
+
+def read_seconds(store: TokenStore) -> float:
+    """Seconds to read one image's tokens from a store that is there (from the page cache, when it was read before)."""
+    images = store.train_indices[torch.randperm(len(store.train_indices))[:READ_IMAGES]]
+    start = time.perf_counter()
+    store.tokens(images)
+    return (time.perf_counter() - start) / len(images)
+
+
+def _learner(config: Config, shape: TokenShape, device: torch.device) -> Learner:
+    # A learner reads of its store what `build_networks` reads, and that takes a shape as well.
+    store = cast(TokenStore, shape)
+    return Learner(config, store, device=device, wrap=lambda module: module.to(device), total_steps=TOTAL_STEPS)
+
+
+def _flops(learner: Learner, shape: TokenShape) -> float:
+    steps = MATRYOSHKA_STEPS if learner.grids else 1
+    # The formulas know matrix products and convolutions, not every fused attention.
+    with sdpa_kernel(SDPBackend.MATH), _FlopCounter() as counter:
+        for step in range(steps):
+            learner.step(_tokens(shape, COUNTED_IMAGES), step)
+    return counter.flops / (steps * COUNTED_IMAGES)
+
+
+class _FlopCounter(TorchDispatchMode):
+    """torch's own formulas without its `FlopCounterMode`, whose module hooks refuse a gradient of a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as torch has it
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.convolution_backward:
+            self.flops += _convolution_backward_flops(*args)
+        elif func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _convolution_backward_flops(grad: Tensor, inputs: Tensor, weight: Tensor, *rest: Any) -> int:
+    """As the forward pass for each of the two gradients; torch's formula takes a depthwise one for a dense one."""
+    transposed, wanted = rest[4], rest[7]
+    places = inputs if transposed else grad
+    return 2 * sum(wanted[:2]) * places.shape[0] * math.prod(places.shape[2:]) * weight.numel()
+
+
+def _seconds(learner: Learner, shape: TokenShape, flops: float) -> float:
+    """Of a step of `training.batch_size` images; from two small ones where a whole one would take too long.
+
+    The optimizers' part of a step does not grow with its images, so that small steps alone would tell too much.
+    """
+    batch = learner.config.training.batch_size
+    affordable = batch if learner.device.type != "cpu" else max(2 * COUNTED_IMAGES, int(CPU_STEP_FLOPS / flops))
+    if affordable >= batch:
+        return _median_seconds(learner, shape, batch)
+    few, more = (_median_seconds(learner, shape, images) for images in (affordable // 2, affordable))
+    an_image = max(0.0, (more - few) / (affordable - affordable // 2)) or more / affordable
+    return more + an_image * (batch - affordable)
+
+
+def _median_seconds(learner: Learner, shape: TokenShape, batch: int) -> float:
+    # The first one also pays for memory and for choosing kernels.
+    return median(list(_timed_steps(learner, shape, batch))[1:])
+
+
+def _timed_steps(learner: Learner, shape: TokenShape, batch: int) -> Iterator[float]:
+    for step in range(1 + TIMED_STEPS * (len(learner.grids) or 1)):
+        tokens_BNC = _tokens(shape, batch)
+        start = time.perf_counter()
+        learner.step(tokens_BNC, step)
+        if learner.device.type == "cuda":
+            torch.cuda.synchronize(learner.device)
+        yield time.perf_counter() - start
+
+
+def _tokens(shape: TokenShape, batch: int) -> Tensor:
+    return torch.randn(batch, shape.token_grid**2, shape.dim, generator=torch.Generator().manual_seed(0))
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
