@@ -1,9 +1,13 @@
-"""What all tests share: examples without a deadline (machines differ), one thread (figures do not), Ctrl-C."""
+"""What all tests share: no deadline per example, one thread, sleeping OpenMP threads, and a working Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import signal
+
+# Before torch loads. Spinning OpenMP threads of one process starve the other processes on the same cores, and tests
+# start many: five training steps took 192 s beside one of them and take 12 s this way.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from hypothesis import settings
