@@ -193,7 +193,7 @@ _ENTRIES = (
         meaning="the probe's accuracy as a share of its accuracy on real tokens",
         lower_is_better=False,
         form=".1%",
-        places=_places(EVALUATE, CARD, TRAIN, MLFLOW),
+        places=_places(EVALUATE, CARD, TRAIN, SWEEP, MLFLOW),
         needs=LABELS,
     ),
     Figure(
@@ -238,4 +238,4 @@ JUDGED_ON: tuple[str, str] = ("val/fvu", "val/swd")
 
 def shown_in(place: str) -> tuple[Figure, ...]:
     """Return the figures that a place shows, in order."""
-    return tuple(figure for figure in _ENTRIES if place in figure.places)
+    return tuple(figure for figure in FIGURES.values() if place in figure.places)

@@ -13,7 +13,7 @@ from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.system.storage import fetched
 
 ANYWAY = "--allow-unproven"
-PATIENCE_SECONDS = 60.0
+READ_PATIENCE_SECONDS = 60.0
 
 
 def export_champions(
@@ -35,7 +35,7 @@ def export_champions(
             continue
         if evidence.exported.checkpoint is None:
             continue
-        with fetched(evidence.exported.checkpoint, patience=PATIENCE_SECONDS) as checkpoint:
+        with fetched(evidence.exported.checkpoint, patience=READ_PATIENCE_SECONDS) as checkpoint:
             export(checkpoint, out, evidence=evidence.as_dict(champion.uid))
         exported[str(verdict.grid)] = {
             "trial": champion.uid,

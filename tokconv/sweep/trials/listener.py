@@ -16,7 +16,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from tokconv.errors import CheckpointError, StorageError
-from tokconv.sweep.judge.exports import PATIENCE_SECONDS
+from tokconv.sweep.judge.exports import READ_PATIENCE_SECONDS
 from tokconv.sweep.record.events import Record, TrialRecord, kept_figures
 from tokconv.sweep.record.outcome import FAILURE, Outcome, missing, outcome
 from tokconv.sweep.trials.watchdog import hung
@@ -181,7 +181,7 @@ def _between(checkpoint: str | None, last: int, epoch: int) -> list[dict[str, An
     if checkpoint is None or epoch <= last + 1:
         return []
     try:
-        with fetched(checkpoint, patience=PATIENCE_SECONDS) as place:
+        with fetched(checkpoint, patience=READ_PATIENCE_SECONDS) as place:
             history: list[dict[str, Any]] = load_state(place)["history"]
     except (CheckpointError, StorageError, OSError, KeyError):
         return []
