@@ -26,7 +26,7 @@ from typing import Any
 from simulation import PARTS, TOKEN_GRID, Ledger, Simulation, memory_mb, open_search
 from surrogate import Surrogate
 
-from tokconv.sweep.judge.confirmations import owed
+from tokconv.sweep.judge.confirmations import missing_confirmations
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import Record, read_events
 from tokconv.sweep.record.layout import SweepDirectory, new_directory
@@ -101,7 +101,10 @@ def after_the_search(simulation: Simulation, *, mlflow: int) -> None:
     _timed("resume: study, searcher, rungs", lambda: open_search(spec, directory, record, simulation.surrogate.epochs))
     trials = list(record.trials.values())
     verdicts = _timed("judge every trial", lambda: judge(trials, spec.champion, TOKEN_GRID, simulation.baselines))
-    _timed("confirmations owed", lambda: owed(verdicts, record.trials, {}, seeds=spec.confirm_seeds, base_seed=0))
+    _timed(
+        "confirmations owed",
+        lambda: missing_confirmations(verdicts, record.trials, {}, seeds=spec.confirm_seeds, base_seed=0),
+    )
     _timed("results, champions, plots", lambda: report.write_results(directory.report, verdicts, trials, spec))
     record.close()
     if mlflow:

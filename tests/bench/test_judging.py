@@ -16,7 +16,7 @@ from support.records import write_sweep
 
 from tokconv.encoding.pipeline import encode
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.sweep.judge.view import read_sweep
+from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report.page import write_page
 from tokconv.sweep.spec.file import load_spec

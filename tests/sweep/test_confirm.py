@@ -14,8 +14,8 @@ from support.trials import TOKEN_GRID, baselines, trial
 
 from tokconv.errors import SpecError
 from tokconv.exports.artefact import read_config
-from tokconv.sweep.judge.confirmations import owed
-from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN, intervals, weigh
+from tokconv.sweep.judge.confirmations import missing_confirmations
+from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN, gather_evidence, intervals
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.run import run_sweep
@@ -45,14 +45,14 @@ def test_the_interval_is_students() -> None:
 
 
 def test_proven_when_no_baseline_is_as_good_on_both_axes() -> None:
-    evidence = weigh(WINNER, repeats((0.02, 0.09), (0.021, 0.091), (0.019, 0.089)), 3, RIVALS)
+    evidence = gather_evidence(WINNER, repeats((0.02, 0.09), (0.021, 0.091), (0.019, 0.089)), 3, RIVALS)
     assert evidence.status == PROVEN
     assert evidence.exported.uid == "c06-1"
     assert not evidence.beaten_by
 
 
 def test_a_baseline_as_good_on_both_axes_refuses_it_by_name() -> None:
-    evidence = weigh(WINNER, repeats((0.04, 0.14), (0.0401, 0.141), (0.0399, 0.139)), 3, RIVALS)
+    evidence = gather_evidence(WINNER, repeats((0.04, 0.14), (0.0401, 0.141), (0.0399, 0.139)), 3, RIVALS)
     assert evidence.status == UNPROVEN
     assert evidence.beaten_by == ("matched_window_pca",)
     assert "matched window pca" in evidence.summary
@@ -62,40 +62,40 @@ def test_the_worse_end_of_the_interval_decides() -> None:
     """The means beat matched window PCA (0.03, 0.13) on fvu; the spread says that this may be luck."""
     pairs = [(0.02, 0.14), (0.036, 0.14), (0.022, 0.14)]
     assert sum(fvu for fvu, _ in pairs) / 3 < 0.03
-    assert weigh(WINNER, repeats(*pairs), 3, RIVALS).beaten_by == ("matched_window_pca",)
+    assert gather_evidence(WINNER, repeats(*pairs), 3, RIVALS).beaten_by == ("matched_window_pca",)
 
 
 def test_a_failed_seed_proves_nothing() -> None:
     runs = repeats((0.02, 0.09), (0.02, 0.09), (0.02, 0.09))
     runs[1] = replace(runs[1], state="failed", reason="the generator's loss is not finite")
-    evidence = weigh(WINNER, runs, 3, RIVALS)
+    evidence = gather_evidence(WINNER, runs, 3, RIVALS)
     assert evidence.status == UNPROVEN
     assert "seed 2 (c06-2) failed: the generator's loss is not finite" in evidence.summary
 
 
 def test_unfinished_confirmations_are_pending() -> None:
     runs = repeats((0.02, 0.09), (0.02, 0.09))
-    assert weigh(WINNER, runs, 3, RIVALS).status == PENDING
-    assert weigh(WINNER, [*runs[:1], replace(runs[1], state="running")], 2, RIVALS).status == PENDING
+    assert gather_evidence(WINNER, runs, 3, RIVALS).status == PENDING
+    assert gather_evidence(WINNER, [*runs[:1], replace(runs[1], state="running")], 2, RIVALS).status == PENDING
 
 
 def test_without_confirmation_nothing_is_proven() -> None:
-    assert weigh(WINNER, [], 0, RIVALS).status == UNCONFIRMED
+    assert gather_evidence(WINNER, [], 0, RIVALS).status == UNCONFIRMED
     beaten = trial("00000", fvu=0.05, swd=0.2)
-    assert weigh(beaten, [], 0, RIVALS).status == UNPROVEN
+    assert gather_evidence(beaten, [], 0, RIVALS).status == UNPROVEN
 
 
 def test_fresh_seeds_are_owed_once() -> None:
     trials = {WINNER.uid: WINNER}
     verdicts = judge(trials.values(), Champion(), TOKEN_GRID, baselines(6), seeds=3)
-    configs = owed(verdicts, trials, {}, seeds=3, base_seed=0)
+    configs = missing_confirmations(verdicts, trials, {}, seeds=3, base_seed=0)
     assert [config["uid"] for config in configs] == ["c06-1", "c06-2", "c06-3"]
     assert [config["values"][SEED] for config in configs] == [1, 2, 3]
     done = {run.uid: run for run in repeats((0.02, 0.09), (0.02, 0.09))}
     done["c06-2"].state = "running"
-    again = owed(verdicts, trials, done, seeds=3, base_seed=0)
+    again = missing_confirmations(verdicts, trials, done, seeds=3, base_seed=0)
     assert [(config["uid"], config["values"][SEED]) for config in again] == [("c06-2", 2), ("c06-3", 3)]
-    assert owed(verdicts, trials, {}, seeds=0, base_seed=0) == []
+    assert missing_confirmations(verdicts, trials, {}, seeds=0, base_seed=0) == []
 
 
 @pytest.mark.parametrize("confirm", [{"seeds": 1}, {"seeds": "many"}, {"sees": 3}, 3, {"seeds": math.inf}])

@@ -18,7 +18,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from support.ports import answers, free_port
 from support.records import write_sweep
 
-from tokconv.sweep.judge.view import read_sweep
+from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report.results import summary_markdown

@@ -15,7 +15,7 @@ from support.records import write_sweep
 from support.sweeping import spec
 
 from tokconv.errors import MissingExtraError, SpecError
-from tokconv.sweep.judge.view import read_sweep
+from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec

@@ -45,7 +45,7 @@ def load(name: str | Path, storage: str = "runs") -> pandas.DataFrame:
         >>> frame = tokconv.sweep.load("demo")                              # doctest: +SKIP
         >>> frame[frame.champion][["ratio", "val/fvu_mean", "val/fvu_half_width"]]   # doctest: +SKIP
     """
-    from tokconv.sweep.judge.view import find_sweep, read_sweep
+    from tokconv.sweep.judge.snapshot import find_sweep, read_sweep
     from tokconv.sweep.report.results import results_frame
 
     view = read_sweep(find_sweep(name, storage))

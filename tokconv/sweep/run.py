@@ -13,7 +13,7 @@ from typing import Any
 
 from tokconv.config.tree import Config, get
 from tokconv.encoding.images import describe_tokens
-from tokconv.encoding.progress import open_store
+from tokconv.encoding.console import encode_and_print
 from tokconv.errors import StoreError, SweepError, import_extra
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.evaluator import Figures
@@ -24,10 +24,10 @@ from tokconv.exports.dynamic.fit import fit_dynamic
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
-from tokconv.sweep.judge.confirmations import drop_superseded, owed
-from tokconv.sweep.judge.exports import export_champions, refusals
+from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
+from tokconv.sweep.judge.exports import export_champions, unproven_notes
+from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.judge.verdicts import Verdict, judge
-from tokconv.sweep.judge.view import read_sweep
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol
 from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
@@ -94,7 +94,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     if directory is not None:
         check_same_experiment(spec, load_spec(directory.spec))
         check_same_protocol(directory)
-    store = open_store(config, stores=_stores(storage))
+    store = encode_and_print(config, stores=_stores(storage))
     check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
@@ -172,7 +172,7 @@ class _Sweep:
         for delivery in deliveries:
             print(delivery)
         # Last, and with exit code 0: the sweep did its work, it is its finding that is negative.
-        for line in refusals(verdicts, exported):
+        for line in unproven_notes(verdicts, exported):
             print(line)
         self.record.close()
         return SweepResult(self.directory.path, verdicts, self.record.trials, self.record.confirmations)
@@ -205,10 +205,10 @@ class _Sweep:
             confirmations=self.spec.confirm_seeds * len(baselines),
         )
 
-        def owed_now() -> list[dict[str, Any]]:
+        def next_confirmations() -> list[dict[str, Any]]:
             verdicts = self._judge(baselines)
-            drop_superseded(self.record, verdicts)
-            configs = owed(
+            end_stale_confirmations(self.record, verdicts)
+            configs = missing_confirmations(
                 verdicts,
                 self.record.trials,
                 self.record.confirmations,
@@ -227,7 +227,9 @@ class _Sweep:
             timeout=self.spec.resources.patience,
         )
         with display:
-            tune(self.spec, self.config, place_of(self.store), self.directory, self.record, listener, owed_now)
+            tune(
+                self.spec, self.config, place_of(self.store), self.directory, self.record, listener, next_confirmations
+            )
             listener.close()
 
     def _ratio(self, values: Mapping[str, Any]) -> float:

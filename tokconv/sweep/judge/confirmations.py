@@ -17,7 +17,7 @@ from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import Record, TrialRecord
 
 
-def owed(
+def missing_confirmations(
     verdicts: Iterable[Verdict],
     trials: Mapping[str, TrialRecord],
     confirmations: Mapping[str, TrialRecord],
@@ -57,7 +57,7 @@ def owed(
     return configs
 
 
-def drop_superseded(record: Record, verdicts: Iterable[Verdict]) -> None:
+def end_stale_confirmations(record: Record, verdicts: Iterable[Verdict]) -> None:
     """End interrupted confirmations of trials that a longer search no longer holds for winners."""
     winners = {verdict.champion.uid for verdict in verdicts if verdict.champion is not None}
     for run in list(record.confirmations.values()):

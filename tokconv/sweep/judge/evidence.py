@@ -83,7 +83,9 @@ class Evidence:
         return f"{start}: {', '.join(known)} (95 % interval)"
 
 
-def weigh(champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baselines: Mapping[str, Figures]) -> Evidence:
+def gather_evidence(
+    champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baselines: Mapping[str, Figures]
+) -> Evidence:
     """Judge a grid's champion.
 
     Args:

@@ -47,7 +47,7 @@ def export_champions(
     return exported
 
 
-def refusals(verdicts: Iterable[Verdict], exported: Iterable[str]) -> list[str]:
+def unproven_notes(verdicts: Iterable[Verdict], exported: Iterable[str]) -> list[str]:
     """The last lines of a sweep: what is unproven, and what became of it."""
     lines, grids = [], set(exported)
     for verdict in verdicts:

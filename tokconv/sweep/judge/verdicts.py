@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tokconv.sweep.judge.evidence import Evidence, confirmations_of, weigh
+from tokconv.sweep.judge.evidence import Evidence, confirmations_of, gather_evidence
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.schema import Champion
@@ -82,7 +82,7 @@ def _verdict(
     champion = min(trials, key=lambda trial: _distance(trial, rule), default=None)
     evidence = None
     if champion is not None:
-        evidence = weigh(champion, confirmations_of(champion.uid, confirmations), seeds, baselines)
+        evidence = gather_evidence(champion, confirmations_of(champion.uid, confirmations), seeds, baselines)
     return Verdict(
         grid=grid,
         ratio=ratio,

@@ -18,8 +18,8 @@ from plotly.offline import get_plotlyjs
 
 from tokconv.evaluation.protocol import JUDGED_ON
 from tokconv.sweep.judge.evidence import PROVEN
+from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
-from tokconv.sweep.judge.view import SweepView
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report import page_figures as draw
 from tokconv.sweep.report import page_keys as keys
@@ -55,11 +55,11 @@ class _Section:
     figures: tuple[_Figure, ...]
 
 
-def write_page(view: SweepView, path: Path) -> Path:
+def write_page(view: SweepSnapshot, path: Path) -> Path:
     """Write the page of a sweep, finished or not; the path comes back.
 
     Args:
-        view: from `tokconv.sweep.judge.view.read_sweep`.
+        view: from `tokconv.sweep.judge.snapshot.read_sweep`.
         path: the HTML file, replaced at once.
 
     Raises:
@@ -69,7 +69,7 @@ def write_page(view: SweepView, path: Path) -> Path:
     return path
 
 
-def page(view: SweepView) -> str:
+def page(view: SweepSnapshot) -> str:
     """The HTML. Everything that comes from the sweep is escaped."""
     sections = list(_sections(view))
     figures = {figure.key: _plain(figure.plot) for section in sections for figure in section.figures}
@@ -102,7 +102,7 @@ def page(view: SweepView) -> str:
     )
 
 
-def _sections(view: SweepView) -> Iterator[_Section]:
+def _sections(view: SweepSnapshot) -> Iterator[_Section]:
     yield _Section(
         "front",
         "Variance lost by compression ratio",
@@ -149,7 +149,7 @@ def _sections(view: SweepView) -> Iterator[_Section]:
         )
 
 
-def _importance(view: SweepView) -> _Section:
+def _importance(view: SweepSnapshot) -> _Section:
     figures, few = [], []
     for verdict in view.verdicts:
         found = {metric: importance(verdict.trials, view.spec.search, metric) for metric in JUDGED_ON}
@@ -169,7 +169,7 @@ def _importance(view: SweepView) -> _Section:
     return _Section("importance", "Which keys matter", text, tuple(figures))
 
 
-def _lead(view: SweepView) -> str:
+def _lead(view: SweepSnapshot) -> str:
     kept = [
         f"{verdict.ratio:.3g}x {1 - verdict.evidence.figures['val/fvu']:.1%}"
         for verdict in view.verdicts
@@ -211,7 +211,7 @@ def _winner(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _cost(view: SweepView) -> list[tuple[str, str]]:
+def _cost(view: SweepSnapshot) -> list[tuple[str, str]]:
     searched, confirmed = _seconds(view.trials), _seconds(view.confirmations)
     resources = view.spec.resources
     gpus = resources.gpus_per_worker * resources.workers
@@ -236,7 +236,7 @@ def _seconds(trials: Mapping[str, TrialRecord]) -> float:
     return sum(trial.seconds or 0.0 for trial in trials.values())
 
 
-def _pictures(view: SweepView) -> Iterator[dict[str, str]]:
+def _pictures(view: SweepSnapshot) -> Iterator[dict[str, str]]:
     for verdict in view.verdicts:
         if verdict.champion is not None:
             path = view.directory.artifacts(verdict.champion.uid) / "reconstruction.png"
@@ -247,7 +247,7 @@ def _pictures(view: SweepView) -> Iterator[dict[str, str]]:
                 }
 
 
-def _cards(view: SweepView) -> Iterator[dict[str, Any]]:
+def _cards(view: SweepSnapshot) -> Iterator[dict[str, Any]]:
     # This preset escapes HTML in the text.
     markdown = MarkdownIt("js-default")
     for verdict in view.verdicts:

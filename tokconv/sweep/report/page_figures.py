@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Figures, Verdict
-from tokconv.sweep.judge.view import SweepView
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.plots import BASELINES, CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, shown
 from tokconv.sweep.report.progress import compact
@@ -26,7 +26,7 @@ LOG_TICKS = {
 FVU_TITLE, SWD_TITLE = "fvu (variance lost)", "swd to real tokens"
 
 
-def front_figure(view: SweepView) -> go.Figure:
+def front_figure(view: SweepSnapshot) -> go.Figure:
     """fvu against the compression ratio: every trial, the baselines' lines, each grid's champion with its interval."""
     figure = go.Figure()
     by_state = _by_state(view)
@@ -62,7 +62,7 @@ def front_figure(view: SweepView) -> go.Figure:
     return figure
 
 
-def fidelity_figure(view: SweepView) -> go.Figure:
+def fidelity_figure(view: SweepSnapshot) -> go.Figure:
     """fvu against swd, a panel a grid: trials, the front, baselines, the champion, and the floor of swd."""
     figure, panels = _panels(view, height=320)
     for verdict, place in panels:
@@ -108,7 +108,7 @@ def fidelity_figure(view: SweepView) -> go.Figure:
     return figure
 
 
-def curves_figure(view: SweepView) -> go.Figure:
+def curves_figure(view: SweepSnapshot) -> go.Figure:
     """fvu against the epoch, a panel a grid; a line with gaps for all trials of one state."""
     figure, panels = _panels(view, height=300)
     by_state = _by_state(view)
@@ -146,7 +146,7 @@ def curves_figure(view: SweepView) -> go.Figure:
     return figure
 
 
-def savings_figure(view: SweepView) -> go.Figure:
+def savings_figure(view: SweepSnapshot) -> go.Figure:
     """Epochs of every grid's trials: run, and not run because of early stopping."""
     figure = go.Figure()
     names, run, saved = [], [], []
@@ -169,7 +169,7 @@ def title(verdict: Verdict) -> str:
     return f"{verdict.grid} x {verdict.grid} ({verdict.ratio:.3g}x)"
 
 
-def _panels(view: SweepView, *, height: int) -> tuple[go.Figure, list[tuple[Verdict, dict[str, Any]]]]:
+def _panels(view: SweepSnapshot, *, height: int) -> tuple[go.Figure, list[tuple[Verdict, dict[str, Any]]]]:
     """A figure with a panel a grid, and for each grid where its traces go; the first panel's are in the legend."""
     columns = min(2, len(view.verdicts))
     rows = math.ceil(len(view.verdicts) / columns)
@@ -183,7 +183,7 @@ def _panels(view: SweepView, *, height: int) -> tuple[go.Figure, list[tuple[Verd
     return figure, list(zip(view.verdicts, places, strict=True))
 
 
-def _by_state(view: SweepView) -> dict[str, list[TrialRecord]]:
+def _by_state(view: SweepSnapshot) -> dict[str, list[TrialRecord]]:
     found: dict[str, list[TrialRecord]] = {}
     for trial in view.trials.values():
         found.setdefault(trial.state, []).append(trial)

@@ -8,15 +8,15 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
-from tokconv.sweep.judge.view import SweepView
 from tokconv.sweep.report.page_figures import FVU, SWD
 from tokconv.sweep.report.plots import CHAMPION, TRIAL, shown
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY
 
 
-def parallel_figure(view: SweepView, verdict: Verdict) -> go.Figure | None:
+def parallel_figure(view: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
     """The searched keys of a grid's complete trials in parallel coordinates, coloured by fvu; None with none."""
     trials = [trial for trial in verdict.trials if FVU in trial.figures]
     keys = [key for key in view.spec.search if key != GRID_KEY and any(key in trial.values for trial in trials)]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokconv.errors import SpecError, SweepError
-from tokconv.sweep.judge.view import SweepView, all_sweeps, find_sweep, read_sweep
+from tokconv.sweep.judge.snapshot import SweepSnapshot, all_sweeps, find_sweep, read_sweep
 from tokconv.sweep.record.driver import stop as stop_driver
 from tokconv.sweep.record.events import FINISHED
 from tokconv.sweep.report.progress import STATES, best_table
@@ -77,7 +77,7 @@ def write_report(name: str, *, storage: str, out: Path | None) -> None:
     print(f"{page} ({_counts(view)}; results.csv, pareto.png and learning_curves.png beside it)")
 
 
-def _all(storage: str) -> tuple[list[SweepView], list[str]]:
+def _all(storage: str) -> tuple[list[SweepSnapshot], list[str]]:
     views, unreadable = [], []
     for directory in all_sweeps(storage):
         try:
@@ -88,7 +88,7 @@ def _all(storage: str) -> tuple[list[SweepView], list[str]]:
     return sorted(views, key=lambda view: view.last), unreadable
 
 
-def _overview(views: Sequence[SweepView]) -> Table:
+def _overview(views: Sequence[SweepSnapshot]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("sweep", "state", "trials", "best fvu by grid", "time left", "last event"):
         table.add_column(column, no_wrap=column != "best fvu by grid")
@@ -103,7 +103,7 @@ def _overview(views: Sequence[SweepView]) -> Table:
     return table
 
 
-def _print_one(view: SweepView) -> None:
+def _print_one(view: SweepSnapshot) -> None:
     where = f" (process {view.driver.pid} on {view.driver.host})" if view.driver is not None else ""
     print(f"{view.directory.name}: {view.state}{where}; {_counts(view)}")
     if where:
@@ -119,7 +119,7 @@ def _print_one(view: SweepView) -> None:
         print("go on with: tokconv sweep SPEC --resume")
 
 
-def _facts(view: SweepView) -> dict[str, Any]:
+def _facts(view: SweepSnapshot) -> dict[str, Any]:
     return {
         "name": view.directory.name,
         "directory": str(view.directory.path),
@@ -142,22 +142,22 @@ def _facts(view: SweepView) -> dict[str, Any]:
     }
 
 
-def _done(view: SweepView) -> str:
+def _done(view: SweepSnapshot) -> str:
     return f"{sum(trial.state in FINISHED for trial in view.trials.values())}/{view.spec.trials}"
 
 
-def _counts(view: SweepView) -> str:
+def _counts(view: SweepSnapshot) -> str:
     states = ", ".join(f"{count} {STATES[state]}" for state, count in view.states.items())
     told = f"{_done(view)} trials finished" + (f" ({states})" if states else "")
     return f"{told}; {len(view.confirmations)} confirmations" if view.confirmations else told
 
 
-def _left(view: SweepView) -> str:
+def _left(view: SweepSnapshot) -> str:
     seconds = _seconds_left(view)
     return "" if seconds is None else f"about {duration(seconds)} left"
 
 
-def _seconds_left(view: SweepView) -> float | None:
+def _seconds_left(view: SweepSnapshot) -> float | None:
     """At the pace of the present run; too long a guess while trials will be stopped early."""
     if view.state != "running" or not view.epochs_in_run:
         return None

@@ -14,7 +14,7 @@ from support.records import GRIDS, write_sweep
 import tokconv.sweep
 from tokconv.cli.main import main
 from tokconv.errors import SweepError
-from tokconv.sweep.judge.view import find_sweep, read_sweep
+from tokconv.sweep.judge.snapshot import find_sweep, read_sweep
 from tokconv.sweep.report.importance import MIN_TRIALS, importance
 from tokconv.sweep.report.page import page
 from tokconv.sweep.report.results import write_results

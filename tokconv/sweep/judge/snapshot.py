@@ -23,7 +23,7 @@ from tokconv.system.storage import is_url
 
 
 @dataclass(frozen=True)
-class SweepView:
+class SweepSnapshot:
     """A sweep at the moment it was read."""
 
     directory: SweepDirectory
@@ -87,7 +87,7 @@ def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
     return [SweepDirectory(path.parent.resolve()) for path in found]
 
 
-def read_sweep(directory: SweepDirectory) -> SweepView:
+def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
     """Read a sweep's record and judge it as it stands.
 
     Raises:
@@ -112,7 +112,7 @@ def read_sweep(directory: SweepDirectory) -> SweepView:
         raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
     spec = load_spec(directory.spec)
     driver = driver_of(directory.path)
-    return SweepView(
+    return SweepSnapshot(
         directory=directory,
         spec=spec,
         state="running" if driver is not None else "cut off" if ended is None else ended["state"],
