@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from tokconv.errors import SweepError
 from tokconv.sweep.record.driver import claimed
 from tokconv.system.files import new_numbered, newest_numbered
-from tokconv.system.storage import Remote
+from tokconv.system.storage import Remote, is_url
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,8 @@ def newest_directory(root: Path, name: str) -> SweepDirectory:
     if found is None:
         raise SweepError(f"{root / 'sweeps'}: holds no run of {name!r} to resume; start it without --resume")
     return SweepDirectory(found.resolve())
+
+
+def stores_place(storage: str) -> str:
+    """Return the directory or URL of a sweep's token stores, unless `data.store` names one: below its `storage`."""
+    return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")
