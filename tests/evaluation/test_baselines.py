@@ -13,19 +13,16 @@ from support.stores import write_store
 from torch import Tensor
 
 from tokconv.errors import ConfigError, StoreError
-from tokconv.evaluation.baselines import (
-    BASELINES,
-    Fitted,
-    fitted_baselines,
-    fitting,
-    linear_codecs,
-    standardised_batches,
-)
+from tokconv.evaluation.baselines import fitting
+from tokconv.evaluation.baselines.fitting import FittedBaselines, fitted_baselines, linear_codecs
 from tokconv.evaluation.baselines.pca import exact_components, randomised_components
+from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.models.windows import Windows
 from tokconv.store.reader import TokenStore
+from tokconv.store.sample import standardised_batches
 
 MERGING = ("tome", "prumerge")
+LINEAR = ("pooling", "pixel_shuffle", "window_pca", "matched_window_pca")
 OF_WINDOWS = tuple(name for name in BASELINES if name not in MERGING)
 OVERLAPPING = 4
 """A grid whose windows overlap: 4 does not divide 6."""
@@ -70,14 +67,14 @@ def test_as_many_tokens_as_before_lose_nothing(store: TokenStore, name: str) -> 
 @pytest.mark.parametrize("grid", [2, OVERLAPPING])
 def test_fits_repeat_exactly(store: TokenStore, grid: int) -> None:
     torch.manual_seed(0)
-    first = fitting.fit(store, grid)
+    first = fitting.fit_baselines(store, grid)
     torch.manual_seed(1)
-    again = fitting.fit(store, grid)
+    again = fitting.fit_baselines(store, grid)
     assert first.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("name", fitting.LINEAR)
+@pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("grid", [3, OVERLAPPING])
 def test_linear_codecs_fill_networks(store: TokenStore, name: str, grid: int) -> None:
     compressor, decoder = linear_networks(store, grid)
@@ -104,7 +101,7 @@ def test_the_decoder_of_a_window_is_the_best_affine_one(store: TokenStore, name:
     assert (ours - y).square().sum().item() == pytest.approx((best - y).square().sum().item(), rel=1e-4)
 
 
-def _predicted_windows(fitted: Fitted, name: str, codes: Tensor) -> Tensor:
+def _predicted_windows(fitted: FittedBaselines, name: str, codes: Tensor) -> Tensor:
     """What the decoder says of each window, before overlaps are averaged; [B*K, W*C] float64."""
     if name in fitted.linear:
         weight, bias = fitted.linear[name].decode_weight, fitted.linear[name].decode_bias
@@ -116,7 +113,7 @@ def _predicted_windows(fitted: Fitted, name: str, codes: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", MERGING)
 def test_the_decoder_of_merged_tokens_is_the_best_affine_one(store: TokenStore, name: str) -> None:
     tokens, _, reconstructed = _run(store, name, 3)
-    merged, groups = fitting.MERGES[name](tokens, 9)
+    merged, groups = BASELINES[name].function(tokens, 9)
     unmerged = merged.gather(1, groups[..., None].expand_as(tokens)).double()
     # A bias at every position is a one-hot column for each.
     position = torch.eye(store.num_tokens, dtype=torch.float64).repeat(len(tokens), 1)
@@ -128,7 +125,7 @@ def test_the_decoder_of_merged_tokens_is_the_best_affine_one(store: TokenStore, 
 
 def test_window_pca_is_the_best_of_all_that_are_linear(store: TokenStore) -> None:
     errors = {}
-    for name in fitting.LINEAR:
+    for name in LINEAR:
         tokens, _, reconstructed = _run(store, name, 3)
         errors[name] = (reconstructed - tokens).square().sum().item()
     best = errors.pop("window_pca")
@@ -222,9 +219,9 @@ def test_what_a_randomised_basis_says_it_misses_bounds_what_it_misses(deviations
 def test_randomised_codecs_come_close_to_the_exact_ones(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    exact = fitting.fit(store, 2)
+    exact = fitting.fit_baselines(store, 2)
     monkeypatch.setattr(fitting, limit, 1)
-    randomised = fitting.fit(store, 2)
+    randomised = fitting.fit_baselines(store, 2)
     # The same subspace: projecting one basis on the other keeps its length.
     weights = exact["window_pca.decode_weight"], randomised["window_pca.decode_weight"]
     assert ((weights[0].T @ weights[1]).square().sum() / store.dim).item() == pytest.approx(1, abs=1e-3)
@@ -236,7 +233,7 @@ def test_fewer_windows_than_channels_still_give_codecs(tmp_path: Path, monkeypat
     few = write_store(tmp_path / "few", num_images=4)
     for limit in (10_000, 1):
         monkeypatch.setattr(fitting, "MAX_COVARIANCE", limit)
-        assert all(torch.isfinite(value).all() for value in fitting.fit(few, 1).values())
+        assert all(torch.isfinite(value).all() for value in fitting.fit_baselines(few, 1).values())
 
 
 # What a store keeps
@@ -244,7 +241,7 @@ def test_fewer_windows_than_channels_still_give_codecs(tmp_path: Path, monkeypat
 
 def test_codecs_are_fitted_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first = linear_codecs(store, 3)["pooling"]
-    monkeypatch.setattr(fitting, "fit", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(fitting, "fit_baselines", lambda *_: pytest.fail("fitted again"))
     assert torch.equal(linear_codecs(store, 3)["pooling"].encode_weight, first.encode_weight)
 
 
@@ -259,7 +256,7 @@ def test_damaged_and_foreign_codecs_are_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"damaged .* remove it and it is computed again"):
             linear_codecs(own, 2)
     save_file(tensors, path, {"store": "another"})
-    with pytest.raises(StoreError, match="fitted on another store"):
+    with pytest.raises(StoreError, match="computed from something else .*store 'another'"):
         linear_codecs(own, 2)
     for changed in ({"pooling.decode_bias": torch.zeros(3)}, {fitting.SHORTFALL: torch.tensor(math.nan)}):
         save_file({**tensors, **changed}, path, {"store": own.fingerprint})

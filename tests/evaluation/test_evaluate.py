@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation import heldout, protocol
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.baselines import linear_codecs
+from tokconv.evaluation.baselines.fitting import linear_codecs
 from tokconv.evaluation.evaluator import Codec, Evaluator, Figures, codec_of
 from tokconv.evaluation.probe import fit_probe
 from tokconv.store.reader import TokenStore

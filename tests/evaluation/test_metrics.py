@@ -16,7 +16,6 @@ from support.stores import write_store
 from torch import Tensor
 
 from tokconv.evaluation import probe as probes
-from tokconv.evaluation.baselines import standardised_batches, training_sample
 from tokconv.evaluation.metrics.features import ImageFeatures
 from tokconv.evaluation.metrics.fidelity import Fidelity
 from tokconv.evaluation.metrics.mmd import MEDIAN_TOKENS, MmdReference
@@ -24,6 +23,7 @@ from tokconv.evaluation.metrics.similarity import cka, nearest, neighbour_overla
 from tokconv.evaluation.metrics.wasserstein import projections, sliced_wasserstein, sorted_projections
 from tokconv.evaluation.probe import Probe, fit_probe
 from tokconv.models.windows import Windows
+from tokconv.store.sample import standardised_batches, training_sample
 
 CPU = torch.device("cpu")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tokconv.errors import StoreError
-from tokconv.evaluation.baselines import FIT_VERSION, fitted_baselines
+from tokconv.evaluation.baselines.fitting import FIT_VERSION, fitted_baselines
+from tokconv.evaluation.baselines.registry import BASELINES, of_kind
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import check_output_grid
-from tokconv.store.derived import kept_figures
+from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
 
 SHORTFALL = "pca_shortfall"
@@ -30,14 +31,24 @@ def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
     check_output_grid(output_grid, store.token_grid)
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
-    path = store.derived_dir / f"baselines-p{PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json"
-    origin = {"protocol": PROTOCOL, "fit_version": FIT_VERSION, "store": store.fingerprint}
-    return kept_figures(path, "baselines", origin, lambda: _measure(store, output_grid))
+    return computed_once(
+        store,
+        f"baselines-p{PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json",
+        lambda: _measure(store, output_grid),
+        JsonFigures("baselines"),
+        origin={"protocol": PROTOCOL, "fit_version": FIT_VERSION},
+        check=_check_rows,
+    )
+
+
+def _check_rows(rows: Rows) -> None:
+    if rows.keys() != BASELINES.keys() or any(row.keys() < rows["pooling"].keys() for row in rows.values()):
+        raise ValueError("not the figures of all baselines")
 
 
 def _measure(store: TokenStore, output_grid: int) -> dict[str, Figures]:
     evaluator, fitted = Evaluator(store, output_grid), fitted_baselines(store, output_grid)
     measured = {name: evaluator.evaluate(codec) for name, codec in fitted.codecs.items()}
-    for name in ("window_pca", "matched_window_pca"):
-        measured[name][SHORTFALL] = fitted.pca_shortfall
+    for baseline in of_kind("pca"):
+        measured[baseline.name][SHORTFALL] = fitted.pca_shortfall
     return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}

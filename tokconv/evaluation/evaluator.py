@@ -20,7 +20,7 @@ from tokconv.evaluation.probe import FIT_VERSION, Probe, Reader, fit_probe, labe
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.windows import Windows, compression_ratio
-from tokconv.store.derived import kept_figures
+from tokconv.store.cache import JsonFigures, computed_once
 from tokconv.store.reader import TokenStore
 
 Figures = dict[str, float]
@@ -120,9 +120,13 @@ class Evaluator:
     def _real_side(self) -> tuple[MmdReference, Figures, float]:
         """What does not depend on a codec, from the store's cache or measured now: the reference of the discrepancy,
         what real tokens get where the codec's stand, and the probe's accuracy on real images."""
-        path = self.store.derived_dir / f"real-p{protocol.PROTOCOL}-v{FIT_VERSION}-grid-{self.output_grid:02d}.json"
-        origin = {"protocol": protocol.PROTOCOL, "probe": FIT_VERSION, "store": self.store.fingerprint}
-        kept = kept_figures(path, "real", origin, self._measure_real)
+        kept = computed_once(
+            self.store,
+            f"real-p{protocol.PROTOCOL}-v{FIT_VERSION}-grid-{self.output_grid:02d}.json",
+            self._measure_real,
+            JsonFigures("real"),
+            origin={"protocol": protocol.PROTOCOL, "probe": FIT_VERSION},
+        )
         reference = MmdReference(self.sample.mmd_reference, **kept["mmd"])
         return reference, kept["figures"], kept["probe"].get("full", 0.0)
 

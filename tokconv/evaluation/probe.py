@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokconv.errors import StoreError
-from tokconv.evaluation.baselines import standardised_batches, training_sample
 from tokconv.models.windows import Windows
 from tokconv.store.reader import TokenStore
+from tokconv.store.sample import standardised_batches, training_sample
 from tokconv.system.files import atomic_path
 
 FIT_VERSION = 1

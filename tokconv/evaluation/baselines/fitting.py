@@ -1,4 +1,4 @@
-"""Every baseline of a grid: fitted in one pass over the training sample, kept beside the token store, read back.
+"""Every baseline of a grid: fitted in one pass over the training sample, stored next to the token store, read back.
 
 D = W*C is the width of a window.
 """
@@ -8,53 +8,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tokconv.errors import StoreError
-from tokconv.evaluation.baselines.linear import LinearCodec, averaging, decode_windows, shuffling
-from tokconv.evaluation.baselines.merging import Merge, MergeCodec, prumerge, tome, unmerge
-from tokconv.evaluation.baselines.pca import (
-    Components,
-    exact_components,
-    matched_window_pca,
-    randomised_components,
-    window_pca,
-)
+from tokconv.evaluation.baselines.linear import LinearCodec, decode_windows
+from tokconv.evaluation.baselines.merging import MergeCodec, unmerge
+from tokconv.evaluation.baselines.pca import Components, WindowMoments, exact_components, randomised_components
+from tokconv.evaluation.baselines.registry import BASELINES, of_kind
 from tokconv.evaluation.baselines.regression import Regression
-from tokconv.evaluation.baselines.selection import furthest_token, resized
 from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
+from tokconv.store.cache import Tensors, computed_once
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import MAX_IMAGES, standardised_batches, training_sample
-from tokconv.system.files import atomic_path
 
-BASELINES = (
-    "pooling",
-    "max_norm",
-    "bilinear",
-    "pixel_shuffle",
-    "tome",
-    "prumerge",
-    "window_pca",
-    "matched_window_pca",
-)
-LINEAR = ("pooling", "pixel_shuffle", "window_pca", "matched_window_pca")
-SELECTIONS = {"max_norm": furthest_token, "bilinear": resized}
-MERGES: dict[str, Merge] = {"tome": tome, "prumerge": prumerge}
+PROJECTIONS, PCAS = of_kind("projection"), of_kind("pca")
+SELECTIONS, MERGERS = of_kind("selection"), of_kind("merging")
+LINEAR = of_kind("projection", "pca")
 SHORTFALL = "window_pca.shortfall"
 
 FIT_VERSION = 2
-"""Grows with every change of what a fit gives, so that what a store keeps of an older one is not read."""
+"""Grows with every change of what a fit gives, so that files of an older one are not read."""
 MAX_DECOMPOSED = 2560
 """Largest D whose covariance is decomposed in full, exactly."""
 MAX_COVARIANCE = 4096
-"""Largest D whose covariance is kept at all; above it components come from at most SVD_BYTES of windows."""
+"""Largest D whose covariance is formed at all; above it components come from at most SVD_BYTES of windows."""
 SVD_BYTES = 2**31
 
 Codec = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -62,12 +42,12 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedBaselines:
     """The baselines of one store and grid.
 
     codecs: by name, [B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all in token units, on the CPU.
     linear: those that are affine on both sides, on standardised tokens.
-    selecting: decoders of those that are not, but answer a cell a window: weight [W*C, C], bias [W*C].
+    selecting: decoders of the other ones that return one cell per window: weight [W*C, C], bias [W*C].
     pca_shortfall: `tokconv.evaluation.baselines.pca.Components.shortfall` of both window PCAs.
     """
 
@@ -78,16 +58,16 @@ class Fitted:
 
 
 def linear_codecs(store: TokenStore, output_grid: int) -> Mapping[str, LinearCodec]:
-    """The baselines of a grid that can fill the window projections of our own networks; see `fitted_baselines`."""
+    """Return the baselines of a grid that can fill the window projections of our networks; see `fitted_baselines`."""
     return fitted_baselines(store, output_grid).linear
 
 
-def fitted_baselines(store: TokenStore, output_grid: int) -> Fitted:
-    """Every baseline of a grid, from the store's cache or fitted now (one process fits, others wait).
+def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
+    """Return every baseline of a grid, fitted at the first call per store (one process fits, others wait).
 
     Raises:
         ConfigError: the grid is not in 1..G.
-        StoreError: no training images, or the cache is damaged.
+        StoreError: no training images, or the file of the fit is damaged.
 
     Example:
         >>> compressed, reconstructed = fitted_baselines(store, 6).codecs["tome"](tokens)    # doctest: +SKIP
@@ -95,16 +75,17 @@ def fitted_baselines(store: TokenStore, output_grid: int) -> Fitted:
     windows = Windows(store.token_grid, output_grid)
     if not len(store.train_indices):
         raise StoreError(f"{store.path}: no training images to fit baselines on; encode more of them")
-    path = store.derived_dir / f"codecs-v{FIT_VERSION}-grid-{output_grid:02d}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            with atomic_path(path) as temporary:
-                save_file(fit(store, output_grid), temporary, {"store": store.fingerprint})
-        return _assemble(_read(path, store, windows), store, windows)
+    tensors = computed_once(
+        store,
+        f"codecs-v{FIT_VERSION}-grid-{output_grid:02d}.safetensors",
+        lambda: fit_baselines(store, output_grid),
+        Tensors(),
+        check=partial(_check_tensors, store, windows),
+    )
+    return _assemble(tensors, store, windows)
 
 
-def fit(store: TokenStore, output_grid: int) -> dict[str, Tensor]:
+def fit_baselines(store: TokenStore, output_grid: int) -> Mapping[str, Tensor]:
     """Fit every baseline of a grid on at most 2,048 training images (fixed seed): "NAME.FIELD" -> float32 tensor."""
     sums = _Sums(store.dim, Windows(store.token_grid, output_grid))
     for tokens in standardised_batches(store, training_sample(store)):
@@ -119,65 +100,65 @@ def fit(store: TokenStore, output_grid: int) -> dict[str, Tensor]:
     for name, weight in sums.projections.items():
         tensors |= {f"{name}.encode_weight": weight, f"{name}.encode_bias": torch.zeros(store.dim)}
     components = _components(store, sums)
-    pooling = sums.of_cells["pooling"]
-    center, token_mean = pooling.out_mean[0], pooling.in_mean[0]
-    plain = window_pca(components, center)
-    matched = matched_window_pca(components, center, token_mean, sums.token_covariance, pooling.cross_covariance)
-    for name, codec in (("window_pca", plain), ("matched_window_pca", matched)):
-        tensors |= {f"{name}.{field}": value for field, value in vars(codec).items()}
-    tensors[SHORTFALL] = torch.tensor(components.shortfall, dtype=torch.float64)
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    for baseline in PCAS:
+        codec = baseline.function(components, sums.moments)
+        tensors |= {f"{baseline.name}.{field}": value for field, value in vars(codec).items()}
+    return {**tensors, SHORTFALL: torch.tensor(components.shortfall, dtype=torch.float64)}
 
 
 class _Sums:
-    """What one pass over the tokens collects: a regression a baseline, and the second moments of windows and tokens."""
+    """What one pass over the tokens collects: one regression per baseline, second moments of windows and tokens."""
 
     def __init__(self, dim: int, windows: Windows) -> None:
         self.dim, self.windows, self.width = dim, windows, windows.window_size * dim
-        self.projections = {
-            "pooling": averaging(dim, windows.window_size),
-            "pixel_shuffle": shuffling(dim, windows.window_size),
-        }
-        self.of_cells = {name: Regression(dim, self.width) for name in (*self.projections, *SELECTIONS)}
-        self.of_merged = {name: Regression(dim, dim, windows.token_grid**2) for name in MERGES}
-        self.keeps_covariance = self.width <= MAX_COVARIANCE
-        kept = self.width if self.keeps_covariance else 0
-        self._window_square = torch.zeros(kept, kept, dtype=torch.float64)
+        self.projections = {entry.name: entry.function(dim, windows.window_size) for entry in PROJECTIONS}
+        self.selections = {entry.name: entry.function for entry in SELECTIONS}
+        self.mergers = {entry.name: entry.function for entry in MERGERS}
+        self.of_cells = {name: Regression(dim, self.width) for name in (*self.projections, *self.selections)}
+        self.of_merged = {name: Regression(dim, dim, windows.token_grid**2) for name in self.mergers}
+        self.has_covariance = self.width <= MAX_COVARIANCE
+        side = self.width if self.has_covariance else 0
+        self._window_square = torch.zeros(side, side, dtype=torch.float64)
         self._token_square = torch.zeros(dim, dim, dtype=torch.float64)
 
     def update(self, standardised_BNC: Tensor) -> None:
+        """Add a batch."""
         members = self.windows.split(standardised_BNC).flatten(0, 1)
         flat = members.flatten(1)
         for name, weight in self.projections.items():
             self.of_cells[name].update((flat @ weight.T)[:, None], flat[:, None])
-        for name, select in SELECTIONS.items():
+        for name, select in self.selections.items():
             cells = select(standardised_BNC, self.windows)
             self.of_cells[name].update(cells.flatten(0, 1)[:, None], flat[:, None])
-        for name, merge in MERGES.items():
+        for name, merge in self.mergers.items():
             merged, groups = merge(standardised_BNC, self.windows.num_cells)
             self.of_merged[name].update(unmerge(merged, groups), standardised_BNC)
         tokens = members.flatten(0, 1)
         self._token_square += tokens.T @ tokens
-        if self.keeps_covariance:
+        if self.has_covariance:
             self._window_square += flat.T @ flat
 
     @property
     def window_mean(self) -> Tensor:
+        """[D] float64."""
         return self.of_cells["pooling"].out_mean[0]
 
     @property
     def window_covariance(self) -> Tensor:
+        """[D, D] float64; only if `has_covariance`."""
         return self._window_square / self.of_cells["pooling"].count - torch.outer(self.window_mean, self.window_mean)
 
     @property
-    def token_covariance(self) -> Tensor:
+    def moments(self) -> WindowMoments:
+        """What PCA needs besides the components."""
         pooling = self.of_cells["pooling"]
         mean = pooling.in_mean[0]
-        return self._token_square / (pooling.count * self.windows.window_size) - torch.outer(mean, mean)
+        covariance = self._token_square / (pooling.count * self.windows.window_size) - torch.outer(mean, mean)
+        return WindowMoments(self.window_mean, mean, covariance, pooling.cross_covariance)
 
 
 def _components(store: TokenStore, sums: _Sums) -> Components:
-    if sums.keeps_covariance:
+    if sums.has_covariance:
         covariance = sums.window_covariance
         if sums.width <= MAX_DECOMPOSED:
             return exact_components(covariance, store.dim)
@@ -201,21 +182,11 @@ def _components(store: TokenStore, sums: _Sums) -> Components:
     )
 
 
-def _read(path: Path, store: TokenStore, windows: Windows) -> dict[str, Tensor]:
-    advice = "remove it and it is computed again"
-    try:
-        with safe_open(path, framework="pt") as file:
-            origin = (file.metadata() or {}).get("store")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path}: damaged ({error}); {advice}") from error
-    if origin != store.fingerprint:
-        raise StoreError(f"{path}: was fitted on another store ({origin}); {advice}")
+def _check_tensors(store: TokenStore, windows: Windows, tensors: Mapping[str, Tensor]) -> None:
+    """Check names and shapes. Weights are not looked at: they stay on disk until they are used."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    # Weights are not looked at: they stay on disk until they are used.
     if shapes != _shapes(store, windows) or not 0 <= float(tensors[SHORTFALL]) <= 1:
-        raise StoreError(f"{path}: damaged (not the codecs of this grid); {advice}")
-    return tensors
+        raise ValueError("not the codecs of this grid")
 
 
 def _shapes(store: TokenStore, windows: Windows) -> dict[str, Shape]:
@@ -223,25 +194,25 @@ def _shapes(store: TokenStore, windows: Windows) -> dict[str, Shape]:
     decoder: dict[str, Shape] = {"decode_weight": (width, dim), "decode_bias": (width,)}
     linear: dict[str, Shape] = {"encode_weight": (dim, width), "encode_bias": (dim,), **decoder}
     merging: dict[str, Shape] = {"weight": (dim, dim), "bias": (store.num_tokens, dim)}
-    kinds = {**dict.fromkeys(LINEAR, linear), **dict.fromkeys(SELECTIONS, decoder), **dict.fromkeys(MERGES, merging)}
-    return {SHORTFALL: ()} | {f"{name}.{field}": shape for name, kind in kinds.items() for field, shape in kind.items()}
-
-
-def _assemble(tensors: Mapping[str, Tensor], store: TokenStore, windows: Windows) -> Fitted:
-    fields = LinearCodec.__dataclass_fields__
-    linear = {name: LinearCodec(*(tensors[f"{name}.{field}"] for field in fields)) for name in LINEAR}
-    selecting = {name: (tensors[f"{name}.decode_weight"], tensors[f"{name}.decode_bias"]) for name in SELECTIONS}
-    codecs: dict[str, Codec] = {
-        **{name: partial(_run_linear, codec, windows) for name, codec in linear.items()},
-        **{name: partial(_run_selection, SELECTIONS[name], windows, *found) for name, found in selecting.items()},
-        **{
-            name: MergeCodec(merge, windows.num_cells, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-            for name, merge in MERGES.items()
-        },
+    kinds = {"projection": linear, "pca": linear, "selection": decoder, "merging": merging}
+    return {SHORTFALL: ()} | {
+        f"{entry.name}.{field}": shape for entry in BASELINES.values() for field, shape in kinds[entry.kind].items()
     }
+
+
+def _assemble(tensors: Mapping[str, Tensor], store: TokenStore, windows: Windows) -> FittedBaselines:
+    fields = LinearCodec.__dataclass_fields__
+    linear = {e.name: LinearCodec(*(tensors[f"{e.name}.{field}"] for field in fields)) for e in LINEAR}
+    selecting = {e.name: (tensors[f"{e.name}.decode_weight"], tensors[f"{e.name}.decode_bias"]) for e in SELECTIONS}
+    codecs: dict[str, Codec] = {name: partial(_run_linear, codec, windows) for name, codec in linear.items()}
+    for entry in SELECTIONS:
+        codecs[entry.name] = partial(_run_selection, entry.function, windows, *selecting[entry.name])
+    for entry in MERGERS:
+        weight, bias = tensors[f"{entry.name}.weight"], tensors[f"{entry.name}.bias"]
+        codecs[entry.name] = MergeCodec(entry.function, windows.num_cells, weight, bias)
     standardise = Standardise(store.dim, store.mean, store.scale)
-    whole = {name: partial(_in_token_units, standardise, codecs[name]) for name in BASELINES}
-    return Fitted(whole, linear, selecting, float(tensors[SHORTFALL]))
+    in_token_units = {name: partial(_in_token_units, standardise, codecs[name]) for name in BASELINES}
+    return FittedBaselines(in_token_units, linear, selecting, float(tensors[SHORTFALL]))
 
 
 def _run_linear(codec: LinearCodec, windows: Windows, standardised: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,14 +29,11 @@ class LinearCodec:
     decode_weight: Tensor
     decode_bias: Tensor
 
-    @torch.no_grad()
     def fill(self, compressor: Compressor, decoder: Decoder) -> None:
         """Make this codec the window projections of a compressor and a decoder of the same grid and width."""
         assert compressor.projection is not None
-        compressor.projection.weight.copy_(self.encode_weight)
-        compressor.projection.bias.copy_(self.encode_bias)
-        decoder.projection.weight.copy_(self.decode_weight)
-        decoder.projection.bias.copy_(self.decode_bias)
+        compressor.projection.fill(self.encode_weight, self.encode_bias)
+        decoder.projection.fill(self.decode_weight, self.decode_bias)
 
     def compress(self, standardised_BNC: Tensor, windows: Windows) -> Tensor:
         """[B, N, C] -> [B, K, C]."""

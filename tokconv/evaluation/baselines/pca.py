@@ -85,36 +85,44 @@ def randomised_components(
     return Components(components, variance, shortfall)
 
 
-def window_pca(components: Components, center: Tensor) -> LinearCodec:
-    """The components as they are: uncorrelated codes of falling variance. `center` [D] float64 is the mean window."""
+@dataclass(frozen=True)
+class WindowMoments:
+    """Moments of standardised tokens and of windows over the training sample, float64.
+
+    center: the mean window, [D].
+    token_mean: [C].
+    token_covariance: [C, C].
+    pooled_covariance: of pooled tokens with whole windows, [C, D].
+    """
+
+    center: Tensor
+    token_mean: Tensor
+    token_covariance: Tensor
+    pooled_covariance: Tensor
+
+
+def window_pca(components: Components, moments: WindowMoments) -> LinearCodec:
+    """Return the components as they are: uncorrelated codes of falling variance."""
     zero = torch.zeros(components.basis.shape[1], dtype=torch.float64)
-    return affine_codec(components.basis.T, components.basis, center=center, token_mean=zero)
+    return affine_codec(components.basis.T, components.basis, center=moments.center, token_mean=zero)
 
 
-def matched_window_pca(
-    components: Components, center: Tensor, token_mean: Tensor, token_covariance: Tensor, pooled_covariance: Tensor
-) -> LinearCodec:
-    """Codes c of covariance V become S^1/2 Q V^-1/2 c with the tokens' covariance S.
+def matched_window_pca(components: Components, moments: WindowMoments) -> LinearCodec:
+    """Map codes c of covariance V to S^1/2 Q V^-1/2 c, with the tokens' covariance S.
 
-    Every rotation Q gives these moments; this one brings each compressed token nearest to its window's mean token
+    Every rotation Q gives these moments. This one brings each compressed token nearest to its window's mean token
     (orthogonal Procrustes), so that a compressed token still says what its place in the image says.
-
-    Args:
-        center: mean window, [D]; float64, as the rest.
-        token_mean: [C].
-        token_covariance: [C, C].
-        pooled_covariance: of pooled tokens with whole windows, [C, D].
     """
     basis = components.basis
-    token_root, token_inverse = _root(token_covariance)
+    token_root, token_inverse = _root(moments.token_covariance)
     code_root, code_inverse = _root(components.variance.diag())
-    left, _, right = torch.linalg.svd(token_root @ pooled_covariance @ basis @ code_inverse)
+    left, _, right = torch.linalg.svd(token_root @ moments.pooled_covariance @ basis @ code_inverse)
     rotation = left @ right
     return affine_codec(
         token_root @ rotation @ code_inverse @ basis.T,
         basis @ code_root @ rotation.T @ token_inverse,
-        center=center,
-        token_mean=token_mean,
+        center=moments.center,
+        token_mean=moments.token_mean,
     )
 
 
