@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from support.artefacts import write_export
-from tokconv.evaluation.baselines import linear_codecs
+from tokconv.evaluation.baselines.fitting import linear_codecs
 from tokconv.exports.artefact import load_compressor, load_decoder
 from tokconv.store.reader import TokenStore
 

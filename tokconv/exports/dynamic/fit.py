@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokconv.errors import CheckpointError, StoreError
-from tokconv.evaluation.baselines import standardised_batches, training_sample
 from tokconv.evaluation.heldout import held_out
 from tokconv.exports.artefact import load_decoder
 from tokconv.exports.dynamic import plot
@@ -38,6 +37,7 @@ from tokconv.exports.dynamic.compressor import (
 from tokconv.exports.dynamic.predictor import ErrorPredictor, fit
 from tokconv.exports.dynamic.spectrum import Spectrum, principal_axes
 from tokconv.store.reader import TokenStore
+from tokconv.store.sample import standardised_batches, training_sample
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import atomic_path, write_json
 
