@@ -292,7 +292,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(
     def full(*args: object, **settings: object) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("tokconv.cli.commands.encode", full)
+    monkeypatch.setattr("tokconv.cli.encode.run", full)
     assert main(["encode"]) == 2
     assert capsys.readouterr().err == "tokconv: runs/x: cannot be written or read (No space left on device)\n"
 

@@ -82,7 +82,7 @@ def test_formats_are_added_measured_and_described(tmp_path: Path, capsys: pytest
         ([str(folder), "--format", "tflite"], "--format: got 'tflite'"),
         ([str(folder), "--out", str(copy)], "exists; choose another place"),
         ([str(tmp_path), "--out", str(tmp_path / "x")], "nor an exported folder"),
-        ([str(tmp_path)], "--out: say which folder"),
+        ([str(tmp_path)], "--out: missing; give the folder to write"),
     ):
         assert main(["export", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Completion for shells: commands, options and files by shtab, config keys by ourselves."""
+"""`tokconv completion`: commands, options and files by shtab, config keys by our own functions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from tokconv.config.tree import KEYS
 KEYS_FUNCTION = "_tokconv_keys"
 
 
+def run(args: argparse.Namespace) -> None:
+    """Print the script of a shell."""
+    print(completion(args.shell))
+
+
 def completion(shell: str) -> str:
-    """The script that a shell sources.
+    """Return the script that a shell sources.
 
     Args:
         shell: bash, zsh or tcsh.
@@ -22,15 +27,15 @@ def completion(shell: str) -> str:
     for action in _actions(parser):
         if action.metavar == "key=value":
             action.complete = {"bash": KEYS_FUNCTION, "zsh": KEYS_FUNCTION}  # type: ignore[attr-defined]
-        elif getattr(action.type, "__name__", "") in ("Path", "_place"):
+        elif getattr(action.type, "__name__", "") in ("Path", "place"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     keys = " ".join(f"{key}=" for key in sorted(KEYS))
     preamble = {
-        # Without a blank after the key, so that its value follows.
+        # No blank after the key: its value follows.
         "bash": f'{KEYS_FUNCTION}() {{\n  compopt -o nospace\n  compgen -W "{keys}" -- "$1"\n}}',
         "zsh": f"{KEYS_FUNCTION}() {{\n  compadd -S '' -- {keys}\n}}",
     }
-    return shtab.complete(parser, shell, preamble=preamble)  # type: ignore[arg-type]  # it takes one for each shell
+    return shtab.complete(parser, shell, preamble=preamble)  # type: ignore[arg-type]  # it takes one per shell
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -1,7 +1,8 @@
-"""What compress and dynamic do: images to compressed tokens, by one compressor or by a choice among a sweep's."""
+"""`tokconv compress`: images to compressed tokens, by one compressor or by a choice among a sweep's."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,18 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokconv.config.tree import ClipConfig
-from tokconv.encoding.pipeline import STORES
 from tokconv.encoding.sources.features import GIVEN
 from tokconv.encoding.sources.files import open_image
+from tokconv.encoding.towers.families import layer_from_start
 from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
 from tokconv.errors import CheckpointError, ConfigError, DataError, first_line, import_extra
 from tokconv.evaluation.pictures import draw_compression, draw_compressions
-from tokconv.exports import artefact as exports
-from tokconv.exports.dynamic.compressor import FOLDER, MEDIAN, DynamicCompressor, load_dynamic
-from tokconv.exports.dynamic.fit import find_store, fit_dynamic
+from tokconv.exports.artefact import load_compressor, load_decoder, read_config
+from tokconv.exports.dynamic.compressor import MEDIAN, DynamicCompressor, load_dynamic
 from tokconv.exports.dynamic.predictor import check_target
 from tokconv.exports.dynamic.ragged import save_ragged
-from tokconv.store.remote import open_place
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import atomic_path
 from tokconv.system.terminal import progress_line
@@ -34,55 +33,34 @@ PICTURED_IMAGES = 8
 PICTURED_SIZE = (512, 512)
 
 
-def compress(
-    images: Sequence[Path],
-    *,
-    compressor: Path | None,
-    compressors: Path | None = None,
-    target_fvu: float | None = None,
-    confidence: float | None = None,
-    encoder: str | None,
-    out: Path,
-    picture: Path | None,
-    batch_size: int,
-    device: str | None,
-) -> None:
-    """`tokconv compress`, with either `compressor` or `compressors` and `target_fvu`. Raises TokconvError."""
-    _check_files(images, [out] if picture is None else [out, picture])
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size: got {batch_size}; must be at least 1")
-    if picture is not None:
+def run(args: argparse.Namespace) -> None:
+    """Compress images with one compressor, or with those of a folder. Raises TokconvError."""
+    _check_files(args.images, [args.out] if args.picture is None else [args.out, args.picture])
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size: got {args.batch_size}; must be at least 1")
+    if args.picture is not None:
         import_extra("matplotlib.figure", "sweep")
-    reader = _Reader(images, batch_size, pictured=PICTURED_IMAGES if picture is not None else 0)
-    if compressors is not None:
-        if target_fvu is None:
-            raise ConfigError("--compressors: needs --target-fvu, the error that an image may have, as 0.02")
-        check_target(target_fvu, "--target-fvu")
-        confidence = MEDIAN if confidence is None else confidence
-        dynamic = load_dynamic(compressors, target_fvu=target_fvu, confidence=confidence)
-        _compress_dynamic(reader, dynamic, _tower_of(dynamic.paths[0], encoder, device), out, picture)
+    reader = _Reader(args.images, args.batch_size, pictured=PICTURED_IMAGES if args.picture is not None else 0)
+    if args.compressors is not None:
+        if args.target_fvu is None:
+            raise ConfigError("--compressors: needs --target-fvu, the largest error of an image, as 0.02")
+        check_target(args.target_fvu, "--target-fvu")
+        confidence = MEDIAN if args.confidence is None else args.confidence
+        dynamic = load_dynamic(args.compressors, target_fvu=args.target_fvu, confidence=confidence)
+        tower = _tower_of(dynamic.paths[0], args.encoder, args.device)
+        _compress_dynamic(reader, dynamic, tower, args.out, args.picture)
         return
-    for name, value in (("--target-fvu", target_fvu), ("--confidence", confidence)):
-        if value is not None:
-            raise ConfigError(f"{name}: chooses among --compressors; a single --compressor leaves nothing to choose")
-    if compressor is None:
-        raise ConfigError("--compressor: missing; name an exported compressor, or a folder of them with --compressors")
-    _compress_fixed(reader, compressor, _tower_of(compressor, encoder, device), out, picture)
-
-
-def fit_champions(champions: Path, store: Path | str | None, *, device: str | None) -> None:
-    """`tokconv dynamic`. Raises TokconvError."""
-    opened = find_store(champions, STORES) if store is None else open_place(store)
-    print(f"token store: {opened.path}")
-    with progress_line("measuring") as line:
-        report = fit_dynamic(champions, opened, device=device, progress=line)
-    print(f"{report.text()}\n\n{champions / FOLDER}: use it with")
-    target = report.dynamic[len(report.dynamic) // 2].target
-    print(f"  tokconv compress IMAGES --compressors {champions} --target-fvu {target:g} --out tokens.safetensors")
+    for option in ("target_fvu", "confidence"):
+        if getattr(args, option) is not None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: goes with --compressors; a single --compressor leaves nothing to choose"
+            )
+    tower = _tower_of(args.compressor, args.encoder, args.device)
+    _compress_fixed(reader, args.compressor, tower, args.out, args.picture)
 
 
 class _Reader:
-    """Reads images batch by batch, and keeps the first of them, with their tokens, for a picture."""
+    """The images to compress, read in batches; the first of them are kept with their tokens for a picture."""
 
     def __init__(self, images: Sequence[Path], batch_size: int, pictured: int) -> None:
         self.images, self.batch_size, self._pictured = images, batch_size, pictured
@@ -95,11 +73,11 @@ class _Reader:
 
     @property
     def tokens(self) -> Tensor:
-        """The tokens of the pictured images."""
+        """The tokens [b, N, C] of the pictured images."""
         return torch.cat(self._tokens)[: len(self.pictures)]
 
     def batches(self, tower: VisionTower) -> Iterator[Tensor]:
-        """Tokens [b, N, C] of all images, in order, where the tower is."""
+        """Yield the tokens [b, N, C] of all images in order, on the tower's device."""
         with progress_line("compressing") as line:
             for first in range(0, len(self.images), self.batch_size):
                 pixels = []
@@ -116,21 +94,22 @@ class _Reader:
                 if len(self.images) > self.batch_size:
                     line(first + len(pixels), len(self.images))
 
-    def said(self, picture: Path) -> str:
+    def caption(self, picture: Path) -> str:
+        """Describe the picture that was written."""
         more = f" of the first {len(self.pictures)} images" if len(self.images) > len(self.pictures) else ""
         return f"{picture}: image, tokens, compressed grid, reconstruction, error of each token{more}"
 
 
 @torch.inference_mode()
 def _compress_fixed(reader: _Reader, path: Path, tower: VisionTower, out: Path, picture: Path | None) -> None:
-    network = exports.load_compressor(path).to(tower.device)
+    network = load_compressor(path).to(tower.device)
     result = torch.cat([network(tokens).cpu() for tokens in reader.batches(tower)])
     with atomic_path(out) as temporary:
         save_file({"tokens": result}, temporary, {"images": json.dumps(reader.names)})
     print(f"{out}: tokens {list(result.shape)}, {network.token_grid**2 / result.shape[1]:.3g}x fewer")
     if picture is not None:
-        draw_compression(network.cpu(), exports.load_decoder(path), reader.tokens, picture, reader.pictures)
-        print(reader.said(picture))
+        draw_compression(network.cpu(), load_decoder(path), reader.tokens, picture, reader.pictures)
+        print(reader.caption(picture))
 
 
 @torch.inference_mode()
@@ -152,7 +131,7 @@ def _compress_dynamic(
     numbers = torch.cat(chosen)
     save_ragged(out, parts, reader.names)
     mean = sum(map(len, parts)) / len(parts)
-    print(f"{out}: {mean:.1f} tokens an image on average, {network.token_grid**2 / mean:.3g}x fewer")
+    print(f"{out}: {mean:.1f} tokens per image on average, {network.token_grid**2 / mean:.3g}x fewer")
     for number, grid in enumerate(network.grids.tolist()):
         count = int((numbers == number).sum())
         print(f"  {grid} x {grid}: {count} image{'' if count == 1 else 's'}")
@@ -161,16 +140,16 @@ def _compress_dynamic(
         largest = int(network.grids[-1])
         print(
             f"  {unmet} of the {len(parts)} images are not expected to meet the target at any grid; "
-            f"they have the largest, {largest} x {largest}"
+            f"they got the largest, {largest} x {largest}"
         )
     if picture is not None:
         pairs = {}
         for number in sorted(set(numbers[: len(reader.pictures)].tolist())):
             path = network.paths[number]
-            pairs[number] = exports.load_compressor(path), exports.load_decoder(path)
+            pairs[number] = load_compressor(path), load_decoder(path)
         codecs = [pairs[number] for number in numbers[: len(reader.pictures)].tolist()]
         draw_compressions(codecs, reader.tokens, picture, reader.pictures)
-        print(reader.said(picture))
+        print(reader.caption(picture))
 
 
 def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:
@@ -183,13 +162,13 @@ def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:
     taken = {path.resolve() for path in images}
     for path in outputs:
         if path.resolve() in taken:
-            raise ConfigError(f"{path}: is named twice; every file to write needs a name of its own")
+            raise ConfigError(f"{path}: is named twice; each file to write needs its own name")
         taken.add(path.resolve())
 
 
 def _tower_of(compressor: Path, encoder: str | None, device: str | None) -> VisionTower:
-    """The tower whose tokens a compressor was trained on."""
-    description = exports.read_config(compressor)
+    """Load the tower whose tokens a compressor was trained on. Raises CheckpointError if `encoder` is another one."""
+    description = read_config(compressor)
     try:
         clip, trained_on = ClipConfig(**description["clip"]), dict(description["encoder"])
     except (KeyError, TypeError, ValueError) as error:
@@ -208,10 +187,10 @@ def _tower_of(compressor: Path, encoder: str | None, device: str | None) -> Visi
 def _same_encoder(spec: EncoderSpec, trained_on: Mapping[str, Any]) -> bool:
     if trained_on.get("revision") != GIVEN:
         return spec.identity() == trained_on
-    # Of an encoder whose tokens were given only this is known.
+    # The tokens were given, so only this much is known of their encoder.
     layer = trained_on.get("layer")
-    if isinstance(layer, int) and layer < 0:
-        layer += spec.num_layers + 1
+    if isinstance(layer, int):
+        layer = layer_from_start(layer, spec.num_layers)
     known = (spec.name, spec.layer, spec.token_grid, spec.dim)
     return known == (trained_on.get("name"), layer, trained_on.get("token_grid"), trained_on.get("dim"))
 
@@ -219,6 +198,6 @@ def _same_encoder(spec: EncoderSpec, trained_on: Mapping[str, Any]) -> bool:
 def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
-    except Exception as error:  # Pillow raises many kinds for a damaged file
+    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
         reason = first_line(error)
         raise DataError(f"{path}: cannot be read as an image ({reason})") from error

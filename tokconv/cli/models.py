@@ -1,8 +1,8 @@
-"""`tokconv models`: what every network costs, beside the encoder whose tokens it compresses."""
+"""`tokconv models`: what every network costs, next to the encoder whose tokens it compresses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from dataclasses import dataclass
 
 from tokconv.config.overrides import compose
@@ -20,7 +20,7 @@ BUDGET = 0.01
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower as far as its cost is concerned."""
+    """What the cost of a vision tower depends on, and the cost."""
 
     name: str
     token_grid: int
@@ -28,22 +28,19 @@ class Tower:
     flops: int
 
 
-def models(overrides: Sequence[str], *, grids: str | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Print parameters, FLOPs and share of the encoder's FLOPs of every kind of network.
 
-    Args:
-        grids: output grids with commas, as in "4,6,8,12".
-
     Raises:
-        ConfigError: an override or a grid that cannot be.
-        DataError: a tower that is neither published nor reachable.
+        ConfigError: an invalid override or grid.
+        DataError: the tower is neither published nor reachable.
     """
-    config = compose(overrides)
+    config = compose(args.overrides)
     tower = _tower(config.model.clip)
-    at_grids = chosen_grids(grids, tower.token_grid)
+    at_grids = chosen_grids(args.grids, tower.token_grid)
     print(
         f"{tower.name}: {tower.token_grid}x{tower.token_grid} tokens of {tower.dim} channels, "
-        f"{_flops(tower.flops)} an image; widths and depths as configured\n"
+        f"{_flops(tower.flops)} per image; widths and depths as configured\n"
     )
     print(f"{'':<12}{'kind':<12}{'grid':>7}{'parameters':>13}{'FLOPs':>12}{'of encoder':>12}")
     before = ""
@@ -56,7 +53,7 @@ def models(overrides: Sequence[str], *, grids: str | None = None) -> None:
             f"{role:<12}{cost.kind + chosen:<12}{f'{cost.grid}x{cost.grid}':>7}{cost.parameters / 1e6:>11.2f} M"
             f"{_flops(cost.flops):>12}{share:>12.3%}{over}"
         )
-    print("\n* as configured. FLOPs of one image forward; a critic and a decoder run in training only.")
+    print("\n* as configured. FLOPs of one image forward; critic and decoder run only in training.")
 
 
 ROLES = ("compressor", "decoder", "critic")

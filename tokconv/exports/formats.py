@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tokconv.errors import CheckpointError, ConfigError, import_extra, suggest
-from tokconv.exports.artefact import REGISTERED, load_compressor, model_card
+from tokconv.exports.artefact import REGISTERED, load_compressor
+from tokconv.exports.card import model_card
 from tokconv.models.compressor import Compressor
 from tokconv.system.files import atomic_path, write_json, write_text
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from tokconv.exports.artefact import DESCRIBED, MODEL_TYPE, check_format, described, save_compressor
+from tokconv.exports.artefact import MODEL_TYPE, OWN_KEYS, build_described, check_format, save_compressor
 from tokconv.models.registry import build_compressor
 from tokconv.models.windows import Windows
 
@@ -37,7 +37,7 @@ class TokconvConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     def __init__(self, **values: Any) -> None:
         # Apart: names such as `decoder` and `encoder` mean something else in transformers.
         description = values.pop("description", None) or {}
-        own = {name: values.pop(name) for name in DESCRIBED if name in values}
+        own = {name: values.pop(name) for name in OWN_KEYS if name in values}
         super().__init__(**values)
         self.description: dict[str, Any] = {**description, **own}
 
@@ -68,7 +68,7 @@ class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         check_format(config.description, config.name_or_path)
         # Here, although transformers builds models on the meta device: the windows are computed, not loaded.
         with torch.device("cpu"):
-            self.compressor = described(build_compressor, "compressor", config.description, config.name_or_path)
+            self.compressor = build_described(build_compressor, "compressor", config.description, config.name_or_path)
         self.compressor.description = config.description
         self.post_init()  # type: ignore[no-untyped-call]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from tokconv.encoding.towers.families import find_family
+from tokconv.encoding.towers.families import FAMILIES, layer_from_start
 from tokconv.errors import ConfigError
 from tokconv.exports.artefact import load_compressor, save_compressor
 from tokconv.models.compressor import Compressor
@@ -120,9 +120,9 @@ def attach(
 
 def _check_tower(config: Any, compressor: Compressor) -> None:
     vision = config.vision_config
-    family = find_family(vision.model_type)
-    if family is None:
+    if vision.model_type not in FAMILIES:
         raise ConfigError(f"attach: a vision tower of type {vision.model_type!r}; allowed: CLIP and SigLIP towers")
+    family = FAMILIES[vision.model_type]
     strategy = "default" if family.num_class_tokens else "full"
     if config.vision_feature_select_strategy != strategy:
         raise ConfigError(
@@ -152,7 +152,9 @@ def _check_trained_layer(config: Any, compressor: Compressor, layer: int | None)
         raise ConfigError("attach: this compressor does not say which hidden layer it was trained on; give layer=")
     num_layers = config.vision_config.num_hidden_layers
     # Counted from the end where the compressor was trained on tokens that somebody else had encoded.
-    given, known, there = (None if index is None else _index(index, num_layers) for index in (layer, said, read))
+    given, known, there = (
+        None if index is None else layer_from_start(index, num_layers) for index in (layer, said, read)
+    )
     if known is not None and given is not None and given != known:
         raise ConfigError(f"attach: layer={layer}, and the compressor says that it was trained on hidden layer {known}")
     trained = known if known is not None else given
@@ -161,10 +163,6 @@ def _check_trained_layer(config: Any, compressor: Compressor, layer: int | None)
             f"attach: the compressor was trained on hidden layer {trained}, this model reads layer {there} "
             f"(vision_feature_layer={read}); set model.clip.layer={read} and train one"
         )
-
-
-def _index(layer: int, num_layers: int) -> int:
-    return layer if layer >= 0 else num_layers + 1 + layer
 
 
 def _check_processor(config: Any, processor: LlavaProcessor) -> None:

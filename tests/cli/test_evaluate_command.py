@@ -1,4 +1,4 @@
-"""`tokconv evaluate`: the table and the plot of a store's baselines, an exported compressor beside them, refusals."""
+"""`tokconv evaluate`: the table and the plot of a store's baselines, an exported compressor next to them, refusals."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image
 from support.artefacts import write_export
 from support.stores import write_store
 
-from tokconv.cli.evaluate import TITLES
 from tokconv.cli.main import main
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.baselines import BASELINES
+from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.evaluation.table import BOLD, PLAIN, figure_table, is_bold
 from tokconv.exports.artefact import read_config
 from tokconv.store.reader import TokenStore
 from tokconv.system.files import write_json
 
+LABELS = [baseline.label for baseline in BASELINES.values()]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -54,7 +54,7 @@ def test_the_table_has_every_baseline_at_every_grid(store: TokenStore, tmp_path:
     assert main(["evaluate", "--baselines", str(store.path), "--grids", "3,2,4", "--plot", str(plot)]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"^(\d)x\d: 36 to", text, re.MULTILINE) == ["2", "3", "4"]
-    for title in TITLES.values():
+    for title in LABELS:
         assert len(re.findall(rf"^{re.escape(title)}  ", text, re.MULTILINE)) == 3
     assert f"{baseline_figures(store, 3)['tome']['val/fvu']:.4f}" in text
     assert f"evaluation protocol {PROTOCOL}" in text
@@ -70,8 +70,8 @@ def test_grids_and_plot_have_defaults_that_fit(store: TokenStore, capsys: Captur
     assert (store.derived_dir / "rate_distortion.png").is_file()
 
 
-def test_every_baseline_has_a_title() -> None:
-    assert tuple(TITLES) == BASELINES
+def test_every_baseline_is_measured(store: TokenStore) -> None:
+    assert tuple(baseline_figures(store, 2)) == tuple(BASELINES)
 
 
 @pytest.mark.parametrize("grids", ["", "4,", "4;6", "four"])
@@ -94,7 +94,7 @@ def test_a_compressor_stands_beside_the_baselines_of_its_grid(
     assert main(["evaluate", str(_export(tmp_path / "own", store)), str(store.path)]) == 0
     text = capsys.readouterr().out
     assert "2x2: 36 to 4 tokens, 9x fewer" in text
-    for title in ("this compressor", *TITLES.values()):
+    for title in ("this compressor", *LABELS):
         assert re.search(rf"^{re.escape(title)}  ", text, re.MULTILINE)
     # Its weights are random, so every baseline loses less.
     assert "At least as good on both fvu and swd: pooling" in text

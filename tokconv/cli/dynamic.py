@@ -1,0 +1,27 @@
+"""`tokconv dynamic`: fit the predictor that chooses a grid per image."""
+
+from __future__ import annotations
+
+import argparse
+
+from tokconv.exports.dynamic.compressor import FOLDER, read_champions
+from tokconv.exports.dynamic.fit import fit_dynamic
+from tokconv.exports.evaluate import find_store
+from tokconv.store.remote import open_place
+from tokconv.system.terminal import progress_line
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fit the predictor of a folder of champions, and print how good it is. Raises TokconvError."""
+    champions = args.champions
+    if args.store is not None:
+        store = open_place(args.store)
+    else:
+        fingerprint = read_champions(champions)[0].description.get("store_fingerprint")
+        store = find_store(champions, fingerprint, advice=f"name it: tokconv dynamic {champions} STORE")
+    print(f"token store: {store.path}")
+    with progress_line("measuring") as line:
+        report = fit_dynamic(champions, store, device=args.device, progress=line)
+    print(f"{report.text()}\n\n{champions / FOLDER}: use it with")
+    target = report.dynamic[len(report.dynamic) // 2].target
+    print(f"  tokconv compress IMAGES --compressors {champions} --target-fvu {target:g} --out tokens.safetensors")

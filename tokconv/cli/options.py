@@ -1,0 +1,35 @@
+"""What the commands' arguments share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def command(commands: Commands, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+    """Add a command and return its parser."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog="example:\n" + "".join(f"  {example}\n" for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add config overrides, which may stand on both sides of an option."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides, as in training.epochs=5")
+    parser.set_defaults(list="overrides")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+
+
+def place(text: str) -> Path | str:
+    """Return a store's directory as a path and its URL as text, from which a path would drop a slash."""
+    return text if "://" in text else Path(text)

@@ -1,0 +1,166 @@
+"""`tokconv train`: one compressor, without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokconv.config.overrides import compose, from_dict, parse, with_values
+from tokconv.config.tree import Config, get, to_dict
+from tokconv.encoding.console import encode_and_print
+from tokconv.encoding.images import describe_tokens
+from tokconv.errors import CheckpointError, ConfigError
+from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.baselines import registry as baselines
+from tokconv.evaluation.figures import TRAIN, shown_in
+from tokconv.evaluation.protocol import check_resumable, other_protocol
+from tokconv.models.windows import check_output_grid, compression_ratio
+from tokconv.store.reader import TokenStore
+from tokconv.system.devices import resolve_device
+from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered, write_json
+from tokconv.system.terminal import progress_line
+from tokconv.training.checkpoint import load_state
+from tokconv.training.loop import check_store, run_trial
+from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
+
+RUNS = Path("runs/train")
+MAY_CHANGE = ("data.root", "data.store", "data.num_workers", "data.encode_batch_size")
+"""Keys that a resumed run may change: where its data are and how they are read."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train a new run, or resume the newest one of a name. Raises TokconvError."""
+    if NAME.fullmatch(args.name) is None:
+        raise ConfigError(f"--name: got {args.name!r}; {NAME_RULE}")
+    run_dir = _newest_run(args.name) if args.resume else None
+    config = compose(args.overrides) if run_dir is None else _resumed_config(run_dir, args.overrides)
+    if run_dir is not None and _is_finished(run_dir, config):
+        _print_finished(run_dir)
+        return
+    token_grid, grid = describe_tokens(config).token_grid, config.model.compressor.output_grid_size
+    check_output_grid(grid, token_grid)
+    try:
+        store = encode_and_print(config, device=args.device)
+        check_store(config, store)
+        run_dir = run_dir or new_numbered(RUNS, args.name)
+        if not (run_dir / "config.json").exists():
+            write_json(run_dir / "config.json", to_dict(config))
+        ratio = f"{compression_ratio(token_grid, grid):.3g}x fewer"
+        print(f"run: {run_dir} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})")
+        _train(config, store, run_dir, args.device, args.resume)
+    except KeyboardInterrupt:
+        name = "" if args.name == "train" else f" --name {args.name}"
+        how = f" --resume{name}" if run_dir is not None else f"{name} {shlex.join(args.overrides)}".rstrip()
+        print(f"stopped; go on with: tokconv train{how}")
+        raise
+    print(_next_step(run_dir))
+
+
+def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None, resume: bool) -> None:
+    measured = baseline_figures(store, config.model.compressor.output_grid_size)
+    print(f"\nheld-out figures\n{_legend(measured['pooling'])}\n\n{_table_head(measured)}", flush=True)
+    steps = 0
+    with progress_line("training") as line:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal steps
+            steps = total
+            if done < total:
+                line(done, total)
+
+        runtime = LocalRuntime(
+            run_dir,
+            device=device,
+            on_report=lambda figures, _: line.message(_epoch_row(figures)),
+            on_progress=progress,
+            resume=resume,
+        )
+        run_trial(config, store, runtime)
+        # The bar is completed below the last epoch's figures, not above them.
+        line(steps, steps)
+
+
+def _newest_run(name: str) -> Path:
+    run_dir = newest_numbered(RUNS, name)
+    if run_dir is None:
+        raise CheckpointError(f"{RUNS}: holds no run of {name!r} to resume; start it without --resume")
+    return run_dir
+
+
+def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
+    """Return the config that a run was started with, changed only in what `MAY_CHANGE` lists."""
+    try:
+        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run_dir / 'config.json'}: missing or damaged; start a new run") from error
+    config = from_dict(saved)
+    asked = compose(overrides)
+    changed: dict[str, Any] = {}
+    for key, _ in parse(overrides):
+        leaf = "data.source" if key == "data" else key
+        old, new = get(config, leaf), get(asked, leaf)
+        if old == new:
+            continue
+        if leaf not in MAY_CHANGE:
+            raise CheckpointError(
+                f"{run_dir}: was started with {leaf}={old}, not {new}; leave it out, or start a new run"
+            )
+        changed[leaf] = new
+    return with_values(config, changed)
+
+
+def _is_finished(run_dir: Path, config: Config) -> bool:
+    """Return whether a run has all its epochs. Raises CheckpointError if it has not and cannot be resumed."""
+    found = checkpoints_of(run_dir)
+    if not found:
+        return False
+    state = load_state(found[-1])
+    if state["history"][-1]["epoch"] >= config.training.epochs:
+        return True
+    check_resumable(state, run_dir)
+    return False
+
+
+def _print_finished(run_dir: Path) -> None:
+    state = load_state(checkpoints_of(run_dir)[-1])
+    print(f"{run_dir}: finished already, nothing is left to train")
+    if difference := other_protocol(state):
+        print(f"note: {difference}")
+    print(f"\n{_table_head(state['baselines'])}\n{_epoch_row(state['history'][-1])}\n{_next_step(run_dir)}")
+
+
+def _next_step(run_dir: Path) -> str:
+    return f"\ncheckpoint: {checkpoints_of(run_dir)[-1]}\nexport it:  tokconv export {run_dir} --out my-compressor"
+
+
+def _legend(like: Metrics) -> str:
+    """Explain the columns, with the floor of each figure that has one."""
+    shown = [figure for figure in shown_in(TRAIN) if figure.name in like]
+    width = max(len(figure.title) for figure in shown)
+    floors = [f", at best about {figure.text(like[figure.floor])}" if figure.floor in like else "" for figure in shown]
+    return "\n".join(
+        f"  {figure.title:<{width}}  {figure.meaning}{floor}" for figure, floor in zip(shown, floors, strict=True)
+    )
+
+
+def _table_head(measured: Mapping[str, Metrics]) -> str:
+    """Return the header and the rows of the baselines that stand above the epochs."""
+    rows = [_row(baseline.title, measured[baseline.name]) for baseline in baselines.shown_in(TRAIN)]
+    titles = (figure.title.rjust(12) for figure in shown_in(TRAIN) if figure.name in measured["pooling"])
+    return "\n".join([f"{'':<14}{''.join(titles)}", *rows])
+
+
+def _row(title: str, figures: Metrics) -> str:
+    cells = (figure.text(figures[figure.name]).rjust(12) for figure in shown_in(TRAIN) if figure.name in figures)
+    return f"{title:<14}{''.join(cells)}"
+
+
+def _epoch_row(figures: Metrics) -> str:
+    epochs = f"{figures['epochs']:.0f}"
+    return _row(f"epoch {figures['epoch']:{len(epochs)}.0f}/{epochs}", figures)

@@ -1,0 +1,71 @@
+"""The model card of an export, README.md: what it compresses, its figures and the baselines', how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokconv.evaluation.figures import CARD, shown_in
+
+
+def model_card(description: Mapping[str, Any]) -> str:
+    """Return the card in Markdown, with the header that the Hugging Face hub reads.
+
+    Args:
+        description: the content of config.json.
+    """
+    sizes, figures, baselines = description["compressor"], description["figures"], description["baselines"]
+    tokens, cells = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2
+    columns = [("this compressor", figures), *((name.replace("_", " "), values) for name, values in baselines.items())]
+    rows = [
+        f"| {figure.meaning} (`{figure.name}`) | "
+        + " | ".join(_cell(values.get(figure.name)) for _, values in columns)
+        + " |"
+        for figure in shown_in(CARD)
+        if figure.name in figures
+    ]
+    formats = description.get("formats", {})
+    return "\n".join(
+        [
+            "---",
+            "library_name: tokconv",
+            "license: other",
+            "tags: [clip, vision-language, token-compression]",
+            "---",
+            "",
+            f"# CLIP token compressor, {tokens} to {cells} tokens ({tokens / cells:.3g}x)",
+            "",
+            f"Compresses [batch, {tokens}, {sizes['dim']}] patch tokens (no CLS) to [batch, {cells}, {sizes['dim']}].",
+            "",
+            f"- Encoder: `{description['encoder']['name']}`, hidden layer {description['encoder']['layer']}",
+            f"- Token store: `{description['store_fingerprint']}`, evaluation protocol {description['protocol']}",
+            f"- Evidence: {description.get('evidence', {}).get('summary', 'one run, not confirmed over seeds')}",
+            *(f"- `{measured['file']}`: {_format_line(name, measured)}" for name, measured in formats.items()),
+            "",
+            "| held-out figure | " + " | ".join(title for title, _ in columns) + " |",
+            "| --- |" + " ---: |" * len(columns),
+            *rows,
+            "",
+            "```python",
+            "import tokconv",
+            "",
+            'compressor = tokconv.load_compressor("PATH/OF/THIS/FOLDER")',
+            f"compressed = compressor(tokens)  # [batch, {tokens}, {sizes['dim']}] to [batch, {cells}, {sizes['dim']}]",
+            "```",
+            "",
+        ]
+    )
+
+
+def _format_line(name: str, measured: Mapping[str, Any]) -> str:
+    what = {"pt2": "torch.export", "onnx": f"ONNX, opset {measured.get('opset')}"}[name]
+    error = measured["max_error"]
+    same = "bit-identical" if error == 0 else f"differs by at most {error:.1e} of a token's deviation"
+    return f"{what}, float32, any batch size; {same} on 4 random images"
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    # Four decimals cannot tell a discrepancy of 0.00001 from 0, or an alignment of 0.99996 from 1.
+    return f"{value:.6f}" if abs(value) < 0.005 or 0.9995 < value < 1 else f"{value:.4f}"
