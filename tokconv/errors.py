@@ -10,6 +10,7 @@ The tree, and what each one is about:
       StorageError               object storage that does not answer, refuses, or lost something
       CheckpointError            a checkpoint or an exported compressor that cannot be used here
       MissingExtraError          an optional dependency is not installed; the message holds the pip command
+      ClusterError               a Ray cluster that does not answer, refuses, or does not work
       SweepError                 a sweep that cannot start or go on
       DivergedError              a non-finite loss or gradient, raised before the update (ends a trial, not a sweep)
 """
@@ -53,6 +54,10 @@ class CheckpointError(TokconvError, ValueError):
 
 class MissingExtraError(TokconvError, ImportError):
     """An optional dependency is not installed."""
+
+
+class ClusterError(TokconvError, RuntimeError):
+    """A Ray cluster does not answer, refuses, or does not work."""
 
 
 class SweepError(TokconvError, RuntimeError):

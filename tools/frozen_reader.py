@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from tokconv.config.tree import ClipConfig
-from tokconv.encoding.images import DigitsSource
+from tokconv.encoding.sources.bundled import DigitsSource
 from tokconv.encoding.towers.hub import locate
 from tokconv.encoding.towers.tower import BUNDLED, VisionTower
 from tokconv.exports.artefact import load_compressor

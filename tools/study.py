@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tokconv.config.overrides import compose
-from tokconv.encoding.progress import open_store
+from tokconv.encoding.console import encode_and_print
 from tokconv.sweep.judge.evidence import half_width
 from tokconv.system.files import write_json
 from tokconv.training.loop import run_trial
@@ -99,7 +99,7 @@ def run(out: Path, seeds: int) -> None:
                     if (directory / "figures.json").exists():
                         continue
                     config = compose([*overrides, f"training.seed={seed}"])
-                    result = run_trial(config, open_store(config), LocalRuntime(directory, device="cpu", resume=True))
+                    result = run_trial(config, encode_and_print(config), LocalRuntime(directory, device="cpu", resume=True))
                     write_json(directory / "figures.json", result.figures)
                     print(directory, {key: round(result.figures[key], 4) for key in FIGURES if key in result.figures})
             except Timeout:

@@ -15,7 +15,9 @@ from PIL import Image
 from support.towers import write_vit_b_16
 
 from tokconv.config.overrides import compose
-from tokconv.encoding.pipeline import ShardEncoder, encode, prepare_job
+from tokconv.encoding.job import open_job
+from tokconv.encoding.pipeline import encode
+from tokconv.encoding.shards import ShardEncoder
 from tokconv.encoding.towers.tower import VisionTower
 
 IMAGES, BATCH, SIDE = 128, 32, 500
@@ -98,7 +100,7 @@ def test_decoding_alone(tower: Path, photographs: Path, table: Callable[[Row], N
     config = compose(
         ["data=folder", f"data.root={photographs}", f"model.clip.model_name={tower}", "data.num_workers=0"]
     )
-    encoder = ShardEncoder(config, prepare_job(config), torch.device("cpu"))
+    encoder = ShardEncoder(config, open_job(config), torch.device("cpu"))
     batches = [range(i, i + BATCH) for i in range(0, IMAGES, BATCH)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

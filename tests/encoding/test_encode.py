@@ -13,11 +13,12 @@ import torch
 from support.photos import write_photos
 from support.towers import write_tower
 
-import tokconv.encoding.pipeline
+import tokconv.encoding.shards
 import tokconv.store.format
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
 from tokconv.encoding.images import open_source
-from tokconv.encoding.pipeline import EncodeProgress, encode, plan
+from tokconv.encoding.pipeline import EncodeProgress, encode
+from tokconv.encoding.plan import plan
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import DataError, StoreError
 from tokconv.store.format import INDEX, shard_name
@@ -70,7 +71,7 @@ def test_a_complete_store_needs_no_weights(config: Config) -> None:
     assert first.bytes == NUM_IMAGES * 16 * 32 * 2
     assert not first.path.exists()
     store = encode(config, device="cpu")
-    with mock.patch.object(tokconv.encoding.pipeline, "VisionTower", side_effect=AssertionError):
+    with mock.patch.object(tokconv.encoding.shards, "VisionTower", side_effect=AssertionError):
         assert plan(config).complete
         assert encode(config).fingerprint == store.fingerprint
 
@@ -106,7 +107,7 @@ def test_interrupt_and_resume(config: Config, tmp_path: Path) -> None:
     assert (root / INDEX).read_bytes() == (tmp_path / "whole" / INDEX).read_bytes()
     (root / INDEX).unlink()
     config.data.store = str(root)
-    with mock.patch.object(tokconv.encoding.pipeline, "VisionTower", side_effect=AssertionError):
+    with mock.patch.object(tokconv.encoding.shards, "VisionTower", side_effect=AssertionError):
         assert encode(config).fingerprint == resumed.fingerprint
 
 
@@ -190,5 +191,5 @@ def test_moved_images_and_tower_keep_the_store(config: Config, tower_dir: Path, 
     store = encode(config, device="cpu")
     config.data.root = str(photos.rename(tmp_path / "moved"))
     config.model.clip.model_name = str(shutil.copytree(tower_dir, tmp_path / "models" / tower_dir.name))
-    with mock.patch.object(tokconv.encoding.pipeline, "VisionTower", side_effect=AssertionError):
+    with mock.patch.object(tokconv.encoding.shards, "VisionTower", side_effect=AssertionError):
         assert encode(config).fingerprint == store.fingerprint

@@ -10,8 +10,10 @@ import torch
 from support.towers import write_tower
 
 from tokconv.config.overrides import compose
-from tokconv.encoding.pipeline import encode, prepare_job
-from tokconv.encoding.plan import Encoders, calibrate, describe_plan, parse_encoders
+from tokconv.encoding.encoders import Encoders, parse_encoders
+from tokconv.encoding.job import open_job
+from tokconv.encoding.pipeline import encode
+from tokconv.encoding.plan import calibrate, describe_plan
 from tokconv.errors import ConfigError
 from tokconv.store.format import image_bytes
 
@@ -43,7 +45,7 @@ def test_a_share_of_a_gpu_is_a_share_of_its_speed(encoders: Encoders, expected: 
 
 def test_the_speed_is_measured_and_nothing_is_written(tmp_path: Path) -> None:
     config = compose([*FEW, f"data.store={tmp_path / 'store'}"])
-    rate, how = calibrate(config, prepare_job(config), CPU)
+    rate, how = calibrate(config, open_job(config), CPU)
     assert rate > 0
     # Batches of 1, 2, 4; the 8 that would come next are more than are left.
     assert re.fullmatch(r"measured on a CPU, threads: \d+, batches of 4: 1", how)
@@ -73,14 +75,14 @@ def test_pools_are_counts_or_ranges() -> None:
     assert parse_encoders("1-8", gpus=0.5, cpus=3) == Encoders(least=1, most=8, gpus=0.5, cpus=3)
     assert [str(parse_encoders(text)) for text in ("4", "1-8")] == ["4", "1 to 8"]
     for text in ("0", "-1", "8-1", "two", "1-", "1.5", "", "1-2-3", "9999999"):
-        with pytest.raises(ConfigError, match="write how many, as in 4, or the fewest and the most, as in 1-8"):
+        with pytest.raises(ConfigError, match="write a number, as in 4, or the fewest and the most, as in 1-8"):
             parse_encoders(text)
 
 
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ({"gpus": -1.0}, "--gpus-per-encoder: got -1; must be 0, a share of one as 0.5, or a whole number"),
+        ({"gpus": -1.0}, "--gpus-per-encoder: got -1; must be 0, a fraction such as 0.5, or a whole number"),
         ({"gpus": 1.5}, "--gpus-per-encoder: got 1.5"),
         ({"gpus": float("nan")}, "--gpus-per-encoder: got nan"),
         ({"cpus": 0}, "--cpus-per-encoder: got 0; must be at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import signal
@@ -16,9 +17,11 @@ from support.towers import write_tower
 
 from tokconv.cli.main import main
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
-from tokconv.encoding.pipeline import EncodeProgress, encode, prepare_job
-from tokconv.encoding.plan import Encoders
+from tokconv.encoding.encoders import Encoders
+from tokconv.encoding.job import open_job
+from tokconv.encoding.pipeline import EncodeProgress, encode
 from tokconv.encoding.pool import MAX_DEATHS, ShardWorker, encode_with_pool
+from tokconv.errors import ClusterError, MissingExtraError
 from tokconv.store.format import INDEX, shard_name
 
 NUM_IMAGES = 90
@@ -108,7 +111,7 @@ def _same_files(ours: Path, theirs: Path) -> None:
 
 def test_a_shard_that_kills_its_encoders_ends_the_encode(config: Config) -> None:
     encode(config, device="cpu")
-    worker = ShardWorker(config, prepare_job(config), torch.device("cpu"))
+    worker = ShardWorker(config, open_job(config), torch.device("cpu"))
     assert worker.report(0) == {"shard": 0, "images": 4, "skipped": 1, "kind": "", "error": ""}
     (Path("store") / shard_name(0)).unlink()
     for number in range(MAX_DEATHS):
@@ -119,16 +122,48 @@ def test_a_shard_that_kills_its_encoders_ends_the_encode(config: Config) -> None
 
 
 def test_a_store_that_an_encoder_cannot_see_is_told(config: Config) -> None:
-    row = ShardWorker(config, prepare_job(config), torch.device("cpu")).report(0)
+    row = ShardWorker(config, open_job(config), torch.device("cpu")).report(0)
     assert row["kind"] == "StoreError"
-    assert "store is not there on" in row["error"]
+    assert "store is missing on" in row["error"]
     assert "file system that all of them see" in row["error"]
+
+
+def test_a_pool_needs_the_extra_of_ray_alone(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pool imports comes with tokconv[ray]; without it, the message names that extra and not the sweep's."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    required = setup["options.extras_require"]["ray"].split()
+    assert [line.split(">")[0] for line in required] == ["ray[data,default]"]
+    for module in ("ray", "pyarrow", "pandas"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(MissingExtraError, match=rf"{module} is not installed; .*'tokconv\[ray\]'"):
+                encode_with_pool(config, Encoders())
+    assert not any(name.startswith("tokconv.sweep") for name in _modules_of_a_pool())
+
+
+def _modules_of_a_pool() -> list[str]:
+    code = "import sys, tokconv.encoding.pool; print(*sys.modules)"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_a_cluster_that_does_not_answer_is_no_error_of_a_sweep(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(**_: object) -> None:
+        raise ConnectionError
+
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setattr(ray, "init", no_answer)
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:9: no Ray cluster answers there"):
+        encode_with_pool(config, Encoders())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--encoders", "none"], "--encoders: got 'none'; write how many, as in 4, or the fewest and the most"),
+        (["--encoders", "none"], "--encoders: got 'none'; write a number, as in 4, or the fewest and the most"),
         (["--gpus-per-encoder", "0.5"], "--gpus-per-encoder: goes with --encoders"),
         (["--cpus-per-encoder", "2"], "--cpus-per-encoder: goes with --encoders"),
         (["--encoders", "2", "--cpus-per-encoder", "0"], "--cpus-per-encoder: got 0; must be at least 1"),

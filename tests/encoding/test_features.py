@@ -17,7 +17,8 @@ from torch import Tensor
 from tokconv.cli.main import main
 from tokconv.config.overrides import compose
 from tokconv.config.tree import Config
-from tokconv.encoding.pipeline import encode, plan
+from tokconv.encoding.pipeline import encode
+from tokconv.encoding.plan import plan
 from tokconv.encoding.sources.features import FeatureSource
 from tokconv.errors import ConfigError, DataError, TokconvError
 

@@ -16,7 +16,7 @@ from tokconv.encoding.images import ImageItem, SubsetSource, assign_split, open_
 from tokconv.encoding.sources.bundled import DigitsSource, PhotographsSource
 from tokconv.encoding.sources.files import open_image
 from tokconv.encoding.sources.folder import FolderSource, ImageNetSource
-from tokconv.errors import DataError
+from tokconv.errors import ConfigError, DataError
 
 
 def write_images(root: Path, *names: str) -> Path:
@@ -119,6 +119,20 @@ def test_photographs_are_local_and_held_out_whole() -> None:
     whole, corner = source.load(0), source.load(4)
     assert corner.tobytes() == whole.crop((whole.width // 2, whole.height // 2, *whole.size)).tobytes()
     assert {source.load(index).mode for index in range(0, 95, 5)} == {"RGB"}
+
+
+def test_a_missing_photograph_is_reported_and_does_not_shift_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "moon.png" and is_file(path))
+    with pytest.raises(DataError, match=r"data\.source=photographs: the installed scikit-image lacks moon\.png"):
+        PhotographsSource()
+
+
+def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
+    root = write_images(tmp_path, "a.png", "b.png")
+    with pytest.raises(ConfigError, match=r"data\.source: got 'folders'; did you mean folder\?"):
+        open_source(DataConfig(source="folders", root=str(root)))
 
 
 def test_subset_is_fixed_ordered_and_keeps_both_sides(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tokconv.config.sources import OPTIONAL_KEYS, SOURCES
 from tokconv.config.tree import (
     KEYS,
     PRECISIONS,
-    SOURCES,
     Config,
     LossWeightsConfig,
     ModelConfig,
@@ -90,11 +90,6 @@ BOUNDS: dict[str, Bound] = {
     "data.encode_batch_size": _at_least(1),
     "data.num_workers": _at_least(0),
 }
-NEED_ROOT = {
-    **dict.fromkeys(("folder", "imagenet", "coco"), "the folder of the images"),
-    "huggingface": "a data set's name or directory",
-    "features": "a file of tokens, or a folder of them",
-}
 
 
 def check_key(key: str) -> None:
@@ -124,17 +119,17 @@ def validate(config: Config) -> Config:
         raise ConfigError("loss.weights: all are 0, nothing would be trained; raise ae or another one")
     _check_model(config.model)
     source = config.data.source
-    if source in NEED_ROOT and config.data.root is None:
-        raise ConfigError(f"data.root: missing; data.source={source} needs {NEED_ROOT[source]}")
+    if config.data.root is None and (root := SOURCES[source].root):
+        raise ConfigError(f"data.root: missing; data.source={source} needs {root}")
     if not config.model.clip.model_name:
         raise ConfigError(
             "model.clip.model_name: missing; name the encoder that made the tokens, and its hidden layer with "
             "model.clip.layer: an exported compressor says what it is for"
         )
-    for key in ("data.name", "data.image_column", "data.label_column"):
-        readers = ("coco", "huggingface") if key == "data.name" else ("huggingface",)
-        if get(config, key) is not None and source not in readers:
-            raise ConfigError(f"{key}: data.source={source} does not read it, only {', '.join(readers)}; leave it out")
+    for key in OPTIONAL_KEYS:
+        if getattr(config.data, key) is not None and key not in SOURCES[source].optional:
+            readers = ", ".join(name for name, keys in SOURCES.items() if key in keys.optional)
+            raise ConfigError(f"data.{key}: data.source={source} does not read it, only {readers}; leave it out")
     return config
 
 

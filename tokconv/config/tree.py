@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokconv.config.sources import SOURCES
 from tokconv.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-SOURCES = ("digits", "photographs", "folder", "imagenet", "coco", "huggingface", "features")
 
 
 @dataclass(kw_only=True)
@@ -196,7 +196,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-GROUPS = {"data": SOURCES}
+GROUPS = {"data": tuple(SOURCES)}
 
 
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

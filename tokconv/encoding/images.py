@@ -1,4 +1,4 @@
-"""The images of a config: its source opened, cut to a subset, split into training and held-out images."""
+"""The images of a config: opening its source, taking a subset of it, and splitting off the held-out images."""
 
 from __future__ import annotations
 
@@ -12,42 +12,40 @@ from torch import Tensor
 
 from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.sources.base import ImageItem, ImageSource
-from tokconv.encoding.sources.bundled import DigitsSource, PhotographsSource
-from tokconv.encoding.sources.coco import CocoSource
 from tokconv.encoding.sources.features import FeatureSource, FeatureSpec
-from tokconv.encoding.sources.folder import FolderSource, ImageNetSource
-from tokconv.encoding.sources.huggingface import HuggingFaceSource
+from tokconv.encoding.sources.registry import OPENERS
 from tokconv.encoding.towers.spec import EncoderSpec, describe
 from tokconv.errors import DataError
 
 __all__ = ["ImageItem", "ImageSource", "SubsetSource", "assign_split", "describe_tokens", "open_source"]
 
-# Another seed than the digits': the permutation that splits them would choose training digits only.
+# Not the seed of the digits' split: the same permutation would choose training digits only.
 SUBSET_SEED = 1
 
 
 def open_source(config: DataConfig) -> ImageSource:
-    """The configured source; `data.subset` larger than the source means all of it.
+    """Open the configured source; a `data.subset` larger than the source means all of it.
 
     Raises:
-        DataError: what `data.root` names is missing, unreachable, holds no images, or has another layout.
-        MissingExtraError: a source whose package is not installed.
+        ConfigError: there is no source of this name.
+        DataError: `data.root` is missing, unreachable, holds no images, or has another layout.
+        MissingExtraError: the package that the source reads from is not installed.
 
     Example:
         >>> len(open_source(DataConfig(source="digits", subset=100)).items)
         100
     """
-    source = _open_whole(config)
+    source = OPENERS[config.source](config)
     if config.subset is not None and config.subset < len(source.items):
         return SubsetSource(source, config.subset)
     return source
 
 
 def describe_tokens(config: Config) -> EncoderSpec | FeatureSpec:
-    """What the tokens of a config are: its encoder from its files, or tokens that are there already from theirs.
+    """Describe the tokens of a config from the encoder's files, or ready-made tokens from theirs.
 
     Raises:
-        DataError, ConfigError: as `describe`; as `FeatureSource`.
+        DataError, ConfigError: as `describe`, or as `FeatureSource`.
 
     Example:
         >>> describe_tokens(Config(model=ModelConfig(clip=ClipConfig(model_name="bundled:digits-tower")))).token_grid
@@ -58,33 +56,13 @@ def describe_tokens(config: Config) -> EncoderSpec | FeatureSpec:
     return describe(config.model.clip)
 
 
-def _open_whole(config: DataConfig) -> ImageSource:
-    root = config.root or ""
-    match config.source:
-        case "digits":
-            return DigitsSource()
-        case "photographs":
-            return PhotographsSource()
-        case "imagenet":
-            return ImageNetSource(root)
-        case "coco":
-            return CocoSource(root, year=config.name)
-        case "huggingface":
-            columns = {"image_column": config.image_column, "label_column": config.label_column}
-            return HuggingFaceSource(root, config_name=config.name, **columns)
-        case "features":
-            return FeatureSource(root)
-        case _:
-            return FolderSource(root)
-
-
 def assign_split(items: Sequence[ImageItem], val_fraction: float) -> list[str]:
-    """train or val for each item: the declared split, else by a hash of its key.
+    """Return train or val for each item: the split that it declares, else one drawn by a hash of its key.
 
-    A hash keeps every image on its side when others are added. Each side gets at least one image.
+    With a hash, no image changes sides if others are added. Each side gets at least one image.
 
     Raises:
-        DataError: fewer than two images.
+        DataError: there are fewer than two images.
     """
     if len(items) < 2:
         raise DataError(f"data: {len(items)} readable images; at least 2 are needed, one to train on, one to hold out")
@@ -99,9 +77,9 @@ def assign_split(items: Sequence[ImageItem], val_fraction: float) -> list[str]:
 
 
 class SubsetSource:
-    """The same `count` images of a source every time, in the source's order.
+    """A fixed choice of `count` images of a source, in the source's order.
 
-    When the source declares splits, at least one image of each is kept.
+    If the source declares splits, at least one image of each is kept.
     """
 
     def __init__(self, source: ImageSource, count: int) -> None:
@@ -125,5 +103,5 @@ class SubsetSource:
 
 
 def _draw(key: str) -> float:
-    """A fixed uniform number in [0, 1) for a key."""
+    """Return a uniform number in [0, 1) that depends on the key alone."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64

@@ -1,59 +1,68 @@
-"""What an encode would take before it starts: bytes, shards, and hours from a short calibration."""
+"""What an encode would take, before it starts: bytes, shards, and hours from a short calibration."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from tokconv.config.tree import Config
-from tokconv.encoding.pipeline import Job, ShardEncoder, plan_of, prepare_job
+from tokconv.encoding.encoders import Encoders
+from tokconv.encoding.job import EncodeJob, open_job
+from tokconv.encoding.shards import ShardEncoder
 from tokconv.errors import ConfigError, DataError
-from tokconv.store.format import image_bytes, pack
+from tokconv.store.format import StoreSettings, image_bytes, pack
+from tokconv.store.reader import TokenStore
+from tokconv.store.remote import exists_remote
 from tokconv.system.terminal import duration
 
 CALIBRATION_SECONDS = 10.0
-"""A calibration ends with the first batch after this; loading the weights is not in it."""
-POOL = re.compile(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?")
+"""A calibration ends with the first batch that is done after this time; loading the weights does not count."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoders:
-    """A pool of encoders: from `least`, which start at once, to `most`, which shards that wait may call for.
+@dataclass(frozen=True)
+class EncodePlan:
+    """What an encode would do."""
 
-    gpus: each one's share; 0.5 puts two on a GPU, so that one computes while the other reads. None is decided by the
-    cluster: one each when it has GPUs, else none.
-    cpus: each one's; its image readers (data.num_workers) share them.
-    """
-
-    least: int = 1
-    most: int = 1
-    gpus: float | None = None
-    cpus: int = 1
-
-    def __str__(self) -> str:
-        return str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
+    path: Path
+    url: str | None
+    """Where the store goes if `data.store` is a URL; `path` is then the local directory that it is written to first."""
+    images: int
+    tokens_per_image: int
+    bytes: int
+    shards: int
+    complete: bool
 
 
-def parse_encoders(text: str, *, gpus: float | None = None, cpus: int = 1) -> Encoders:
-    """`--encoders 4` or `--encoders 1-8`, with the share of each.
+def plan(config: Config) -> EncodePlan:
+    """Return what `encode` would write, without loading weights or opening images.
 
     Raises:
-        ConfigError: not a count or a range of counts, a negative share, or more than one GPU but not whole ones.
+        DataError, ConfigError, StoreError: as `encode`.
+
+    Example:
+        >>> plan(compose()).bytes      # doctest: +SKIP
+        132489216
     """
-    match = POOL.fullmatch(text)
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 0 < least <= most:
-        raise ConfigError(f"--encoders: got {text!r}; write how many, as in 4, or the fewest and the most, as in 1-8")
-    if gpus is not None and (not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus))):
-        raise ConfigError(f"--gpus-per-encoder: got {gpus:g}; must be 0, a share of one as 0.5, or a whole number")
-    if cpus < 1:
-        raise ConfigError(f"--cpus-per-encoder: got {cpus}; must be at least 1")
-    return Encoders(least=least, most=most, gpus=gpus, cpus=cpus)
+    return plan_job(open_job(config))
+
+
+def plan_job(job: EncodeJob) -> EncodePlan:
+    """Return the plan of an opened job. Raises StoreError if its place holds another store."""
+    settings = job.settings
+    return EncodePlan(
+        path=job.path,
+        url=job.url,
+        images=settings.num_items,
+        tokens_per_image=settings.num_tokens,
+        bytes=_store_bytes(settings),
+        shards=settings.num_shards,
+        complete=exists_remote(job.url, settings) if job.url else TokenStore.find(job.path, settings) is not None,
+    )
 
 
 def describe_plan(
@@ -64,12 +73,13 @@ def describe_plan(
     images: int | None = None,
     images_per_second: float | None = None,
 ) -> str:
-    """What `tokconv encode --plan` prints.
+    """Return the text that `tokconv encode --plan` prints.
 
     Args:
         device: where the calibration runs.
-        images: plan for so many images like those of the source, instead of its own.
-        images_per_second: of one encoder; None measures it.
+        encoders: also plan for this pool.
+        images: plan for this number of images like those of the source, instead of the source's own.
+        images_per_second: the rate of one encoder; None measures it.
 
     Raises:
         DataError, ConfigError, StoreError: as `encode`.
@@ -77,48 +87,45 @@ def describe_plan(
     for name, value in (("images", images), ("images-per-second", images_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name}: got {value:g}; must be greater than 0")
-    job = prepare_job(config)
-    found, settings = plan_of(job), job.settings
-    if images is not None:
-        settings = dataclasses.replace(settings, num_items=images)
-    count = settings.num_items
-    size = count * image_bytes(settings.token_grid, settings.dim, settings.dtype)
-    if images is not None:
-        what, state = f"as if there were {count} images", "a plan, not this store"
+    job = open_job(config)
+    planned, settings = plan_job(job), job.settings
+    if images is None:
+        what, state = f"{settings.num_items} images", "complete already" if planned.complete else "not yet encoded"
     else:
-        what, state = f"{count} images", "complete already" if found.complete else "not yet encoded"
-    lines = [
-        f"{found.path}: {what} x {settings.num_tokens} tokens, {_bytes(size)} in {settings.num_shards} shards ({state})"
-    ]
-    if images is None and found.complete:
-        return lines[0]
+        settings = dataclasses.replace(settings, num_items=images)
+        what, state = f"as if there were {images} images", "a plan, not this store"
+    size = _store_bytes(settings)
+    first = (
+        f"{planned.path}: {what} x {settings.num_tokens} tokens, {_megabytes(size)} in {settings.num_shards} shards "
+        f"({state})"
+    )
+    if images is None and planned.complete:
+        return first
     how = "as given"
     if images_per_second is None:
         try:
             images_per_second, how = calibrate(config, job, device)
         except DataError as error:
-            return f"{lines[0]}\nhours: not estimated ({error}); say how fast one encoder is: --images-per-second"
-    seconds = count / images_per_second
-    lines.append(
-        f"one encoder: {duration(seconds)} at {images_per_second:.3g} images/s ({how}), "
-        f"{_bytes(round(size / seconds))} written a second"
+            return f"{first}\nhours: not estimated ({error}); give the rate of one encoder: --images-per-second"
+    seconds = settings.num_items / images_per_second
+    one = (
+        f"one encoder: {duration(seconds)} at {images_per_second:.3g} images/s ({how}), writing "
+        f"{_megabytes(size / seconds)}/s"
     )
-    if encoders is not None:
-        lines.append(_with_pool(encoders, seconds, size))
-    return "\n".join(lines)
+    return "\n".join([first, one, *([] if encoders is None else [_describe_pool(encoders, seconds, size)])])
 
 
-def calibrate(config: Config, job: Job, device: torch.device) -> tuple[float, str]:
-    """Images a second of one encoder, reading them included, and how that was found; nothing is written.
+def calibrate(config: Config, job: EncodeJob, device: torch.device) -> tuple[float, str]:
+    """Measure one encoder, reading included, without writing anything: images per second, and how they were measured.
 
-    Batches grow from one image to data.encode_batch_size while time is left, so that a slow machine is told soon and a
-    fast one is judged by what it will do. The rate is that of the largest batches; the first one only warms up.
+    Batches grow from one image to data.encode_batch_size while time is left, so that a slow machine is measured soon
+    and a fast one at its final batch size. The rate is that of the largest batches; the first batch is a warm-up.
 
     Raises:
-        DataError: no weights, or no readable image among the first ones.
+        DataError: no weights, or none of the first images is readable.
     """
     encoder = ShardEncoder(config, job, device)
-    batches = _growing(config.data.encode_batch_size, job.settings.num_items)
+    batches = _growing_batches(config.data.encode_batch_size, job.settings.num_items)
     times: dict[int, list[float]] = {}
     readable, start = 0, time.monotonic()
     last = start
@@ -135,15 +142,15 @@ def calibrate(config: Config, job: Job, device: torch.device) -> tuple[float, st
     if not readable:
         raise DataError("data: none of the first images could be read")
     size = max(times)
-    spent = sum(times[size])
     where = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU, threads: {torch.get_num_threads()}"
     )
-    return size * len(times[size]) / spent, f"measured on {where}, batches of {size}: {len(times[size])}"
+    rate = size * len(times[size]) / sum(times[size])
+    return rate, f"measured on {where}, batches of {size}: {len(times[size])}"
 
 
-def _growing(largest: int, num_items: int) -> list[range]:
-    """Batches of 1, 2, 4 ... images up to the largest size, which goes on; none twice."""
+def _growing_batches(largest: int, num_items: int) -> list[range]:
+    """Return disjoint batches of 1, 2, 4 ... images, then batches of the largest size."""
     batches: list[range] = []
     start, size = 0, 1
     while start + size <= num_items and len(batches) < 1000:
@@ -152,18 +159,22 @@ def _growing(largest: int, num_items: int) -> list[range]:
     return batches
 
 
-def _with_pool(encoders: Encoders, seconds: float, size: int) -> str:
-    """Several encoders at the rate of one. A share of a GPU is a share of its rate, however many share it."""
+def _describe_pool(encoders: Encoders, seconds: float, size: int) -> str:
+    """Describe several encoders by the rate of one. Encoders that share a GPU also share that rate."""
     gpus = encoders.gpus or 0.0
     share = min(1.0, gpus) if gpus else 1.0
     spent = seconds / (encoders.most * share)
     devices = f"{encoders.most * gpus:g} GPUs" if gpus else f"{encoders.most * encoders.cpus} CPUs"
     hours = f"{spent / 3600 * encoders.most * gpus:.3g} GPU hours, " if gpus else ""
     return (
-        f"{encoders} encoders on {devices}: {duration(spent)}, {hours}{_bytes(round(size / spent))} written a second; "
+        f"{encoders} encoders on {devices}: {duration(spent)}, {hours}writing {_megabytes(size / spent)}/s; "
         "if each has what the one above had, and storage keeps up"
     )
 
 
-def _bytes(size: float) -> str:
+def _store_bytes(settings: StoreSettings) -> int:
+    return settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)
+
+
+def _megabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e10 else f"{size / 1e6:.1f} MB"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokconv.errors import SpecError, SweepError
+from tokconv.errors import ClusterError, SpecError
 
 SETTINGS = {
     # Our own record replaces Tune's CSV and JSON loggers, its snapshots and its boxes.
@@ -62,7 +62,7 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
             dashboard's State API, and without it an early-stopped trial keeps its CPUs for ever.
 
     Raises:
-        SweepError: RAY_ADDRESS names a cluster that does not answer.
+        ClusterError: RAY_ADDRESS names a cluster that does not answer.
     """
     address = os.environ.get("RAY_ADDRESS")
     settings = SETTINGS if address else SETTINGS | PRIVATE_SETTINGS
@@ -78,9 +78,9 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
         try:
             ray.init(address=address, runtime_env={"env_vars": {**settings, "RAY_ADDRESS": address}}, **quiet)
         except AuthenticationError as error:
-            raise SweepError(f"RAY_ADDRESS={address}: {TOKEN_ADVICE}") from error
+            raise ClusterError(f"RAY_ADDRESS={address}: {TOKEN_ADVICE}") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise SweepError(
+            raise ClusterError(
                 f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset RAY_ADDRESS to use this "
                 "machine"
             ) from error
@@ -156,7 +156,7 @@ def check_ray() -> str:
 
         answer = ray.get(ray.remote(num_cpus=0.1)(lambda: 42).remote(), timeout=TASK_SECONDS)
         if answer != 42:
-            raise SweepError(f"a Ray task was to return 42 and returned {answer!r}")
+            raise ClusterError(f"a Ray task was to return 42 and returned {answer!r}")
         resources = ray.cluster_resources()
     return f"a task ran on a cluster with {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 

@@ -1,4 +1,4 @@
-"""Sources that need no download: images inside the scikit-learn and scikit-image wheels."""
+"""Sources that need no download: images that ship inside the scikit-learn and scikit-image wheels."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from PIL import Image
 
 from tokconv.encoding.sources.base import ImageItem, basic_identity
 from tokconv.encoding.sources.files import open_image
-from tokconv.errors import import_extra
+from tokconv.errors import DataError, import_extra
 
 DIGITS_SEED = 0
 
-# A stereo pair would put one scene on both sides of the split, so only its left half is here; drawings, charts and
-# synthetic images are left out.
-FROM_SKLEARN = "china.jpg flower.jpg"
-FROM_SKIMAGE = (
-    "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png grass.png "
-    "gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg"
-)
+# The two images of a stereo pair would put one scene on both sides of the split, so only the left one is listed.
+# Drawings, charts and synthetic images are left out.
+PHOTOGRAPHS = {
+    "sklearn/datasets/images": "china.jpg flower.jpg",
+    "skimage/data": "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png "
+    "grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg",
+}
+PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
 VIEWS = {
     "whole": (0, 0, 2, 2),
     "top-left": (0, 0, 1, 1),
@@ -29,14 +30,16 @@ VIEWS = {
     "bottom-left": (0, 1, 1, 2),
     "bottom-right": (1, 1, 2, 2),
 }
-"""Left, top, right and bottom of a view, in halves of the photograph."""
+"""Left, top, right and bottom of each view, in halves of the photograph."""
 
 
 class DigitsSource:
-    """The 1,797 handwritten digits that ship with scikit-learn, 8 x 8 gray, 1,400 of them to train on.
+    """The 1,797 handwritten digits that ship with scikit-learn, 8 x 8 gray; 1,400 of them are training images.
 
-    The split is the one that the bundled tower was trained with, so that its held-out digits stay held out.
-    Raises MissingExtraError without scikit-learn.
+    The split is that of the bundled tower's training, so that its held-out digits stay held out.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
 
     name = "digits"
@@ -61,21 +64,21 @@ class DigitsSource:
 
 
 class PhotographsSource:
-    """Photographs that ship inside the scikit-learn and scikit-image wheels: each whole, and its four quadrants.
+    """Unlabelled photographs that ship inside the scikit-learn and scikit-image wheels: each whole, and as quadrants.
 
-    Every fifth photograph is held out with all its views. No labels, no download.
-    Raises MissingExtraError without scikit-learn or scikit-image.
+    Every fifth photograph is held out with all its views.
+
+    Raises:
+        MissingExtraError: scikit-learn or scikit-image is not installed.
+        DataError: the installed package lacks one of the photographs. The split is by position, so dropping one would
+            move others to the other side.
     """
 
     name = "photographs"
     class_names: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        folders = {"sklearn": "datasets/images", "skimage": "data"}
-        roots = {name: Path(str(import_extra(name, "demo").__file__)).parent / sub for name, sub in folders.items()}
-        files = {"sklearn": FROM_SKLEARN, "skimage": FROM_SKIMAGE}
-        paths = [roots[name] / file for name, text in files.items() for file in text.split()]
-        paths = [path for path in paths if path.is_file()]
+        paths = [path for folder, files in PHOTOGRAPHS.items() for path in _installed_files(folder, files.split())]
         self._views = [(path, box) for path in paths for box in VIEWS.values()]
         self.items = tuple(
             ImageItem(f"{path.stem}/{view}", split="val" if number % 5 == 1 else "train")
@@ -91,3 +94,16 @@ class PhotographsSource:
 
     def identity(self) -> dict[str, Any]:
         return basic_identity(self)
+
+
+def _installed_files(folder: str, names: list[str]) -> list[Path]:
+    """Return the files of an installed package; `folder` starts with the package's import name."""
+    package, _, below = folder.partition("/")
+    root = Path(str(import_extra(package, "demo").__file__)).parent / below
+    for name in names:
+        if not (root / name).is_file():
+            raise DataError(
+                f"data.source=photographs: the installed {PACKAGES[package]} lacks {name} (in {root}); install the "
+                "version that constraints.txt names"
+            )
+    return [root / name for name in names]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.config.tree import ClipConfig
-from tokconv.encoding.towers.families import FAMILIES, NAFLEX_TYPES, Family, find_family
+from tokconv.encoding.towers.families import FAMILIES, NAFLEX_TYPES, Family, layer_from_start
 from tokconv.encoding.towers.hub import CONFIG_FILE, PROCESSOR_FILES, locate, read_json
 from tokconv.errors import ConfigError, DataError
 
@@ -114,13 +114,13 @@ def read_config(folder: Path, name: str) -> tuple[Family, dict[str, Any]]:
             f"model.clip.model_name: {name!r} is a NaFlex SigLIP 2 ({kind}), whose number of tokens follows the shape "
             "of each image; take one of a fixed resolution, such as google/siglip2-base-patch16-224"
         )
-    family = find_family(kind)
-    if family is None:
-        types = [f"{family.whole_type}, {family.vision_type}" for family in FAMILIES]
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        names = dict.fromkeys(family.name for family in FAMILIES.values())
         raise DataError(
-            f"model.clip.model_name: {name!r} is of type {kind!r}; only the vision towers of "
-            f"{' and '.join(family.name for family in FAMILIES)} can be encoded ({', '.join(types)})"
+            f"model.clip.model_name: {name!r} is of type {kind!r}; only the vision towers of {' and '.join(names)} can "
+            f"be used ({', '.join(FAMILIES)})"
         )
+    family = FAMILIES[kind]
     vision = config.get("vision_config", {}) if kind == family.whole_type else config
     if not isinstance(vision, dict):
         raise DataError(f"model.clip.model_name: vision_config of {name!r} is not a JSON object; download it again")
@@ -174,4 +174,4 @@ def _hidden_layer(layer: int, num_layers: int) -> int:
             f"model.clip.layer: got {layer}; this tower has {num_layers} layers, so it must be from "
             f"{-num_layers - 1} to {num_layers} (0 is the embeddings, -1 the last layer)"
         )
-    return layer if layer >= 0 else num_layers + 1 + layer
+    return layer_from_start(layer, num_layers)

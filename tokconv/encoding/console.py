@@ -1,4 +1,4 @@
-"""The first step of every command that trains: the token store of a config, encoded when it is missing."""
+"""The first step of every command that trains: encode the token store of a config, and show that on the console."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from pathlib import Path
 
 from tokconv.config.tree import Config
 from tokconv.encoding.images import open_source
-from tokconv.encoding.pipeline import STORES, EncodeProgress, encode
+from tokconv.encoding.job import STORES
+from tokconv.encoding.pipeline import EncodeProgress, OnProgress, encode
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
 from tokconv.system.terminal import progress_line
 
-LISTED = 5
+MAX_LISTED = 5
+"""The unreadable images that are printed by name."""
+
+Encode = Callable[[OnProgress], TokenStore]
+"""Returns the store of a config, and reports how far its encoding is."""
 
 
-Encode = Callable[[Callable[[EncodeProgress], None]], TokenStore]
-"""Open or encode the store of a config, telling how far it is."""
-
-
-def open_store(
+def encode_and_print(
     config: Config, *, device: str | None = None, stores: str | Path = STORES, encode_with: Encode | None = None
 ) -> TokenStore:
-    """The store of a config, encoded with progress when it is missing, and a line that says which it is.
+    """Return the store of a config as `encode` does; print the progress, then what the store holds.
 
     Args:
         device, stores: as for `tokconv.encoding.pipeline.encode`.
-        encode_with: what encodes instead of this process.
+        encode_with: encodes instead of this process.
 
     Raises:
-        TokconvError: as `tokconv.encoding.pipeline.encode`; ConfigError for a device that is not there.
+        TokconvError: as `tokconv.encoding.pipeline.encode`; ConfigError for a device that this machine does not have.
     """
     with progress_line("encoding") as line:
 
@@ -44,8 +45,8 @@ def open_store(
     if store.skipped:
         print(f"  {len(store.skipped)} images could not be read:")
         items = open_source(config.data).items
-        for image in store.skipped[:LISTED]:
+        for image in store.skipped[:MAX_LISTED]:
             print(f"    {items[image.item].key}: {image.reason}")
-        if len(store.skipped) > LISTED:
-            print(f"    and {len(store.skipped) - LISTED} more, listed in {store.path / 'index.json'}")
+        if len(store.skipped) > MAX_LISTED:
+            print(f"    and {len(store.skipped) - MAX_LISTED} more, listed in {store.path / 'index.json'}")
     return store

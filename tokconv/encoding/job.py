@@ -1,0 +1,50 @@
+"""What a config asks to be encoded, and where the store goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokconv.config.tree import Config
+from tokconv.encoding.images import ImageSource, describe_tokens, open_source
+from tokconv.encoding.sources.features import FeatureSpec
+from tokconv.encoding.towers.spec import EncoderSpec
+from tokconv.store.format import StoreSettings, default_shard_size
+from tokconv.store.remote import staging_dir
+from tokconv.system.storage import check_url, is_url
+
+STORES = Path("runs/stores")
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What a config asks to be encoded, and where to; it can be pickled."""
+
+    spec: EncoderSpec | FeatureSpec
+    source: ImageSource
+    settings: StoreSettings
+    path: Path
+    """The directory that the store is written to."""
+    url: str | None = None
+    """Where the store goes if `data.store` is a URL; `path` is then the local directory that it is written to first."""
+
+
+def open_job(config: Config, stores: str | Path = STORES) -> EncodeJob:
+    """Open the source and describe the encoder, without loading weights or images. Raises as `encode`."""
+    spec, source, data = describe_tokens(config), open_source(config.data), config.data
+    settings = StoreSettings(
+        encoder=spec.identity(),
+        source=source.identity(),
+        num_items=len(source.items),
+        token_grid=spec.token_grid,
+        dim=spec.dim,
+        dtype=data.dtype,
+        val_fraction=data.val_fraction,
+        class_names=source.class_names,
+        shard_size=default_shard_size(spec.token_grid, spec.dim, data.dtype),
+    )
+    place = data.store or f"{stores}/{source.name}-{spec.slug}-{settings.digest()[:8]}"
+    if is_url(place):
+        url = check_url("data.store", place)
+        return EncodeJob(spec, source, settings, staging_dir(url, settings), url)
+    return EncodeJob(spec, source, settings, Path(place).expanduser())

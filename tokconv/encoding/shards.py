@@ -1,0 +1,163 @@
+"""One shard after another: its images are read, preprocessed, encoded and written.
+
+Shapes: B images, N tokens of C channels each, H = W = image size.
+
+Worker processes decode and preprocess; this process encodes and writes. Memory holds one shard, whatever the number of
+images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tokconv.config.tree import Config
+from tokconv.encoding.images import ImageSource
+from tokconv.encoding.job import EncodeJob
+from tokconv.encoding.sources.features import FeatureSpec
+from tokconv.encoding.towers.tower import VisionTower, preprocess
+from tokconv.store.format import Skipped, StoreSettings, pack
+from tokconv.store.writer import StoreWriter
+
+CountImages = Callable[[int, int], None]
+"""Called with the number of images that were just encoded or skipped, and how many of them were skipped."""
+
+
+class ShardEncoder:
+    """The tower, and the processes that read and preprocess its images. They live as long as this object.
+
+    Ready-made tokens (data.source=features) need no tower: they are only read and written as a store. The bits of a
+    shard depend on the job, the batch size and the kind of device, not on which process encodes it or in which order.
+
+    Args:
+        config: `model.clip` and `data` are read.
+        device: where the tower runs.
+
+    Raises:
+        DataError, ConfigError: as `VisionTower`.
+    """
+
+    def __init__(self, config: Config, job: EncodeJob, device: torch.device) -> None:
+        self.config, self.job = config, job
+        ready_made = isinstance(job.spec, FeatureSpec)
+        self.tower = None if ready_made else VisionTower(config.model.clip, device)
+        self._batches = _ShardBatches(job.settings, (), config.data.encode_batch_size)
+        self._loader: DataLoader[Any] | None = None
+
+    def write(self, writer: StoreWriter, numbers: Sequence[int], count: CountImages) -> None:
+        """Encode these shards and write each when it is whole. Raises StoreError if the dtype cannot hold a token."""
+        self._batches.shards = numbers
+        self._loader = self._loader or self.read(self._batches)
+        size = self.job.settings.shard_size
+        for number, batches in itertools.groupby(self._loader, key=lambda batch: batch.first // size):
+            shard = _Shard(self.job.settings)
+            for batch in batches:
+                shard.add(batch, self.encode)
+                count(len(batch.items) + len(batch.skipped), len(batch.skipped))
+            shard.write(writer, number, self.job.source)
+
+    def encode(self, loaded: Tensor) -> Tensor:
+        """Turn what `read` yields, pixels [B, 3, H, W] or ready-made tokens, into tokens [B, N, C]."""
+        return loaded if self.tower is None else self.tower.encode(loaded)
+
+    def read(self, batches: _ShardBatches | Sequence[Sequence[int]]) -> DataLoader[Any]:
+        """Yield one `Batch` per list of source indices; the next ones are read while earlier ones are encoded."""
+        # A daemonic process cannot have children; more workers than cores or batches would only cost memory.
+        daemon = multiprocessing.current_process().daemon
+        workers = 0 if daemon else min(self.config.data.num_workers, os.cpu_count() or 1, len(batches))
+        return DataLoader(
+            _Images(self.job.source, None if self.tower is None else self.tower.processor),
+            batch_sampler=batches,  # type: ignore[arg-type]  # ranges serve as its lists of indices
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=self.tower is not None and self.tower.device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+            persistent_workers=workers > 0,
+        )
+
+
+class _Shard:
+    """A shard that is being filled, in the dtype in which it will be stored."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self.items: list[int] = []
+        self.skipped: list[Skipped] = []
+        no_tokens = torch.zeros(0, settings.num_tokens, settings.dim)
+        self.packed = [pack(no_tokens, settings.dtype)]
+
+    def add(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> None:
+        if batch.items:
+            self.packed.append(pack(encode(batch.loaded), self.settings.dtype))
+        self.items += batch.items
+        self.skipped += itertools.starmap(Skipped, batch.skipped)
+
+    def write(self, writer: StoreWriter, number: int, source: ImageSource) -> None:
+        packed = {name: torch.cat([part[name] for part in self.packed]) for name in self.packed[0]}
+        labels = [source.items[item].label for item in self.items] if self.settings.class_names else None
+        numbers = None if labels is None else [-1 if label is None else label for label in labels]
+        writer.write_shard(number, packed, self.items, numbers, self.skipped)
+
+
+class Batch(NamedTuple):
+    """Some images of one shard."""
+
+    first: int
+    """Source index of the first image, readable or not."""
+    items: list[int]
+    """Source indices of the readable images."""
+    loaded: Tensor
+    """The readable images, float32: pixels [B, 3, H, W], or ready-made tokens [B, N, C]."""
+    skipped: list[tuple[int, str]]
+    """Source index of each unreadable image, and the reason."""
+
+
+class _Images(Dataset[tuple[int, Tensor | str]]):
+    """Pixels [3, H, W] of an image or its ready-made tokens [N, C], or the reason why it cannot be read."""
+
+    def __init__(self, source: ImageSource, processor: Any) -> None:
+        self.source, self.processor = source, processor
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            loaded = self.source.load(index)
+            return index, loaded if isinstance(loaded, Tensor) else preprocess(self.processor, [loaded])[0]
+        except Exception as error:  # a decoder can raise anything for a damaged image, which must not end the encode
+            text = getattr(error, "strerror", None) or str(error) or "no reason given"
+            return index, f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
+def _collate(images: Sequence[tuple[int, Tensor | str]]) -> Batch:
+    good = [(item, loaded) for item, loaded in images if isinstance(loaded, Tensor)]
+    loaded = torch.stack([loaded for _, loaded in good]) if good else torch.zeros(0)
+    skipped = [(item, reason) for item, reason in images if isinstance(reason, str)]
+    return Batch(images[0][0], [item for item, _ in good], loaded, skipped)
+
+
+class _ShardBatches:
+    """Source indices by batch. No batch spans two shards: a resumed shard gets the same batches, thus the same bits."""
+
+    def __init__(self, settings: StoreSettings, shards: Sequence[int], batch_size: int) -> None:
+        self.settings, self.shards, self.batch_size = settings, shards, batch_size
+
+    def __iter__(self) -> Iterator[range]:
+        for number in self.shards:
+            items = self.settings.shard_items(number)
+            for start in range(0, len(items), self.batch_size):
+                yield items[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return sum(-(-len(self.settings.shard_items(number)) // self.batch_size) for number in self.shards)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ignore Ctrl-C, which reaches the whole process group: the main process handles it and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
