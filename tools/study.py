@@ -10,6 +10,7 @@ Arms that are finished are skipped, one that is being worked on is left to the p
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import statistics
 from collections import defaultdict
@@ -88,10 +89,11 @@ def arms() -> Iterator[tuple[str, list[str]]]:
     yield "kinds/attention-decoder", [*SMALL, "model.autoencoder.kind=attention"]
 
 
-def run(out: Path, seeds: int) -> None:
+def run(out: Path, seeds: int, pattern: str) -> None:
     torch.set_num_threads(1)
+    chosen = [(name, overrides) for name, overrides in arms() if fnmatch.fnmatch(name, pattern)]
     for seed in range(seeds):
-        for name, overrides in arms():
+        for name, overrides in chosen:
             directory = out / name / f"seed-{seed}"
             directory.mkdir(parents=True, exist_ok=True)
             try:
@@ -131,9 +133,10 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default="*", metavar="PATTERN", help="run only the arms of these names: 'kinds/*'")
     args = parser.parse_args()
     if args.action == "run":
-        run(args.out, args.seeds)
+        run(args.out, args.seeds, args.arms)
     else:
         table(args.out)
 

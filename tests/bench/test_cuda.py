@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from tokconv.config.overrides import compose
 from tokconv.training.networks import TokenShape
-from tokconv.training.step import Learner
+from tokconv.training.step import Trainer
 from tokconv.training.step_cost import StepMeter
 
 GRID, DIM, BATCH, N_CRITIC = 24, 1024, 256, 5
@@ -56,17 +56,17 @@ def peak() -> float:
     return max(rates)
 
 
-def learner(grid: int) -> Learner:
+def trainer(grid: int) -> Trainer:
     sizes = [f"model.compressor.output_grid_size={grid}", f"training.n_critic={N_CRITIC}"]
     config = compose([*sizes, f"training.batch_size={BATCH}"])
     shape = TokenShape(GRID, DIM, torch.zeros(DIM), 1.0)
     device = torch.device("cuda")
-    return Learner(config, shape, device=device, wrap=lambda m: m.to(device), total_steps=10**6)  # type: ignore[arg-type]
+    return Trainer(config, shape, device=device, wrap=lambda m: m.to(device), total_steps=10**6)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_step(grid: int, peak: float, table: Callable[[Row], None]) -> None:
-    of, steps = learner(grid), iter(range(1000))
+    of, steps = trainer(grid), iter(range(1000))
     tokens = torch.randn(BATCH, GRID**2, DIM).pin_memory()
     taken = timed(lambda: of.step(tokens, next(steps)))
     shape = TokenShape(GRID, DIM, torch.zeros(DIM), 1.0)
@@ -82,27 +82,27 @@ def test_step(grid: int, peak: float, table: Callable[[Row], None]) -> None:
     )
 
 
-def tf32(of: Learner) -> None:
+def tf32(of: Trainer) -> None:
     """Products of float32 matrices, as in the penalty, on tensor cores: no longer float32's precision."""
     torch.set_float32_matmul_precision("high")
 
 
-def channels_last(of: Learner) -> None:
+def channels_last(of: Trainer) -> None:
     of._autoencode.to(memory_format=torch.channels_last)
 
 
-def compiled(of: Learner) -> None:
+def compiled(of: Trainer) -> None:
     """Compressor and decoder; never the critic, whose penalty differentiates twice, which torch.compile does not."""
     of._autoencode.compile()
 
 
 @pytest.mark.parametrize("change", [tf32, channels_last, compiled], ids=lambda change: change.__name__)
-def test_what_else_could_be_done(change: Callable[[Learner], None], table: Callable[[Row], None]) -> None:
+def test_what_else_could_be_done(change: Callable[[Trainer], None], table: Callable[[Row], None]) -> None:
     """Not in the product: what gains 5 % here is to be taken in."""
     tokens, taken = torch.randn(BATCH, GRID**2, DIM).pin_memory(), {}
     try:
         for name in ("as it is", change.__name__):
-            of, steps = learner(6), iter(range(1000))
+            of, steps = trainer(6), iter(range(1000))
             if name != "as it is":
                 change(of)
             taken[name] = timed(lambda of=of, steps=steps: of.step(tokens, next(steps)))
@@ -155,7 +155,7 @@ def test_the_published_loop(table: Callable[[Row], None]) -> None:
     tokens = torch.randn(batch, GRID**2, DIM, device="cuda")
     draw = lambda: published.draw(tokens)  # noqa: E731
     theirs = timed(lambda: plain_step(published.networks, tokens, draw, n_critic=N_CRITIC, lambda_gp=10.0), 3) / batch
-    of, steps, own = learner(6), iter(range(1000)), torch.randn(BATCH, GRID**2, DIM).pin_memory()
+    of, steps, own = trainer(6), iter(range(1000)), torch.randn(BATCH, GRID**2, DIM).pin_memory()
     ours = timed(lambda: of.step(own, next(steps))) / BATCH
     table(
         Row(
@@ -166,7 +166,7 @@ def test_the_published_loop(table: Callable[[Row], None]) -> None:
 
 def test_what_waits_for_the_device(table: Callable[[Row], None]) -> None:
     """One wait a step is meant: the check that nothing has diverged."""
-    of, tokens = learner(6), torch.randn(BATCH, GRID**2, DIM).pin_memory()
+    of, tokens = trainer(6), torch.randn(BATCH, GRID**2, DIM).pin_memory()
     of.step(tokens, 0)
     with waits() as found:
         of.step(tokens, 1)

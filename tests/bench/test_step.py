@@ -19,7 +19,7 @@ from tokconv.store.format import StoreSettings, default_shard_size, pack
 from tokconv.store.reader import TokenStore
 from tokconv.store.writer import StoreWriter
 from tokconv.training.networks import TokenShape
-from tokconv.training.step import Learner
+from tokconv.training.step import Trainer
 from tokconv.training.step_cost import StepMeter
 
 GRID, DIM, CELLS, N_CRITIC = 24, 1024, 6, 5
@@ -34,12 +34,12 @@ def config(batch: int) -> Config:
     return compose([*sizes, f"training.batch_size={batch}", "training.precision=float32"])
 
 
-def learner(batch: int, store: TokenStore | None = None, steps: int = 1_000_000) -> Learner:
+def trainer(batch: int, store: TokenStore | None = None, steps: int = 1_000_000) -> Trainer:
     shape = TokenShape(GRID, DIM, torch.zeros(DIM), 1.0)
-    return Learner(config(batch), store or shape, device=CPU, wrap=lambda module: module, total_steps=steps)  # type: ignore[arg-type]
+    return Trainer(config(batch), store or shape, device=CPU, wrap=lambda module: module, total_steps=steps)  # type: ignore[arg-type]
 
 
-def plain(of: Learner) -> Networks:
+def plain(of: Trainer) -> Networks:
     """Its networks, with optimizers as PyTorch's documentation shows them."""
     own = [*of.compressor.parameters(), *of.decoder.parameters()]
     return Networks(
@@ -52,7 +52,7 @@ def plain(of: Learner) -> Networks:
     )
 
 
-def plain_steps(networks: Networks, of: Learner, tokens: Tensor, waste: Waste) -> Callable[[], object]:
+def plain_steps(networks: Networks, of: Trainer, tokens: Tensor, waste: Waste) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -104,8 +104,8 @@ def test_against_the_published_loop(tokens_store: TokenStore, table: Callable[[R
         plain_step(published.networks, tokens, lambda: published.draw(tokens), n_critic=N_CRITIC, lambda_gp=10.0)
 
     reference = measure(theirs, STEPS)
-    starting = measure(lambda: learner(SMALL_BATCH, tokens_store, STEPS + 1), 1, warm_up=0)
-    ours, numbered = learner(SMALL_BATCH, tokens_store, STEPS + 1), iter(enumerate(batches))
+    starting = measure(lambda: trainer(SMALL_BATCH, tokens_store, STEPS + 1), 1, warm_up=0)
+    ours, numbered = trainer(SMALL_BATCH, tokens_store, STEPS + 1), iter(enumerate(batches))
 
     def mine() -> None:
         step, tokens = next(numbered)
@@ -130,7 +130,7 @@ def test_against_the_published_loop(tokens_store: TokenStore, table: Callable[[R
 def test_what_each_waste_costs(table: Callable[[Row], None]) -> None:
     """The same networks in a plain loop, and the plain loop with one waste less each."""
     batch = 16
-    of, fast, steps = learner(batch), learner(batch), iter(range(1000))
+    of, fast, steps = trainer(batch), trainer(batch), iter(range(1000))
     tokens = torch.randn(batch, GRID**2, DIM, generator=torch.Generator().manual_seed(0))
     wastes = {
         "a plain loop": Waste(),
@@ -154,7 +154,7 @@ def test_share_of_the_matrix_peak(table: Callable[[Row], None]) -> None:
     peak = max(_matmul_rate(*shape) for shape in SHAPES)
     shape = TokenShape(GRID, DIM, torch.zeros(DIM), 1.0)
     flops = batch * StepMeter(shape, device=CPU, timed=False)(config(batch)).flops
-    of, steps = learner(batch), iter(range(1000))
+    of, steps = trainer(batch), iter(range(1000))
     tokens = torch.randn(batch, GRID**2, DIM, generator=torch.Generator().manual_seed(0))
     times = measure(lambda: of.step(tokens, next(steps)), 5, warm_up=2)
     rate = flops / times.middle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from tokconv.evaluation.evaluator import Evaluator, codec_of
 from tokconv.models.blocks import DepthwiseConv
 from tokconv.models.matryoshka import MatryoshkaCompressor
 from tokconv.models.progressive import stage_sizes
-from tokconv.models.registry import build_compressor, build_critic, build_decoder
+from tokconv.models.registry import COMPRESSORS, build_compressor, build_critic, build_decoder
 from tokconv.store.reader import TokenStore
 from tokconv.training.losses.adversarial import critic_loss
 from tokconv.training.networks import build_networks, network_arguments, select_grid
-from tokconv.training.step import Learner
+from tokconv.training.step import Trainer
 
 SMALL = ["model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"]
 PAIRS = [
@@ -102,6 +103,39 @@ def test_the_published_design_starts_at_random(store: TokenStore) -> None:
     assert Evaluator(store, 3).evaluate(codec_of(compressor, decoder))["val/fvu"] > 0.5
 
 
+@pytest.mark.parametrize(
+    ("overrides", "projections"),
+    [
+        (["model.compressor.kind=residual"], {"compressor.projection", "decoder.projection"}),
+        (["model.compressor.kind=conv"], {"compressor.projection", "decoder.projection"}),
+        (["model.compressor.kind=conv", "model.compressor.use_residual=false"], set()),
+        (
+            ["model.compressor.kind=matryoshka", "model.compressor.grids=2-3"],
+            {f"{network}.projections.{grid}" for network in ("compressor", "decoder") for grid in (2, 3)},
+        ),
+    ],
+    ids=["residual", "conv", "conv-without-start", "matryoshka"],
+)
+def test_only_projections_that_start_at_a_closed_form_train_slowly(
+    store: TokenStore, overrides: list[str], projections: set[str]
+) -> None:
+    trainer = _trainer(compose([*SMALL, *overrides, "model.compressor.output_grid_size=3"]), store)
+    slow = {
+        parameter
+        for group in trainer.autoencoder_optimizer.param_groups
+        if group["share"] < 1
+        for parameter in group["params"]
+    }
+    names = {
+        f"{role}.{name}"
+        for role, network in (("compressor", trainer.compressor), ("decoder", trainer.decoder))
+        for name, parameter in network.named_parameters()
+        if parameter in slow
+    }
+    assert names == {f"{name}.{part}" for name in projections for part in ("weight", "bias")}
+    trainer.step(store.tokens(store.train_indices[:8]), 0)
+
+
 @pytest.mark.parametrize(("token_grid", "output_grid", "layers"), [(24, 6, 3), (24, 7, 3), (24, 24, 2), (9, 1, 5)])
 def test_stages_shrink_step_by_step_to_the_exact_grid(token_grid: int, output_grid: int, layers: int) -> None:
     sizes = stage_sizes(token_grid, output_grid, layers)
@@ -148,10 +182,24 @@ def test_attention_agrees_with_torch() -> None:
     assert torch.allclose(layer(hidden, memory), expected, atol=1e-5)
 
 
-def test_a_matryoshka_refuses_a_grid_it_does_not_serve() -> None:
-    compressor = MatryoshkaCompressor(7, 4, 2, grids=(2, 4), hidden_dim=8)
-    with pytest.raises(ConfigError, match="serves the grids 2, 4"):
-        compressor.select(3)
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_every_kind_selects_the_grids_it_serves_and_refuses_others(kind: str) -> None:
+    sizes = {"token_grid": 7, "dim": 4, "output_grid_size": 4, "hidden_dim": 8, "grids": (2, 4)}
+    compressor = build_compressor(kind, **sizes)
+    decoder = build_decoder(compressor.decoder_kind or "conv", **sizes)
+    assert compressor.grids == decoder.grids == ((2, 4) if kind == "matryoshka" else (4,))
+    for network in (compressor, decoder):
+        for grid in network.grids:
+            network.select(grid)
+            assert network.output_grid_size == network.windows.output_grid == grid
+        with pytest.raises(ConfigError, match=f"serves the grids {', '.join(map(str, network.grids))}"):
+            network.select(3)
+
+
+@pytest.mark.parametrize("build", [build_compressor, build_decoder, build_critic])
+def test_an_unknown_kind_of_network_is_refused(build: Callable[..., object]) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.[a-z]+\.kind: got 'typo'; allowed: "):
+        build("typo", token_grid=7, dim=4, output_grid_size=3)
 
 
 def test_a_matryoshka_step_moves_only_the_drawn_grid(store: TokenStore) -> None:
@@ -159,13 +207,13 @@ def test_a_matryoshka_step_moves_only_the_drawn_grid(store: TokenStore) -> None:
         [*SMALL, "model.compressor.kind=matryoshka", "model.compressor.grids=2-3", "loss.weights.wgan=0",
          "model.compressor.output_grid_size=3", "training.learning_rate=1e-2"]
     )  # fmt: skip
-    learner = _learner(config, store)
-    compressor = learner.compressor
+    trainer = _trainer(config, store)
+    compressor = trainer.compressor
     assert isinstance(compressor, MatryoshkaCompressor)
     moved = set()
     for step in range(8):
         before = {key: layer.weight.clone() for key, layer in compressor.projections.items()}  # type: ignore[operator]
-        learner.step(store.tokens(store.train_indices[:8]), step)
+        trainer.step(store.tokens(store.train_indices[:8]), step)
         changed = {key for key, layer in compressor.projections.items() if not torch.equal(before[key], layer.weight)}  # type: ignore[arg-type]
         assert len(changed) == 1
         moved |= changed
@@ -215,9 +263,9 @@ def test_every_adversary_trains_and_repeats_itself(store: TokenStore, kind: str,
     )  # fmt: skip
     runs = []
     for _ in range(2):
-        learner = _learner(config, store)
+        trainer = _trainer(config, store)
         for step in range(2):
-            terms = learner.step(store.tokens(store.train_indices[:8]), step)
+            terms = trainer.step(store.tokens(store.train_indices[:8]), step)
         runs.append({name: float(value) for name, value in terms.items()})
     assert runs[0] == runs[1]
     assert {"critic/wasserstein", "train/adversarial", "train/reconstruction"} <= set(runs[0])
@@ -226,11 +274,11 @@ def test_every_adversary_trains_and_repeats_itself(store: TokenStore, kind: str,
 def test_the_critic_keeps_silent_until_its_start(store: TokenStore) -> None:
     overrides = [*SMALL, "loss.weights.ae=0", "model.compressor.output_grid_size=3"]
     config = compose([*overrides, "loss.wgan.start=0.5"])
-    learner = _learner(config, store)
-    before = learner.compressor.projection.weight.clone()  # type: ignore[union-attr]
+    trainer = _trainer(config, store)
+    before = trainer.compressor.projection.weight.clone()  # type: ignore[union-attr]
     for step in range(10):
-        learner.step(store.tokens(store.train_indices[:8]), step)
-        moved = not torch.equal(before, learner.compressor.projection.weight)  # type: ignore[union-attr]
+        trainer.step(store.tokens(store.train_indices[:8]), step)
+        moved = not torch.equal(before, trainer.compressor.projection.weight)  # type: ignore[union-attr]
         assert moved is (step > 5)
 
 
@@ -253,5 +301,5 @@ def test_constructor_arguments_rebuild_the_networks(store: TokenStore, overrides
     assert torch.equal(again[1](compressor(tokens)), decoder(compressor(tokens)))
 
 
-def _learner(config: Config, store: TokenStore) -> Learner:
-    return Learner(config, store, device=torch.device("cpu"), wrap=lambda module: module, total_steps=10)
+def _trainer(config: Config, store: TokenStore) -> Trainer:
+    return Trainer(config, store, device=torch.device("cpu"), wrap=lambda module: module, total_steps=10)

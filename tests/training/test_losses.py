@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import ot
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tokconv.config.overrides import compose
+from tokconv.errors import ConfigError
 from tokconv.models.critic import GridCritic
 from tokconv.models.windows import Windows
 from tokconv.training.losses.adversarial import adversarial_loss, critic_loss, gradient_penalty, zero_centered_penalty
 from tokconv.training.losses.distribution import distribution_loss, sinkhorn_loss, sliced_wasserstein_loss
 from tokconv.training.losses.reconstruction import (
     anchor_loss,
-    auxiliary_losses,
     perceptual_loss,
     reconstruction_loss,
     spatial_loss,
     window_cosine_loss,
 )
+from tokconv.training.losses.terms import loss_terms
+from tokconv.training.workers import SINGLE_PROCESS
 
 
 def _critic(seed: int = 0) -> GridCritic:
@@ -220,7 +225,40 @@ def test_window_cosine_has_its_optimum_at_pooling() -> None:
     assert anchor_loss(windows.split(target).mean(2), target, windows).item() == pytest.approx(0, abs=1e-9)
 
 
-def test_only_weighted_losses_are_computed() -> None:
-    windows, target = Windows(4, 2), torch.randn(2, 16, 3)
-    weights = {"spatial": 0.0, "perceptual": 0.5, "window_cosine": 0.0, "anchor": 1.0}
-    assert set(auxiliary_losses(weights, torch.randn(2, 4, 3), target, target, windows)) == {"perceptual", "anchor"}
+def test_only_the_reconstruction_and_weighted_losses_are_computed_in_a_fixed_order() -> None:
+    """Two of them draw random numbers, so that the order is part of a run's figures."""
+    config = compose(
+        ["loss.weights.ae=0", "loss.weights.anchor=1", "loss.weights.perceptual=0.5", "loss.weights.distribution=2"]
+    )
+    target = torch.randn(2, 16, 3)
+    terms = loss_terms(
+        config.loss,
+        torch.randn(2, 4, 3),
+        target,
+        target,
+        windows=Windows(4, 2),
+        generator=torch.Generator(),
+        workers=SINGLE_PROCESS,
+        adversarial=lambda: torch.tensor(3.0),
+        adversarial_share=0.25,
+    )
+    weights = {"reconstruction": 0, "perceptual": 0.5, "anchor": 1, "distribution": 2, "adversarial": 0.25}
+    assert {term.name: term.weight for term in terms} == weights
+    assert [term.name for term in terms] == list(weights)
+    assert float(terms[0].function()) == 0
+    assert float(terms[-1].function()) == 3
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda batch: critic_loss(_critic().float(), *batch, 10.0, "typo"),
+        lambda batch: adversarial_loss(_critic().float(), batch[0], batch[1], "typo"),
+        lambda batch: reconstruction_loss("typo", batch[0], batch[1]),
+        lambda batch: distribution_loss("typo", batch[0], batch[1], torch.Generator()),
+    ],
+    ids=["critic", "adversarial", "reconstruction", "distribution"],
+)
+def test_an_unknown_kind_of_loss_is_refused(compute: Callable[[tuple[Tensor, Tensor, Tensor]], object]) -> None:
+    with pytest.raises(ConfigError, match=r"^loss\.[a-z.]+: got 'typo'; allowed: "):
+        compute(_batch())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokconv.config.overrides import compose
 from tokconv.store.reader import TokenStore
-from tokconv.training.step import Learner
+from tokconv.training.step import Trainer
 
 STEPS, IMAGES = 8, 10
 SMALL = [
@@ -21,21 +21,21 @@ SMALL = [
 ]
 
 
-def make_learner(store: TokenStore, *overrides: str) -> Learner:
+def make_trainer(store: TokenStore, *overrides: str) -> Trainer:
     config = compose([*SMALL, *overrides])
-    return Learner(config, store, device=torch.device("cpu"), wrap=lambda module: module, total_steps=STEPS)
+    return Trainer(config, store, device=torch.device("cpu"), wrap=lambda module: module, total_steps=STEPS)
 
 
 @pytest.mark.parametrize("waste", [Waste(), Waste(False, False, False, False)], ids=["wasteful", "thrifty"])
 @pytest.mark.parametrize("overrides", [[], ["loss.weights.wgan=0.1"], ["model.critic.kind=token"]], ids=" ".join)
 def test_every_loss_of_every_step_is_the_plain_ones(tmp_path: Path, waste: Waste, overrides: list[str]) -> None:
     store = write_store(tmp_path / "store")
-    learner, other = make_learner(store, *overrides), make_learner(store, *overrides)
-    networks, config = _plain(other), learner.config
+    trainer, other = make_trainer(store, *overrides), make_trainer(store, *overrides)
+    networks, config = _plain(other), trainer.config
     for step in range(STEPS):
         tokens = store.tokens(torch.arange(step, step + IMAGES))
-        mine = {name: float(value) for name, value in learner.step(tokens, step).items()}
-        ours, theirs = learner.optimizers.values(), (networks.generator_optimizer, networks.critic_optimizer)
+        mine = {name: float(value) for name, value in trainer.step(tokens, step).items()}
+        ours, theirs = trainer.optimizers.values(), (networks.generator_optimizer, networks.critic_optimizer)
         for own, other_own in zip(ours, theirs, strict=True):
             for group, other_group in zip(own.param_groups, other_own.param_groups, strict=True):
                 other_group["lr"] = group["lr"]
@@ -64,14 +64,14 @@ def test_every_loss_of_every_step_is_the_plain_ones(tmp_path: Path, waste: Waste
             assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (step, name)
 
 
-def _plain(learner: Learner) -> Networks:
-    """The learner's networks at its start, with plain optimizers."""
-    groups = [{**group, "fused": False, "foreach": False} for group in learner.autoencoder_optimizer.param_groups]
+def _plain(trainer: Trainer) -> Networks:
+    """The trainer's networks at its start, with plain optimizers."""
+    groups = [{**group, "fused": False, "foreach": False} for group in trainer.autoencoder_optimizer.param_groups]
     return Networks(
-        learner.compressor.compress,
-        learner.decoder.decode,
-        learner.critic,
+        trainer.compressor.compress,
+        trainer.decoder.decode,
+        trainer.critic,
         [parameter for group in groups for parameter in group["params"]],
         torch.optim.Adam(groups, betas=(0.9, 0.95), foreach=False),
-        torch.optim.Adam(learner.critic.parameters(), betas=(0.0, 0.9), foreach=False),
+        torch.optim.Adam(trainer.critic.parameters(), betas=(0.0, 0.9), foreach=False),
     )

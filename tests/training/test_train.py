@@ -22,7 +22,7 @@ from tokconv.store.reader import TokenStore
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics
-from tokconv.training.step import Learner
+from tokconv.training.step import Trainer
 
 SMALL = [*networks.SMALL, "training.epochs=4", "loss.weights.wgan=0.05"]
 
@@ -85,13 +85,13 @@ def test_the_start_is_the_closed_form(store: TokenStore, config: Config, tmp_pat
 
 
 def test_divergence_is_raised_and_nothing_is_updated(store: TokenStore, config: Config) -> None:
-    learner = Learner(config, store, device=torch.device("cpu"), wrap=lambda module: module, total_steps=10)
-    before = {name: p.detach().clone() for name, p in learner.compressor.named_parameters()}
+    trainer = Trainer(config, store, device=torch.device("cpu"), wrap=lambda module: module, total_steps=10)
+    before = {name: p.detach().clone() for name, p in trainer.compressor.named_parameters()}
     tokens = store.tokens(store.train_indices[:8])
     tokens[0, 0, 0] = float("nan")
     with pytest.raises(DivergedError, match=r"critic.* not finite at step 3"):
-        learner.step(tokens, 3)
-    assert all(torch.equal(before[name], p) for name, p in learner.compressor.named_parameters())
+        trainer.step(tokens, 3)
+    assert all(torch.equal(before[name], p) for name, p in trainer.compressor.named_parameters())
 
 
 def test_an_absurd_learning_rate_diverges(store: TokenStore, config: Config, tmp_path: Path) -> None:

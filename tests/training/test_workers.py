@@ -15,14 +15,14 @@ from support.stores import write_store
 from support.sweeping import spec
 
 from tokconv.config.overrides import compose, with_values
-from tokconv.encoding.progress import open_store
+from tokconv.encoding.console import encode_and_print
 from tokconv.errors import ConfigError, DivergedError
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.training.loop import check_batch, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics
-from tokconv.training.workers import ALONE
+from tokconv.training.workers import SINGLE_PROCESS
 
 SMALL = [*networks.SMALL, "training.epochs=3"]
 CASES = {
@@ -177,11 +177,11 @@ def test_a_batch_that_cannot_be_shared_is_refused(store: TokenStore) -> None:
 def test_alone_nothing_is_sent() -> None:
     """No process group exists here: a message would raise."""
     rows = torch.randn(4, 2, requires_grad=True)
-    assert ALONE.gather(rows) is rows
-    assert ALONE.mean(rows) is rows
-    assert torch.equal(ALONE.rows(rows, torch.tensor([3, 0, 3])), rows[[3, 0, 3]])
-    assert ALONE.broadcast({"a": 1}) == {"a": 1}
-    assert ALONE.first_then_others(lambda: 7) == 7
+    assert SINGLE_PROCESS.gather(rows) is rows
+    assert SINGLE_PROCESS.mean(rows) is rows
+    assert torch.equal(SINGLE_PROCESS.rows(rows, torch.tensor([3, 0, 3])), rows[[3, 0, 3]])
+    assert SINGLE_PROCESS.broadcast({"a": 1}) == {"a": 1}
+    assert SINGLE_PROCESS.first_then_others(lambda: 7) == 7
 
 
 def test_figures_do_not_depend_on_who_trained(store: TokenStore, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_sweep_of_two_workers_a_trial(tmp_path: Path) -> None:
     good = trials[1e-3]
     assert good.state == "complete"
     config = with_values(parse_spec(plain).base_config(), good.values)
-    alone = run_trial(config, open_store(config), LocalRuntime(tmp_path / "alone", device="cpu"))
+    alone = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path / "alone", device="cpu"))
     names = alone.figures.keys()
     _close([{name: row[name] for name in names} for row in good.history], alone.history)
     written = sorted(path.name for path in Path(str(good.checkpoint)).iterdir())

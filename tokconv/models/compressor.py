@@ -8,32 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokconv.models.blocks import ConvBlock, Standardise, zeroed
-from tokconv.models.windows import Windows, to_grid, to_tokens
+from tokconv.models.blocks import ConvBlock, zeroed
+from tokconv.models.network import WindowNetwork, WindowProjection
+from tokconv.models.windows import to_grid, to_tokens
 
 
-class Compressor(nn.Module):
-    """What every compressor is; `tokconv.models.registry` makes one of a kind.
+class Compressor(WindowNetwork):
+    """The base of every compressor; `tokconv.models.registry` builds one by its kind.
 
-    Args:
-        token_grid: G; the input is [B, G*G, dim], patch tokens without CLS.
-        dim: C, channels in and out.
-        output_grid_size: k, from 1 to G; it need not divide G (`tokconv.models.windows.Windows`).
-        mean, scale: see `Standardise`; a loaded state dict brings them.
+    Args: as `tokconv.models.network.WindowNetwork`; the input is [B, G*G, dim].
     """
 
-    projection: nn.Linear | None
-    """Window projection (one strided convolution) that a closed-form start fills; None for a kind without one."""
+    decoder_kind: str | None = None
+    """The kind of decoder that serves its grids; None if any kind of `model.autoencoder.kind` does."""
     description: Mapping[str, Any] | None = None
-    """config.json of the export that it was loaded from; None for one that was not."""
-
-    def __init__(
-        self, token_grid: int, dim: int, output_grid_size: int, *, mean: Tensor | None = None, scale: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.windows = Windows(token_grid, output_grid_size)
-        self.token_grid, self.dim, self.output_grid_size = token_grid, dim, output_grid_size
-        self.standardise = Standardise(dim, mean, scale)
+    """config.json of the export that it was loaded from; None if it was not loaded from one."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -65,7 +54,7 @@ class ResidualCompressor(Compressor):
         torch.Size([2, 36, 64])
     """
 
-    projection: nn.Linear
+    projection: WindowProjection
 
     def __init__(
         self,
@@ -83,7 +72,7 @@ class ResidualCompressor(Compressor):
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
         window_dim = self.windows.window_size * dim
-        self.projection = nn.Linear(window_dim, dim)
+        self.projection = WindowProjection(window_dim, dim)
         self.branch: Branch | None = None
         if use_residual:
             cells = self.windows.num_cells

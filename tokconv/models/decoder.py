@@ -6,28 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokconv.models.blocks import Standardise, make_norm, zeroed
+from tokconv.models.blocks import make_norm, zeroed
 from tokconv.models.compressor import Branch
-from tokconv.models.windows import Windows
+from tokconv.models.network import WindowNetwork, WindowProjection
 
 
-class Decoder(nn.Module):
-    """What every decoder is: a transposed window projection, and what a kind adds to it; the mirror of `Compressor`.
+class Decoder(WindowNetwork):
+    """A transposed window projection: the linear decoder, and the base of the kinds that add a branch to it.
 
-    Alone it is the linear decoder.
-
-    Args: as `tokconv.models.compressor.Compressor`.
+    Args: as `tokconv.models.network.WindowNetwork`.
     """
 
-    projection: nn.Linear
+    projection: WindowProjection
 
     def __init__(
         self, token_grid: int, dim: int, output_grid_size: int, *, mean: Tensor | None = None, scale: float = 1.0
     ) -> None:
-        super().__init__()
-        self.windows = Windows(token_grid, output_grid_size)
-        self.standardise = Standardise(dim, mean, scale)
-        self.projection = nn.Linear(dim, self.windows.window_size * dim)
+        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        self.projection = WindowProjection(dim, self.windows.window_size * dim)
 
     def forward(self, compressed_BKC: Tensor) -> Tensor:
         """[B, K, C] -> [B, N, C], both in token units."""

@@ -12,34 +12,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tokconv.errors import ConfigError
 from tokconv.models.blocks import ConvBlock, zeroed
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
+from tokconv.models.network import WindowNetwork, WindowProjection, check_served
 from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
-class ManyGrids(nn.Module):
-    """What compressor and decoder share: the grids, their windows, and which of them is used."""
+class ManyGrids(WindowNetwork):
+    """Several grids in one network: their windows, their projections, and the choice between them."""
 
-    grids: tuple[int, ...]
-    """Every grid that is served, ascending."""
-    output_grid_size: int
-    """The selected one."""
-    windows: Windows
     projections: nn.ModuleDict
 
     def select(self, output_grid_size: int) -> None:
-        """Use this grid from now on. Raises ConfigError when it is none of the grids."""
-        _check(self.grids, output_grid_size)
+        super().select(output_grid_size)
         key = str(output_grid_size)
         self.windows = self.all_windows[key]  # type: ignore[assignment]
-        # Not registered as a module of its own: it is one already, and a state dict must not hold it twice.
+        # Not registered as a module of its own: `projections` holds it, and a state dict must not hold it twice.
         self.__dict__["projection"] = self.projections[key]
         self.output_grid_size = output_grid_size
 
     def _serve(self, token_grid: int, grids: Sequence[int]) -> tuple[dict[str, Windows], dict[str, Windows]]:
-        """Windows of every grid over the token grid, and over the finest of them, by `str(grid)`."""
+        """Return the windows of every grid over the token grid, and over the finest grid, by `str(grid)`."""
         self.grids = tuple(grids)
         finest = max(self.grids)
         self.finest = Windows(token_grid, finest)
@@ -47,14 +41,6 @@ class ManyGrids(nn.Module):
         folds = {str(grid): Windows(finest, grid) for grid in self.grids}
         self.all_windows, self.folds = nn.ModuleDict(windows), nn.ModuleDict(folds)
         return windows, folds
-
-
-def _check(grids: Sequence[int], output_grid_size: int) -> None:
-    if output_grid_size not in grids:
-        raise ConfigError(
-            f"model.compressor.output_grid_size: got {output_grid_size}; a matryoshka compressor serves the grids "
-            f"{', '.join(map(str, grids))} (model.compressor.grids)"
-        )
 
 
 class MatryoshkaCompressor(ManyGrids, Compressor):
@@ -74,6 +60,8 @@ class MatryoshkaCompressor(ManyGrids, Compressor):
         torch.Size([2, 16, 64])
     """
 
+    decoder_kind = "matryoshka"
+
     def __init__(
         self,
         token_grid: int,
@@ -88,10 +76,12 @@ class MatryoshkaCompressor(ManyGrids, Compressor):
         mean: Tensor | None = None,
         scale: float = 1.0,
     ) -> None:
-        _check(grids, output_grid_size)
+        check_served(grids, output_grid_size)
         super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
         windows, folds = self._serve(token_grid, grids)
-        self.projections = nn.ModuleDict({key: nn.Linear(own.window_size * dim, dim) for key, own in windows.items()})
+        self.projections = nn.ModuleDict(
+            {key: WindowProjection(own.window_size * dim, dim) for key, own in windows.items()}
+        )
         self.enter = nn.Linear(self.finest.window_size * dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(self.finest.num_cells, hidden_dim))
         self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
@@ -132,12 +122,14 @@ class MatryoshkaDecoder(ManyGrids, Decoder):
         mean: Tensor | None = None,
         scale: float = 1.0,
     ) -> None:
-        _check(grids, output_grid_size)
+        check_served(grids, output_grid_size)
         super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
         # The base class made a projection for one grid; here every grid has its own.
         del self.projection
         windows, folds = self._serve(token_grid, grids)
-        self.projections = nn.ModuleDict({key: nn.Linear(dim, own.window_size * dim) for key, own in windows.items()})
+        self.projections = nn.ModuleDict(
+            {key: WindowProjection(dim, own.window_size * dim) for key, own in windows.items()}
+        )
         self.enter = nn.Linear(dim, hidden_dim)
         self.first = ConvBlock(hidden_dim, norm=norm, padding=padding)
         self.unfolds = nn.ModuleDict(

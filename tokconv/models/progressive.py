@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokconv.models.blocks import ConvBlock, zeroed
 from tokconv.models.compressor import Compressor
+from tokconv.models.network import WindowProjection
 from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
@@ -65,7 +66,7 @@ class ConvCompressor(Compressor):
         )
         leave = nn.Linear(hidden_dim, dim)
         self.leave = zeroed(leave) if use_residual else leave
-        self.projection = nn.Linear(self.windows.window_size * dim, dim) if use_residual else None
+        self.projection = WindowProjection(self.windows.window_size * dim, dim) if use_residual else None
 
     def compress(self, standardised_BNC: Tensor) -> Tensor:
         hidden = self.enter(standardised_BNC) + self.position

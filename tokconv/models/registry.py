@@ -1,4 +1,4 @@
-"""Networks by kind: what the config, a checkpoint and an export call them."""
+"""The kinds of networks, by the names that the config, a checkpoint and an export give them."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from tokconv.models.critic import GridCritic, MultiScaleCritic, TokenCritic, wit
 from tokconv.models.decoder import AttentionDecoder, ConvDecoder, Decoder
 from tokconv.models.matryoshka import MatryoshkaCompressor, MatryoshkaDecoder
 from tokconv.models.progressive import ConvCompressor
+from tokconv.system.registry import Registry
 
-COMPRESSORS: dict[str, type[Compressor]] = {
-    "residual": ResidualCompressor,
-    "conv": ConvCompressor,
-    "matryoshka": MatryoshkaCompressor,
-}
-DECODERS: dict[str, type[Decoder]] = {
-    "conv": ConvDecoder,
-    "attention": AttentionDecoder,
-    "linear": Decoder,
-    "matryoshka": MatryoshkaDecoder,
-}
-CRITICS: dict[str, type[nn.Module]] = {"grid": GridCritic, "token": TokenCritic, "multiscale": MultiScaleCritic}
+COMPRESSORS: Registry[type[Compressor]] = Registry(
+    "model.compressor.kind",
+    {"residual": ResidualCompressor, "conv": ConvCompressor, "matryoshka": MatryoshkaCompressor},
+)
+DECODERS: Registry[type[Decoder]] = Registry(
+    "model.autoencoder.kind",
+    {"conv": ConvDecoder, "attention": AttentionDecoder, "linear": Decoder, "matryoshka": MatryoshkaDecoder},
+)
+CRITICS: Registry[type[nn.Module]] = Registry(
+    "model.critic.kind", {"grid": GridCritic, "token": TokenCritic, "multiscale": MultiScaleCritic}
+)
 
 
 def arguments(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that the class's constructor takes."""
+    """Return those of the values that the class's constructor takes."""
     return {name: values[name] for name in inspect.signature(cls).parameters if name in values}
 
 
 def build_compressor(kind: str, **values: Any) -> Compressor:
-    """A compressor of a kind; values that its constructor does not take are left out.
+    """Build a compressor of a kind; values that its constructor does not take are ignored.
 
     Raises:
-        KeyError: no such kind.
+        ConfigError: there is no such kind.
     """
     cls = COMPRESSORS[kind]
     return cls(**arguments(cls, values))
 
 
 def build_decoder(kind: str, **values: Any) -> Decoder:
-    """As `build_compressor`."""
+    """Build a decoder of a kind, as `build_compressor` does."""
     cls = DECODERS[kind]
     return cls(**arguments(cls, values))
 
 
 def build_critic(kind: str, *, spectral_norm: bool = False, **values: Any) -> nn.Module:
-    """As `build_compressor`; with spectral norm the critic has no other norm, which would undo its Lipschitz bound."""
+    """Build a critic of a kind, as `build_compressor` does.
+
+    With spectral norm the critic has no LayerNorm, which would undo its Lipschitz bound.
+    """
     cls = CRITICS[kind]
     critic = cls(**arguments(cls, {**values, "norm": "none" if spectral_norm else "layer"}))
     return with_spectral_norm(critic) if spectral_norm else critic

@@ -58,26 +58,25 @@ def tower_flops(
 
 
 def costs(config: Config, token_grid: int, dim: int, grids: Sequence[int]) -> Iterator[Cost]:
-    """Every kind of compressor, decoder and critic at every grid, in the widths and depths of the config."""
+    """Yield the cost of every kind of network at every grid, with the widths and depths of the config."""
+    owners = {cls.decoder_kind: kind for kind, cls in COMPRESSORS.items() if cls.decoder_kind}
     for grid in grids:
         for kind in COMPRESSORS:
             yield _cost("compressor", kind, _with(config, grid, compressor=kind), token_grid, dim)
         for kind in DECODERS:
-            compressor = "matryoshka" if kind == "matryoshka" else "residual"
-            yield _cost("decoder", kind, _with(config, grid, compressor=compressor, decoder=kind), token_grid, dim)
+            pair = {"compressor": owners[kind]} if kind in owners else {"compressor": "residual", "decoder": kind}
+            yield _cost("decoder", kind, _with(config, grid, **pair), token_grid, dim)
         for kind in CRITICS:
             critic = build_critic(**{**asdict(config.model.critic), "kind": kind}, dim=dim)
             yield Cost("critic", kind, grid, *count(critic, 1, grid**2, dim))
 
 
 def _with(config: Config, grid: int, *, compressor: str, decoder: str = "conv") -> Config:
-    grids = sorted({*matryoshka_grids(config.model.compressor), grid})
+    grids = "-".join(str(served) for served in sorted({*matryoshka_grids(config.model.compressor), grid}))
     model = replace(
         config.model,
-        compressor=replace(
-            config.model.compressor, kind=compressor, output_grid_size=grid, grids="-".join(map(str, grids))
-        ),
-        autoencoder=replace(config.model.autoencoder, kind="conv" if decoder == "matryoshka" else decoder),
+        compressor=replace(config.model.compressor, kind=compressor, output_grid_size=grid, grids=grids),
+        autoencoder=replace(config.model.autoencoder, kind=decoder),
     )
     return replace(config, model=model)
 

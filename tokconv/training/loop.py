@@ -29,7 +29,7 @@ from tokconv.store.reader import TokenStore
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.networks import network_arguments, select_grid
 from tokconv.training.runtime import Runtime
-from tokconv.training.step import Learner
+from tokconv.training.step import Trainer
 from tokconv.training.workers import Workers
 
 _EPOCH_STREAM = 1 << 31
@@ -66,7 +66,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
     batches = _Batches(config, store, runtime)
     epochs = config.training.epochs
     workers = Workers(runtime.rank, runtime.world_size)
-    learner = Learner(
+    trainer = Trainer(
         config,
         store,
         device=runtime.device,
@@ -74,22 +74,22 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
         total_steps=epochs * batches.steps_per_epoch,
         workers=workers,
     )
-    history = _resume(config, store, runtime, learner)
+    history = _resume(config, store, runtime, trainer)
     judge = _Judge(config, store, runtime.device) if runtime.rank == 0 else None
     path = runtime.latest_checkpoint() if history and runtime.rank == 0 else None
     if history:
         # Whoever listens may have missed the last report before the interruption.
         runtime.report(history[-1], path)
     for epoch in range(len(history), epochs):
-        figures = _train_epoch(learner, batches, epoch, runtime)
+        figures = _train_epoch(trainer, batches, epoch, runtime)
         # The others wait for rank 0's verdict: a run that is over must be over for all of them.
-        figures = workers.broadcast(figures if judge is None else figures | judge(learner))
+        figures = workers.broadcast(figures if judge is None else figures | judge(trainer))
         _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
         if judge is not None:
             path = checkpoints.save(
                 runtime.checkpoint_dir(epoch + 1),
-                learner.modules,
-                learner.optimizers,
+                trainer.modules,
+                trainer.optimizers,
                 {
                     "config": to_dict(config),
                     "networks": network_arguments(config, store.token_grid, store.dim),
@@ -169,31 +169,31 @@ class _Judge:
         self.evaluators = {self.grid: Evaluator(store, self.grid, device)}
         self.baselines = baseline_figures(store, self.grid)
 
-    def __call__(self, learner: Learner) -> Figures:
-        codec = codec_of(learner.compressor, learner.decoder)
+    def __call__(self, trainer: Trainer) -> Figures:
+        codec = codec_of(trainer.compressor, trainer.decoder)
         figures = add_gain(self.evaluators[self.grid].evaluate(codec), self.baselines["pooling"])
-        for grid in learner.grids:
+        for grid in trainer.compressor.grids:
             if grid == self.grid:
                 continue
             if grid not in self.evaluators:
                 self.evaluators[grid] = Evaluator(self.store, grid, self.device)
-            select_grid(learner.compressor, learner.decoder, grid)
+            select_grid(trainer.compressor, trainer.decoder, grid)
             other = self.evaluators[grid].evaluate(codec)
             figures |= {f"val/grid-{grid:02d}/{name}": other[f"val/{name}"] for name in ("fvu", "swd")}
-        select_grid(learner.compressor, learner.decoder, self.grid)
+        select_grid(trainer.compressor, trainer.decoder, self.grid)
         return figures
 
 
-def _train_epoch(learner: Learner, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
-    epochs = learner.config.training.epochs
-    start, sums = time.monotonic(), defaultdict[str, Tensor](lambda: torch.zeros((), device=learner.device))
+def _train_epoch(trainer: Trainer, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
+    epochs = trainer.config.training.epochs
+    start, sums = time.monotonic(), defaultdict[str, Tensor](lambda: torch.zeros((), device=trainer.device))
     for index, tokens in enumerate(batches.epoch(epoch)):
         step = epoch * batches.steps_per_epoch + index
-        terms = learner.step(tokens, step)
+        terms = trainer.step(tokens, step)
         runtime.progress(step + 1, epochs * batches.steps_per_epoch)
         for name, value in terms.items():
             sums[name] += value
-    means = learner.workers.mean(torch.stack(list(sums.values())))
+    means = trainer.workers.mean(torch.stack(list(sums.values())))
     figures = {name: float(value) / batches.steps_per_epoch for name, value in zip(sums, means, strict=True)}
     seconds = time.monotonic() - start
     images = batches.steps_per_epoch * batches.total
@@ -207,7 +207,7 @@ def _check_finite(figures: Figures, step: int) -> None:
             raise DivergedError(name, step)
 
 
-def _resume(config: Config, store: TokenStore, runtime: Runtime, learner: Learner) -> list[Figures]:
+def _resume(config: Config, store: TokenStore, runtime: Runtime, trainer: Trainer) -> list[Figures]:
     """Restore networks and optimizers from the runtime's newest checkpoint; the figures so far come back."""
     path = runtime.latest_checkpoint()
     if path is None:
@@ -222,7 +222,7 @@ def _resume(config: Config, store: TokenStore, runtime: Runtime, learner: Learne
             raise CheckpointError(
                 f"{path}: was trained with {key}={theirs.get(key)}, not {value}; use the same value or a new run"
             )
-    saved.restore(learner.modules)
-    for name, optimizer in learner.optimizers.items():
+    saved.restore(trainer.modules)
+    for name, optimizer in trainer.optimizers.items():
         optimizer.load_state_dict(saved.optimizers[name])
     return list(saved.state["history"])

@@ -1,4 +1,4 @@
-"""A config and a store to networks at their closed-form start."""
+"""From a config and a store to networks at their closed-form start."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tokconv.config.tree import Config, matryoshka_grids
-from tokconv.evaluation.baselines import linear_codecs
+from tokconv.evaluation.baselines.fitting import linear_codecs
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.models.matryoshka import MatryoshkaCompressor, MatryoshkaDecoder
 from tokconv.models.registry import COMPRESSORS, DECODERS, arguments, build_compressor, build_critic, build_decoder
 from tokconv.store.reader import TokenStore
+from tokconv.training.losses.adversarial import ADVERSARIES
 
 STARTS = {"pca": "matched_window_pca", "pooling": "pooling"}
 """`model.compressor.init` -> the linear codec that fills the window projections."""
@@ -22,7 +22,7 @@ STARTS = {"pca": "matched_window_pca", "pooling": "pooling"}
 
 @dataclass(frozen=True)
 class TokenShape:
-    """What networks need to know of tokens that are not there, to be planned for: as `TokenStore`."""
+    """What networks need to know about tokens that do not exist yet; its fields are those of `TokenStore`."""
 
     token_grid: int
     dim: int
@@ -31,10 +31,15 @@ class TokenShape:
 
 
 def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, dict[str, Any]]:
-    """Kind and constructor arguments of `compressor` and `decoder`, JSON: what a checkpoint and an export hold."""
+    """Return kind and constructor arguments of `compressor` and `decoder`, as JSON values for checkpoints and exports.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
     compressor, decoder = asdict(config.model.compressor), asdict(config.model.autoencoder)
-    if compressor["kind"] == "matryoshka":
-        decoder["kind"] = "matryoshka"
+    own_decoder = COMPRESSORS[compressor["kind"]].decoder_kind
+    if own_decoder is not None:
+        decoder["kind"] = own_decoder
         grids = [grid for grid in matryoshka_grids(config.model.compressor) if grid <= token_grid]
         compressor["grids"] = decoder["grids"] = grids
     sizes = {"token_grid": token_grid, "dim": dim, "output_grid_size": compressor["output_grid_size"]}
@@ -45,10 +50,10 @@ def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, di
 
 
 def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Compressor, Decoder, nn.Module]:
-    """New compressor, decoder and critic on the CPU, drawn from `training.seed`, at their closed-form start.
+    """Build compressor, decoder and critic on the CPU, drawn from `training.seed`, at their closed-form start.
 
-    A conv compressor without a window projection starts at random, and its decoder with it; so does everything when
-    there are no tokens yet.
+    A conv compressor without a window projection starts at random, and its decoder with it. Without tokens (a
+    `TokenShape`) everything starts at random.
     """
     networks = network_arguments(config, store.token_grid, store.dim)
     scaling: dict[str, Any] = {"mean": store.mean, "scale": store.scale}
@@ -56,22 +61,24 @@ def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Comp
         torch.manual_seed(config.training.seed)
         compressor = build_compressor(**networks["compressor"] | scaling)
         decoder = build_decoder(**networks["decoder"] | scaling)
-        critic = build_critic(
-            **asdict(config.model.critic), dim=store.dim, spectral_norm=config.loss.wgan.kind == "wgan_sn"
-        )
-    if isinstance(store, TokenShape):
-        return compressor, decoder, critic
-    chosen = compressor.output_grid_size
-    for grid in compressor.grids if isinstance(compressor, MatryoshkaCompressor) else (chosen,):
-        select_grid(compressor, decoder, grid)
-        if compressor.projection is not None:
-            linear_codecs(store, grid)[STARTS[config.model.compressor.init]].fill(compressor, decoder)
-    select_grid(compressor, decoder, chosen)
+        spectral_norm = ADVERSARIES[config.loss.wgan.kind].spectral_norm
+        critic = build_critic(**asdict(config.model.critic), dim=store.dim, spectral_norm=spectral_norm)
+    if isinstance(store, TokenStore):
+        _fill_projections(compressor, decoder, store, STARTS[config.model.compressor.init])
     return compressor, decoder, critic
 
 
+def _fill_projections(compressor: Compressor, decoder: Decoder, store: TokenStore, codec: str) -> None:
+    """Start every grid at the linear codec of this name, if the compressor has a window projection to hold it."""
+    chosen = compressor.output_grid_size
+    for grid in compressor.grids:
+        select_grid(compressor, decoder, grid)
+        if compressor.projection is not None:
+            linear_codecs(store, grid)[codec].fill(compressor, decoder)
+    select_grid(compressor, decoder, chosen)
+
+
 def select_grid(compressor: Compressor, decoder: Decoder, output_grid_size: int) -> None:
-    """Use this grid of a matryoshka pair; nothing to do for the other kinds, which have one."""
-    if isinstance(compressor, MatryoshkaCompressor) and isinstance(decoder, MatryoshkaDecoder):
-        compressor.select(output_grid_size)
-        decoder.select(output_grid_size)
+    """Make both networks use this grid. Raises ConfigError if they do not serve it."""
+    compressor.select(output_grid_size)
+    decoder.select(output_grid_size)

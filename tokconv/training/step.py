@@ -6,7 +6,6 @@ newly drawn real tokens and newly drawn mixes, then compressor and decoder are u
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,13 +17,11 @@ from tokconv.config.tree import Config
 from tokconv.errors import DivergedError
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.models.matryoshka import MatryoshkaCompressor
 from tokconv.store.reader import TokenStore
 from tokconv.training.losses.adversarial import adversarial_loss, critic_loss
-from tokconv.training.losses.distribution import distribution_loss
-from tokconv.training.losses.reconstruction import auxiliary_losses, reconstruction_loss
+from tokconv.training.losses.terms import loss_terms
 from tokconv.training.networks import build_networks, select_grid
-from tokconv.training.workers import ALONE, Workers
+from tokconv.training.workers import SINGLE_PROCESS, Workers
 
 WARM_UP = 0.1
 """Share of all steps in which the learning rate rises from 0."""
@@ -33,9 +30,6 @@ LAST_LEARNING_RATE = 0.02
 PROJECTION_SHARE = 0.03
 """Learning rate of the window projections, as a share of the branches'. They start at a linear optimum and are wide: a
 full Adam step moves every input's weight at once and throws that start away (measured in the README)."""
-
-LOSS_NAMES = {"ae": "reconstruction", "wgan": "adversarial"}
-"""Losses whose figure is called otherwise than their weight."""
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -49,7 +43,7 @@ class Autoencoder(nn.Module):
     def __init__(self, compressor: Compressor, decoder: Decoder) -> None:
         super().__init__()
         self.compressor, self.decoder = compressor, decoder
-        self.leaves_unused = isinstance(compressor, MatryoshkaCompressor)
+        self.leaves_unused = len(compressor.grids) > 1
 
     def forward(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all standardised."""
@@ -70,7 +64,7 @@ class CriticUpdate(nn.Module):
         return terms.loss, terms.wasserstein, terms.gradient_penalty
 
 
-class Learner:
+class Trainer:
     """Everything that one training step changes.
 
     Args:
@@ -90,14 +84,13 @@ class Learner:
         device: torch.device,
         wrap: Wrap,
         total_steps: int,
-        workers: Workers = ALONE,
+        workers: Workers = SINGLE_PROCESS,
     ) -> None:
         self.config, self.device, self.total_steps, self.workers = config, device, total_steps, workers
         # The closed-form start is fitted by one worker, and read from beside the store by the others.
         compressor, decoder, critic = workers.first_then_others(lambda: build_networks(config, store))
         self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
         self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
-        self.grids = self.compressor.grids if isinstance(self.compressor, MatryoshkaCompressor) else ()
         self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.kind, config.loss.wgan.lambda_gp))
         training = config.training
         self._critic_learning_rate = training.critic_learning_rate or training.learning_rate
@@ -134,37 +127,39 @@ class Learner:
             DivergedError: before anything non-finite reaches compressor and decoder; on every worker when it is on one.
         """
         self._set_learning_rate(step)
-        config, weights = self.config, dataclasses.asdict(self.config.loss.weights)
+        config = self.config
         generator = torch.Generator().manual_seed((config.training.seed << 32) + step)
-        if self.grids:
-            drawn = self.grids[int(torch.randint(len(self.grids), (1,), generator=generator))]
-            select_grid(self.compressor, self.decoder, drawn)
+        if len(self.compressor.grids) > 1:
+            drawn = torch.randint(len(self.compressor.grids), (1,), generator=generator)
+            select_grid(self.compressor, self.decoder, self.compressor.grids[int(drawn)])
         standardised = self.compressor.standardise(tokens.to(self.device, non_blocking=True))
         with self._autocast():
             compressed, reconstructed = self._autoencode(standardised)
-        terms: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
         checked: list[tuple[str, Tensor]] = []
-        if weights["wgan"] > 0:
-            terms |= self._update_critic(standardised, compressed.detach(), generator, checked)
-        losses = {"ae": reconstruction_loss(config.loss.reconstruction, reconstructed, standardised)}
-        losses |= auxiliary_losses(weights, compressed, reconstructed, standardised, self.compressor.windows)
-        if weights["distribution"] > 0:
-            losses["distribution"] = distribution_loss(
-                config.loss.distribution, compressed, standardised, generator, self.workers
-            )
-        if weights["wgan"] > 0:
-            losses["wgan"] = self._adversarial(compressed, standardised, generator)
-            weights["wgan"] *= self._adversarial_share(step)
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        if config.loss.weights.wgan > 0:
+            figures |= self._update_critic(standardised, compressed.detach(), generator, checked)
+        terms = loss_terms(
+            config.loss,
+            compressed,
+            reconstructed,
+            standardised,
+            windows=self.compressor.windows,
+            generator=generator,
+            workers=self.workers,
+            adversarial=lambda: self._adversarial(compressed, standardised, generator),
+            adversarial_share=self._adversarial_share(step),
+        )
+        losses = [term.function() for term in terms]
+        loss = torch.stack([term.weight * value for term, value in zip(terms, losses, strict=True)]).sum()
         self.autoencoder_optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._autoencode.parameters(), config.training.grad_clip)
         self._check([*checked, ("the generator's loss", loss), ("the generator's gradient", norm)], step)
         self.autoencoder_optimizer.step()
-        if self.grids:
-            select_grid(self.compressor, self.decoder, config.model.compressor.output_grid_size)
-        terms |= {f"train/{LOSS_NAMES.get(name, name)}": value.detach() for name, value in losses.items()}
-        return {**terms, "train/gradient_norm": norm.detach()}
+        select_grid(self.compressor, self.decoder, config.model.compressor.output_grid_size)
+        figures |= {f"train/{term.name}": value.detach() for term, value in zip(terms, losses, strict=True)}
+        return {**figures, "train/gradient_norm": norm.detach()}
 
     def _adversarial(self, compressed: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
         real = self._real(standardised, generator)
@@ -175,7 +170,7 @@ class Learner:
         return loss
 
     def _adversarial_share(self, step: int) -> float:
-        """0 until `loss.wgan.start`, then rising to 1 over as many steps again."""
+        """Return 0 until `loss.wgan.start`, then a share that rises to 1 over as many steps again."""
         start = self.config.loss.wgan.start * self.total_steps
         return 1.0 if start == 0 else min(1.0, max(0.0, (step - start) / start))
 
@@ -206,9 +201,17 @@ class Learner:
         return {"critic/wasserstein": wasserstein, "critic/gradient_penalty": penalty}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Put the projections that start at a closed form into a group of their own, in the order of the networks."""
+        networks = (self.compressor, self.decoder)
+        closed_form = {
+            parameter
+            for network in networks
+            for projection in network.closed_form_projections()
+            for parameter in projection.parameters()
+        }
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for name, parameter in self._autoencode.named_parameters():
-            groups[".projection." in name or ".projections." in name].append(parameter)
+        for parameter in self._autoencode.parameters():
+            groups[parameter in closed_form].append(parameter)
         return [{"params": groups[False], "share": 1.0}, {"params": groups[True], "share": PROJECTION_SHARE}]
 
     def _set_learning_rate(self, step: int) -> None:

@@ -1,6 +1,6 @@
 """What one training step costs, found by taking some: FLOPs, seconds, parameters and bytes, before there are tokens.
 
-Shapes: B images of N = G * G tokens of C channels. The steps are `Learner`'s own, critic updates and double backward
+Shapes: B images of N = G * G tokens of C channels. The steps are `Trainer`'s own, critic updates and double backward
 included, on random tokens and networks that start at random: neither changes what a step costs.
 """
 
@@ -23,12 +23,12 @@ from tokconv.config.tree import Config
 from tokconv.evaluation.evaluator import Evaluator, codec_of
 from tokconv.store.reader import TokenStore
 from tokconv.training.networks import TokenShape
-from tokconv.training.step import Learner
+from tokconv.training.step import Trainer
 
 COUNTED_IMAGES = 2
 """A batch of one would leave out the losses that compare images."""
-MATRYOSHKA_STEPS = 8
-"""Each step of a matryoshka compressor draws one of its grids."""
+MULTI_GRID_STEPS = 8
+"""Each step of a compressor with several grids draws one of them."""
 CPU_STEP_FLOPS = 4e10
 """A timed step on CPUs takes no more images than these FLOPs pay for: about a second on one core."""
 TIMED_STEPS = 3
@@ -67,7 +67,7 @@ class StepMeter:
 
     def __init__(self, shape: TokenShape, *, device: torch.device, timed: bool) -> None:
         self._shape, self._device, self._timed = shape, device, timed
-        self._learner: Learner | None = None
+        self._trainer: Trainer | None = None
 
     def __call__(self, config: Config) -> StepCost:
         """The cost of a step of `training.batch_size` images on one device.
@@ -75,27 +75,27 @@ class StepMeter:
         Raises:
             MissingExtraError: a loss whose package is not installed.
         """
-        learner = self._learner_of(config)
-        flops = _flops(learner, self._shape)
-        networks = {name: _bytes(module) for name, module in learner.modules.items()}
+        trainer = self._trainer_of(config)
+        flops = _flops(trainer, self._shape)
+        networks = {name: _bytes(module) for name, module in trainer.modules.items()}
         # Adam keeps two moments of every parameter that it has ever updated.
         trained = networks if config.loss.weights.wgan > 0 else {**networks, "critic": 0}
         return StepCost(
-            parameters=sum(p.numel() for module in learner.modules.values() for p in module.parameters()),
+            parameters=sum(p.numel() for module in trainer.modules.values() for p in module.parameters()),
             checkpoint_bytes=sum(networks.values()) + 2 * sum(trained.values()),
             export_bytes=networks["compressor"] + networks["decoder"],
             flops=flops,
-            seconds=_seconds(learner, self._shape, flops) if self._timed else None,
+            seconds=_seconds(trainer, self._shape, flops) if self._timed else None,
         )
 
-    def _learner_of(self, config: Config) -> Learner:
-        learner, made_by = self._learner, (config.model, config.loss.wgan.kind)
-        if learner is None or (learner.config.model, learner.config.loss.wgan.kind) != made_by:
+    def _trainer_of(self, config: Config) -> Trainer:
+        trainer, made_by = self._trainer, (config.model, config.loss.wgan.kind)
+        if trainer is None or (trainer.config.model, trainer.config.loss.wgan.kind) != made_by:
             # The old one first: two of them may be more than there is memory for.
-            self._learner = learner = None
-            self._learner = learner = _learner(config, self._shape, self._device)
-        learner.config = config
-        return learner
+            self._trainer = trainer = None
+            self._trainer = trainer = _trainer(config, self._shape, self._device)
+        trainer.config = config
+        return trainer
 
 
 def evaluation_seconds(config: Config, store: TokenStore, *, device: torch.device) -> float:
@@ -104,10 +104,10 @@ def evaluation_seconds(config: Config, store: TokenStore, *, device: torch.devic
     The evaluator's own preparation, once a trial, is not in it.
     """
     shape = TokenShape(store.token_grid, store.dim, store.mean, store.scale)
-    learner = _learner(config, shape, device)
+    trainer = _trainer(config, shape, device)
     evaluator = Evaluator(store, config.model.compressor.output_grid_size, device)
     start = time.perf_counter()
-    evaluator.evaluate(codec_of(learner.compressor, learner.decoder))
+    evaluator.evaluate(codec_of(trainer.compressor, trainer.decoder))
     return time.perf_counter() - start
 
 
@@ -119,18 +119,18 @@ def read_seconds(store: TokenStore) -> float:
     return (time.perf_counter() - start) / len(images)
 
 
-def _learner(config: Config, shape: TokenShape, device: torch.device) -> Learner:
-    # A learner reads of its store what `build_networks` reads, and that takes a shape as well.
+def _trainer(config: Config, shape: TokenShape, device: torch.device) -> Trainer:
+    # A trainer reads of its store what `build_networks` reads, and that takes a shape as well.
     store = cast(TokenStore, shape)
-    return Learner(config, store, device=device, wrap=lambda module: module.to(device), total_steps=TOTAL_STEPS)
+    return Trainer(config, store, device=device, wrap=lambda module: module.to(device), total_steps=TOTAL_STEPS)
 
 
-def _flops(learner: Learner, shape: TokenShape) -> float:
-    steps = MATRYOSHKA_STEPS if learner.grids else 1
+def _flops(trainer: Trainer, shape: TokenShape) -> float:
+    steps = MULTI_GRID_STEPS if len(trainer.compressor.grids) > 1 else 1
     # The formulas know matrix products and convolutions, not every fused attention.
     with sdpa_kernel(SDPBackend.MATH), _FlopCounter() as counter:
         for step in range(steps):
-            learner.step(_tokens(shape, COUNTED_IMAGES), step)
+            trainer.step(_tokens(shape, COUNTED_IMAGES), step)
     return counter.flops / (steps * COUNTED_IMAGES)
 
 
@@ -157,32 +157,32 @@ def _convolution_backward_flops(grad: Tensor, inputs: Tensor, weight: Tensor, *r
     return 2 * sum(wanted[:2]) * places.shape[0] * math.prod(places.shape[2:]) * weight.numel()
 
 
-def _seconds(learner: Learner, shape: TokenShape, flops: float) -> float:
+def _seconds(trainer: Trainer, shape: TokenShape, flops: float) -> float:
     """Of a step of `training.batch_size` images; from two small ones where a whole one would take too long.
 
     The optimizers' part of a step does not grow with its images, so that small steps alone would tell too much.
     """
-    batch = learner.config.training.batch_size
-    affordable = batch if learner.device.type != "cpu" else max(2 * COUNTED_IMAGES, int(CPU_STEP_FLOPS / flops))
+    batch = trainer.config.training.batch_size
+    affordable = batch if trainer.device.type != "cpu" else max(2 * COUNTED_IMAGES, int(CPU_STEP_FLOPS / flops))
     if affordable >= batch:
-        return _median_seconds(learner, shape, batch)
-    few, more = (_median_seconds(learner, shape, images) for images in (affordable // 2, affordable))
+        return _median_seconds(trainer, shape, batch)
+    few, more = (_median_seconds(trainer, shape, images) for images in (affordable // 2, affordable))
     an_image = max(0.0, (more - few) / (affordable - affordable // 2)) or more / affordable
     return more + an_image * (batch - affordable)
 
 
-def _median_seconds(learner: Learner, shape: TokenShape, batch: int) -> float:
+def _median_seconds(trainer: Trainer, shape: TokenShape, batch: int) -> float:
     # The first one also pays for memory and for choosing kernels.
-    return median(list(_timed_steps(learner, shape, batch))[1:])
+    return median(list(_timed_steps(trainer, shape, batch))[1:])
 
 
-def _timed_steps(learner: Learner, shape: TokenShape, batch: int) -> Iterator[float]:
-    for step in range(1 + TIMED_STEPS * (len(learner.grids) or 1)):
+def _timed_steps(trainer: Trainer, shape: TokenShape, batch: int) -> Iterator[float]:
+    for step in range(1 + TIMED_STEPS * len(trainer.compressor.grids)):
         tokens_BNC = _tokens(shape, batch)
         start = time.perf_counter()
-        learner.step(tokens_BNC, step)
-        if learner.device.type == "cuda":
-            torch.cuda.synchronize(learner.device)
+        trainer.step(tokens_BNC, step)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
         yield time.perf_counter() - start
 
 

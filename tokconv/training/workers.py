@@ -87,4 +87,4 @@ class Workers:
         return result
 
 
-ALONE = Workers()
+SINGLE_PROCESS = Workers()

@@ -15,7 +15,7 @@ KIND, _, LIMIT = os.environ.get("TOKCONV_FAULT", "").partition(":")
 def _break(module):
     import torch
 
-    step = module.Learner.step
+    step = module.Trainer.step
 
     def faulty(self, tokens, number):
         if self.config.training.learning_rate > float(LIMIT) and number > 0:
@@ -24,7 +24,7 @@ def _break(module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return step(self, tokens, number)
 
-    module.Learner.step = faulty
+    module.Trainer.step = faulty
 
 
 class _Loader(importlib.abc.Loader):

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.system.devices import send
+from tokconv.system.registry import Registry
 
 Critic = Callable[[Tensor], Tensor]
 
@@ -69,33 +71,79 @@ def _input_gradient(critic: Critic, point: Tensor) -> Tensor:
         return gradient.flatten(1)
 
 
+def relativistic_penalty(critic: Critic, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """Return the mean of R1 and R2, so that lambda_gp times it is the penalty of R3GAN's eq. 4."""
+    return (zero_centered_penalty(critic, real) + zero_centered_penalty(critic, fake)) / 2
+
+
+def _wasserstein_compressor_loss(critic: Critic, fake: Tensor, real: Tensor) -> Tensor:
+    return -critic(fake).mean()
+
+
+def _relativistic_compressor_loss(critic: Critic, fake: Tensor, real: Tensor) -> Tensor:
+    with torch.no_grad():
+        on_real = critic(real)
+    return F.softplus(on_real - critic(fake)).mean()
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """One kind of adversarial training: what the critic and what the compressor minimise."""
+
+    penalty: Callable[[Critic, Tensor, Tensor, Tensor], Tensor] | None
+    """(critic, real, fake, mix) -> the penalty that `loss.wgan.lambda_gp` weights."""
+    spectral_norm: bool = False
+    """Whether the critic is spectrally normed (`tokconv.models.critic.with_spectral_norm`) instead of penalised."""
+    critic_loss: Callable[[Tensor, Tensor], Tensor] = lambda on_real, on_fake: on_fake.mean() - on_real.mean()
+    """(scores of real tokens [B], scores of compressed tokens [B]) -> what the critic minimises besides the penalty."""
+    compressor_loss: Callable[[Critic, Tensor, Tensor], Tensor] = _wasserstein_compressor_loss
+    """(critic, fake, real) -> what the compressor minimises."""
+
+
+ADVERSARIES: Registry[Adversary] = Registry(
+    "loss.wgan.kind",
+    {
+        "wgan_gp": Adversary(gradient_penalty),
+        "wgan_gp_one_sided": Adversary(partial(gradient_penalty, one_sided=True)),
+        "wgan_sn": Adversary(None, spectral_norm=True),
+        "r3gan": Adversary(
+            relativistic_penalty,
+            critic_loss=lambda on_real, on_fake: F.softplus(on_fake - on_real).mean(),
+            compressor_loss=_relativistic_compressor_loss,
+        ),
+    },
+)
+
+
 def critic_loss(
     critic: Critic, real: Tensor, fake: Tensor, mix: Tensor, lambda_gp: float, kind: str = "wgan_gp"
 ) -> CriticTerms:
-    """The critic's loss: wgan_gp, wgan_gp_one_sided, wgan_sn or r3gan; nothing flows back into `real` or `fake`.
+    """Return the critic's loss and its parts; no gradient reaches `real` or `fake`.
 
-    wgan_sn has no penalty: its critic is spectrally normed instead (`tokconv.models.critic.with_spectral_norm`).
-    Shapes as in `gradient_penalty`.
+    Args:
+        critic, real, fake, mix: as in `gradient_penalty`.
+        lambda_gp: weight of the penalty.
+        kind: a name in `ADVERSARIES`.
+
+    Raises:
+        ConfigError: there is no such kind.
     """
+    adversary = ADVERSARIES[kind]
     scores = critic(torch.cat([real, fake]).detach())
     on_real, on_fake = scores[: len(real)].float(), scores[len(real) :].float()
     wasserstein = on_real.mean() - on_fake.mean()
-    penalty = on_real.new_zeros(())
-    if kind == "r3gan":
-        if lambda_gp > 0:
-            penalty = (zero_centered_penalty(critic, real) + zero_centered_penalty(critic, fake)) / 2
-        loss = F.softplus(on_fake - on_real).mean() + lambda_gp * penalty
-    else:
-        if lambda_gp > 0 and kind != "wgan_sn":
-            penalty = gradient_penalty(critic, real, fake, mix, one_sided=kind == "wgan_gp_one_sided")
-        loss = lambda_gp * penalty - wasserstein
+    loss = adversary.critic_loss(on_real, on_fake)
+    penalty = loss.new_zeros(())
+    if lambda_gp > 0 and adversary.penalty is not None:
+        penalty = adversary.penalty(critic, real, fake, mix)
+        loss = loss + lambda_gp * penalty
     return CriticTerms(loss, wasserstein.detach(), penalty.detach())
 
 
 def adversarial_loss(critic: Critic, fake: Tensor, real: Tensor, kind: str = "wgan_gp") -> Tensor:
-    """What the compressor minimises: -E[critic(fake)], or for r3gan E[softplus(-(critic(fake) - critic(real)))]."""
-    if kind == "r3gan":
-        with torch.no_grad():
-            on_real = critic(real)
-        return F.softplus(on_real - critic(fake)).mean()
-    return -critic(fake).mean()
+    """Return what the compressor minimises, a scalar.
+
+    It is -E[critic(fake)], or for r3gan E[softplus(-(critic(fake) - critic(real)))]. Raises ConfigError for an unknown
+    kind.
+    """
+    return ADVERSARIES[kind].compressor_loss(critic, fake, real)

@@ -4,13 +4,17 @@ a second network to train. Both compare tokens one by one, as the protocol's sli
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.errors import import_extra
 from tokconv.system.devices import send
-from tokconv.training.workers import ALONE, Workers
+from tokconv.system.registry import Registry
+from tokconv.training.workers import SINGLE_PROCESS, Workers
 
 NUM_PROJECTIONS = 128
 """Drawn anew for every step: the protocol's own directions are never trained on."""
@@ -19,7 +23,9 @@ SINKHORN_TOKENS = 256
 SINKHORN_SCALING = 0.5
 
 
-def draw_tokens(tokens_BNC: Tensor, count: int, generator: torch.Generator, workers: Workers = ALONE) -> Tensor:
+def draw_tokens(
+    tokens_BNC: Tensor, count: int, generator: torch.Generator, workers: Workers = SINGLE_PROCESS
+) -> Tensor:
     """[count, C]: tokens from anywhere in the images of all workers, drawn on the CPU, with replacement."""
     flat = tokens_BNC.flatten(0, 1)
     return workers.rows(flat, torch.randint(workers.count * len(flat), (count,), generator=generator))
@@ -61,21 +67,44 @@ def sinkhorn_loss(fake: Tensor, real: Tensor, *, scaling: float = SINKHORN_SCALI
     return loss
 
 
-def distribution_loss(
-    kind: str, compressed: Tensor, tokens: Tensor, generator: torch.Generator, workers: Workers = ALONE
-) -> Tensor:
-    """swd or sinkhorn between all compressed tokens and as many real ones.
+@dataclass(frozen=True)
+class Distance:
+    """One kind of distance between samples of tokens."""
 
-    A distance between samples is no mean over images, so every worker computes that of the whole batch: the compressed
-    tokens of all workers are gathered, and of the real ones those that are drawn.
+    between: Callable[[Tensor, Tensor, torch.Generator], Tensor]
+    """(fake [n, C], real [n, C], generator on the CPU) -> a scalar."""
+    max_tokens: int | None = None
+    """The largest n; None for all compressed tokens."""
+
+
+DISTANCES: Registry[Distance] = Registry(
+    "loss.distribution",
+    {
+        "swd": Distance(sliced_wasserstein_loss),
+        "sinkhorn": Distance(lambda fake, real, generator: sinkhorn_loss(fake, real), SINKHORN_TOKENS),
+    },
+)
+
+
+def distribution_loss(
+    kind: str, compressed: Tensor, tokens: Tensor, generator: torch.Generator, workers: Workers = SINGLE_PROCESS
+) -> Tensor:
+    """Return the distance between all compressed tokens and as many real ones, a scalar.
+
+    A distance between samples is not a mean over images, so every worker computes that of the whole batch: it gathers
+    the compressed tokens of all workers, and the real tokens that are drawn.
 
     Args:
-        compressed: [b, K, C]; tokens: [b, N, C], both standardised, this worker's part of the batch. For sinkhorn 256
-            of each are compared.
+        kind: a name in `DISTANCES`.
+        compressed: [b, K, C]; tokens: [b, N, C]; both standardised, this worker's part of the batch.
         generator: on the CPU, in the same state on every worker.
+
+    Raises:
+        ConfigError: there is no such kind.
     """
+    distance = DISTANCES[kind]
     fake = workers.gather(compressed.float()).flatten(0, 1)
-    if kind == "sinkhorn" and len(fake) > SINKHORN_TOKENS:
-        fake = fake[torch.randperm(len(fake), generator=generator)[:SINKHORN_TOKENS].to(fake.device)]
+    if distance.max_tokens is not None and len(fake) > distance.max_tokens:
+        fake = fake[torch.randperm(len(fake), generator=generator)[: distance.max_tokens].to(fake.device)]
     real = draw_tokens(tokens.float(), len(fake), generator, workers)
-    return sinkhorn_loss(fake, real) if kind == "sinkhorn" else sliced_wasserstein_loss(fake, real, generator)
+    return distance.between(fake, real, generator)

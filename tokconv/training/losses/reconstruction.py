@@ -4,28 +4,45 @@ the windows they stand for, all on standardised tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.models.windows import Windows, to_grid
+from tokconv.system.registry import Registry
 
 RELATED_TOKENS = 144
 """Tokens between which relations are compared; all 576 would cost 16 times as much."""
 
 
-def reconstruction_loss(kind: str, reconstructed: Tensor, target: Tensor) -> Tensor:
-    """mse, cosine (1 - mean cosine per token), or hybrid (their sum), on tokens [B, N, C] with the mean removed.
+def cosine_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - the mean cosine per token, of tokens [B, N, C]."""
+    return 1 - F.cosine_similarity(reconstructed, target, dim=-1).mean()
 
-    The mean is removed because CLIP tokens share a large one: with it, two unrelated tokens already have a high
+
+def hybrid_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
+    """Return the squared error plus `cosine_loss`."""
+    # The cosine first: the order in which autograd sums their gradients is part of a run's figures.
+    cosine = cosine_loss(reconstructed, target)
+    return F.mse_loss(reconstructed, target) + cosine
+
+
+RECONSTRUCTIONS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry(
+    "loss.reconstruction", {"mse": F.mse_loss, "cosine": cosine_loss, "hybrid": hybrid_loss}
+)
+
+
+def reconstruction_loss(kind: str, reconstructed: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of a kind in `RECONSTRUCTIONS` on standardised tokens [B, N, C], in float32.
+
+    Standardised tokens have no mean. CLIP tokens share a large one: with it, two unrelated tokens already have a high
     cosine, and the loss would be flat where it matters.
+
+    Raises:
+        ConfigError: there is no such kind.
     """
-    reconstructed, target = reconstructed.float(), target.float()
-    if kind == "mse":
-        return F.mse_loss(reconstructed, target)
-    cosine = 1 - F.cosine_similarity(reconstructed, target, dim=-1).mean()
-    return cosine if kind == "cosine" else F.mse_loss(reconstructed, target) + cosine
+    return RECONSTRUCTIONS[kind](reconstructed.float(), target.float())
 
 
 def spatial_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
@@ -68,16 +85,3 @@ def anchor_loss(compressed: Tensor, target: Tensor, windows: Windows) -> Tensor:
     """Squared distance between a compressed token and its window's mean token: keeps it saying what its place says, so
     that a reader trained on tokens understands it. Shapes as in `window_cosine_loss`."""
     return F.mse_loss(compressed.float(), windows.split(target.float()).mean(2))
-
-
-def auxiliary_losses(
-    weights: Mapping[str, float], compressed: Tensor, reconstructed: Tensor, target: Tensor, windows: Windows
-) -> dict[str, Tensor]:
-    """The losses among spatial, perceptual, window_cosine and anchor whose weight is not 0, unweighted."""
-    losses: dict[str, Callable[[], Tensor]] = {
-        "spatial": lambda: spatial_loss(reconstructed, target),
-        "perceptual": lambda: perceptual_loss(reconstructed, target),
-        "window_cosine": lambda: window_cosine_loss(compressed, target, windows),
-        "anchor": lambda: anchor_loss(compressed, target, windows),
-    }
-    return {name: loss() for name, loss in losses.items() if weights[name] > 0}

@@ -1,0 +1,74 @@
+"""What a compressor and a decoder have in common: the grids they serve, the windows, and the window projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tokconv.errors import ConfigError
+from tokconv.models.blocks import Standardise
+from tokconv.models.windows import Windows
+
+
+class WindowProjection(nn.Linear):
+    """The affine map from a window to its cell, or from a cell to its window."""
+
+    closed_form = False
+    """Whether `fill` has set it to a closed-form optimum."""
+
+    @torch.no_grad()
+    def fill(self, weight: Tensor, bias: Tensor) -> None:
+        """Set it to a closed-form optimum: weight [out, in], bias [out]."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.closed_form = True
+
+
+class WindowNetwork(nn.Module):
+    """The base of compressors and decoders.
+
+    Most kinds serve one output grid. A kind that serves several overrides `grids` and `select`.
+
+    Args:
+        token_grid: G; sequences of G*G patch tokens, without CLS.
+        dim: C, channels in and out.
+        output_grid_size: k, from 1 to G; it need not divide G (`tokconv.models.windows.Windows`).
+        mean, scale: see `Standardise`; a loaded state dict brings them.
+    """
+
+    grids: tuple[int, ...]
+    """Every k that it serves, ascending."""
+    output_grid_size: int
+    """The k that is in use."""
+    windows: Windows
+    """The windows of that grid."""
+    projection: WindowProjection | None
+    """The window projection of that grid; None for a kind without one."""
+
+    def __init__(
+        self, token_grid: int, dim: int, output_grid_size: int, *, mean: Tensor | None = None, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.windows = Windows(token_grid, output_grid_size)
+        self.token_grid, self.dim, self.output_grid_size = token_grid, dim, output_grid_size
+        self.grids = (output_grid_size,)
+        self.standardise = Standardise(dim, mean, scale)
+
+    def select(self, output_grid_size: int) -> None:
+        """Use this grid from now on. Raises ConfigError if it is not one of `grids`."""
+        check_served(self.grids, output_grid_size)
+
+    def closed_form_projections(self) -> list[WindowProjection]:
+        """Return the window projections, of all grids, that start at a closed-form optimum."""
+        return [module for module in self.modules() if isinstance(module, WindowProjection) and module.closed_form]
+
+
+def check_served(grids: Sequence[int], output_grid_size: int) -> None:
+    """Raise ConfigError unless the grid is one of these."""
+    if output_grid_size not in grids:
+        raise ConfigError(
+            f"model.compressor.output_grid_size: got {output_grid_size}; this network serves the grids "
+            f"{', '.join(map(str, grids))}"
+        )
