@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-fast lint audit bench soak clean clean-runs build-venv
+.PHONY: help sweep test test-fast lint docs audit bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
 # Tests at once; those of one file share what they prepare.
@@ -33,6 +33,9 @@ lint: $(READY)  ## check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY)  ## build the documentation as a site in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 audit: $(READY)  ## look up known vulnerabilities of what constraints.txt pins (asks pypi.org)
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
 
@@ -43,7 +46,7 @@ soak: $(READY)  ## run 600 trials in one sweep: what grows with them?
 	$(BIN)/python -m pytest -s tests/bench/test_soak.py
 
 clean:  ## remove the virtual environment, build outputs and caches; keeps runs/
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -not -path './.git/*' -prune -exec rm -rf {} +
 
 clean-runs:  ## remove runs/: every store, checkpoint and sweep result
@@ -60,5 +63,5 @@ build-venv:
 	if [[ $$fresh ]]; then exit 0; fi; \
 	set -x; \
 	$(PYTHON) -m venv .venv; \
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,test,lint]'; \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,test,lint,docs]'; \
 	touch $(READY)
