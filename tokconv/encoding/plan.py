@@ -18,7 +18,7 @@ from tokconv.errors import ConfigError, DataError
 from tokconv.store.format import StoreSettings, image_bytes, pack
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import exists_remote
-from tokconv.system.terminal import duration
+from tokconv.system.terminal import data_size, duration
 
 CALIBRATION_SECONDS = 10.0
 """A calibration ends with the first batch that is done after this time; loading the weights does not count."""
@@ -96,7 +96,7 @@ def describe_plan(
         what, state = f"as if there were {images} images", "a plan, not this store"
     size = _store_bytes(settings)
     first = (
-        f"{planned.path}: {what} x {settings.num_tokens} tokens, {_megabytes(size)} in {settings.num_shards} shards "
+        f"{planned.path}: {what} x {settings.num_tokens} tokens, {data_size(size)} in {settings.num_shards} shards "
         f"({state})"
     )
     if images is None and planned.complete:
@@ -110,7 +110,7 @@ def describe_plan(
     seconds = settings.num_items / images_per_second
     one = (
         f"one encoder: {duration(seconds)} at {images_per_second:.3g} images/s ({how}), writing "
-        f"{_megabytes(size / seconds)}/s"
+        f"{data_size(size / seconds)}/s"
     )
     return "\n".join([first, one, *([] if encoders is None else [_describe_pool(encoders, seconds, size)])])
 
@@ -167,14 +167,10 @@ def _describe_pool(encoders: Encoders, seconds: float, size: int) -> str:
     devices = f"{encoders.most * gpus:g} GPUs" if gpus else f"{encoders.most * encoders.cpus} CPUs"
     hours = f"{spent / 3600 * encoders.most * gpus:.3g} GPU hours, " if gpus else ""
     return (
-        f"{encoders} encoders on {devices}: {duration(spent)}, {hours}writing {_megabytes(size / spent)}/s; "
+        f"{encoders} encoders on {devices}: {duration(spent)}, {hours}writing {data_size(size / spent)}/s; "
         "if each has what the one above had, and storage keeps up"
     )
 
 
 def _store_bytes(settings: StoreSettings) -> int:
     return settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e10 else f"{size / 1e6:.1f} MB"

@@ -230,12 +230,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Tensor entries and metadata; checks the file's size, which reading by memory map would not survive."""
     try:

@@ -32,12 +32,12 @@ from tokconv.store.format import (
     StoreSettings,
     check_settings,
     digest,
-    file_digest,
     map_shard,
     read_header,
     read_json,
     unpack,
 )
+from tokconv.system.files import file_digest
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,11 @@ from tokconv.store.format import (
     StoreSettings,
     check_settings,
     digest,
-    file_digest,
     read_header,
     shard_name,
 )
 from tokconv.store.reader import TokenStore
-from tokconv.system.files import atomic_path, write_text
+from tokconv.system.files import atomic_path, file_digest, write_text
 from tokconv.system.mirror import SHA256, Mirror
 from tokconv.system.storage import Remote, advised, cache_dir, check_url, is_url
 from tokconv.system.terminal import progress_line

@@ -28,13 +28,12 @@ from tokconv.store.format import (
     Skipped,
     StoreSettings,
     check_settings,
-    file_digest,
     map_shard,
     read_header,
     shard_name,
     unpack,
 )
-from tokconv.system.files import atomic_path, write_json
+from tokconv.system.files import atomic_path, file_digest, write_json
 
 LOCK = ".lock"
 CHUNK = 16

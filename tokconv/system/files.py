@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -79,6 +80,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused (ValueError), since not every reader knows them."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def new_numbered(parent: Path, name: str) -> Path:

@@ -13,7 +13,6 @@ away holds nothing up: what it missed is shipped when it answers again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tokconv.errors import StorageError
-from tokconv.system.files import write_text
+from tokconv.system.files import file_digest, write_text
 from tokconv.system.storage import FIRST_WAIT, LONGEST_WAIT, Remote
 
 INTERVAL = 5.0
@@ -231,8 +230,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _sha256_line(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
+    return f"{file_digest(path)}  {path.name}\n".encode()
 
 
 def _whole_lines(path: Path) -> int:

@@ -35,6 +35,14 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def data_size(count: float) -> str:
+    """Format a number of bytes with three digits: `274 kB`, `94.5 GB`."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
 def can_redraw(stream: TextIO) -> bool:
     """Whether a person at a terminal looks at this stream.
 

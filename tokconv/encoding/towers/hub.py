@@ -16,6 +16,7 @@ from typing import Any
 
 from tokconv.encoding.towers.families import SHORT_NAMES, is_short, nearest_name
 from tokconv.errors import DataError, suggest
+from tokconv.system.files import file_digest
 
 BUNDLED = "bundled:digits-tower"
 ASSETS = Path(__file__).parent / "assets"
@@ -75,14 +76,13 @@ def _local(folder: Path, name: str) -> Located:
     total = hashlib.sha256()
     for path in [folder / CONFIG_FILE, *(p for f in PROCESSOR_FILES if (p := folder / f).is_file()), *weights]:
         stat = path.stat()
-        total.update(f"{path.name} {_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        total.update(f"{path.name} {_digest_of_unchanged(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return Located(folder, f"sha256:{total.hexdigest()}")
 
 
 @lru_cache(maxsize=64)
-def _file_digest(path: Path, size: int, mtime: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest_of_unchanged(path: Path, size: int, mtime: int) -> str:
+    return file_digest(path)
 
 
 def _from_hub(repo: str, revision: str | None) -> Located:

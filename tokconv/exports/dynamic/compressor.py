@@ -28,7 +28,7 @@ from tokconv.exports.artefact import load_compressor, read_config
 from tokconv.exports.dynamic.predictor import ErrorPredictor, check_target, choose
 from tokconv.exports.dynamic.spectrum import Spectrum
 from tokconv.models.compressor import Compressor
-from tokconv.store.format import file_digest
+from tokconv.system.files import file_digest
 
 FORMAT = 1
 FOLDER, DESCRIPTION, PREDICTOR, PICTURE = "dynamic", "dynamic.json", "predictor.safetensors", "tokens_vs_fvu.png"

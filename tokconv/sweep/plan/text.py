@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from tokconv.sweep.plan.plan import SweepPlan
+from tokconv.system.terminal import data_size
 
 GRID_ROW = "{:>8} {:>12} {:>15} {:>12} {:>14} {:>16}"
 
@@ -24,7 +25,7 @@ def plan_text(plan: SweepPlan) -> str:
         "",
         f"tokens         {tokens.images:,} images ({tokens.train_images:,} to train on) x "
         f"{tokens.shape.token_grid**2} tokens of {tokens.shape.dim} channels",
-        f"store          {_bytes(tokens.bytes)} in {tokens.shards:,} shards, {tokens.where}",
+        f"store          {data_size(tokens.bytes)} in {tokens.shards:,} shards, {tokens.where}",
         f"trials         {plan.trials:,} and at most {plan.confirmations} confirmations, {spec.concurrency} at a time",
         f"epochs         {plan.epochs} a trial; {whole:,} of trials and {confirmed:,} of confirmations; {stopping}",
         f"steps          {plan.steps_per_epoch:,} an epoch, {plan.batch_size} images each",
@@ -41,7 +42,7 @@ def plan_text(plan: SweepPlan) -> str:
                 f"{cost.flops / 1e9:.3g} GFLOP",
                 _seconds(grid.step_seconds),
                 _seconds(plan.trial_seconds(grid)),
-                _bytes(cost.checkpoint_bytes),
+                data_size(cost.checkpoint_bytes),
             )
         )
     lines += ["         means over the search space", "", *_totals(plan), "", "assumed:"]
@@ -61,20 +62,13 @@ def _totals(plan: SweepPlan) -> list[str]:
         f"{unit} hours      {hours} ({_number(plan.hours(1.0))} if no trial is stopped)",
         f"wall time      {_seconds(plan.hours(low) * 3600 / usable)} to {_seconds(plan.hours(high) * 3600 / usable)} "
         f"on {usable:g} {unit}s{few}",
-        f"reading        {_bytes(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens an epoch "
-        f"and trial, {reading:.0%} of its time",
-        f"checkpoints    at most {_bytes(plan.checkpoint_bytes)} (the newest of each trial)",
-        f"artifacts      at most {_bytes(plan.artifact_bytes)} (compressors and decoders, in the sweep's directory and "
-        "in MLflow)",
-        f"driver memory  at least {_bytes(plan.driver_bytes)} while baselines are fitted, once a grid",
+        f"reading        {data_size(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens an "
+        f"epoch and trial, {reading:.0%} of its time",
+        f"checkpoints    at most {data_size(plan.checkpoint_bytes)} (the newest of each trial)",
+        f"artifacts      at most {data_size(plan.artifact_bytes)} (compressors and decoders, in the sweep's directory "
+        "and in MLflow)",
+        f"driver memory  at least {data_size(plan.driver_bytes)} while baselines are fitted, once a grid",
     ]
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"
 
 
 def _seconds(seconds: float) -> str:
