@@ -11,8 +11,8 @@ From images to a compressor:
     print(tokconv.evaluate(folder, store)["val/fvu"])               # held-out error: 0 is perfect
 
     compressor = tokconv.load_compressor(folder)                    # a torch module
-    tokens = store.tokens(store.val_indices[:8])                    # [8, 576, 64]
-    compressed = compressor(tokens)                                 # [8, 36, 64]
+    tokens = store.tokens(store.val_indices[:8])                    # [8, 576, 1024]
+    compressed = compressor(tokens)                                 # [8, 36, 1024]
 
 The public names:
 

@@ -59,7 +59,7 @@ def test_compress_by_target(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert ragged.images == tuple(IMAGES)
     assert set(ragged.grids.tolist()) == {8, 12}
     assert all(part.shape == (int(grid) ** 2, 64) for part, grid in zip(ragged, ragged.grids, strict=True))
-    assert f"{len(ragged.tokens) / 6:.1f} tokens an image on average" in text
+    assert f"{len(ragged.tokens) / 6:.1f} tokens per image on average" in text
     for grid in (8, 12):
         assert f"{grid} x {grid}: {int((ragged.grids == grid).sum())} image" in text
     with Image.open("p.png") as picture:
@@ -111,8 +111,8 @@ def test_the_command_reports_and_leaves_the_figures(here: Path, capsys: pytest.C
         (["--compressors", "champions", "--target-fvu", "nan"], "--target-fvu: got nan; must be a positive number"),
         (["--compressors", "champions", "--target-fvu", "1", "--confidence", "1"], "confidence: got 1.0"),
         (["--compressors", "nowhere", "--target-fvu", "1"], "nowhere: holds 0 exported compressors"),
-        (["--compressor", "champions/grid-08", "--target-fvu", "1"], "--target-fvu: chooses among --compressors"),
-        (["--compressor", "champions/grid-08", "--confidence", "0.9"], "--confidence: chooses among --compressors"),
+        (["--compressor", "champions/grid-08", "--target-fvu", "1"], "--target-fvu: goes with --compressors"),
+        (["--compressor", "champions/grid-08", "--confidence", "0.9"], "--confidence: goes with --compressors"),
     ],
 )
 def test_compress_refuses(here: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +131,7 @@ def test_the_command_refuses_a_store_of_others(here: Path, capsys: pytest.Captur
     assert "were not trained on other" in capsys.readouterr().err
     shutil.rmtree("runs")
     assert main(["dynamic", "champions"]) == 2
-    assert "holds no token store that champions was trained on" in capsys.readouterr().err
+    assert "champions: its token store is not below runs/stores; name it: tokconv" in capsys.readouterr().err
 
 
 def test_one_compressor_or_a_choice_not_both(here: Path) -> None:

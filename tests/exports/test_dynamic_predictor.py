@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokconv.errors import ConfigError
 from tokconv.exports.dynamic.compare import explained, mixed_tokens, savings, targets_between
-from tokconv.exports.dynamic.predictor import ErrorPredictor, choose, fit
+from tokconv.exports.dynamic.predictor import ErrorPredictor, choose, fit_predictor
 from tokconv.exports.dynamic.spectrum import Spectrum, principal_axes
 
 GRIDS = (2, 3, 4)
@@ -82,7 +82,7 @@ def test_principal_axes_agree_with_a_decomposition() -> None:
 
 @pytest.mark.parametrize(("images", "noise", "least"), [(60, 0.02, 0.97), (300, 0.3, 0.5)])
 def test_a_synthetic_relation_is_recovered(images: int, noise: float, least: float) -> None:
-    predictor = fit(spectrum_of(4), *synthetic(images, noise))
+    predictor = fit_predictor(spectrum_of(4), *synthetic(images, noise))
     energies, errors = synthetic(500, noise, seed=1)
     r2, ranks = explained(predictor.log_error(energies).exp(), errors)
     assert min(r2) > least
@@ -93,27 +93,27 @@ def test_noise_is_not_fitted() -> None:
     """With as many features as images and nothing to find, the mean is the best prediction."""
     energies, _ = synthetic(14, 0.0)
     errors = torch.randn(14, 3, generator=torch.Generator().manual_seed(5)).exp().double()
-    predicted = fit(spectrum_of(4), energies, errors).log_error(synthetic(200, 0.0, seed=1)[0])
+    predicted = fit_predictor(spectrum_of(4), energies, errors).log_error(synthetic(200, 0.0, seed=1)[0])
     assert float(predicted.std(0).max()) < 0.7 * float(errors.log().std(0).max())
 
 
 @pytest.mark.parametrize("confidence", [0.1, 0.5, 0.9])
 def test_bounds_hold_with_their_confidence(confidence: float) -> None:
-    predictor = fit(spectrum_of(4), *synthetic(400, 0.3))
+    predictor = fit_predictor(spectrum_of(4), *synthetic(400, 0.3))
     energies, errors = synthetic(4000, 0.3, seed=1)
     shares = (errors <= predictor.upper_of(energies, confidence)).double().mean(0)
     assert float((shares - confidence).abs().max()) < 0.06
 
 
 def test_more_confidence_is_a_wider_margin() -> None:
-    predictor = fit(spectrum_of(4), *synthetic(60, 0.3))
+    predictor = fit_predictor(spectrum_of(4), *synthetic(60, 0.3))
     margins = torch.stack([predictor.margin(q) for q in (0.02, 0.3, 0.5, 0.9, 60 / 61)])
     assert (margins.diff(dim=0) >= 0).all()
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 1.5, math.nan, 0.99])
 def test_a_confidence_that_cannot_be_told_is_refused(confidence: float) -> None:
-    predictor = fit(spectrum_of(4), *synthetic(60, 0.3))
+    predictor = fit_predictor(spectrum_of(4), *synthetic(60, 0.3))
     with pytest.raises(ConfigError, match=r"at most 0\.9836, what the 60 images"):
         predictor.margin(confidence)
 
@@ -121,14 +121,14 @@ def test_a_confidence_that_cannot_be_told_is_refused(confidence: float) -> None:
 def test_a_lossless_grid_and_a_constant_feature_are_no_trouble() -> None:
     energies, errors = synthetic(60, 0.1)
     energies[:, 3], energies[:, 4], errors[:, 2] = 0, 7, 0
-    predictor = fit(spectrum_of(4), energies, errors)
+    predictor = fit_predictor(spectrum_of(4), energies, errors)
     predicted = predictor.log_error(energies).exp()
     assert torch.isfinite(predicted).all()
     assert float(predicted[:, 2].max()) < 1e-8
 
 
 def test_a_predictor_of_its_own_tensors_is_the_same() -> None:
-    predictor = fit(spectrum_of(12), *synthetic(60, 0.1))
+    predictor = fit_predictor(spectrum_of(12), *synthetic(60, 0.1))
     state = predictor.state_dict()
     again = ErrorPredictor(Spectrum(*(state[f"spectrum.{name}"] for name in ("mean", "axes", "scale"))), state)
     energies, _ = synthetic(5, 0.1, seed=1)

@@ -1,7 +1,9 @@
-"""`tokconv doctor`: is everything installed, and does every part work here? Each check runs the real thing, small."""
+"""`tokconv doctor`: is everything installed, and does every part work here? Each check runs the real thing, on a small
+scale."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import platform
@@ -9,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -26,41 +28,57 @@ RAY_TMPDIR = 36
 
 
 class BrokenError(TokconvError):
-    """A check found something that is installed but does not work."""
+    """A part that is installed but does not work."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A check and what to do when it fails."""
+    """A check, and what to do if it fails.
+
+    extra, packages: for an optional part, the extra that brings it and the packages without which it is not installed.
+    """
 
     name: str
     check: Check
     cure: str
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `tokconv doctor`."""
+    return examine()
 
 
 def examine() -> int:
-    """Run every check and print a line each; 0 when all are well, else 1."""
-    tick, cross = _marks()
+    """Run every check and print one line per part; return 1 if a part is broken or a required one missing, else 0."""
+    tick, dash, cross = _marks()
     print(f"tokconv {__version__}\n")
     width = max(len(part.name) for part in PARTS)
-    failed = 0
+    failed, absent = 0, []
     with _scratch():
         for part in PARTS:
-            try:
-                mark, found, cure = tick, part.check(), ""
-            except Exception as error:  # a doctor reports every kind of failure instead of dying of one
-                failed += 1
-                mark, found, cure = cross, _reason(error), f"to do: {part.cure}"
-            _print_part(f"{mark} {part.name:<{width}}  ", found, cure)
-    print(f"\n{failed} of {len(PARTS)} checks failed" if failed else "\neverything works")
+            if missing := _missing(part.packages):
+                absent.append(part.name)
+                mark, found = dash, f"optional, {missing} not installed"
+                advice = f"to install: {_install(part.extra)}"
+            else:
+                try:
+                    mark, found, advice = tick, part.check(), ""
+                except Exception as error:  # a doctor reports every kind of failure instead of dying of one
+                    failed += 1
+                    mark, found, advice = cross, _reason(error), f"to do: {part.cure}"
+            _print_part(f"{mark} {part.name:<{width}}  ", found, advice)
+    without = f"; not installed: {', '.join(absent)}" if absent else ""
+    print(f"\n{failed} of {len(PARTS)} checks failed{without}" if failed else f"\neverything works{without}")
     return 1 if failed else 0
 
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[None]:
-    """Whatever the checks and the libraries below them write to a temporary place is gone afterwards.
+    """Give the checks and the libraries below them a temporary directory that is removed afterwards.
 
-    Where that would make the paths of Ray's sockets too long, they go where they always go.
+    If its name would make the paths of Ray's sockets too long, the usual one is used.
     """
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="tc", ignore_cleanup_errors=True) as scratch:
@@ -84,18 +102,18 @@ def _print_part(head: str, *paragraphs: str) -> None:
     print(head + f"\n{indent}".join(lines), flush=True)
 
 
-def _marks() -> tuple[str, str]:
-    """A tick and a cross, where the terminal or the log can show them."""
+def _marks() -> tuple[str, str, str]:
+    """Return a tick, a dash and a cross, if the terminal or the log can show them."""
     try:
         "\u2713\u2717".encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
-        return "[ok]", "[!!]"
-    return "\u2713", "\u2717"
+        return "[ok]", "[--]", "[!!]"
+    return "\u2713", "-", "\u2717"
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, MissingExtraError):
-        return str(error).split(";")[0]  # the cure says the rest
+        return str(error).split(";")[0]  # the rest is the cure
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name} is not installed"
     return first_line(error)
@@ -107,12 +125,21 @@ def _python() -> str:
 
 def _packages(*names: str) -> Check:
     def check() -> str:
-        missing = [name for name in names if find_spec(MODULES.get(name, name)) is None]
-        if missing:
-            raise BrokenError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")
+        if missing := _missing(names):
+            raise BrokenError(f"{missing} not installed")
         return ", ".join(f"{name} {_version(name)}" for name in names)
 
     return check
+
+
+def _missing(packages: Sequence[str]) -> str:
+    """Return "A, B are" for the packages that are not installed; "" if all are."""
+    names = [name for name in packages if find_spec(MODULES.get(name, name)) is None]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}" if names else ""
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'tokconv[{extra}]'"
 
 
 def _version(name: str) -> str:
@@ -126,7 +153,7 @@ def _torch_pair() -> str:
     import torch
     import torchvision
 
-    # An operator of torchvision that is compiled against torch: a pair that does not fit fails here.
+    # This operator of torchvision is compiled against torch, so a pair that does not match fails here.
     torchvision.ops.nms(torch.zeros(1, 4), torch.ones(1), 0.5)
     return f"torch {torch.__version__} and torchvision {torchvision.__version__} fit together"
 
@@ -156,16 +183,23 @@ def _encoder() -> str:
 
 
 def _training() -> str:
+    from PIL import Image
+
     from tokconv.config.overrides import compose
     from tokconv.encoding.pipeline import encode
-    from tokconv.training.loop import run_trial
-    from tokconv.training.runtime import LocalRuntime
+    from tokconv.encoding.towers.tower import BUNDLED
+    from tokconv.training.api import train
 
     with tempfile.TemporaryDirectory() as scratch:
-        overrides = ["data.subset=16", "data.num_workers=0", "training.epochs=1", "training.n_critic=1"]
-        config = compose([*overrides, f"data.store='{scratch}/store'"])
-        result = run_trial(config, encode(config), LocalRuntime(Path(scratch) / "run"))
-    return f"16 digits encoded, one epoch trained and judged (fvu {result.figures['val/fvu']:.3f})"
+        images = Path(scratch) / "images"
+        images.mkdir()
+        for number in range(16):
+            Image.linear_gradient("L").rotate(22 * number).resize((32, 32)).save(images / f"{number:02d}.png")
+        data = ["data=folder", f"data.root='{images}'", f"data.store='{scratch}/store'", "data.num_workers=0"]
+        tower = f"model.clip.model_name={BUNDLED}"
+        config = compose([*data, tower, "training.epochs=1", "training.n_critic=1"])
+        result = train(config, encode(config), Path(scratch) / "run")
+    return f"16 images encoded, one epoch trained and evaluated (fvu {result.figures['val/fvu']:.3f})"
 
 
 def _ray() -> str:
@@ -181,25 +215,30 @@ def _mlflow() -> str:
         return check_tracking(Path(scratch))
 
 
-DEMO, SWEEP = "pip install 'tokconv[demo]'", "pip install 'tokconv[sweep]'"
+REQUIRED = ("numpy", "transformers", "huggingface_hub", "safetensors", "hydra-core", "omegaconf", "filelock")
+SWEEP = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "PyYAML")
+
+
+def _extra(name: str, *packages: str) -> Part:
+    return Part(f"{name} extra", _packages(*packages), _install(name), extra=name, packages=packages)
+
+
 PARTS = (
     Part("python", _python, "install Python 3.11 or newer"),
-    Part(
-        "packages",
-        _packages("numpy", "transformers", "huggingface_hub", "safetensors", "hydra-core", "omegaconf", "filelock"),
-        "pip install tokconv",
-    ),
+    Part("packages", _packages(*REQUIRED), "pip install tokconv"),
     Part("torch", _torch_pair, "install a matching pair: pip install -c constraints.txt torch torchvision"),
     Part("devices", _devices, "check the driver: nvidia-smi must list the GPU that torch was built for"),
     Part("encoder", _encoder, "reinstall tokconv: its bundled tower is missing or damaged"),
-    Part("demo extra", _packages("scikit-learn", "scikit-image"), DEMO),
-    Part("datasets extra", _packages("datasets"), "pip install 'tokconv[datasets]'"),
-    Part("training", _training, f"repair what fails above ({DEMO} brings the digits), else report this"),
-    Part("sweep extra", _packages("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "PyYAML"), SWEEP),
+    Part("training", _training, "repair what fails above, else report this"),
+    _extra("demo", "scikit-learn", "scikit-image"),
+    _extra("datasets", "datasets"),
+    _extra("sweep", *SWEEP),
     Part(
         "ray",
         _ray,
-        f"{SWEEP}; when RAY_ADDRESS is set, a cluster must answer there; when a path is too long, set TMPDIR=/tmp",
+        f"{_install('ray')}; if RAY_ADDRESS is set, a cluster must answer there; if a path is too long: TMPDIR=/tmp",
+        extra="ray",
+        packages=("ray",),
     ),
-    Part("mlflow", _mlflow, SWEEP),
+    Part("mlflow", _mlflow, _install("sweep"), extra="sweep", packages=("mlflow",)),
 )

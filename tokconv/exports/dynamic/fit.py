@@ -34,7 +34,7 @@ from tokconv.exports.dynamic.compressor import (
     Champion,
     read_champions,
 )
-from tokconv.exports.dynamic.predictor import ErrorPredictor, fit
+from tokconv.exports.dynamic.predictor import ErrorPredictor, fit_predictor
 from tokconv.exports.dynamic.spectrum import Spectrum, principal_axes
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
@@ -132,11 +132,11 @@ def fit_dynamic(
     spectrum = _spectrum(store)
     measured = measure(champions, spectrum, store, device=device, progress=progress)
     first, second = halves(measured.keys)
-    judged = fit(spectrum, measured.energies[first], measured.errors[first])
+    judged = fit_predictor(spectrum, measured.energies[first], measured.errors[first])
     energies, errors = measured.energies[second], measured.errors[second]
     targets = targets_between(measured.errors[first])
     report = _judge(judged, energies, errors, grids, targets, len(first))
-    final = fit(spectrum, measured.energies, measured.errors)
+    final = fit_predictor(spectrum, measured.energies, measured.errors)
     with atomic_path(folder / FOLDER) as temporary:
         temporary.mkdir()
         save_file({name: value.contiguous() for name, value in final.state_dict().items()}, temporary / PREDICTOR)
@@ -154,17 +154,6 @@ def fit_dynamic(
         }
         write_json(temporary / DESCRIPTION, description)
     return report
-
-
-def find_store(champions_dir: str | Path, stores: Path) -> TokenStore:
-    """The store below a directory of stores that the compressors of a folder were trained on. Raises StoreError."""
-    fingerprint = read_champions(champions_dir)[0].description.get("store_fingerprint")
-    store = TokenStore.with_fingerprint(stores, fingerprint)
-    if store is None:
-        raise StoreError(
-            f"{stores}: holds no token store that {champions_dir} was trained on; name it after the folder"
-        )
-    return store
 
 
 @torch.no_grad()

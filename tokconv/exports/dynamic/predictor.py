@@ -41,7 +41,7 @@ TENSORS = ("floor", "center", "spread", "weight", "bias", "residuals")
 
 
 class ErrorPredictor(nn.Module):
-    """Predicts errors; `fit` makes one.
+    """Predicts errors; `fit_predictor` makes one.
 
     Args:
         spectrum: the features.
@@ -94,7 +94,7 @@ class ErrorPredictor(nn.Module):
         return self.residuals[rank - 1]
 
 
-def fit(spectrum: Spectrum, energies_nF: Tensor, errors_nK: Tensor) -> ErrorPredictor:
+def fit_predictor(spectrum: Spectrum, energies_nF: Tensor, errors_nK: Tensor) -> ErrorPredictor:
     """Fit on the energies of n images and their true errors at K grids."""
     energies, logs = energies_nF.double(), errors_nK.double().clamp_min(LEAST_ERROR).log()
     floor = FLOOR * energies.mean(0) + torch.finfo(torch.float32).tiny
