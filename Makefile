@@ -34,7 +34,7 @@ lint: $(READY)  ## check style, types and layers
 	$(BIN)/lint-imports
 
 docs: $(READY)  ## build the documentation as a site in site/; a link that leads nowhere is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide the warnings from --strict, too
 
 audit: $(READY)  ## look up known vulnerabilities of what constraints.txt pins (asks pypi.org)
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
