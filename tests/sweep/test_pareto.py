@@ -49,6 +49,11 @@ def test_ranks_of_nothing() -> None:
     assert ranks([]) == []
 
 
+def test_a_figure_that_is_not_a_number_is_worse_than_any_other() -> None:
+    assert ranks([(math.nan, 0.0), (1.0, 1.0), (0.0, 0.0)]) == [1, 1, 0]
+    assert ranks([(math.nan, math.nan), (math.inf, 1.0), (2.0, 2.0)]) == [1, 0, 0]
+
+
 @given(points(2))
 def test_crowding_is_infinite_at_the_ends_of_every_axis(found: list[tuple[float, ...]]) -> None:
     distance = crowding(found)

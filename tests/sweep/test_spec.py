@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import KEYS, get
 from tokconv.errors import ConfigError, SpecError
+from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.sweep.search.study import first_points, grid_points
 from tokconv.sweep.spec.file import load_spec, parse_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.ranges import KINDS, Range, parse_range
-from tokconv.sweep.spec.schema import FIGURES, GRID_KEY, RUNNERS, Spec
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 MINIMAL: dict[str, Any] = {"name": "tiny", "trials": 3}
@@ -121,7 +122,7 @@ def ranges(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def good_specs(draw: st.DrawFn) -> dict[str, Any]:
-    metric = st.sampled_from(FIGURES)
+    metric = st.sampled_from(OBJECTIVES)
     target = st.builds("{} {} {!r}".format, metric, st.sampled_from(["<=", ">="]), NUMBER)
     objective = st.fixed_dictionaries({"metric": metric, "mode": st.sampled_from(["min", "max"])})
     halving = st.fixed_dictionaries({}, optional={"min_epochs": WHOLE, "reduction": st.integers(2, 9)})
@@ -136,7 +137,7 @@ def good_specs(draw: st.DrawFn) -> dict[str, Any]:
         "early_stopping": st.just("none") | halving,
         "confirm": st.just("none") | st.fixed_dictionaries({"seeds": st.integers(2, 9)}),
         "concurrency": WHOLE,
-        "resources": st.fixed_dictionaries({"runner": st.sampled_from(RUNNERS)}, optional=shares),
+        "resources": st.fixed_dictionaries({"runner": st.sampled_from(["torch_trainer", "inline"])}, optional=shares),
         "tracking": st.fixed_dictionaries({}, optional={"uri": place, "experiment": place}),
     }
     name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True)
@@ -228,7 +229,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("champion/minimise", "val/fid"), "champion.minimise: got 'val/fid'"),
         (changed("objectives", [{"metric": "val/fuv", "mode": "min"}]), "got 'val/fuv'; did you mean val/fvu?"),
         (changed("objectives", [{"metric": "val/fvu", "mode": "minimise"}]), "objectives.mode: got 'minimise'"),
-        (changed("objectives", [{"metric": "val/fvu"}]), "must be {metric: val/fvu, mode: min}"),
+        (changed("objectives", [{"metric": "val/fvu"}]), "objectives.mode: missing; objectives must be a list"),
         (changed("objectives", []), "objectives: got []"),
         (changed("resources/workers", 2), "runner inline runs trials of one worker only"),
         (_group(gpus_per_worker=0.5), "resources.gpus_per_worker: got 0.5 with 3 workers; NCCL refuses two workers"),
@@ -348,7 +349,7 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
 
 
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-KNOWN = st.sampled_from([*sorted(KEYS), *FIGURES, "val/fvu <= 1", "min", "tpe", "inline", "none"])
+KNOWN = st.sampled_from([*sorted(KEYS), *OBJECTIVES, "val/fvu <= 1", "min", "tpe", "inline", "none"])
 SECTION_KEY = st.sampled_from([*sorted(KEYS), *KINDS, "kind", "metric", "mode", "minimise", "workers"])
 PLAIN = st.recursive(
     SCALAR | KNOWN,
@@ -359,7 +360,7 @@ PLAIN = st.recursive(
     ),
     max_leaves=8,
 )
-ENTRY = st.sampled_from([field for field in Spec.__dataclass_fields__ if field not in MINIMAL])
+ENTRY = st.sampled_from([field for field in Spec.model_fields if field not in MINIMAL])
 
 
 @given(PLAIN | st.dictionaries(ENTRY, PLAIN, max_size=3).map(lambda tree: {**MINIMAL, **tree}))

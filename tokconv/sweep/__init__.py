@@ -1,4 +1,4 @@
-"""Many trials, one judgement: spec, search, early stopping, tracking, report. No tensor is touched here.
+"""Many trials, one judgement: spec, search, early stopping, tracking, report.
 
 load(name)    every trial of a sweep as a pandas DataFrame
 """
@@ -26,20 +26,22 @@ require_extra(
     "scipy",
     "plotly",
     "psutil",
+    "pydantic",
+    "moocore",
     "jinja2",
     "markdown_it",
 )
 
 
 def load(name: str | Path, storage: str = "runs") -> pandas.DataFrame:
-    """Every trial and confirmation of a sweep, finished or not: the columns of its `report/results.csv`.
+    """Return every trial and confirmation of a sweep, finished or not, in the columns of its `report/results.csv`.
 
     Args:
         name: a spec's name (its newest run), a run's own name (`demo-001`), or a path.
         storage: the spec's `storage`, where a name is looked up.
 
     Raises:
-        SweepError: no such sweep, or a damaged record.
+        SweepError: there is no such sweep, or its record is damaged.
 
     Example:
         >>> frame = tokconv.sweep.load("demo")                              # doctest: +SKIP
@@ -48,6 +50,4 @@ def load(name: str | Path, storage: str = "runs") -> pandas.DataFrame:
     from tokconv.sweep.judge.snapshot import find_sweep, read_sweep
     from tokconv.sweep.report.results import results_frame
 
-    view = read_sweep(find_sweep(name, storage))
-    rows = [*view.trials.values(), *view.confirmations.values()]
-    return results_frame(rows, view.spec.objectives, view.verdicts)
+    return results_frame(read_sweep(find_sweep(name, storage)))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokconv.config.bounds import check_key
+from tokconv.config.checks import check_key
 from tokconv.config.overrides import from_dict
 from tokconv.config.tree import KEYS, get
 from tokconv.errors import ConfigError, SpecError, suggest

@@ -1,128 +1,218 @@
-"""What a sweep is: the whole experiment as one frozen value. `tokconv.sweep.spec.file` reads it from YAML."""
+"""A sweep spec: the whole experiment as one frozen value. `tokconv.sweep.spec.file` reads it from YAML.
+
+A field's description completes the sentence "must be ..." if a file holds a value of another type.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from tokconv.config.overrides import compose
 from tokconv.config.tree import Config
-from tokconv.sweep.spec.ranges import Range
+from tokconv.errors import ConfigError, SpecError, suggest
+from tokconv.evaluation.figures import OBJECTIVES
+from tokconv.sweep.spec.ranges import Range, parse_range
+from tokconv.system.files import NAME, NAME_RULE
+from tokconv.system.storage import check_url, is_url
 
 GRID_KEY = "model.compressor.output_grid_size"
 BATCH_KEY = "training.batch_size"
-FIGURES = (
-    "compression_ratio",
-    "val/fvu",
-    "val/gain",
-    "val/cosine",
-    "val/cosine_centered",
-    "val/swd",
-    "val/mmd",
-    "val/knn_overlap",
-    "val/cka",
-    "val/probe_accuracy",
-    "val/probe_kept",
-    "val/reader_accuracy",
-    "val/reader_kept",
-)
-"""What objectives and targets may name. A critic's own estimate is not among them: its ruler changes with the trial."""
-SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
-RUNNERS = ("torch_trainer", "inline")
 MIN_SEEDS = 2
-"""Seeds of a confirmation; an interval needs two at least."""
+"""The fewest seeds of a confirmation: an interval needs two."""
+TARGET = re.compile(r"\s*(\S+)\s*(<=|>=)\s*(\S+)\s*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    metric: str
-    mode: str
+def _figure(name: str) -> str:
+    if name not in OBJECTIVES:
+        raise ValueError(suggest(name, OBJECTIVES))
+    return name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
+def _target(raw: Any) -> Target:
+    if isinstance(raw, Target):
+        return raw
+    match = TARGET.fullmatch(raw) if isinstance(raw, str) else None
+    if match is None:
+        raise ValueError("write 'METRIC <= NUMBER' or 'METRIC >= NUMBER'")
+    metric, sign, limit = match.groups()
+    if metric not in OBJECTIVES:
+        raise SpecError(f"champion.subject_to: got {metric!r}; {suggest(metric, OBJECTIVES)}")
+    try:
+        number = float(limit)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{limit!r} is not a number")
+    return Target(metric=metric, sign="<=" if sign == "<=" else ">=", limit=number)
+
+
+def _name(raw: Any) -> str:
+    if not isinstance(raw, str) or NAME.fullmatch(raw) is None:
+        raise ValueError(NAME_RULE)
+    return raw
+
+
+def _base(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        compose(overrides)
+    except ConfigError as error:
+        raise SpecError(f"base: {error}") from error
+    return overrides
+
+
+def _storage(place: str) -> str:
+    if is_url(place):
+        check_url("storage", place)
+    return place
+
+
+def _ranges(raw: Any) -> dict[str, Range]:
+    if not isinstance(raw, Mapping):
+        raise ValueError("must be a mapping from keys to ranges")
+    return {key: found if isinstance(found, Range) else parse_range(str(key), found) for key, found in raw.items()}
+
+
+def _plain_ranges(search: Mapping[str, Range]) -> dict[str, Any]:
+    return {key: {found.kind: list(found.values)} for key, found in search.items()}
+
+
+Whole = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+FigureName = Annotated[str, AfterValidator(_figure)]
+
+
+class Section(BaseModel):
+    """A part of a spec: nothing is converted, no key is ignored, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Objective(Section):
+    """A figure that the search optimises."""
+
+    metric: FigureName
+    mode: Literal["min", "max"]
+
+
+class Target(Section):
     """`metric <= limit` or `metric >= limit`."""
 
     metric: str
-    sign: str
+    sign: Literal["<=", ">="]
     limit: float
 
     def met(self, figures: Mapping[str, float]) -> bool:
+        """Return whether the figures meet the target."""
         return self.excess(figures) <= 0
 
     def excess(self, figures: Mapping[str, float]) -> float:
-        """How far the figure is past the limit; at most 0 when the target is met, infinite when it is missing."""
+        """Return how far the figure is past the limit: at most 0 if it meets the target, infinite if it is missing."""
         value = figures.get(self.metric)
         if value is None:
-            return float("inf")
+            return math.inf
         return value - self.limit if self.sign == "<=" else self.limit - value
 
     def __str__(self) -> str:
         return f"{self.metric} {self.sign} {self.limit}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Champion:
-    """The rule for a grid's winner: lowest `minimise` among the trials that meet every target."""
+class Champion(Section):
+    """The rule for a grid's winner: the lowest `minimise` among the trials that meet every target."""
 
-    minimise: str = "val/fvu"
-    subject_to: tuple[Target, ...] = (
-        Target(metric="val/swd", sign="<=", limit=0.1),
-        Target(metric="val/cosine", sign=">=", limit=0.85),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    kind: str = "tpe"
-    seed: int = 0
+    minimise: FigureName = "val/fvu"
+    subject_to: Annotated[
+        tuple[Annotated[Target, BeforeValidator(_target), PlainSerializer(str)], ...],
+        Field(strict=False, description="a list, as in ['val/swd <= 0.1']"),
+    ] = (Target(metric="val/swd", sign="<=", limit=0.1), Target(metric="val/cosine", sign=">=", limit=0.85))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EarlyStopping:
-    min_epochs: int = 2
-    reduction: int = 3
+class Sampler(Section):
+    """What chooses the values of the next trial."""
+
+    kind: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
+    seed: Annotated[int, Field(ge=0, description="a whole number of at least 0")] = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Confirm:
-    """The winner of each grid is trained again on this many fresh seeds; an interval needs two at least."""
+class EarlyStopping(Section):
+    """When trials are compared, and the share that goes on: 1/reduction."""
 
-    seeds: int = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    runner: str = "torch_trainer"
-    workers: int = 1
-    """Processes a trial; each takes an equal part of every batch, and the result is that of one."""
-    gpus_per_worker: float = 0.0
-    cpus_per_worker: int = 1
-    trial_timeout: float = 0.0
-    """Seconds that an epoch may take, start and evaluation included; a trial that takes longer hangs. 0: any time."""
-
-    @property
-    def patience(self) -> float | None:
-        """`trial_timeout`; None when there is none."""
-        return self.trial_timeout or None
+    min_epochs: Whole = 2
+    reduction: Annotated[int, Field(ge=2, description="a whole number of at least 2")] = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tracking:
+class Confirm(Section):
+    """On how many fresh seeds the winner of each grid is trained again."""
+
+    seeds: Annotated[
+        int,
+        Field(ge=MIN_SEEDS, description=f"at least {MIN_SEEDS} for an interval; write confirm: none to go without"),
+    ] = 3
+
+
+class Resources(Section):
+    """What each trial runs on."""
+
+    runner: Literal["torch_trainer", "inline"] = "torch_trainer"
+    workers: Whole = 1
+    """Processes per trial; each takes an equal part of every batch, and the result is that of one process."""
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")] = 0.0
+    cpus_per_worker: Whole = 1
+    trial_timeout: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="a number of seconds, or 0 for no limit")
+    ] = 0.0
+    """Seconds that an epoch may take, start and evaluation included; a trial that takes longer hangs. 0: no limit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.runner == "inline" and self.workers != 1:
+            raise SpecError(f"resources.workers: got {self.workers}; runner inline runs trials of one worker only")
+        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise SpecError(
+                f"resources.gpus_per_worker: got {self.gpus_per_worker:g} with {self.workers} workers; NCCL refuses "
+                "two workers of one trial on one GPU; give each a whole one, or use workers: 1"
+            )
+        return self
+
+
+class Tracking(Section):
+    """Where the sweep is tracked besides its own record."""
+
     uri: str | None = None
     experiment: str | None = None
     wandb: bool = False
-    """Weights & Biases beside MLflow."""
+    """Weights & Biases in addition to MLflow."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """A checked spec; the README shows the YAML with every key."""
+class Spec(Section):
+    """A checked spec; docs/sweeps.md shows the YAML with every key."""
 
-    name: str
-    base: tuple[str, ...] = ()
-    search: Mapping[str, Range] = field(default_factory=dict)
-    objectives: tuple[Objective, ...] = (
+    name: Annotated[str, BeforeValidator(_name)]
+    base: Annotated[
+        tuple[str, ...],
+        Field(strict=False, description="a list of overrides, as in [training.epochs=5]"),
+        AfterValidator(_base),
+    ] = ()
+    search: Annotated[Mapping[str, Range], PlainValidator(_ranges), PlainSerializer(_plain_ranges)] = {}
+    objectives: Annotated[
+        tuple[Objective, ...],
+        Field(strict=False, min_length=1, description="a list of {metric: val/fvu, mode: min}"),
+    ] = (
         Objective(metric="compression_ratio", mode="max"),
         Objective(metric="val/fvu", mode="min"),
         Objective(metric="val/swd", mode="min"),
@@ -130,17 +220,50 @@ class Spec:
     champion: Champion = Champion()
     sampler: Sampler = Sampler()
     early_stopping: EarlyStopping | None = EarlyStopping()
-    trials: int
-    concurrency: int = 1
+    trials: Whole
+    concurrency: Whole = 1
     confirm: Confirm | None = Confirm()
     """None: champions are unconfirmed, whatever their one run shows."""
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
-    storage: str | None = None
+    storage: Annotated[str, AfterValidator(_storage)] | None = None
     """A directory that every node sees, or a URL (s3://bucket/prefix); None is `runs`."""
 
+    @field_validator("early_stopping", "confirm", mode="before")
+    @classmethod
+    def _read_none(cls, raw: Any) -> Any:
+        return None if isinstance(raw, str) and raw == "none" else raw
+
+    @field_serializer("early_stopping", "confirm", mode="wrap")
+    def _write_none(self, section: Section | None, write: SerializerFunctionWrapHandler) -> Any:
+        return "none" if section is None else write(section)
+
+    @field_validator("search", "champion", mode="before")
+    @classmethod
+    def _read_nothing(cls, raw: Any) -> Any:
+        """A key without a value, as the text of a file may have it, is an empty section."""
+        return {} if raw is None else raw
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for size in self.batch_sizes() if self.resources.workers > 1 else ():
+            if size % (workers := self.resources.workers):
+                raise SpecError(
+                    f"training.batch_size: {size} is not a multiple of resources.workers, {workers}; it is the batch "
+                    "of all workers together, of which each takes an equal part; choose multiples, as in "
+                    f"{{choice: [{16 * workers}, {32 * workers}]}}"
+                )
+        for key in self.search:
+            if key.startswith(("data.", "model.clip.")) or key == "training.epochs":
+                raise SpecError(f"search.{key}: cannot be searched; all trials share one token store and one length")
+        if self.sampler.kind == "grid" and any(found.kind in ("float", "log") for found in self.search.values()):
+            raise SpecError(
+                "sampler.kind: grid needs choice or int ranges only; use tpe, or list the values as a choice"
+            )
+        return self
+
     def base_config(self) -> Config:
-        """The config that every trial starts from."""
+        """Return the config that every trial starts from."""
         return compose(self.base)
 
     @property
@@ -150,17 +273,17 @@ class Spec:
 
     @property
     def confirm_seeds(self) -> int:
-        """Seeds a winner is trained on again; 0 for none."""
+        """Seeds on which a winner is trained again; 0 for none."""
         return 0 if self.confirm is None else self.confirm.seeds
 
     def grids(self) -> tuple[int, ...]:
-        """Every output grid size that a trial may have, ascending."""
+        """Return every output grid size that a trial may have, ascending."""
         if GRID_KEY in self.search:
             return tuple(sorted(int(value) for value in self.search[GRID_KEY].members()))
         return (self.base_config().model.compressor.output_grid_size,)
 
     def batch_sizes(self) -> Sequence[int]:
-        """Every `training.batch_size` that a trial may have."""
+        """Return every `training.batch_size` that a trial may have."""
         found = self.search.get(BATCH_KEY)
         if found is None:
             return (self.base_config().training.batch_size,)
