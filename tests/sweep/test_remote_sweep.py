@@ -135,7 +135,7 @@ def test_a_server_that_is_away_holds_nothing_up_and_misses_nothing(server: Objec
     said: list[str] = []
     server.stop()
     mirror = Mirror(tmp_path, Remote(f"{URL}/away"), files=lambda: [], logs=["log"], on_message=said.append)
-    with pytest.raises(StorageError, match=f"not everything is there .*kept in {tmp_path}, and --resume ships it"):
+    with pytest.raises(StorageError, match=f"not everything arrived .*kept in {tmp_path}, and --resume uploads it"):
         mirror.close(8)
     assert len(said) == 1
     server.start()

@@ -34,7 +34,7 @@ from tokconv.store.format import (
 from tokconv.store.reader import TokenStore
 from tokconv.system.files import atomic_path, file_digest, write_text
 from tokconv.system.mirror import SHA256, Mirror
-from tokconv.system.storage import Remote, advised, cache_dir, check_url, is_url
+from tokconv.system.storage import Remote, cache_dir, check_url, is_url, storage_advice
 from tokconv.system.terminal import progress_line
 
 DOWNLOADS = 8
@@ -125,7 +125,7 @@ def find_remote(url: str, settings: StoreSettings) -> TokenStore | None:
 
 def exists_remote(url: str, settings: StoreSettings) -> bool:
     """Whether the complete store of these settings is at a URL; nothing is fetched but its index."""
-    with advised("data.store"):
+    with storage_advice("data.store"):
         content = (Remote(url) / INDEX).read()
     if content is not None:
         _check(url, settings, _parsed(url, content).get("settings"))
@@ -148,7 +148,7 @@ def encode_remote(url: str, settings: StoreSettings, encode: Callable[[Path], To
     remote, staging = Remote(url), staging_dir(url, settings)
     staging.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{staging}.lock"):
-        with advised("data.store"):
+        with storage_advice("data.store"):
             store = find_remote(url, settings)
         if store is not None:
             return store
@@ -159,8 +159,8 @@ def encode_remote(url: str, settings: StoreSettings, encode: Callable[[Path], To
             remote,
             files=lambda: [SETTINGS, *_shards_in(staging)],
             digests=True,
-            patience=DRAIN_SECONDS,
-            again="the same command",
+            drain_seconds=DRAIN_SECONDS,
+            resume_with="the same command",
         ):
             store = encode(staging)
         (remote / INDEX).upload(staging / INDEX)

@@ -1,1 +1,1 @@
-"""Disk, URLs, terminal, devices and the start of Ray: nothing here knows of tokens."""
+"""Disk, URLs, terminal, devices and the start of Ray; nothing here knows about tokens."""

@@ -1,4 +1,4 @@
-"""Devices: which one a name means, and tensors on their way to it."""
+"""Devices: which one a name means, and sending tensors there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device, which is not waited for: a step sends several small ones."""
+    """Send a tensor from the CPU to a device without waiting for it: a training step sends several small ones."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The named device; None takes CUDA when there is one. Raises ConfigError for one that is not there."""
+    """Return the named device, or CUDA if it is available for None. Raises ConfigError if the device is missing."""
     import torch
 
     if name is None:

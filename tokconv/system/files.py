@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What may name a run, and so a directory."""
-NAME_RULE = "must be letters, digits, '.', '_' or '-', at most 64, not a sign first"
+"""What a run may be called, and so its directory."""
+NAME_RULE = "must be at most 64 letters, digits, '.', '_' or '-', beginning with a letter or a digit"
 
 TORCH_COULD_NOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "inline_container.cc")
-"""What its error says, depending on where in the file the disk was full."""
+"""Parts of torch's error messages; which one appears depends on where in the file the disk was full."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; when the block ends well, what was written there takes its place.
+    """Yield a temporary name next to `path`; if the block succeeds, what was written there becomes `path`.
 
     Works for a file and for a directory (an older directory of that name is replaced). After an error nothing is left.
 
     Raises:
-        OSError: the disk is full or gone, also where safetensors or torch say so in an error of their own.
+        OSError: the disk is full or gone, even if safetensors or torch report that by an error of their own.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,10 +39,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
             if file.is_file():
                 _fsync(file)
-        # A file never takes the place of a directory: replace() refuses that, and whatever is in it stays.
+        # A file never replaces a directory: replace() refuses that, and the directory keeps its content.
         aside = path.with_name(f"{temporary.name}.old")
         if temporary.is_dir() and path.is_dir():
-            # Moved, not removed: a kill between these lines loses neither.
+            # Moved, not removed: a kill between these lines loses neither directory.
             path.rename(aside)
         temporary.replace(path)
         _fsync(path.parent)
@@ -60,14 +60,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _os_error(error: Exception) -> int | None:
-    """The errno in an error of a library that has its own kinds; None when there is none in it."""
+    """Return the errno inside an error of a library that raises kinds of its own; None if there is none."""
     if isinstance(error, OSError):
         return None
     found = re.search(r"\(os error (\d+)\)", str(error))
     if found is not None:
         return int(found[1])
-    # torch.save says that it could not write, not why: there is hardly another reason than a full disk.
-    unwritten = isinstance(error, RuntimeError) and any(mark in str(error) for mark in TORCH_COULD_NOT_WRITE)
+    # torch.save reports that it could not write but not why; the reason is hardly ever anything but a full disk.
+    unwritten = isinstance(error, RuntimeError) and any(part in str(error) for part in TORCH_COULD_NOT_WRITE)
     return errno.ENOSPC if unwritten else None
 
 
@@ -78,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused (ValueError), since not every reader knows them."""
+    """Write JSON atomically. Raises ValueError for NaN and infinity, which not every reader understands."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -89,7 +89,7 @@ def file_digest(path: Path) -> str:
 
 
 def new_numbered(parent: Path, name: str) -> Path:
-    """Create the next free directory `NAME-NNN` in `parent`; two processes at once get two."""
+    """Create and return the next free directory `NAME-NNN` in `parent`; concurrent processes get different ones."""
     number = max((n for n, _ in _numbered(parent, name)), default=0) + 1
     while True:
         path = parent / f"{name}-{number:03d}"
@@ -102,12 +102,12 @@ def new_numbered(parent: Path, name: str) -> Path:
 
 
 def newest_numbered(parent: Path, name: str) -> Path | None:
-    """The directory `NAME-NNN` in `parent` with the highest number."""
+    """Return the directory `NAME-NNN` in `parent` with the highest number, or None."""
     return max(_numbered(parent, name), default=(0, None), key=lambda found: found[0])[1]
 
 
 def number_of(numbered: str, name: str) -> int | None:
-    """The number of a directory `NAME-NNN`; None for any other."""
+    """Return the number of a directory `NAME-NNN`; None for any other name."""
     match = re.fullmatch(re.escape(name) + r"-(\d{3,})", numbered)
     return None if match is None else int(match[1])
 

@@ -1,14 +1,14 @@
-"""Ships what a directory holds to object storage, while the work that writes there goes on.
+"""Copying a directory to object storage while work goes on that writes to it.
 
-The directory is the truth; the storage follows it, at most `INTERVAL` seconds and one upload behind. A server that is
-away holds nothing up: what it missed is shipped when it answers again.
+The directory is authoritative; the storage follows it, at most `INTERVAL` seconds and one upload behind. A server that
+does not answer delays nothing: what it missed is uploaded when it answers again.
 
-    a file that is written atomically   shipped when it is new or changed, removed there when it is gone; it arrives
-                                        before the lines of a log that speak of it
+    a file that is written atomically   uploaded if it is new or changed, removed from the storage if it is gone; it
+                                        arrives before the log lines that mention it
     a log that only grows               LOG/00000, LOG/00001, ...: pieces of PIECE bytes, of which only the last is ever
                                         written again; whole lines only (object storage cannot append)
-    a file that says how far the log    read before the logs and shipped after them, so that it never speaks of lines
-    was read                            that are not there
+    a file with the position up to      read before the logs and uploaded after them, so that it never points beyond
+    which a log was read                the lines in the storage
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from tokconv.system.storage import FIRST_WAIT, LONGEST_WAIT, Remote
 INTERVAL = 5.0
 PIECE = 1 << 20
 STATE = ".mirror.json"
-"""In the directory: what was shipped, by size and time, so that another process does not ship it again."""
+"""In the directory: the size and time of every uploaded file, so that another process does not upload it again."""
 SHA256 = ".sha256"
 
 Signature = list[int]
 
 
 class Mirror:
-    """A daemon thread from construction to `close`.
+    """A daemon thread that copies a directory to object storage from construction to `close`.
 
     Args:
-        directory: what is mirrored.
-        remote: where to.
-        files: the files to mirror, relative to the directory, in the order they are to arrive; asked at every look.
-        logs: files that only grow, in the order they are to arrive. They are read in the opposite order: what the
-            first holds is never behind what the second says.
-        positions: files that say how far a log was read.
-        digests: write NAME.sha256 beside every file, after it, as `sha256sum` writes it.
-        may_write: asked before every look; false ends the mirroring, since somebody else writes there now.
-        patience: seconds that leaving the context waits for what is left; a tenth of it after an error.
-        again: what the user has to run when not everything arrived.
-        on_message: told once, from the thread, when the server first fails.
+        directory: the directory to copy.
+        remote: where to copy it.
+        files: returns the files to copy, relative to the directory, in the order in which they are to arrive; called at
+            every round.
+        logs: files that only grow, in the order in which they are to arrive. They are read in the opposite order, so
+            that the first log is never behind what the second one mentions.
+        positions: files that hold the position up to which a log was read.
+        digests: also write NAME.sha256 next to every file, after it, in the format of `sha256sum`.
+        may_write: called before every round; false ends the copying, since another process writes there now.
+        drain_seconds: how long leaving the context waits for the remaining uploads; a tenth of it after an error.
+        resume_with: the command that the user has to run if not everything arrived.
+        on_message: called once, from the thread, when the server first fails.
     """
 
     def __init__(
@@ -59,18 +60,18 @@ class Mirror:
         positions: Sequence[str] = (),
         digests: bool = False,
         may_write: Callable[[], bool] = lambda: True,
-        patience: float = 60.0,
-        again: str = "--resume",
+        drain_seconds: float = 60.0,
+        resume_with: str = "--resume",
         on_message: Callable[[str], None] = print,
     ) -> None:
         self._directory, self._remote, self._files = Path(directory), remote, files
         self._logs, self._positions, self._digests = logs, positions, digests
         self._may_write, self._on_message = may_write, on_message
-        self._shipped = _read_state(self._directory)
+        self._uploaded = _read_state(self._directory)
         self._offsets: dict[str, int] = dict.fromkeys(logs, 0)
-        self._patience, self._again = patience, again
+        self._drain_seconds, self._resume_with = drain_seconds, resume_with
         self._error = ""
-        self._told = False
+        self._reported = False
         self._closing, self._abandoned = threading.Event(), threading.Event()
         self._done = False
         self._thread = threading.Thread(target=self._run, name=f"mirror to {remote}", daemon=True)
@@ -83,39 +84,39 @@ class Mirror:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.close(self._patience)
+            self.close(self._drain_seconds)
             return
         try:
-            self.close(self._patience / 10)
+            self.close(self._drain_seconds / 10)
         except StorageError as late:
-            # The first error is the one to raise; this one is not to be lost.
+            # The error of the block is the one to raise; this one is only reported.
             self._on_message(str(late))
 
     def close(self, timeout: float) -> None:
-        """Ship what is left, for at most `timeout` seconds.
+        """Upload what is left, for at most `timeout` seconds.
 
         Raises:
-            StorageError: not everything is there; what to do.
+            StorageError: not everything arrived; the message says what to do.
         """
         self._closing.set()
         self._thread.join(timeout)
         self._abandoned.set()
         if not self._done:
             raise StorageError(
-                f"{self._remote}: not everything is there ({self._error or 'it took too long'}); it is kept in "
-                f"{self._directory}, and {self._again} ships it"
+                f"{self._remote}: not everything arrived ({self._error or 'it took too long'}); it is kept in "
+                f"{self._directory}, and {self._resume_with} uploads it"
             )
 
     def _run(self) -> None:
         wait = FIRST_WAIT
         while not self._abandoned.is_set():
             if not self._may_write():
-                self._error = "somebody else writes there now"
+                self._error = "another process writes there now"
                 return
-            # Read before the directory is: then everything written before close() is seen by the last look.
+            # Read before the directory, so that the last round sees everything that was written before close().
             closing = self._closing.is_set()
             try:
-                self._ship()
+                self._copy_changes()
             except (StorageError, OSError) as error:
                 self._note(error)
                 self._abandoned.wait(wait) if closing else self._closing.wait(wait)
@@ -127,25 +128,25 @@ class Mirror:
                 return
             self._closing.wait(INTERVAL)
 
-    def _ship(self) -> None:
-        """One look at the directory."""
+    def _copy_changes(self) -> None:
+        """Copy what changed since the last round."""
         positions = {name: content for name in self._positions if (content := _content(self._directory / name))}
         ends = {name: _whole_lines(self._directory / name) for name in reversed(self._logs)}
-        # Before the lines that speak of them.
-        present = self._ship_files()
+        # Before the log lines that mention them.
+        present = self._upload_files()
         for name in self._logs:
-            self._ship_log(name, ends[name])
+            self._upload_log(name, ends[name])
         for name, content in positions.items():
             (self._remote / name).write(content)
-        gone = [name for name in self._shipped if name not in present]
+        gone = [name for name in self._uploaded if name not in present]
         if gone:
             self._remote.remove([*gone, *(f"{name}{SHA256}" for name in gone if self._digests)])
             for name in gone:
-                del self._shipped[name]
+                del self._uploaded[name]
             self._write_state()
 
-    def _ship_log(self, name: str, end: int) -> None:
-        """The pieces that grew since the last look."""
+    def _upload_log(self, name: str, end: int) -> None:
+        """Upload the pieces of a log that grew since the last round."""
         if self._offsets[name] >= end:
             return
         with (self._directory / name).open("rb") as log:
@@ -156,51 +157,51 @@ class Mirror:
                 (self._remote / name / f"{number:05d}").write(log.read(stop - number * PIECE))
                 self._offsets[name] = stop
 
-    def _ship_files(self) -> set[str]:
-        present, shipped = set(), dict(self._shipped)
+    def _upload_files(self) -> set[str]:
+        present, uploaded = set(), dict(self._uploaded)
         try:
             for name in self._files():
                 path = self._directory / name
                 if not path.exists():
-                    # Replaced or removed since it was listed: the next look sees what it became.
+                    # Replaced or removed since it was listed; the next round sees the change.
                     continue
                 present.add(name)
                 signature = _signature(path)
-                if self._shipped.get(name) != signature:
+                if self._uploaded.get(name) != signature:
                     (self._remote / name).upload(path)
                     if self._digests:
                         (self._remote / f"{name}{SHA256}").write(_sha256_line(path))
-                    self._shipped[name] = signature
+                    self._uploaded[name] = signature
         finally:
-            if self._shipped != shipped:
+            if self._uploaded != uploaded:
                 self._write_state()
         return present
 
     def _write_state(self) -> None:
-        write_state(self._directory, self._shipped)
+        write_state(self._directory, self._uploaded)
 
     def _note(self, error: Exception) -> None:
         self._error = str(error)
-        if not self._told:
-            self._told = True
-            self._on_message(f"{error}; the work goes on, and what is kept there is shipped later")
+        if not self._reported:
+            self._reported = True
+            self._on_message(f"{error}; the work goes on, and what is missing there is uploaded later")
 
 
-def write_state(directory: Path, shipped: dict[str, Signature]) -> None:
-    """Remember what was shipped."""
-    write_text(directory / STATE, json.dumps(shipped) + "\n")
+def write_state(directory: Path, uploaded: dict[str, Signature]) -> None:
+    """Record in the directory which files were uploaded."""
+    write_text(directory / STATE, json.dumps(uploaded) + "\n")
 
 
 def signatures(directory: Path, names: Iterable[str]) -> dict[str, Signature]:
-    """What `Mirror` tells a changed file by, of files that came from the storage just now."""
+    """Return the size and time by which `Mirror` notices changes, for files that were just downloaded."""
     return {name: _signature(directory / name) for name in names}
 
 
 def fetch_log(remote: Remote, name: str) -> bytes:
-    """The log that a mirror shipped, its pieces put together; empty when there is none.
+    """Return the log that a mirror uploaded, joined from its pieces; empty if there is none.
 
     Raises:
-        StorageError: it cannot be read, or a piece is missing.
+        StorageError: the log cannot be read, or a piece is missing.
     """
     pieces = [piece for piece in (remote / name).files() if piece.isdigit()]
     content = b""
@@ -234,7 +235,7 @@ def _sha256_line(path: Path) -> bytes:
 
 
 def _whole_lines(path: Path) -> int:
-    """Bytes of a log up to the end of its last whole line."""
+    """Return the number of bytes of a log up to the end of its last whole line."""
     if not path.exists():
         return 0
     with path.open("rb") as log:

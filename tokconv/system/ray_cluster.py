@@ -1,4 +1,4 @@
-"""Starting Ray for a sweep: an existing cluster when RAY_ADDRESS names one, else a private one on this machine."""
+"""Starting Ray: the cluster that RAY_ADDRESS names, else a private one on this machine."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Any
 from tokconv.errors import ClusterError, SpecError
 
 SETTINGS = {
-    # Our own record replaces Tune's CSV and JSON loggers, its snapshots and its boxes.
+    # Our own record replaces Tune's CSV and JSON loggers, its snapshots and its tables.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # train.report is throttled to one per health check, which is 2 s by default: longer than a small trial's epoch.
+    # train.report is throttled to one call per health check, by default every 2 s: longer than a small trial's epoch.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Without it a worker that is never scheduled waits for ever.
+    # Without this, a worker that is never scheduled waits for ever.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    # Prometheus metrics of every Train worker and controller: nobody scrapes them, and they cost a second a trial.
+    # Prometheus metrics of every Train worker and controller: nobody scrapes them, and they cost a second per trial.
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # A trial is several small processes that mostly wait; more than four per CPU would be reported as a problem.
+    # A trial is several small processes that mostly wait; Ray would report more than four per CPU as a problem.
     "RAY_worker_maximum_startup_concurrency": "32",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 PRIVATE_SETTINGS = {
-    # It watches for spot machines about to be taken away, with a process of its own a trial: not on this machine.
+    # One process per trial watches for spot machines that are about to be reclaimed; this machine is not one.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
@@ -43,23 +43,23 @@ TASK_SECONDS = 120.0
 LOCALHOST = "127.0.0.1"
 
 DRIVER_RESOURCE = "tokconv_driver"
-"""A custom resource of the nodes that shall host the trials' drivers: the head, which is never taken away."""
+"""A custom resource of the nodes that host the trials' drivers: the head, which is never taken away."""
 UPLOADED = "working_dir_files"
-"""Ray unpacks what a job uploads below a directory of this name, and deletes it when the job is over."""
+"""Ray unpacks the upload of a job below a directory of this name, and deletes it when the job is over."""
 
 TOKEN_ADVICE = (
-    "the cluster refuses this token, or asks for one and there is none; put the cluster's token into RAY_AUTH_TOKEN, "
-    "into the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token"
+    "the cluster refuses this token, or needs one and none is set; put the cluster's token into RAY_AUTH_TOKEN, into "
+    "the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token"
 )
 
 
 @contextmanager
 def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
-    """Ray while the block runs; a private cluster is ended with it, a shared one is left. Yields whether it is private.
+    """Run Ray while the block runs; yield whether the cluster is private. Only a private cluster ends with the block.
 
     Args:
-        dashboard: needed by every `TorchTrainer`: Ray Train frees the resources of a stopped trial through the
-            dashboard's State API, and without it an early-stopped trial keeps its CPUs for ever.
+        dashboard: required by every `TorchTrainer`: Ray Train frees the resources of a stopped trial through the
+            dashboard's State API; without it, an early-stopped trial keeps its CPUs for ever.
 
     Raises:
         ClusterError: RAY_ADDRESS names a cluster that does not answer.
@@ -87,7 +87,7 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
         with _shut_down_after():
             yield False
         return
-    # Two clusters on one host are told apart by this address; without it the State API refuses to choose.
+    # This address distinguishes two clusters on one host; without it the State API refuses to choose.
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     os.environ["RAY_ADDRESS"] = f"{LOCALHOST}:{port}"
@@ -96,7 +96,7 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
             ray.init(
                 address="local",
                 include_dashboard=dashboard,
-                # Nothing of a private cluster listens beyond this machine.
+                # A private cluster accepts connections from this machine only.
                 _node_ip_address=LOCALHOST,
                 **quiet,
             )
@@ -107,18 +107,18 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
 
 @contextmanager
 def _shut_down_after() -> Iterator[None]:
-    """Shut Ray down with nothing left that refers to it.
+    """Shut Ray down after every object that refers to it is gone.
 
-    A handle that is collected later would end this process on the spot: Ray's core worker exits on it.
+    A handle that is collected after the shutdown would end this process at once: Ray's core worker exits on it.
     """
     import ray
 
     try:
         yield
     except BaseException as error:
-        # Ray answers SIGTERM by an exception here, and by an alarm that ends the process three seconds later.
+        # Ray answers SIGTERM with an exception here, and with an alarm that ends the process three seconds later.
         signal.alarm(0)
-        # As long as the error is handled, the frames of Tune that it has passed hold such handles.
+        # While the error is being handled, the frames of Tune that it passed through hold such handles.
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
@@ -127,20 +127,20 @@ def _shut_down_after() -> Iterator[None]:
 
 
 def use_token() -> None:
-    """Turn token authentication on for this process when a token is at hand; to be called before Ray is imported.
+    """Turn token authentication on for this process if a token is available; call this before Ray is imported.
 
-    Ray's clients send a token only when told to, also to a head that asks for one.
+    Ray's clients do not send a token by default, even to a head that requires one.
     """
-    at_hand = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if at_hand or (Path.home() / ".ray" / "auth_token").exists():
+    in_environment = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if in_environment or (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def check_lasting(path: Path, key: str) -> None:
-    """Refuse a place inside the tree that a Ray job uploaded, which is deleted with the job.
+    """Refuse a place inside the directory that a Ray job uploaded, which is deleted with the job.
 
     Raises:
-        SpecError: with the key that names the place.
+        SpecError: the place is there; `key` is the config key that names it.
     """
     if UPLOADED in path.resolve().parts:
         raise SpecError(
@@ -150,13 +150,13 @@ def check_lasting(path: Path, key: str) -> None:
 
 
 def check_ray() -> str:
-    """Run a task on a cluster, for `tokconv doctor`; what was found comes back. Raises what Ray raises."""
+    """Run a task on a cluster for `tokconv doctor`; return a sentence about it. Raises what Ray raises."""
     with ray_cluster(dashboard=True):
         import ray
 
         answer = ray.get(ray.remote(num_cpus=0.1)(lambda: 42).remote(), timeout=TASK_SECONDS)
         if answer != 42:
-            raise ClusterError(f"a Ray task was to return 42 and returned {answer!r}")
+            raise ClusterError(f"a Ray task returned {answer!r} instead of 42")
         resources = ray.cluster_resources()
     return f"a task ran on a cluster with {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 

@@ -1,9 +1,9 @@
-"""Object storage behind one small door: `s3://`, `gs://`, and whatever else fsspec has a driver for.
+"""Object storage behind one small interface: `s3://`, `gs://`, and everything else that fsspec has a driver for.
 
 Everything that tokconv keeps at a URL goes through `Remote`. Credentials come from the environment or the driver's own
-configuration (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws, an instance role; AWS_ENDPOINT_URL for another server than
-Amazon's) and are never part of a URL. `file:///shared/...` is a directory on a shared file system, used as if it were
-a server.
+configuration (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws, an instance role; AWS_ENDPOINT_URL for servers other than
+Amazon's) and are never part of a URL. `file:///shared/...` is a directory on a shared file system that is used like a
+server.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ from tokconv.system.files import atomic_path
 
 Result = TypeVar("Result")
 CACHE = "TOKCONV_CACHE"
-"""Environment variable: where a node keeps its copies of what lies at URLs."""
+"""Environment variable: the directory in which a node keeps its copies of what is stored at URLs."""
 LOCAL = "file"
 OPTIONS = {
-    # Seconds and attempts of one request; whoever can wait longer tries again (`patiently`, `tokconv.system.mirror`).
+    # Seconds and attempts per request; callers that can wait longer try again (`retry`, `tokconv.system.mirror`).
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}},
 }
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-"""Seconds between attempts, doubled after each failed one."""
+"""Seconds between attempts, doubled after each failure."""
 ADVICE = (
-    "check that the bucket exists, the endpoint (AWS_ENDPOINT_URL, when it is not Amazon's) and the credentials "
+    "check that the bucket exists, the endpoint (AWS_ENDPOINT_URL, if it is not Amazon's) and the credentials "
     "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
 )
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is a URL, not a path."""
+    """Return whether a place is a URL, not a path."""
     return "://" in str(place)
 
 
 def cache_dir() -> Path:
-    """This node's directory for copies of what lies at URLs: TOKCONV_CACHE, or ~/.cache/tokconv."""
+    """Return this node's directory for copies of what is stored at URLs: TOKCONV_CACHE, or ~/.cache/tokconv."""
     return Path(os.environ.get(CACHE) or "~/.cache/tokconv").expanduser().resolve()
 
 
 def check_url(key: str, url: str) -> str:
-    """A URL that may be used as a place; without a slash at its end it comes back. Nothing is connected.
+    """Check a URL without connecting to it, and return it without a trailing slash.
 
     Raises:
-        ConfigError: credentials in it, no bucket, or a kind that nothing could be written to.
+        ConfigError: it contains credentials, names no bucket, or is of a kind that cannot be written to.
     """
     parts = urlsplit(url)
     if "@" in parts.netloc or parts.query:
-        # Not shown: what is wrong with it is the secret in it.
+        # The URL is not shown, since it contains a secret.
         raise ConfigError(
-            f"{key}: the {parts.scheme} URL holds credentials or options; a spec may not. Leave them out and set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            f"{key}: the {parts.scheme} URL contains credentials or options, which a spec must not. Remove them and "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if not (parts.path.strip("/") if parts.scheme == LOCAL else parts.netloc):
         raise ConfigError(f"{key}: got {url!r}; must name a bucket, as in s3://bucket/prefix")
@@ -72,9 +72,9 @@ def check_url(key: str, url: str) -> str:
 
 @dataclass(frozen=True)
 class Remote:
-    """A place at a URL: an object, or a prefix of objects, by the way it is used.
+    """A place at a URL, used as an object or as a prefix of objects.
 
-    Every method raises StorageError when the server refuses or does not answer.
+    Every method raises StorageError if the server refuses or does not answer.
 
     Example:
         >>> place = Remote("s3://bucket/stores/digits")     # doctest: +SKIP
@@ -90,8 +90,8 @@ class Remote:
         return self.url
 
     def read(self) -> bytes | None:
-        """The object's bytes; None when it does not exist."""
-        with self._told("read"):
+        """Return the object's bytes; None if it does not exist."""
+        with self._explained("read"):
             try:
                 content: bytes = self._fs.cat_file(self._path)
             except FileNotFoundError:
@@ -99,37 +99,37 @@ class Remote:
             return content
 
     def write(self, content: bytes) -> None:
-        """Write the object, whole or not at all."""
+        """Write the object, either whole or not at all."""
         with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
             (path := Path(scratch) / "content").write_bytes(content)
             self.upload(path)
 
     def upload(self, path: Path) -> None:
-        """A local file's content becomes the object, whole or not at all."""
+        """Write a local file's content to the object, either whole or not at all."""
         path.stat()
-        with self._told("written"):
+        with self._explained("written"):
             if self._is_local:
-                # Only a server replaces an object in one step by itself.
+                # Only a server replaces an object atomically by itself.
                 with atomic_path(Path(self._path)) as temporary:
                     shutil.copyfile(path, temporary)
             else:
                 self._fs.put_file(str(path), self._path)
 
     def download(self, path: Path) -> None:
-        """The object's content becomes a local file, whole or not at all. Raises StorageError when it is missing."""
-        with self._told("read"), atomic_path(path) as temporary:
+        """Write the object's content to a local file, whole or not at all. Raises StorageError if it is missing."""
+        with self._explained("read"), atomic_path(path) as temporary:
             self._fs.get_file(self._path, str(temporary))
 
     def files(self) -> dict[str, int]:
-        """Every object below this prefix: name relative to it -> bytes."""
-        with self._told("listed"):
+        """Return every object below this prefix: its name relative to the prefix -> its size in bytes."""
+        with self._explained("listed"):
             self._fs.invalidate_cache()
             found = self._fs.find(self._path, detail=True)
         return {name[len(self._path) + 1 :]: int(entry["size"]) for name, entry in sorted(found.items())}
 
     def folders(self) -> list[str]:
-        """The names directly below this prefix that have objects below them."""
-        with self._told("listed"):
+        """Return the names directly below this prefix that have objects below them, sorted."""
+        with self._explained("listed"):
             self._fs.invalidate_cache()
             try:
                 found = self._fs.ls(self._path, detail=True)
@@ -138,15 +138,15 @@ class Remote:
         return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "directory")
 
     def download_all(self, names: Sequence[str], directory: Path) -> None:
-        """Several objects below this prefix, several at a time, to files of the same names."""
+        """Download objects below this prefix, several at a time, to files of the same names in a directory."""
         for name in names:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        with self._told("read"):
+        with self._explained("read"):
             self._fs.get([f"{self._path}/{name}" for name in names], [str(directory / name) for name in names])
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove some objects below this prefix; those that are gone already are none of its business."""
-        with self._told("changed"):
+        """Remove objects below this prefix; those that are already gone are ignored."""
+        with self._explained("changed"):
             for name in names:
                 try:
                     self._fs.rm_file(f"{self._path}/{name}")
@@ -154,17 +154,17 @@ class Remote:
                     continue
 
     def check_writable(self, key: str) -> None:
-        """Write, read and remove a small object, before work is built on it.
+        """Write, read and remove a small object, before long work depends on it.
 
         Raises:
-            StorageError: one of them is not possible; why, and what to check.
+            StorageError: one of them fails; the message gives the reason and what to check.
             MissingExtraError: the driver is not installed.
         """
         probe = self / f".tokconv-probe-{uuid.uuid4().hex[:8]}"
-        with advised(key):
+        with storage_advice(key):
             probe.write(b"tokconv")
             if probe.read() != b"tokconv":
-                raise StorageError(f"{self.url}: does not return what was just written there")
+                raise StorageError(f"{self.url}: reading did not return what was just written there")
             self.remove([probe.name])
 
     @property
@@ -184,33 +184,33 @@ class Remote:
         return str(self._fs._strip_protocol(self.url))
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
         except TokconvError:
             raise
         except FileNotFoundError as error:
             raise StorageError(f"{self.url}: there is no such object or bucket") from error
-        # A driver raises its own errors, its client library's and its event loop's.
+        # A driver raises errors of its own, of its client library and of its event loop.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise StorageError(f"{self.url}: cannot be {what} ({type(error).__name__}: {reason})") from error
 
 
 @contextmanager
-def advised(key: str) -> Iterator[None]:
-    """What the user named by `key` is used for the first time in the block: what fails is told with what to check."""
+def storage_advice(key: str) -> Iterator[None]:
+    """Add the config key and what to check to a StorageError, where a place that the user named is first used."""
     try:
         yield
     except StorageError as error:
         raise StorageError(f"{key}: {error}; {ADVICE}") from error
 
 
-def patiently(work: Callable[[], Result], seconds: float) -> Result:
-    """What `work` returns, tried again while the server is away.
+def retry(work: Callable[[], Result], seconds: float) -> Result:
+    """Return what `work` returns; call it again while it raises StorageError.
 
     Raises:
-        StorageError: it still is after so many seconds.
+        StorageError: `work` still fails after that many seconds.
     """
     deadline, wait = time.monotonic() + seconds, FIRST_WAIT
     while True:
@@ -224,14 +224,15 @@ def patiently(work: Callable[[], Result], seconds: float) -> Result:
 
 
 @contextmanager
-def fetched(place: str, *, patience: float = 0.0) -> Iterator[Path]:
-    """A directory by its path or its URL, as a local path: a copy in a scratch directory when it is at a URL.
+def local_copy(place: str, *, retry_seconds: float = 0.0) -> Iterator[Path]:
+    """Yield the local path of a directory. If the directory is at a URL, that is a copy, removed after the block.
 
     Args:
-        patience: seconds for which a server may be away.
+        place: a path or a URL.
+        retry_seconds: how long to try again if the server does not answer.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the directory cannot be read.
     """
     if not is_url(place):
         yield Path(place)
@@ -245,13 +246,13 @@ def fetched(place: str, *, patience: float = 0.0) -> Iterator[Path]:
                 raise StorageError(f"{place}: nothing is there")
             remote.download_all(names, path)
 
-        patiently(fetch, patience)
+        retry(fetch, retry_seconds)
         yield path
 
 
 @lru_cache
 def _filesystem(protocol: str, _process: int) -> Any:
-    """fsspec's file system of a protocol, one a process: a driver's connections do not survive a fork."""
+    """Return fsspec's file system for a protocol, one per process: a driver's connections do not survive a fork."""
     import fsspec
     from fsspec.registry import known_implementations
 
@@ -261,7 +262,7 @@ def _filesystem(protocol: str, _process: int) -> Any:
         package = known_implementations[protocol]["class"].split(".")[0]
         command = "'tokconv[s3]'" if package == "s3fs" else package
         raise MissingExtraError(
-            f"{protocol}://: {package} is not installed, which reads and writes it; run: pip install {command}"
+            f"{protocol}://: this needs {package}, which is not installed; run: pip install {command}"
         ) from error
     except ValueError as error:
-        raise StorageError(f"{protocol}://: not known; use s3://, gs://, az:// or a directory") from error
+        raise StorageError(f"{protocol}://: unknown; use s3://, gs://, az:// or a directory") from error

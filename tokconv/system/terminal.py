@@ -1,6 +1,6 @@
-"""Progress of a long piece of work on a terminal or in a log, with the standard library alone.
+"""Progress of long work on a terminal or in a log, with the standard library alone.
 
-The sweep has its own, richer view (`tokconv.sweep.report.progress`); encoding and training work without its
+The sweep has its own, richer view (`tokconv.sweep.report.progress`); encoding and training do not need its
 dependencies.
 """
 
@@ -22,7 +22,7 @@ Clock = Callable[[], float]
 
 
 def duration(seconds: float) -> str:
-    """A time span as a person says it: `42 s`, `3 min 20 s`, `1 h 05 min`, `2 d 3 h`."""
+    """Format a time span: `42 s`, `3 min 20 s`, `1 h 05 min`, `2 d 3 h`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -44,18 +44,18 @@ def data_size(count: float) -> str:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Whether a person at a terminal looks at this stream.
+    """Return whether this stream is a terminal on which a line can be redrawn.
 
-    A notebook's `!command` has a terminal too, but shows cursor movements as lines below each other.
+    A notebook's `!command` has a terminal too, but shows every redrawn line below the last one.
     """
     return stream.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 class ProgressLine:
-    """`line(done, total, note)`: a bar that is redrawn on a terminal, a line every few seconds elsewhere.
+    """A bar that is redrawn on a terminal, or a line every few seconds elsewhere; call `line(done, total, note)`.
 
-    As a context manager it also ends the bar when the work is interrupted, so that an error starts on a line of its
-    own. See `progress_line`.
+    As a context manager it also ends the bar if the work is interrupted, so that an error starts on a line of its own.
+    See `progress_line`.
     """
 
     def __init__(self, label: str, stream: TextIO, clock: Clock) -> None:
@@ -67,12 +67,12 @@ class ProgressLine:
         self._bar = ""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Show where the work stands; cheap enough for every step.
+        """Show how far the work is; cheap enough to be called at every step.
 
         Args:
-            done: of `total`; the call that completes it is always shown. What the first call finds done may be an
-                earlier run's work: the time left is reckoned from the pace after it.
-            note: what else is worth seeing, such as the newest figures.
+            done: items done of `total`; the call that completes them is always shown. The first call's items may have
+                been done by an earlier run, so the remaining time is estimated from the pace after that call.
+            note: further information, such as the newest figures.
         """
         now = self._clock()
         self._first = self._first or (done, now)
@@ -88,14 +88,14 @@ class ProgressLine:
             self.close()
 
     def message(self, text: str) -> None:
-        """Print a line; the bar moves below it."""
+        """Print a line above the bar."""
         bar = self._bar
         self._erase()
         self._print(text)
         self._draw(bar)
 
     def close(self) -> None:
-        """End the line that the bar stands on, if it does."""
+        """End the line of the bar, if one is drawn."""
         if self._bar:
             self._bar = ""
             self._print()
@@ -121,7 +121,7 @@ class ProgressLine:
         return f"about {duration((now - since) / (done - first) * (total - done))} left" if done > first else ""
 
     def _draw(self, bar: str) -> None:
-        # One column stays free: a full line makes some terminals wrap, and the next carriage return would miss it.
+        # One column stays free: some terminals wrap a full line, and the next carriage return would miss its start.
         bar = bar[: shutil.get_terminal_size().columns - 1]
         if bar:
             self._print(f"\r{bar.ljust(len(self._bar))}", end="")
@@ -137,7 +137,7 @@ class ProgressLine:
 
 
 def progress_line(label: str, stream: TextIO | None = None, clock: Clock = time.monotonic) -> ProgressLine:
-    """A progress line, on standard output unless told otherwise.
+    """Return a progress line, on standard output by default.
 
     Example:
         >>> with progress_line("encoding") as line:
