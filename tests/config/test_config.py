@@ -6,20 +6,42 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import torch
 from hydra.core.override_parser.types import Quote, QuotedString
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokconv.config.groups
-from tokconv.config.bounds import BOUNDS, Bound, check_value, validate
+from tokconv.config.bounds import Bound
+from tokconv.config.checks import check_value, validate
 from tokconv.config.overrides import compose, from_dict, parse, with_values
-from tokconv.config.tree import GROUPS, KEYS, Config, flatten, get, to_dict
+from tokconv.config.tree import (
+    BOUNDS,
+    GROUPS,
+    KEYS,
+    LARGEST_SEED,
+    Config,
+    LossConfig,
+    LossWeightsConfig,
+    flatten,
+    get,
+    to_dict,
+)
 from tokconv.errors import ConfigError
+from tokconv.models.registry import COMPRESSORS, CRITICS, DECODERS
+from tokconv.models.windows import Windows
+from tokconv.system.registry import Registry
+from tokconv.training.losses.adversarial import ADVERSARIES
+from tokconv.training.losses.distribution import DISTANCES
+from tokconv.training.losses.reconstruction import RECONSTRUCTIONS
+from tokconv.training.losses.terms import loss_terms
+from tokconv.training.networks import STARTS
+from tokconv.training.workers import SINGLE_PROCESS
 
 Result = TypeVar("Result")
 EXTRA = {"data.root": "/photos"}
@@ -55,9 +77,12 @@ def just_outside_and_edge(key: str, bound: Bound) -> tuple[list[float], list[flo
         outside += [below, edge] if bound.open_low else [below]
         inside += [above] if bound.open_low else [edge, above]
     if bound.high is not None:
-        assert not whole
-        outside.append(math.nextafter(bound.high, math.inf))
-        inside += [float(bound.high), math.nextafter(bound.high, -math.inf)]
+        outside.append(int(bound.high) + 1 if whole else math.nextafter(bound.high, math.inf))
+        inside += (
+            [int(bound.high), int(bound.high) - 1]
+            if whole
+            else [float(bound.high), math.nextafter(bound.high, -math.inf)]
+        )
     return outside, inside
 
 
@@ -143,6 +168,54 @@ def test_non_finite_numbers_are_refused(key: str, text: str) -> None:
         with_values(Config(), {key: float(text)})
     with pytest.raises(ConfigError, match="must be a finite number"):
         check_value(key, float(text))
+
+
+@pytest.mark.parametrize(
+    ("key", "registry", "others"),
+    [
+        ("model.compressor.kind", COMPRESSORS, set()),
+        # A matryoshka compressor has a decoder of its own.
+        ("model.autoencoder.kind", DECODERS, {cls.decoder_kind for cls in COMPRESSORS.values()} - {None}),
+        ("model.critic.kind", CRITICS, set()),
+        ("model.compressor.init", STARTS, set()),
+        ("loss.wgan.kind", ADVERSARIES, set()),
+        ("loss.reconstruction", RECONSTRUCTIONS, set()),
+        ("loss.distribution", DISTANCES, set()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_key_allows_exactly_the_kinds_that_are_registered(
+    key: str, registry: Mapping[str, object], others: set[str]
+) -> None:
+    assert {*BOUNDS[key].choices} | others == set(registry)
+    assert not {*BOUNDS[key].choices} & others
+    if isinstance(registry, Registry):
+        assert registry.key == key
+
+
+def test_every_weight_has_its_loss() -> None:
+    weights = dict.fromkeys((key.removeprefix("loss.weights.") for key in KEYS if key.startswith("loss.weights.")), 1.0)
+    tokens = torch.zeros(1, 4, 2)
+    terms = loss_terms(
+        LossConfig(weights=LossWeightsConfig(**weights)),
+        tokens,
+        tokens,
+        tokens,
+        windows=Windows(2, 2),
+        generator=torch.Generator(),
+        workers=SINGLE_PROCESS,
+        adversarial=lambda: tokens.sum(),
+        adversarial_share=1.0,
+    )
+    names = {"ae": "reconstruction", "wgan": "adversarial"}
+    assert {term.name for term in terms} == {names.get(name, name) for name in weights}
+
+
+def test_the_largest_seed_draws_and_the_next_is_refused_before_any_work() -> None:
+    assert torch.Generator().manual_seed((LARGEST_SEED << 32) + 2**32 - 1)
+    assert compose([f"training.seed={LARGEST_SEED}"]).training.seed == LARGEST_SEED
+    with pytest.raises(ConfigError, match=r"^training\.seed: got 4294967296; must be from 0 to 4294967295$"):
+        compose(["training.seed=4294967296"])
 
 
 def test_nothing_to_train_is_refused() -> None:

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from tokconv.config.bounds import check_key, validate
+from tokconv.config.checks import check_key, validate
 from tokconv.config.tree import GROUPS, KEYS, Config, flatten
 from tokconv.errors import ConfigError, first_line, suggest
 

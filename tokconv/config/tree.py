@@ -1,7 +1,7 @@
-"""The one config tree; its bounds are in `tokconv.config.bounds`.
+"""The one config tree: every key with its default, its bounds and its meaning.
 
 The same dotted keys serve `tokconv train key=value`, a sweep spec's `base` and its `search`; `tokconv.config.overrides`
-composes them. The names are the published ones, extended.
+composes them. The published names are kept, others are added. A key's bounds are checked by `tokconv.config.checks`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokconv.config.bounds import Bound, above, at_least, key, one_of
 from tokconv.config.sources import SOURCES
 from tokconv.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+LARGEST_SEED = 2**32 - 1
+"""Random numbers of a step are drawn with `torch.Generator.manual_seed((seed << 32) + step)`, which takes 64 bits."""
 
 
 @dataclass(kw_only=True)
@@ -27,36 +30,36 @@ class ClipConfig:
     ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14-336, ViT-H/14."""
     revision: str | None = None
     """Commit, tag or branch of a Hugging Face name; None is its main branch."""
-    freeze: bool = True
-    """Only true is possible: the tower is encoded once and never trained."""
+    freeze: bool = key(True, one_of(True, note=" (the tower is encoded once, never trained)"))
+    """Only true is possible."""
     layer: int = -2
-    """Hidden layer the tokens come from; -2 is what LLaVA reads. Layers after it are not computed."""
-    precision: str = "auto"
-    """auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16."""
+    """Hidden layer the tokens come from; -2 is what LLaVA reads. Later layers are not computed."""
+    precision: str = key("auto", one_of(*PRECISIONS, "float16"))
+    """auto is bfloat16 on CUDA and float32 elsewhere."""
 
 
 @dataclass(kw_only=True)
 class CompressorConfig:
     """The network from G x G tokens to k x k tokens."""
 
-    kind: str = "residual"
+    kind: str = key("residual", one_of("residual", "conv", "matryoshka"))
     """residual: one window projection plus a residual branch that starts at zero; conv: strided convolutions that
-    shrink the grid step by step; matryoshka: one compressor for every grid of `grids`, one of them drawn a batch."""
-    output_grid_size: int = 6
+    shrink the grid step by step; matryoshka: one compressor for every grid of `grids`, one of them drawn per batch."""
+    output_grid_size: int = key(6, at_least(1))
     """k, from 1 to the token grid; 6 turns 576 tokens into 36."""
-    num_layers: int = 3
+    num_layers: int = key(3, at_least(0))
     """Blocks of the branch; stages of a conv compressor."""
     use_residual: bool = True
-    """false: of residual only the window projection, a linear compressor; of conv only the stages, without the window
-    projection around them (the published design)."""
-    hidden_dim: int = 128
+    """false leaves residual its window projection alone, a linear compressor; it takes from conv the window projection
+    around the stages, which leaves the published design."""
+    hidden_dim: int = key(128, at_least(1))
     """Width of the branch or the stages."""
-    init: str = "pca"
-    """pca (moment-matched window PCA) or pooling: the closed-form compressor that training starts from."""
-    norm: str = "layer"
-    """Norm inside the blocks: layer or none."""
-    padding: str = "zeros"
-    """What convolutions see beyond the border: zeros, or partial (only the tokens that exist count)."""
+    init: str = key("pca", one_of("pca", "pooling"))
+    """The closed-form compressor that training starts from: moment-matched window PCA, or average pooling."""
+    norm: str = key("layer", one_of("layer", "none"))
+    """Norm inside the blocks."""
+    padding: str = key("zeros", one_of("zeros", "partial"))
+    """What convolutions see beyond the border: zeros, or partial (only existing tokens count)."""
     grids: str = "4-6-8-12"
     """The grids that a matryoshka compressor serves; its figures are those of output_grid_size, one of them."""
 
@@ -65,26 +68,30 @@ class CompressorConfig:
 class AutoencoderConfig:
     """The decoder from k x k tokens back to G x G tokens."""
 
-    kind: str = "conv"
+    kind: str = key("conv", one_of("conv", "attention", "linear"))
     """conv: one transposed window projection plus a convolutional branch that starts at zero; attention: plus
     cross-attention that starts at zero; linear: the projection alone."""
-    num_layers: int = 2
-    hidden_dim: int = 128
-    num_heads: int = 4
-    """Of the attention; hidden_dim must be a multiple of it."""
-    padding: str = "zeros"
-    """As model.compressor.padding."""
+    num_layers: int = key(2, at_least(0))
+    """Blocks of the branch; layers of the attention."""
+    hidden_dim: int = key(128, at_least(1))
+    """Width of the branch or the attention."""
+    num_heads: int = key(4, at_least(1))
+    """Heads of the attention; hidden_dim must be a multiple of it."""
+    padding: str = key("zeros", one_of("zeros", "partial"))
+    """The same as model.compressor.padding."""
 
 
 @dataclass(kw_only=True)
 class CriticConfig:
     """The critic on k x k tokens."""
 
-    kind: str = "grid"
+    kind: str = key("grid", one_of("grid", "token", "multiscale"))
     """grid: convolutions over the k x k grid; token: an MLP on every token alone; multiscale: grid critics on the grid
     and on two coarser ones."""
-    num_layers: int = 2
-    hidden_dim: int = 128
+    num_layers: int = key(2, at_least(0))
+    """Blocks."""
+    hidden_dim: int = key(128, at_least(1))
+    """Width."""
 
 
 @dataclass(kw_only=True)
@@ -97,87 +104,94 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class WganConfig:
-    kind: str = "wgan_gp"
+    """The adversarial loss."""
+
+    kind: str = key("wgan_gp", one_of("wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan"))
     """wgan_gp (two-sided penalty), wgan_gp_one_sided, wgan_sn (spectral norm instead of a penalty), or r3gan
     (relativistic, with zero-centred penalties)."""
-    lambda_gp: float = 10.0
-    """Weight of the gradient penalty; of r3gan's R1 and R2 (its gamma)."""
-    start: float = 0.0
-    """Share of the steps that train without the critic's word; then its weight rises to the full one over as many
-    steps again. The critic itself learns from the first step on."""
+    lambda_gp: float = key(10.0, at_least(0))
+    """Weight of the gradient penalty; for r3gan that of R1 and R2 (its gamma)."""
+    start: float = key(0.0, Bound("must be from 0 to 0.5", low=0, high=0.5))
+    """The adversarial loss is off for this share of the steps; then its weight rises to the full one over as many steps
+    again. The critic itself learns from the first step on."""
 
 
 @dataclass(kw_only=True)
 class LossWeightsConfig:
-    wgan: float = 1.0
-    """Of the adversarial loss. 0 trains without a critic: whether it helps is a result, not a belief."""
-    ae: float = 1.0
-    """Of the reconstruction."""
-    distribution: float = 0.0
-    """Of the critic-free distance to real tokens, loss.distribution."""
-    spatial: float = 0.0
-    """Of the error between neighbours' differences."""
-    perceptual: float = 0.0
-    """Of the error of the similarities between an image's tokens."""
-    window_cosine: float = 0.0
-    """Of 1 - cosine of a compressed token with its window's tokens. Its optimum is average pooling: for comparison."""
-    anchor: float = 0.0
-    """Of the squared distance between a compressed token and its window's mean."""
+    """The weight of every loss of compressor and decoder; 0 leaves a loss out."""
+
+    wgan: float = key(1.0, at_least(0))
+    """The adversarial loss. 0 trains without a critic: whether a critic helps is a result, not a belief."""
+    ae: float = key(1.0, at_least(0))
+    """The reconstruction, loss.reconstruction."""
+    distribution: float = key(0.0, at_least(0))
+    """The critic-free distance to real tokens, loss.distribution."""
+    spatial: float = key(0.0, at_least(0))
+    """The error of the differences between neighbouring tokens."""
+    perceptual: float = key(0.0, at_least(0))
+    """The error of the similarities between the tokens of an image."""
+    window_cosine: float = key(0.0, at_least(0))
+    """1 - cosine between a compressed token and its window's tokens. Its optimum is average pooling: for comparison."""
+    anchor: float = key(0.0, at_least(0))
+    """The squared distance between a compressed token and its window's mean."""
 
 
 @dataclass(kw_only=True)
 class LossConfig:
     wgan: WganConfig = field(default_factory=WganConfig)
     weights: LossWeightsConfig = field(default_factory=LossWeightsConfig)
-    reconstruction: str = "mse"
+    reconstruction: str = key("mse", one_of("mse", "cosine", "hybrid"))
     """mse, cosine, or hybrid (their sum), on standardised tokens."""
-    distribution: str = "swd"
-    """swd (sliced Wasserstein) or sinkhorn (needs geomloss); used where loss.weights.distribution is above 0."""
+    distribution: str = key("swd", one_of("swd", "sinkhorn"))
+    """swd (sliced Wasserstein) or sinkhorn (needs geomloss); used if loss.weights.distribution is above 0."""
 
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    epochs: int = 100
-    batch_size: int = 32
-    """Images a step over all workers together."""
-    learning_rate: float = 1e-4
-    """Peak, of compressor and decoder: it rises over the first tenth of the steps, then falls linearly to 2 %."""
-    critic_learning_rate: float | None = None
-    """None is the learning rate."""
-    n_critic: int = 5
-    """Critic updates a generator update."""
-    precision: str = "auto"
+    epochs: int = key(100, at_least(1))
+    """Passes over the training images."""
+    batch_size: int = key(32, at_least(1))
+    """Images per step, of all workers together."""
+    learning_rate: float = key(1e-4, above(0))
+    """Peak for compressor and decoder: it rises over the first tenth of the steps, then falls linearly to 2 %."""
+    critic_learning_rate: float | None = key(None, above(0))
+    """Peak for the critic; None is the learning rate."""
+    n_critic: int = key(5, at_least(1))
+    """Critic updates per generator update."""
+    precision: str = key("auto", one_of(*PRECISIONS))
     """auto (bfloat16 autocast on CUDA, float32 elsewhere), float32 or bfloat16; the penalty is always float32."""
-    grad_clip: float = 1.0
+    grad_clip: float = key(1.0, above(0))
     """Largest norm of the generator's gradient."""
-    seed: int = 0
+    seed: int = key(0, Bound(f"must be from 0 to {LARGEST_SEED}", low=0, high=LARGEST_SEED))
+    """Fixes every random number: initial weights, order of the images, draws of a step."""
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    source: str = "digits"
-    """digits, photographs, folder, imagenet, coco, huggingface, or features (tokens that are there already)."""
+    source: str = key("digits", one_of(*SOURCES))
+    """Where images come from; features: a file or folder of tokens instead of images."""
     root: str | None = None
     """The folder of the images; for huggingface a data set's name on the hub or its directory; for features a .npy or
     .safetensors file of tokens, or a folder of them."""
     name: str | None = None
     """Which part of a data set that has several: a Hugging Face configuration, or the year of a COCO folder (2017)."""
     image_column: str | None = None
-    """Column of a Hugging Face data set; None is the only one of images."""
+    """Column of images in a Hugging Face data set; None is the only one."""
     label_column: str | None = None
-    """Column of a Hugging Face data set; None is the only one of class labels, if there is one."""
-    subset: int | None = None
+    """Column of class labels in a Hugging Face data set; None is the only one, if there is one."""
+    subset: int | None = key(None, at_least(2))
     """Use this many images, chosen by a fixed seed; None is all."""
-    val_fraction: float = 0.1
+    val_fraction: float = key(0.1, Bound("must be greater than 0 and at most 0.5", low=0, high=0.5, open_low=True))
     """Held-out share, for sources that declare no split of their own."""
     store: str | None = None
     """Directory of the token store, or its URL (s3://bucket/stores/name; file:///shared/stores/name): a store at a URL
     is read through a copy that every node makes once, in TOKCONV_CACHE or ~/.cache/tokconv. None derives a directory
     below runs/stores from encoder and source."""
-    dtype: str = "float16"
+    dtype: str = key("float16", one_of("float16", "bfloat16", "int8"))
     """float16, bfloat16, or int8 with a scale per token."""
-    encode_batch_size: int = 32
-    num_workers: int = 2
+    encode_batch_size: int = key(32, at_least(1))
+    """Images per forward pass of the tower."""
+    num_workers: int = key(2, at_least(0))
     """Processes that read and decode images while encoding."""
 
 
@@ -199,20 +213,25 @@ class Config:
 GROUPS = {"data": tuple(SOURCES)}
 
 
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, annotation in typing.get_type_hints(cls).items():
+def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Bound | None]]:
+    """Yield dotted key, type and bound of every key below a dataclass."""
+    types = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        annotation = types[item.name]
         if dataclasses.is_dataclass(annotation):
-            yield from _leaves(typing.cast(type, annotation), f"{prefix}{name}.")
+            yield from _leaves(typing.cast(type, annotation), f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{name}", annotation
+            yield f"{prefix}{item.name}", annotation, item.metadata.get("bound")
 
 
-KEYS: dict[str, Any] = dict(_leaves(Config))
+KEYS: dict[str, Any] = {name: annotation for name, annotation, _ in _leaves(Config)}
 """Every dotted key and its type."""
+BOUNDS: dict[str, Bound] = {name: bound for name, _, bound in _leaves(Config) if bound is not None}
+"""The dotted keys with bounds."""
 
 
 def get(config: Config, key: str) -> Any:
-    """The value at a dotted key."""
+    """Return the value at a dotted key."""
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
@@ -220,7 +239,7 @@ def get(config: Config, key: str) -> Any:
 
 
 def matryoshka_grids(compressor: CompressorConfig) -> tuple[int, ...]:
-    """`grids` as numbers, ascending. Raises ConfigError unless it reads like 4-6-8-12."""
+    """Return `grids` as numbers, ascending. Raises ConfigError unless it reads like 4-6-8-12."""
     parts = compressor.grids.split("-")
     if not all(part.isdecimal() and part.isascii() and 0 < int(part) < 10_000 for part in parts):
         raise ConfigError(
@@ -230,12 +249,12 @@ def matryoshka_grids(compressor: CompressorConfig) -> tuple[int, ...]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested dictionaries, ready for JSON; `tokconv.config.overrides.from_dict` is the inverse."""
+    """Return plain nested dictionaries, ready for JSON; `tokconv.config.overrides.from_dict` is the inverse."""
     return dataclasses.asdict(config)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to dotted keys."""
+    """Return nested dictionaries as one dictionary of dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,0 +1,73 @@
+"""The checks of single values, and of a whole config."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from tokconv.config.sources import OPTIONAL_KEYS, SOURCES
+from tokconv.config.tree import BOUNDS, KEYS, Config, ModelConfig, get, matryoshka_grids
+from tokconv.errors import ConfigError, suggest
+
+
+def check_key(key: str) -> None:
+    """Raise ConfigError, with the nearest name, if there is no such key."""
+    if key not in KEYS:
+        raise ConfigError(f"{key}: unknown; {suggest(key, KEYS)}")
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raise ConfigError if a value of the right type is out of its bounds."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: got {value!r}; must be a finite number")
+    bound = BOUNDS.get(key)
+    if value is not None and bound is not None and not bound.allows(value):
+        raise ConfigError(f"{key}: got {value!r}; {bound.rule}")
+
+
+def validate(config: Config) -> Config:
+    """Check every bound, and the keys that depend on each other; return the config itself.
+
+    Raises:
+        ConfigError: the key, the value and the rule.
+    """
+    for key in KEYS:
+        check_value(key, get(config, key))
+    if not any(dataclasses.asdict(config.loss.weights).values()):
+        raise ConfigError("loss.weights: all are 0, nothing would be trained; raise ae or another one")
+    _check_model(config.model)
+    source = config.data.source
+    if config.data.root is None and (root := SOURCES[source].root):
+        raise ConfigError(f"data.root: missing; data.source={source} needs {root}")
+    if not config.model.clip.model_name:
+        raise ConfigError(
+            "model.clip.model_name: missing; name the encoder that made the tokens, and its hidden layer with "
+            "model.clip.layer: an exported compressor records which tokens it takes"
+        )
+    for key in OPTIONAL_KEYS:
+        if getattr(config.data, key) is not None and key not in SOURCES[source].optional:
+            readers = ", ".join(name for name, keys in SOURCES.items() if key in keys.optional)
+            raise ConfigError(f"data.{key}: data.source={source} does not read it, only {readers}; leave it out")
+    return config
+
+
+def _check_model(model: ModelConfig) -> None:
+    compressor, decoder = model.compressor, model.autoencoder
+    if compressor.kind == "matryoshka":
+        grids = matryoshka_grids(compressor)
+        if compressor.output_grid_size not in grids:
+            raise ConfigError(
+                f"model.compressor.output_grid_size: got {compressor.output_grid_size}; a matryoshka compressor serves "
+                f"{', '.join(map(str, grids))} (model.compressor.grids)"
+            )
+        if decoder.kind != "conv":
+            raise ConfigError(
+                f"model.autoencoder.kind: got {decoder.kind!r}; a matryoshka compressor has a decoder of its own, "
+                "leave it at conv"
+            )
+    if decoder.kind == "attention" and decoder.hidden_dim % decoder.num_heads:
+        raise ConfigError(
+            f"model.autoencoder.num_heads: got {decoder.num_heads}; model.autoencoder.hidden_dim="
+            f"{decoder.hidden_dim} must be a multiple of it"
+        )
