@@ -27,10 +27,11 @@ from simulation import PARTS, TOKEN_GRID, Ledger, Simulation, memory_mb, open_se
 from surrogate import Surrogate
 
 from tokconv.sweep.judge.confirmations import missing_confirmations
+from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import Record, read_events
 from tokconv.sweep.record.layout import SweepDirectory, new_directory
-from tokconv.sweep.report import results as report
+from tokconv.sweep.report.results import write_results
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.schema import Spec
@@ -102,10 +103,11 @@ def after_the_search(simulation: Simulation, *, mlflow: int) -> None:
     trials = list(record.trials.values())
     verdicts = _timed("judge every trial", lambda: judge(trials, spec.champion, TOKEN_GRID, simulation.baselines))
     _timed(
-        "confirmations owed",
+        "missing confirmations",
         lambda: missing_confirmations(verdicts, record.trials, {}, seeds=spec.confirm_seeds, base_seed=0),
     )
-    _timed("results, champions, plots", lambda: report.write_results(directory.report, verdicts, trials, spec))
+    sweep = _timed("read and judge the sweep again", lambda: read_sweep(directory))
+    _timed("results, champions, plots", lambda: write_results(directory.report, sweep, exported={}))
     record.close()
     if mlflow:
         deliver(simulation, mlflow)

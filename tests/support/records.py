@@ -1,39 +1,52 @@
-"""Sweeps as their directories tell them, written by the real record: for what reads them. Nothing is trained."""
+"""Directories of sweeps, written by the real record without any training, for tests of what reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from support.sweeping import spec
+from support.sweeping import spec as plain_spec
+from support.trials import TOKEN_GRID
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import compression_ratio
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.judge.snapshot import SweepSnapshot
+from tokconv.sweep.judge.verdicts import Verdict
+from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory, new_directory
 from tokconv.sweep.spec.file import parse_spec, spec_to_dict, to_yaml
-from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.system.files import write_text
 
 GRIDS, EPOCHS = (4, 8), 4
 
 
 def baseline(fvu: float, swd: float) -> dict[str, float]:
+    """Return the figures of a baseline."""
     return {"val/fvu": fvu, "val/swd": swd, "val/swd_floor": 0.02, "val/cosine": 0.9}
 
 
 def write_sweep(
-    root: Path, *, trials: int = 24, ended: bool = True, name: str = "tiny", reason: str = "dominated", **changes: Any
+    root: Path,
+    *,
+    trials: int = 24,
+    ended: bool = True,
+    name: str = "tiny",
+    reason: str = "dominated",
+    protocol: int | None = PROTOCOL,
+    **changes: Any,
 ) -> SweepDirectory:
-    """A sweep of `trials` trials over two grids: every fifth is stopped early, one fails, each winner is confirmed.
+    """Write a sweep over two grids: every fifth trial is stopped early, one fails, each winner is confirmed.
 
     Args:
-        ended: false leaves the last trial running and says nothing of an end.
-        reason: of the trial that failed.
+        ended: false leaves the last trial running and the record without an end.
+        reason: why the failed trial failed.
+        protocol: the evaluation protocol in the record; None for none, as the first version wrote it.
     """
     random = Random(0)
     checked = parse_spec(
-        spec(
+        plain_spec(
             root,
             name=name,
             trials=trials,
@@ -52,8 +65,8 @@ def write_sweep(
         spec=spec_to_dict(checked),
         git_commit=None,
         store_fingerprint="0" * 16,
-        protocol=PROTOCOL,
-        token_grid=24,
+        **({} if protocol is None else {"protocol": protocol}),
+        token_grid=TOKEN_GRID,
         baselines={
             grid: {"pooling": baseline(0.6 / grid, 0.2), "window_pca": baseline(0.2 / grid, 2.0)} for grid in GRIDS
         },
@@ -61,14 +74,14 @@ def write_sweep(
     )
 
     def run(uid: str, values: dict[str, Any], grid: int, epochs: int, state: str, **more: Any) -> None:
-        record.append("trial_started", trial=uid, values=values, ratio=compression_ratio(24, grid), **more)
+        record.append("trial_started", trial=uid, values=values, ratio=compression_ratio(TOKEN_GRID, grid), **more)
         level = random.uniform(0.05, 0.15) / grid
         for epoch in range(1, epochs + 1):
             figures = {
                 **baseline(level * (1 + 1 / epoch), random.uniform(0.03, 0.09)),
                 "val/gain": 0.8,
                 "epochs": EPOCHS,
-                "compression_ratio": compression_ratio(24, grid),
+                "compression_ratio": compression_ratio(TOKEN_GRID, grid),
             }
             record.append("trial_reported", trial=uid, epoch=epoch, figures=figures, checkpoint=f"trials/{uid}")
         if state != "running":
@@ -94,3 +107,24 @@ def write_sweep(
         record.append("sweep_ended", state="finished", champions={}, evidence={}, artifacts="report", summary="")
     record.close()
     return directory
+
+
+def snapshot(
+    trials: Iterable[TrialRecord], verdicts: list[Verdict], spec: Spec, *, protocol: int | None = PROTOCOL
+) -> SweepSnapshot:
+    """Return what `read_sweep` would, for trials that no directory holds; None is a record without a protocol."""
+    return SweepSnapshot(
+        directory=SweepDirectory(Path("nowhere")),
+        spec=spec,
+        state="finished",
+        driver=None,
+        token_grid=TOKEN_GRID,
+        epochs=EPOCHS,
+        started=0,
+        last=0,
+        epochs_in_run=0,
+        trials={trial.uid: trial for trial in trials},
+        confirmations={},
+        verdicts=verdicts,
+        facts={"store_fingerprint": "0" * 16} if protocol is None else {"protocol": protocol},
+    )

@@ -55,7 +55,7 @@ def test_a_baseline_as_good_on_both_axes_refuses_it_by_name() -> None:
     evidence = gather_evidence(WINNER, repeats((0.04, 0.14), (0.0401, 0.141), (0.0399, 0.139)), 3, RIVALS)
     assert evidence.status == UNPROVEN
     assert evidence.beaten_by == ("matched_window_pca",)
-    assert "matched window pca" in evidence.summary
+    assert "matched PCA" in evidence.summary
 
 
 def test_the_worse_end_of_the_interval_decides() -> None:

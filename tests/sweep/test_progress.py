@@ -11,7 +11,8 @@ from rich.console import Console
 from support.trials import EPOCHS, TOKEN_GRID, baselines, trial
 
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.progress import SweepDisplay, compact
+from tokconv.sweep.report.progress import SweepDisplay
+from tokconv.sweep.report.text import values_text
 from tokconv.sweep.spec.schema import Champion
 from tokconv.system.terminal import can_redraw, duration, progress_line
 
@@ -183,8 +184,8 @@ def test_the_live_view_shows_running_trials_and_the_best_of_each_grid(clock: Clo
     paper.print(shown._view())
     page = [" ".join(line.split()) for line in lines(paper)]
     assert "00003 9x 3/9 0.0300 0.100 n_critic=3 wgan=0.0123" in page
-    assert "6x6 36 16x 0.0123 0.1000 0.0300 88% 0.088 (0.050) yes" in page
-    assert "4x4 16 36x 0.0234 0.1000 0.0300 77% 0.200 (0.050) no" in page
+    assert "6x6 36 16x 0.0123 0.1000 0.0300 +87.7% 0.088 (0.050) yes" in page
+    assert "4x4 16 36x 0.0234 0.1000 0.0300 +76.6% 0.200 (0.050) no" in page
     assert "12x12 144 4x - 0.1000 0.0300 - - -" in page
 
 
@@ -199,7 +200,7 @@ def test_the_live_view_runs_on_a_terminal_and_leaves_one_line(clock: Clock) -> N
     assert text.rstrip().endswith("sweep demo-001: 1/4 trials finished: 1 complete (0 s)")
 
 
-def test_compact_names_are_as_short_as_they_can_be() -> None:
+def test_names_of_values_are_as_short_as_they_can_be() -> None:
     values = {
         "model.compressor.output_grid_size": 6,
         "model.compressor.num_layers": 2,
@@ -207,8 +208,8 @@ def test_compact_names_are_as_short_as_they_can_be() -> None:
         "loss.wgan.lambda_gp": 12.3456,
         "model.compressor.init": "pca",
     }
-    assert compact(values) == "compressor.num_layers=2 autoencoder.num_layers=1 lambda_gp=12.3 init=pca"
-    assert compact({}) == ""
+    assert values_text(values) == "compressor.num_layers=2 autoencoder.num_layers=1 lambda_gp=12.3 init=pca"
+    assert values_text({}) == ""
 
 
 @pytest.mark.parametrize(

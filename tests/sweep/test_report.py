@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas
 import pytest
 from rich.console import Console
+from support.records import snapshot
 from support.trials import TOKEN_GRID, baselines, trial
 
 from tokconv.evaluation.protocol import PROTOCOL
@@ -19,7 +20,8 @@ from tokconv.sweep.judge.pareto import dominates
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.plots import curves_figure, pareto_figure
-from tokconv.sweep.report.results import print_result, results_frame, summary_markdown, write_results
+from tokconv.sweep.report.results import results_frame, write_results
+from tokconv.sweep.report.table import print_result, summary_markdown
 from tokconv.sweep.spec.schema import Champion, Spec
 
 GRIDS = (4, 6, 8, 12)
@@ -33,8 +35,12 @@ def judged(trials: list[TrialRecord], *grids: int) -> list[Verdict]:
 def printed(verdicts: list[Verdict], width: int = 100, *, terminal: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=terminal, force_interactive=False, color_system=None)
-    print_result(verdicts, console)
+    print_result(snapshot([], verdicts, SPEC), console)
     return stream.getvalue()
+
+
+def markdown(verdicts: list[Verdict]) -> str:
+    return summary_markdown(snapshot([], verdicts, SPEC))
 
 
 def sweep(count: int, seed: int = 0, *grids: int) -> list[TrialRecord]:
@@ -53,23 +59,23 @@ def sweep(count: int, seed: int = 0, *grids: int) -> list[TrialRecord]:
     ]
 
 
-def test_a_row_for_each_champion_and_its_baselines() -> None:
+def test_the_table_has_one_row_per_champion_and_baseline() -> None:
     won = trial("00003", 6, fvu=0.0123, swd=0.0876, **{"val/probe_accuracy": 0.951, "val/probe_kept": 0.962})
     rows = [" ".join(line.split()) for line in printed(judged([won, trial("00004", 6, fvu=0.5)], 6)).splitlines()]
-    assert "6x6 36 16x trial 00003 0.0123 88% 0.088 (0.050) 0.900 95.1% (96.2%) yes" in rows
-    assert "pooling 0.1000 0% 0.110 (0.050) 0.900" in rows
-    assert "window PCA 0.0300 70% 0.450 (0.050) 0.900" in rows
+    assert "6x6 36 16x trial 00003 0.0123 +87.7% 0.088 (0.050) 0.900 95.1% 96.2% yes" in rows
+    assert "pooling 0.1000 +0.0% 0.110 (0.050) 0.900" in rows
+    assert "window PCA 0.0300 +70.0% 0.450 (0.050) 0.900" in rows
     assert not any("00004" in row for row in rows)
 
 
-def test_the_probe_has_no_column_when_there_are_no_labels() -> None:
+def test_the_probe_has_no_column_if_there_are_no_labels() -> None:
     assert "probe" not in printed(judged([trial("0")], 6))
-    assert "probe" not in summary_markdown(judged([trial("0")], 6))
+    assert "probe" not in markdown(judged([trial("0")], 6))
 
 
-def test_what_is_missed_and_what_is_empty_is_said() -> None:
+def test_notes_name_missed_targets_and_empty_grids() -> None:
     verdicts = judged([trial("0", 6, swd=0.134), trial("1", 4, "pruned"), trial("2", 4, "failed")], 4, 6)
-    for text in (printed(verdicts), summary_markdown(verdicts)):
+    for text in (printed(verdicts), markdown(verdicts)):
         assert "nearest" in text
         assert "6x6: nearest, misses val/swd <= 0.1 (it has 0.134)" in text
         assert "4x4: no trial finished at this grid" in text
@@ -92,24 +98,30 @@ def test_a_terminal_line_is_never_longer_than_the_terminal(width: int) -> None:
 
 
 def test_markdown_is_one_rectangular_table() -> None:
-    table = [line for line in summary_markdown(judged(sweep(40), *GRIDS)).splitlines() if line.startswith("|")]
+    table = [line for line in markdown(judged(sweep(40), *GRIDS)).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    # Champion, what it rests on, pooling and window PCA.
+    # The champion, its evidence, pooling and window PCA.
     assert len(table) == 2 + 4 * len(GRIDS)
 
 
-def test_every_form_of_the_result_names_its_protocol(tmp_path: Path) -> None:
-    verdicts, trials = judged([trial("0")], 6), [trial("0")]
-    for text in (printed(verdicts), summary_markdown(verdicts)):
-        assert f"evaluation protocol {PROTOCOL}" in text
-    write_results(tmp_path, verdicts, trials, SPEC)
-    assert json.loads((tmp_path / "champions.json").read_text())["6"]["protocol"] == PROTOCOL
-    assert list(results_frame(trials, SPEC.objectives, [])["protocol"]) == [PROTOCOL]
+@pytest.mark.parametrize(("recorded", "protocol"), [(PROTOCOL, PROTOCOL), (1, 1), (None, 1)])
+def test_every_form_of_the_result_names_the_protocol_of_its_record(
+    tmp_path: Path, recorded: int | None, protocol: int
+) -> None:
+    """The first version of the record did not name its protocol."""
+    found = snapshot([trial("0")], judged([trial("0")], 6), SPEC, protocol=recorded)
+    stream = io.StringIO()
+    print_result(found, Console(file=stream))
+    for text in (stream.getvalue(), summary_markdown(found)):
+        assert f"evaluation protocol {protocol}" in text
+    write_results(tmp_path, found, exported={})
+    assert json.loads((tmp_path / "champions.json").read_text())["6"]["protocol"] == protocol
+    assert list(results_frame(found)["protocol"]) == [protocol]
 
 
-def test_results_have_a_row_a_trial_and_say_who_is_on_the_front() -> None:
+def test_results_have_one_row_per_trial_and_mark_the_front() -> None:
     trials = sweep(60)
-    frame = results_frame(trials, SPEC.objectives, [])
+    frame = results_frame(snapshot(trials, [], SPEC))
     assert list(frame["uid"]) == [t.uid for t in trials]
     assert list(frame["training.n_critic"]) == [3] * 60
     for row, found in zip(frame.to_dict("records"), trials, strict=True):
@@ -140,7 +152,7 @@ def test_results_have_a_row_a_trial_and_say_who_is_on_the_front() -> None:
 )
 def test_every_sweep_can_be_written(tmp_path: Path, trials: list[TrialRecord], grids: tuple[int, ...]) -> None:
     verdicts = judged(trials, *grids)
-    write_results(tmp_path / "report", verdicts, trials, SPEC)
+    write_results(tmp_path / "report", snapshot(trials, verdicts, SPEC), exported={})
     assert {p.name for p in (tmp_path / "report").iterdir()} == {
         "results.csv",
         "champions.json",
@@ -155,7 +167,7 @@ def test_every_sweep_can_be_written(tmp_path: Path, trials: list[TrialRecord], g
         assert champions[str(verdict.grid)]["meets_targets"] == verdict.meets_targets
 
 
-def test_pictures_have_a_panel_a_grid_and_one_legend_without_empty_entries() -> None:
+def test_pictures_have_one_panel_per_grid_and_one_legend_without_empty_entries() -> None:
     trials = [trial("0", 6), trial("1", 4)]
     verdicts = judged(trials, 4, 6)
     pareto, curves = pareto_figure(verdicts, trials, 0.1), curves_figure(verdicts, trials)

@@ -1,4 +1,4 @@
-"""A sweep as its directory tells it: found, read, judged, shown as a page and as a table."""
+"""A sweep is found, read from its directory, judged, and shown as a page and as a table."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from support.records import GRIDS, write_sweep
 
 import tokconv.sweep
 from tokconv.cli.main import main
 from tokconv.errors import SweepError
+from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.snapshot import find_sweep, read_sweep
 from tokconv.sweep.report.importance import MIN_TRIALS, importance
 from tokconv.sweep.report.page import page
@@ -21,14 +23,14 @@ from tokconv.sweep.report.results import write_results
 
 
 def figures_of(html: str) -> dict[str, Any]:
-    """The figures that the page's script draws."""
+    """Return the figures that the page's script draws."""
     found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
     assert found is not None
     figures: dict[str, Any] = json.loads(found[1])
     return figures
 
 
-def test_a_sweep_is_found_by_its_names_and_by_its_place(tmp_path: Path) -> None:
+def test_a_sweep_is_found_by_its_names_and_by_its_path(tmp_path: Path) -> None:
     first, second = write_sweep(tmp_path), write_sweep(tmp_path)
     runs = str(tmp_path / "runs")
     assert find_sweep("tiny", runs) == find_sweep("tiny-002", runs) == find_sweep(second.path) == second
@@ -39,39 +41,38 @@ def test_a_sweep_is_found_by_its_names_and_by_its_place(tmp_path: Path) -> None:
         find_sweep("tiny", str(tmp_path / "nowhere"))
 
 
-def test_what_was_cut_off_is_told_from_what_ended(tmp_path: Path) -> None:
+def test_a_sweep_that_was_cut_off_differs_from_one_that_ended(tmp_path: Path) -> None:
     assert read_sweep(write_sweep(tmp_path)).state == "finished"
     open_end = write_sweep(tmp_path, ended=False)
-    view = read_sweep(open_end)
-    assert view.state == "cut off"
-    assert [trial.uid for trial in view.trials.values() if trial.state == "running"] == ["00023"]
+    sweep = read_sweep(open_end)
+    assert sweep.state == "cut off"
+    assert [trial.uid for trial in sweep.trials.values() if trial.state == "running"] == ["00023"]
     with open_end.lock():
         assert read_sweep(open_end).state == "running"
     assert read_sweep(open_end).state == "cut off"
 
 
-def test_a_frame_has_every_trial_and_what_is_known_of_the_winners(tmp_path: Path) -> None:
+def test_a_frame_has_every_trial_and_the_evidence_for_the_winners(tmp_path: Path) -> None:
     directory = write_sweep(tmp_path)
-    view = read_sweep(directory)
+    sweep = read_sweep(directory)
     frame = tokconv.sweep.load(directory.path)
     assert len(frame) == 24 + 6
     assert frame[frame.kind == "search"].state.value_counts().to_dict() == {"complete": 19, "pruned": 4, "failed": 1}
     won = frame[frame.champion]
     assert sorted(won.grid) == list(GRIDS)
-    for verdict in view.verdicts:
+    for verdict in sweep.verdicts:
         assert verdict.evidence is not None
         (row,) = won[won.grid == verdict.grid].to_dict("records")
         seeds = frame[frame.confirms == row["uid"]]
         assert row["val/fvu_mean"] == pytest.approx(seeds["val/fvu"].mean())
         assert row["val/fvu_half_width"] == pytest.approx(verdict.evidence.half_widths["val/fvu"])
-    trials = [*view.trials.values(), *view.confirmations.values()]
-    write_results(tmp_path / "report", view.verdicts, trials, view.spec)
+    write_results(tmp_path / "report", sweep)
     assert (tmp_path / "report" / "results.csv").read_text() == frame.to_csv(index=False)
 
 
-def test_a_page_holds_the_records_numbers_and_asks_nobody(tmp_path: Path) -> None:
-    view = read_sweep(write_sweep(tmp_path))
-    html = page(view)
+def test_a_page_holds_the_figures_of_the_record_and_needs_no_network(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path))
+    html = page(sweep)
     outside = html.split("<script>", 1)[0] + html.rsplit("</script>", 1)[1]
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", outside)
     assert "<script src" not in html
@@ -79,21 +80,21 @@ def test_a_page_holds_the_records_numbers_and_asks_nobody(tmp_path: Path) -> Non
     figures = figures_of(html)
     assert {"front", "likeness", "curves", "savings", "parallel-4", "parallel-8"} <= figures.keys()
     front = {trace["name"]: trace for trace in figures["front"]["data"]}
-    complete = sorted(t.figures["val/fvu"] for t in view.trials.values() if t.state == "complete")
+    complete = sorted(t.figures["val/fvu"] for t in sweep.trials.values() if t.state == "complete")
     assert sorted(front["complete"]["y"]) == pytest.approx(complete)
     stars = front["champion (95 % interval)"]
-    for index, verdict in enumerate(view.verdicts):
+    for index, verdict in enumerate(sweep.verdicts):
         assert verdict.evidence is not None
         assert stars["y"][index] == pytest.approx(verdict.evidence.figures["val/fvu"])
         assert stars["error_y"]["array"][index] == pytest.approx(verdict.evidence.half_widths["val/fvu"])
         assert f"{1 - verdict.evidence.figures['val/fvu']:.1%}" in html
     run, saved = figures["savings"]["data"]
-    assert sum(run["y"]) == sum(len(trial.history) for trial in view.trials.values())
+    assert sum(run["y"]) == sum(len(trial.history) for trial in sweep.trials.values())
     assert sum(saved["y"]) == 2 * 4
-    assert all(trial.uid in html for trial in view.confirmations.values())
+    assert all(trial.uid in html for trial in sweep.confirmations.values())
 
 
-def test_nothing_that_a_sweep_says_becomes_html(tmp_path: Path) -> None:
+def test_text_from_a_sweep_never_becomes_html(tmp_path: Path) -> None:
     bad = "</script><img src=x onerror=alert(1)>"
     directory = write_sweep(tmp_path, reason=bad)
     card = directory.champion(4)
@@ -108,29 +109,40 @@ def test_nothing_that_a_sweep_says_becomes_html(tmp_path: Path) -> None:
     assert "&lt;img src=x" in html
 
 
-def test_a_thousand_trials_fit_a_page(tmp_path: Path) -> None:
+def test_a_page_of_a_thousand_trials_stays_small(tmp_path: Path) -> None:
     small, large = (len(page(read_sweep(write_sweep(tmp_path, trials=count)))) for count in (24, 1000))
     assert large - small < 1_000_000
 
 
+@pytest.mark.parametrize(("recorded", "protocol"), [(1, 1), (None, 1), (PROTOCOL, PROTOCOL)])
+def test_a_sweep_is_labelled_with_the_protocol_that_judged_it(
+    tmp_path: Path, recorded: int | None, protocol: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = write_sweep(tmp_path, trials=6, protocol=recorded)
+    assert set(tokconv.sweep.load(directory.path).protocol) == {protocol}
+    assert main(["report", str(directory.path)]) == 0
+    assert set(pandas.read_csv(directory.report / "results.csv").protocol) == {protocol}
+    assert f"evaluation protocol {protocol}" in (directory.report / "report.html").read_text()
+
+
 @pytest.mark.parametrize("trials", [1, 2])
 def test_an_unfinished_sweep_has_a_page(tmp_path: Path, trials: int) -> None:
-    view = read_sweep(write_sweep(tmp_path, trials=trials, ended=False))
-    html = page(view)
+    sweep = read_sweep(write_sweep(tmp_path, trials=trials, ended=False))
+    html = page(sweep)
     figures_of(html)
     assert ("No trial is complete yet" in html) == (trials == 1)
 
 
 def test_importance_finds_the_key_that_matters_and_is_silent_with_few_trials(tmp_path: Path) -> None:
-    view = read_sweep(write_sweep(tmp_path, trials=60))
-    trials = [trial for trial in view.trials.values() if trial.state == "complete"]
+    sweep = read_sweep(write_sweep(tmp_path, trials=60))
+    trials = [trial for trial in sweep.trials.values() if trial.state == "complete"]
     for trial in trials:
         trial.history[-1]["val/fvu"] = 0.01 + trial.values["loss.weights.wgan"] + 1e-4 * len(trial.uid)
         trial.history[-1]["val/swd"] = math.sin(int(trial.uid))
-    found = importance(trials, view.spec.search, "val/fvu")
+    found = importance(trials, sweep.spec.search, "val/fvu")
     assert next(iter(found)) == "loss.weights.wgan"
     assert sum(found.values()) == pytest.approx(1)
-    assert importance(trials[: MIN_TRIALS - 1], view.spec.search, "val/swd") == {}
+    assert importance(trials[: MIN_TRIALS - 1], sweep.spec.search, "val/swd") == {}
 
 
 def test_status_and_report_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,14 +151,14 @@ def test_status_and_report_from_the_command_line(tmp_path: Path, capsys: pytest.
     assert "holds no sweep" in capsys.readouterr().err
     finished, cut = write_sweep(tmp_path), write_sweep(tmp_path, name="other", ended=False)
     assert main(["status", "--storage", runs]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"tiny-001 +finished +24/24", said)
-    assert re.search(r"other-001 +cut off +23/24", said)
+    printed = capsys.readouterr().out
+    assert re.search(r"tiny-001 +finished +24/24", printed)
+    assert re.search(r"other-001 +cut off +23/24", printed)
     assert main(["status", "other", "--storage", runs]) == 0
     assert "--resume" in capsys.readouterr().out
     assert main(["status", "tiny", "--json", "--storage", runs]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["state"], told["states"]["complete"], told["driver"]) == ("finished", 19, None)
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["state"], facts["states"]["complete"], facts["driver"]) == ("finished", 19, None)
     before = (finished.path / "events.jsonl").read_bytes()
     assert main(["report", "tiny", "--storage", runs]) == 0
     assert sorted(path.name for path in finished.report.iterdir()) == [

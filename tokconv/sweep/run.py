@@ -1,6 +1,6 @@
-"""A sweep from its spec to its champions: encode once, search, judge, export, register.
+"""A sweep from its spec to its champions: encode once, search, confirm, judge, export, register.
 
-This process, the driver, holds the study, the record and the MLflow writer; trials run in Ray's actors.
+This process, the driver, holds the study, the record and the tracking writers; trials run in Ray's actors.
 """
 
 from __future__ import annotations
@@ -12,29 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.config.tree import Config, get
-from tokconv.encoding.images import describe_tokens
 from tokconv.encoding.console import encode_and_print
-from tokconv.errors import StoreError, SweepError, import_extra
+from tokconv.encoding.images import describe_tokens
+from tokconv.errors import import_extra
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.evaluator import Figures
-from tokconv.evaluation.pictures import draw_compression
 from tokconv.evaluation.protocol import PROTOCOL
-from tokconv.exports.artefact import export, load_compressor, load_decoder
-from tokconv.exports.dynamic.fit import fit_dynamic
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
-from tokconv.sweep.judge.exports import export_champions, unproven_notes
-from tokconv.sweep.judge.snapshot import read_sweep
+from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
+from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol
 from tokconv.sweep.record.events import Record, TrialRecord
-from tokconv.sweep.record.layout import SweepDirectory
-from tokconv.sweep.record.remote import kept, open_root
-from tokconv.sweep.record.remote_checkpoints import PATIENCE_SECONDS
-from tokconv.sweep.report import results as report
+from tokconv.sweep.record.layout import SweepDirectory, stores_place
+from tokconv.sweep.record.remote import LocalRoot, RemoteRoot, mirrored, open_root
 from tokconv.sweep.report.progress import SweepDisplay
+from tokconv.sweep.report.results import write_results
+from tokconv.sweep.report.table import print_result, summary_markdown
 from tokconv.sweep.spec.file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.sweep.tracking.mlflow_place import tracking_uri, ui_command
@@ -44,18 +41,20 @@ from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
 from tokconv.system.files import write_text
 from tokconv.system.ray_cluster import check_lasting
-from tokconv.system.storage import fetched, is_url
+from tokconv.system.storage import is_url
 from tokconv.system.terminal import progress_line
 from tokconv.training.loop import check_batch
 
 DRAIN_SECONDS = 60.0
-"""How long the end of a sweep waits for the tracking server; what is left is delivered by `--resume`."""
-PICTURED_IMAGES = 4
+"""How long the end of a sweep waits for a tracking server; `--resume` delivers the rest."""
+
+Baselines = Mapping[int, Mapping[str, Figures]]
+"""Grid -> baseline -> figures."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves: its directory, a verdict a grid, and every trial and confirmation by uid."""
+    """What a sweep leaves: its directory, one verdict per grid, and every trial and confirmation by uid."""
 
     directory: Path
     verdicts: list[Verdict]
@@ -67,16 +66,17 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     """Run a sweep, or finish an interrupted one, and print its result.
 
     Args:
-        spec: checked (`tokconv.sweep.spec.file`).
-        resume: go on in the newest directory of this spec's name: finished trials are kept, running ones continue
-            from their checkpoint; `trials` may have grown, `confirm` may have changed.
+        spec: a checked spec (`tokconv.sweep.spec.file`).
+        resume: go on in the newest directory of this spec's name. Finished trials are kept, running ones continue from
+            their checkpoint; `trials` may have grown, `confirm` may have changed.
         allow_unproven: export and register champions that do not beat every baseline, marked as unproven.
 
     Raises:
         ConfigError, DataError, StoreError: before any trial starts.
         StorageError: `storage` or `data.store` is a URL that cannot be used, before any trial starts; or not everything
             had arrived there when the sweep ended.
-        SweepError: nothing to resume, another driver at work, no Ray cluster.
+        SweepError: there is nothing to resume, or another driver is at work.
+        ClusterError: there is no Ray cluster.
         KeyboardInterrupt: after the record is safe and the way to go on is printed.
     """
     if spec.tracking.wandb:
@@ -90,11 +90,8 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     for key, place in (("storage", storage), ("data.store", config.data.store)):
         if place is not None and not is_url(place):
             check_lasting(Path(place).expanduser(), key)
-    directory = root.newest(spec.name) if resume else None
-    if directory is not None:
-        check_same_experiment(spec, load_spec(directory.spec))
-        check_same_protocol(directory)
-    store = encode_and_print(config, stores=_stores(storage))
+    directory = _directory_to_resume(spec, root) if resume else None
+    store = encode_and_print(config, stores=stores_place(storage))
     check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
@@ -103,21 +100,22 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
         sweep = _Sweep(spec, config, store, directory, root.local, allow_unproven)
-        with kept(directory, sweep.record):
+        with mirrored(directory, sweep.record):
             return sweep.run()
+
+
+def _directory_to_resume(spec: Spec, root: LocalRoot | RemoteRoot) -> SweepDirectory:
+    directory = root.newest(spec.name)
+    check_same_experiment(spec, load_spec(directory.spec))
+    check_same_protocol(directory)
+    return directory
 
 
 class _Sweep:
     """One driver's work on one directory."""
 
     def __init__(
-        self,
-        spec: Spec,
-        config: Config,
-        store: TokenStore,
-        directory: SweepDirectory,
-        root: Path,
-        allow_unproven: bool,
+        self, spec: Spec, config: Config, store: TokenStore, directory: SweepDirectory, root: Path, allow_unproven: bool
     ) -> None:
         self.spec, self.config, self.store, self.directory, self.root = spec, config, store, directory, root
         self.allow_unproven = allow_unproven
@@ -126,7 +124,42 @@ class _Sweep:
         self.experiment = spec.tracking.experiment or spec.name
 
     def run(self) -> SweepResult:
-        baselines = self._baselines()
+        baselines = self._measure_baselines()
+        self._record_start(baselines)
+        writers = self._start_writers()
+        try:
+            self._search_and_confirm(baselines)
+        except BaseException:
+            self._conclude("interrupted")
+            for writer in writers:
+                writer.close(DRAIN_SECONDS)
+            print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
+            raise
+        result, exported = self._conclude("finished")
+        deliveries = [writer.close(DRAIN_SECONDS) for writer in writers]
+        print_result(result)
+        self._print_places()
+        for delivery in deliveries:
+            print(delivery)
+        # The last lines, and exit code 0: the sweep did its work, and this is its finding.
+        for line in unproven_notes(result.verdicts, exported):
+            print(line)
+        self.record.close()
+        return SweepResult(self.directory.path, result.verdicts, self.record.trials, self.record.confirmations)
+
+    def _measure_baselines(self) -> Baselines:
+        """Return the figures of every baseline at every grid, from the store's cache or computed now."""
+        # Trials that ran before the search space was narrowed stay in the table.
+        ran = {trial.grid for trial in self.record.trials.values()}
+        grids = sorted({*self.spec.grids(), *ran})
+        found = {}
+        with progress_line("baselines") as line:
+            for done, grid in enumerate(grids, start=1):
+                found[grid] = baseline_figures(self.store, grid)
+                line(done, len(grids))
+        return found
+
+    def _record_start(self, baselines: Baselines) -> None:
         self.record.append(
             "sweep_started",
             sweep=self.directory.name,
@@ -143,58 +176,22 @@ class _Sweep:
                 "images": self.store.num_images,
             },
         )
-        writer = MlflowWriter(
-            self.directory.events,
+
+    def _start_writers(self) -> list[MlflowWriter | WandbWriter]:
+        events, sweep = self.directory.events, self.directory.name
+        mlflow = MlflowWriter(
+            events,
             uri=self.uri,
             experiment=self.experiment,
             artifact_root=self.root,
-            sweep=self.directory.name,
+            sweep=sweep,
             cursor=self.directory.cursor,
-            on_message=print,
         )
-        writers: list[MlflowWriter | WandbWriter] = [writer, *self._wandb()]
-        try:
-            self._search(baselines)
-        except BaseException:
-            self._conclude("interrupted", baselines)
-            for each in writers:
-                each.close(DRAIN_SECONDS)
-            print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
-            raise
-        verdicts, exported = self._conclude("finished", baselines)
-        deliveries = [each.close(DRAIN_SECONDS) for each in writers]
-        report.print_result(verdicts)
-        print(f"\nresults, plots and exported champions: {self.directory.path}")
-        print(f"the same as a page: {self.directory.page}")
-        if self.directory.remote is not None:
-            print(f"the same, kept for every machine: {self.directory.remote}")
-        print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
-        for delivery in deliveries:
-            print(delivery)
-        # Last, and with exit code 0: the sweep did its work, it is its finding that is negative.
-        for line in unproven_notes(verdicts, exported):
-            print(line)
-        self.record.close()
-        return SweepResult(self.directory.path, verdicts, self.record.trials, self.record.confirmations)
-
-    def _wandb(self) -> list[WandbWriter]:
         if not self.spec.tracking.wandb:
-            return []
-        return [WandbWriter(self.directory.events, project=self.experiment, sweep=self.directory.name, root=self.root)]
+            return [mlflow]
+        return [mlflow, WandbWriter(events, project=self.experiment, sweep=sweep, root=self.root)]
 
-    def _baselines(self) -> dict[int, dict[str, Figures]]:
-        """Every baseline at every grid, from the store's cache or computed now."""
-        # Trials that ran before the space was narrowed stay in the table.
-        ran = {round(self.store.token_grid / trial.ratio**0.5) for trial in self.record.trials.values()}
-        grids = sorted({*self.spec.grids(), *ran})
-        found = {}
-        with progress_line("baselines") as line:
-            for done, grid in enumerate(grids, start=1):
-                found[grid] = baseline_figures(self.store, grid)
-                line(done, len(grids))
-        return found
-
-    def _search(self, baselines: Mapping[int, Mapping[str, Figures]]) -> None:
+    def _search_and_confirm(self, baselines: Baselines) -> None:
         display = SweepDisplay(
             name=self.directory.name,
             total=self.spec.trials,
@@ -206,49 +203,26 @@ class _Sweep:
         )
 
         def next_confirmations() -> list[dict[str, Any]]:
-            verdicts = self._judge(baselines)
-            end_stale_confirmations(self.record, verdicts)
-            configs = missing_confirmations(
-                verdicts,
-                self.record.trials,
-                self.record.confirmations,
-                seeds=self.spec.confirm_seeds,
-                base_seed=self.config.training.seed,
-            )
+            configs = self._missing_confirmations(baselines)
             display.expect(len(self.record.confirmations.keys() | {config["uid"] for config in configs}))
             return configs
 
         listener = Listener(
             self.record,
-            ratio=self._ratio,
+            token_grid=self.store.token_grid,
+            base_grid=get(self.config, GRID_KEY),
             judged_by=self.spec.judged_by,
-            finish=self._finish,
+            finish=lambda trial: export_trial(trial, self.directory, self.store),
             on_event=lambda: display.update(self.record),
-            timeout=self.spec.resources.patience,
+            trial_timeout=self.spec.resources.trial_timeout,
         )
+        place = place_of(self.store)
         with display:
-            tune(
-                self.spec, self.config, place_of(self.store), self.directory, self.record, listener, next_confirmations
-            )
+            tune(self.spec, self.config, place, self.directory, self.record, listener, next_confirmations)
             listener.close()
 
-    def _ratio(self, values: Mapping[str, Any]) -> float:
-        grid = values.get(GRID_KEY, get(self.config, GRID_KEY))
-        return compression_ratio(self.store.token_grid, int(grid))
-
-    def _finish(self, trial: TrialRecord) -> Path:
-        """Export a complete trial's compressor and draw what it does to some held-out images."""
-        out = self.directory.artifacts(trial.uid)
-        if trial.checkpoint is None:
-            raise SweepError(f"trial {trial.uid} ended without a checkpoint")
-        with fetched(trial.checkpoint, patience=PATIENCE_SECONDS) as checkpoint:
-            exported = export(checkpoint, out / "compressor")
-        tokens = self.store.tokens(self.store.val_indices[:PICTURED_IMAGES])
-        draw_compression(load_compressor(exported), load_decoder(exported), tokens, out / "reconstruction.png")
-        return out.relative_to(self.directory.path)
-
-    def _judge(self, baselines: Mapping[int, Mapping[str, Figures]]) -> list[Verdict]:
-        return judge(
+    def _missing_confirmations(self, baselines: Baselines) -> list[dict[str, Any]]:
+        verdicts = judge(
             self.record.trials.values(),
             self.spec.champion,
             self.store.token_grid,
@@ -256,50 +230,42 @@ class _Sweep:
             confirmations=self.record.confirmations.values(),
             seeds=self.spec.confirm_seeds,
         )
-
-    def _fit_dynamic(self) -> None:
-        """What a grid per image would save, and the predictor that chooses it, beside the exported champions."""
-        try:
-            dynamic = fit_dynamic(self.directory.champions, self.store)
-        except StoreError as error:  # too few held-out images to judge a predictor: no reason to fail a finished sweep
-            print(f"no dynamic compression: {error}")
-            return
-        write_text(self.directory.report / "dynamic.txt", dynamic.text() + "\n")
-
-    def _conclude(
-        self, state: str, baselines: Mapping[int, Mapping[str, Figures]]
-    ) -> tuple[list[Verdict], dict[str, dict[str, Any]]]:
-        """Judge what is complete, export the champions, write tables and plots, close the record."""
-        verdicts = self._judge(baselines)
-        exported = export_champions(verdicts, self.directory, allow_unproven=self.allow_unproven)
-        if state == "finished" and len(exported) > 1:
-            self._fit_dynamic()
-        report.write_results(
-            self.directory.report,
+        end_stale_confirmations(self.record, verdicts)
+        return missing_confirmations(
             verdicts,
-            list(self.record.trials.values()),
-            self.spec,
-            confirmations=list(self.record.confirmations.values()),
-            exported=exported,
+            self.record.trials,
+            self.record.confirmations,
+            seeds=self.spec.confirm_seeds,
+            base_seed=self.config.training.seed,
         )
-        # Here: what it imports takes a second, and no trial waits for it.
+
+    def _conclude(self, state: str) -> tuple[SweepSnapshot, dict[str, dict[str, Any]]]:
+        """Judge what is complete, export the champions, write tables, plots and page, and record the end."""
+        result = replace(read_sweep(self.directory), state=state)
+        exported = export_champions(result.verdicts, self.directory, allow_unproven=self.allow_unproven)
+        if state == "finished" and len(exported) > 1:
+            export_dynamic(self.directory, self.store)
+        write_results(self.directory.report, result, exported=exported)
+        # Imported here: what the page imports takes a second, and no trial has to wait for it.
         from tokconv.sweep.report.page import write_page
 
-        write_page(replace(read_sweep(self.directory), state=state), self.directory.page)
+        write_page(result, self.directory.page)
         self.record.append(
             "sweep_ended",
             state=state,
             champions=exported,
-            evidence={str(v.grid): v.evidence.summary for v in verdicts if v.evidence is not None},
+            evidence={str(v.grid): v.evidence.summary for v in result.verdicts if v.evidence is not None},
             artifacts=str(self.directory.report.relative_to(self.directory.path)),
-            summary=report.summary_markdown(verdicts),
+            summary=summary_markdown(result),
         )
-        return verdicts, exported
+        return result, exported
 
-
-def _stores(storage: str) -> str:
-    """Where the token store is unless `data.store` names it: below the sweep's storage."""
-    return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")
+    def _print_places(self) -> None:
+        print(f"\nresults, plots and exported champions: {self.directory.path}")
+        print(f"the same as a page: {self.directory.page}")
+        if self.directory.remote is not None:
+            print(f"the same, kept for every machine: {self.directory.remote}")
+        print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
 
 
 def _git_commit() -> str | None:

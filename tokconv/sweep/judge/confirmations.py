@@ -1,9 +1,9 @@
-"""Which confirmations a sweep still owes: the winner of each grid, trained again on fresh seeds.
+"""Confirmations that a sweep still has to run: the winner of each grid, trained again on fresh seeds.
 
 A confirmation is a trial with the winner's values, another `training.seed`, the full number of epochs and no early
-stopping. It runs as every trial does and is kept in the record as `c06-1`, apart from the search: no study, no rung, no
-front and no budget ever sees it. What is owed follows from the record alone, so a driver that was killed goes on where
-it was.
+stopping. It runs like every trial and is kept in the record as `c06-1`, separate from the search: no study, rung, front
+or budget ever sees it. Which confirmations are missing follows from the record alone, so a driver that was killed goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def missing_confirmations(
     seeds: int,
     base_seed: int,
 ) -> list[dict[str, Any]]:
-    """Configs of the confirmations to run: `{"uid": "c06-1", "values": {...}, "confirms": "00003"}`.
+    """Return the configs of the confirmations to run: `{"uid": "c06-1", "values": {...}, "confirms": "00003"}`.
 
     Interrupted ones come first, under their own uid. A winner that was confirmed before keeps its runs.
 
     Args:
-        verdicts: of the finished search.
-        trials: the search's, all of them: no seed of theirs is fresh.
+        verdicts: the judgement of the finished search.
+        trials: all trials of the search; a seed that any of them had is not fresh.
         confirmations: those in the record.
-        seeds: wanted for each winner; 0 for none.
-        base_seed: of the trials that did not search for a seed.
+        seeds: confirmations wanted per winner; 0 for none.
+        base_seed: the seed of trials that did not search for one.
     """
     winners = {verdict.champion.uid: verdict for verdict in verdicts if verdict.champion is not None}
     of_winner = {uid: confirmations_of(uid, confirmations.values()) for uid in winners}
@@ -58,7 +58,7 @@ def missing_confirmations(
 
 
 def end_stale_confirmations(record: Record, verdicts: Iterable[Verdict]) -> None:
-    """End interrupted confirmations of trials that a longer search no longer holds for winners."""
+    """End interrupted confirmations of trials that a longer search has replaced as winners."""
     winners = {verdict.champion.uid for verdict in verdicts if verdict.champion is not None}
     for run in list(record.confirmations.values()):
         if run.state == "running" and run.confirms not in winners:

@@ -1,12 +1,12 @@
 """How far a champion can be trusted: its figures over fresh seeds, with an interval, against every baseline.
 
 The search's own run of the winner is not among the seeds: it was selected for being good, luck included, so its figures
-are biased. (The held-out images are the same in search and confirmation; what is removed is the luck of the seed.)
+are biased. The held-out images are the same in search and confirmation; only the luck of the seed is removed.
 
-    proven        every seed ended, and at the worse end of the 95 % intervals no baseline of the grid is at least as
-                  good on both fvu and swd
-    unproven      a baseline is, or a seed failed
-    unconfirmed   `confirm: none`, and no baseline is at least as good as the one run there is
+    proven        every seed ended, and even at the worse end of the 95 % intervals no baseline of the grid is at least
+                  as good on every judged figure
+    unproven      a baseline is at least as good, or a seed failed
+    unconfirmed   `confirm: none`, and no baseline is at least as good as the only run
     pending       confirmation was cut off; `--resume` goes on with it
 """
 
@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from tokconv.evaluation.protocol import JUDGED_ON, at_least_as_good
+from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON
+from tokconv.evaluation.protocol import at_least_as_good
 from tokconv.sweep.record.events import FINISHED, TrialRecord
 from tokconv.sweep.spec.schema import MIN_SEEDS
 
@@ -31,19 +33,19 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one grid's champion."""
+    """What is known about one grid's champion."""
 
     status: str
     wanted: int
-    """Seeds asked for; 0 for `confirm: none`."""
+    """Seeds that the spec asks for; 0 for `confirm: none`."""
     runs: tuple[TrialRecord, ...]
     """The champion's confirmations, in any state."""
     figures: Figures
-    """Means over the complete confirmations; the search's own where there is no mean."""
+    """Means over the complete confirmations; the figures of the search's own run if there is no mean."""
     exported: TrialRecord
-    """Whose checkpoint leaves the sweep."""
+    """The run whose checkpoint leaves the sweep."""
     half_widths: Figures = field(default_factory=dict)
-    """Half of the interval of each figure; empty where there is none."""
+    """Half of the interval of each figure; empty without confirmations."""
     beaten_by: tuple[str, ...] = ()
     """Baselines that are at least as good."""
     reasons: tuple[str, ...] = ()
@@ -51,13 +53,13 @@ class Evidence:
 
     @property
     def label(self) -> str:
-        """`proven (3)`, with the number of seeds: a cell of the table."""
+        """The status with the number of seeds, as a cell of the table: `proven (3)`."""
         if self.status == PENDING:
             return f"pending {sum(run.state in FINISHED for run in self.runs)}/{self.wanted}"
         return f"{self.status} ({len(self.runs)})" if self.wanted else self.status
 
     def as_dict(self, trial: str) -> dict[str, Any]:
-        """Plain data for champions.json and the export, of the champion `trial`."""
+        """Return plain data for champions.json and the export of the champion `trial`."""
         return {
             "status": self.status,
             "summary": self.summary,
@@ -71,7 +73,7 @@ class Evidence:
 
     @property
     def summary(self) -> str:
-        """One line: the status and what it rests on."""
+        """The status and what it rests on, in one line."""
         start = f"{self.status}, {len(self.runs)} seeds" if self.wanted else f"{self.status}, one seed"
         if self.status == PENDING:
             return self.label
@@ -79,20 +81,23 @@ class Evidence:
             return f"{start}: {'; '.join(self.reasons)}"
         if not self.half_widths:
             return start
-        known = (f"{name} {self.figures[name]:.4f} +- {self.half_widths[name]:.4f}" for name in JUDGED_ON)
+        known = (
+            f"{name} {FIGURES[name].text(self.figures[name])} +- {FIGURES[name].text(self.half_widths[name])}"
+            for name in JUDGED_ON
+        )
         return f"{start}: {', '.join(known)} (95 % interval)"
 
 
 def gather_evidence(
     champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baselines: Mapping[str, Figures]
 ) -> Evidence:
-    """Judge a grid's champion.
+    """Return how far a grid's champion can be trusted.
 
     Args:
         champion: the search's winner.
         runs: its confirmations.
-        seeds: how many are wanted, at least 2, or 0 for none.
-        baselines: name -> figures, all that the grid has.
+        seeds: confirmations wanted, at least 2, or 0 for none.
+        baselines: name -> figures, every baseline of the grid.
     """
     if not seeds:
         beaten_by, reasons = _rivals(baselines, champion.figures, "the only run")
@@ -110,7 +115,7 @@ def gather_evidence(
     if len(complete) < MIN_SEEDS:
         return Evidence(UNPROVEN, seeds, runs, champion.figures, champion, reasons=failed)
     means, half_widths = intervals(complete)
-    # Lower is better for both: the worse end of an interval is the upper one.
+    # Lower is better for every judged figure: the worse end of an interval is the upper one.
     worse = {name: means[name] + half_widths[name] for name in JUDGED_ON}
     beaten_by, rivals = _rivals(baselines, worse, "the champion's upper ends")
     reasons = (*rivals, *failed)
@@ -120,41 +125,46 @@ def gather_evidence(
 
 
 def intervals(runs: Sequence[TrialRecord]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and half of the 95 % interval (Student's t) of every figure that all runs have; two runs at least."""
+    """Return mean and half of the 95 % interval (Student's t) of every figure that all runs have; at least two runs."""
     names = [name for name in runs[0].figures if all(name in run.figures for run in runs)]
     values = {name: [run.figures[name] for run in runs] for name in names}
     return {name: fmean(v) for name, v in values.items()}, {name: half_width(v) for name, v in values.items()}
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of their mean (Student's t); two values at least."""
+    """Return half of the 95 % interval of the values' mean (Student's t); at least two values."""
     from scipy.stats import t
 
     return float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) / math.sqrt(len(values)) * stdev(values)
 
 
 def confirmations_of(uid: str, runs: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """A trial's confirmations, without those that were given up because another trial had taken its place."""
+    """Return a trial's confirmations, without those that were given up when another trial took its place."""
     return [run for run in runs if run.confirms == uid and run.state != "pruned"]
 
 
 def _rivals(baselines: Mapping[str, Figures], worse: Figures, whose: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Baselines at least as good on every judged figure: their names, and a sentence each."""
+    """Return the baselines that are at least as good on every judged figure: their names, and one sentence per name."""
     names = at_least_as_good(baselines, worse)
     return names, tuple(
-        f"{name.replace('_', ' ')} ({_pair(baselines[name])}) is at least as good as {whose} ({_pair(worse)})"
+        f"{_title(name)} ({_judged(baselines[name])}) is at least as good as {whose} ({_judged(worse)})"
         for name in names
     )
 
 
-def _pair(figures: Figures) -> str:
-    return f"fvu {figures['val/fvu']:.4f}, swd {figures['val/swd']:.4f}"
+def _title(baseline: str) -> str:
+    # A record may name a baseline that this version no longer has.
+    return BASELINES[baseline].title if baseline in BASELINES else baseline.replace("_", " ")
+
+
+def _judged(figures: Figures) -> str:
+    return ", ".join(f"{FIGURES[name].title} {FIGURES[name].text(figures[name])}" for name in JUDGED_ON)
 
 
 def _middle(complete: Sequence[TrialRecord]) -> TrialRecord:
-    """The run of the median fvu, of an even number the worse of the two in the middle.
+    """Return the run of the median fvu; of an even number, the worse of the two in the middle.
 
-    Not the best: that would be picked for its luck. Half of the runs are at least as good as what is handed out.
+    The best would be picked for its luck. At least half of the runs are at least as good as this one.
     """
     ordered = sorted(complete, key=lambda run: (run.figures["val/fvu"], run.uid))
     return ordered[len(ordered) // 2]

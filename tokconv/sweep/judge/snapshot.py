@@ -1,4 +1,4 @@
-"""A sweep read from its directory, finished, cut off or running: nothing is written there and no lock is taken."""
+"""Reads a sweep, finished, cut off or running, from its directory, without writing there or taking its lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokconv.errors import SweepError
 from tokconv.evaluation.protocol import protocol_of
 from tokconv.sweep.judge.verdicts import Figures, Verdict, judge
 from tokconv.sweep.record.driver import Driver, driver_of
-from tokconv.sweep.record.events import FINISHED, TrialRecord, read_events, take_in
+from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials, read_events
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote import open_root
 from tokconv.sweep.spec.file import load_spec
@@ -29,41 +29,46 @@ class SweepSnapshot:
     directory: SweepDirectory
     spec: Spec
     state: str
-    """finished, interrupted (it said so), cut off (it could not) or running."""
+    """finished, interrupted (the record says so), cut off (the record just ends) or running."""
     driver: Driver | None
     token_grid: int
     epochs: int
-    """Of a trial that is not stopped early."""
+    """Epochs of a trial that is not stopped early."""
     started: int
-    """When its present or last run began, milliseconds since the epoch."""
+    """When its present or last run began, in milliseconds since 1970."""
     last: int
-    """When the last event was written."""
+    """When the last event was written, in milliseconds since 1970."""
     epochs_in_run: int
-    """Epochs that were reported since then."""
+    """Epochs that were reported since `started`."""
     trials: Mapping[str, TrialRecord]
-    """The search's, by uid."""
+    """The trials of the search, by uid."""
     confirmations: Mapping[str, TrialRecord]
     verdicts: list[Verdict]
     facts: Mapping[str, Any]
-    """The newest `sweep_started` event: store, protocol, git commit."""
+    """The newest `sweep_started` event: store, git commit and so on."""
+
+    @property
+    def protocol(self) -> int:
+        """The evaluation protocol of its figures."""
+        return protocol_of(self.facts)
 
     @property
     def states(self) -> dict[str, int]:
-        """How many of the search's trials are in each state that one is in."""
+        """State -> number of the search's trials in it, without states that no trial is in."""
         states = Counter(trial.state for trial in self.trials.values())
         return {state: states[state] for state in ("running", *FINISHED) if state in states}
 
 
 def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
-    """The directory of a sweep.
+    """Return the directory of a sweep.
 
     Args:
         name: a spec's name (its newest run), a run's own name (`demo-001`), or a path.
-        storage: what the spec's `storage` was, where a name is looked up.
+        storage: the spec's `storage`, where a name is looked up.
 
     Raises:
-        SweepError: there is none; with the names that there are.
-        StorageError: storage is a URL that cannot be read.
+        SweepError: there is no such sweep; the message lists the sweeps that there are.
+        StorageError: `storage` is a URL that cannot be read.
     """
     path = Path(name)
     if (path / "events.jsonl").is_file():
@@ -82,7 +87,7 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
 
 
 def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
-    """Every sweep in a storage on this machine, by name."""
+    """Return every sweep in a storage on this machine, by name."""
     found = sorted((Path(storage).expanduser() / "sweeps").glob("*/events.jsonl"))
     return [SweepDirectory(path.parent.resolve()) for path in found]
 
@@ -91,18 +96,16 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
     """Read a sweep's record and judge it as it stands.
 
     Raises:
-        SweepError: the record is damaged, or it has not begun.
-        SpecError: its spec is missing or not one of this version.
+        SweepError: the record is damaged, or the sweep has not begun.
+        SpecError: its spec is missing, or this version cannot read it.
     """
-    trials: dict[str, TrialRecord] = {}
-    confirmations: dict[str, TrialRecord] = {}
+    found = Trials(directory.events)
     started: dict[str, Any] | None = None
     ended: dict[str, Any] | None = None
     last = epochs = 0
     for event, _ in read_events(directory.events):
         last = event["time"]
         if "trial" in event:
-            take_in(event, trials, confirmations, directory.events)
             epochs += event["event"] == "trial_reported"
         elif event["event"] == "sweep_started":
             started, ended, epochs = event, None, 0
@@ -122,22 +125,22 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         started=started["time"],
         last=last,
         epochs_in_run=epochs,
-        trials=trials,
-        confirmations=confirmations,
+        trials=found.trials,
+        confirmations=found.confirmations,
         verdicts=judge(
-            trials.values(),
+            found.trials.values(),
             spec.champion,
             started["token_grid"],
             _baselines(started, directory, spec),
-            confirmations=confirmations.values(),
+            confirmations=found.confirmations.values(),
             seeds=spec.confirm_seeds,
         ),
-        facts={**started, "protocol": protocol_of(started)},
+        facts=started,
     )
 
 
 def _baselines(started: Mapping[str, Any], directory: SweepDirectory, spec: Spec) -> dict[int, Mapping[str, Figures]]:
-    """By grid. Records of 0.1.0 do not hold them; what such a sweep wrote at its end does."""
+    """Return the baselines' figures by grid. Records of 0.1.0 lack them; their champions.json has them."""
     held = started.get("baselines")
     if held is None:
         try:
@@ -145,5 +148,5 @@ def _baselines(started: Mapping[str, Any], directory: SweepDirectory, spec: Spec
             held = {grid: champion["baselines"] for grid, champion in written.items()}
         except (OSError, ValueError, KeyError):
             held = {}
-    # Also those that a later spec, with a narrower space, has no more.
+    # Also the grids that a later spec, with a narrower space, no longer searches.
     return {grid: held.get(str(grid), {}) for grid in sorted({*spec.grids(), *map(int, held)})}

@@ -1,10 +1,11 @@
-"""The judgement of a sweep: for every output grid its front, its champion, and what it has to beat."""
+"""The judgement of a sweep: the front, the champion and the baselines of every output grid."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tokconv.evaluation.figures import JUDGED_ON
 from tokconv.sweep.judge.evidence import Evidence, confirmations_of, gather_evidence
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
@@ -15,27 +16,32 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the sweep says about one output grid."""
+    """The judgement of one output grid."""
 
     grid: int
-    """k; the compressed image has k * k tokens."""
+    """k: the compressed image has k * k tokens."""
     ratio: float
     trials: tuple[TrialRecord, ...]
-    """Finished ones only: a trial stopped early or failed is compared with nothing."""
+    """The complete ones: a trial that was stopped early or failed is compared with nothing."""
     front: tuple[TrialRecord, ...]
-    """Not dominated on (val/fvu, val/swd), by falling fvu."""
+    """Those that no other one dominates on `JUDGED_ON`, by falling val/fvu."""
     champion: TrialRecord | None
     missed: tuple[str, ...]
-    """Targets that are not met, with the figure: the mean of the confirmations, else the champion's own."""
+    """Targets that are not met, with the figure: the mean over the confirmations, else the champion's own."""
     nearest: bool
-    """Whether no trial of the search meets the targets: then the champion is the nearest, not a winner by the rule."""
+    """Whether no trial of the search meets the targets: the champion is then the nearest one, no winner by the rule."""
     baselines: Mapping[str, Figures]
     evidence: Evidence | None
     """None without a champion."""
 
+    @property
+    def name(self) -> str:
+        """The grid in words: `6x6`."""
+        return f"{self.grid}x{self.grid}"
+
     def covers(self, trial: TrialRecord) -> bool:
-        """Whether a trial, finished or not, has this grid."""
-        return _same(trial.ratio, self.ratio)
+        """Return whether a trial, finished or not, has this grid."""
+        return trial.grid == self.grid
 
     @property
     def meets_targets(self) -> bool:
@@ -51,33 +57,37 @@ def judge(
     confirmations: Iterable[TrialRecord] = (),
     seeds: int = 0,
 ) -> list[Verdict]:
-    """One verdict for every grid in `baselines`, coarsest grid first.
+    """Return one verdict for every grid in `baselines`, coarsest grid first.
 
     Args:
-        trials: all of the search's.
+        trials: all trials of the search.
         rule: the spec's champion rule.
         token_grid: G.
         baselines: grid -> baseline -> figures.
-        confirmations: winners trained again; each counts for the trial that it confirms.
-        seeds: confirmations wanted of a winner; 0 for none.
+        confirmations: winners that were trained again; each counts for the trial that it confirms.
+        seeds: confirmations wanted per winner; 0 for none.
     """
     repeats = tuple(confirmations)
-    complete = [trial for trial in trials if trial.state == "complete"]
-    return [_verdict(grid, complete, rule, token_grid, baselines[grid], repeats, seeds) for grid in sorted(baselines)]
+    complete: dict[int, list[TrialRecord]] = {grid: [] for grid in sorted(baselines)}
+    for trial in trials:
+        if trial.state == "complete" and trial.grid in complete:
+            complete[trial.grid].append(trial)
+    return [
+        _verdict(grid, token_grid**2 / grid**2, tuple(own), rule, baselines[grid], repeats, seeds)
+        for grid, own in complete.items()
+    ]
 
 
 def _verdict(
     grid: int,
-    complete: list[TrialRecord],
+    ratio: float,
+    trials: tuple[TrialRecord, ...],
     rule: Champion,
-    token_grid: int,
     baselines: Mapping[str, Figures],
     confirmations: tuple[TrialRecord, ...],
     seeds: int,
 ) -> Verdict:
-    ratio = token_grid**2 / grid**2
-    trials = tuple(trial for trial in complete if _same(trial.ratio, ratio))
-    fronts = ranks([(trial.figures["val/fvu"], trial.figures["val/swd"]) for trial in trials])
+    fronts = ranks([[trial.figures[name] for name in JUDGED_ON] for trial in trials])
     front = [trial for trial, rank in zip(trials, fronts, strict=True) if rank == 0]
     champion = min(trials, key=lambda trial: _distance(trial, rule), default=None)
     evidence = None
@@ -96,17 +106,13 @@ def _verdict(
     )
 
 
-def _same(ratio: float, other: float) -> bool:
-    return abs(ratio - other) < 1e-9
-
-
 def _distance(trial: TrialRecord, rule: Champion) -> tuple[float, float, str]:
-    """Sorts trials that meet all targets first, by the minimised figure; the others by how far they are off.
+    """Return a sort key: trials that meet all targets first, by the minimised figure; the others by their distance.
 
-    Distances count in units of the limit, so that targets of different scales add up; in plain units when it is 0.
+    Distances count in units of the limit, so that targets of different scales add up; in plain units if it is 0.
     """
-    off = sum(max(0.0, target.excess(trial.figures)) / (abs(target.limit) or 1.0) for target in rule.subject_to)
-    return off, trial.figures.get(rule.minimise, float("inf")), trial.uid
+    distance = sum(max(0.0, target.excess(trial.figures)) / (abs(target.limit) or 1.0) for target in rule.subject_to)
+    return distance, trial.figures.get(rule.minimise, float("inf")), trial.uid
 
 
 def _misses(figures: Figures, rule: Champion) -> Iterable[str]:

@@ -1,11 +1,11 @@
-"""The page of a sweep: one HTML file that needs no network, from the sweep's directory alone."""
+"""The page of a sweep: one HTML file, made from the sweep's directory alone, that needs no network."""
 
 from __future__ import annotations
 
 import base64
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,18 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tokconv.evaluation.protocol import JUDGED_ON
+from tokconv.evaluation.figures import JUDGED_ON
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
-from tokconv.sweep.judge.verdicts import Verdict
-from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report import page_figures as draw
 from tokconv.sweep.report import page_keys as keys
+from tokconv.sweep.report import page_tables as tables
 from tokconv.sweep.report.importance import MIN_TRIALS, importance
-from tokconv.sweep.report.progress import STATES, compact
-from tokconv.sweep.report.results import LEGEND, notes
+from tokconv.sweep.report.table import notes, shown_figures
+from tokconv.sweep.report.text import INTERVAL_LEGEND, STATES, legend
 from tokconv.system.files import write_text
-from tokconv.system.terminal import duration
 
 TEMPLATE = Path(__file__).with_name("page.html")
-CELLS = ("val/fvu", "val/swd", "val/gain", "val/cosine")
-"""Figures in the table of all trials."""
-COLUMNS = ("trial", "state", "ratio", "epochs", *(name.removeprefix("val/") for name in CELLS), "values", "reason")
 HEIGHT = 440
 
 
@@ -55,70 +50,70 @@ class _Section:
     figures: tuple[_Figure, ...]
 
 
-def write_page(view: SweepSnapshot, path: Path) -> Path:
-    """Write the page of a sweep, finished or not; the path comes back.
+def write_page(sweep: SweepSnapshot, path: Path) -> Path:
+    """Write the page of a sweep, finished or not, and return its path.
 
     Args:
-        view: from `tokconv.sweep.judge.snapshot.read_sweep`.
+        sweep: from `tokconv.sweep.judge.snapshot.read_sweep`.
         path: the HTML file, replaced at once.
 
     Raises:
         OSError: it cannot be written.
     """
-    write_text(path, page(view))
+    write_text(path, page(sweep))
     return path
 
 
-def page(view: SweepSnapshot) -> str:
-    """The HTML. Everything that comes from the sweep is escaped."""
-    sections = list(_sections(view))
+def page(sweep: SweepSnapshot) -> str:
+    """Return the HTML. Everything that comes from the sweep is escaped."""
+    sections = list(_sections(sweep))
     figures = {figure.key: _plain(figure.plot) for section in sections for figure in section.figures}
-    pictures, cards = list(_pictures(view)), list(_cards(view))
+    shown, pictures, cards = shown_figures(sweep.verdicts), list(_pictures(sweep)), list(_cards(sweep))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     contents = [("winners", "winners"), *((s.anchor, s.title.lower()) for s in sections), ("cost", "what it took")]
     contents += [("pictures", "pictures")] * bool(pictures) + [("cards", "model cards")] * bool(cards)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=view.directory.name,
-        state=view.state,
-        when=f"begun {_day(view.started)}, last event {_day(view.last)}",
-        protocol=view.facts["protocol"],
-        commit=view.facts.get("git_commit") or "",
-        store=view.facts["store_fingerprint"],
-        lead=_lead(view),
+        name=sweep.directory.name,
+        state=sweep.state,
+        when=f"begun {_day(sweep.started)}, last event {_day(sweep.last)}",
+        protocol=sweep.protocol,
+        commit=sweep.facts.get("git_commit") or "",
+        store=sweep.facts["store_fingerprint"],
+        lead=_lead(sweep),
         contents=[*contents, ("trials", "all trials")],
-        winners=[_winner(verdict) for verdict in view.verdicts],
-        probed=any("val/probe_kept" in trial.figures for trial in view.trials.values()),
-        legend=f"{LEGEND} +-: half of the 95 % interval over the confirmation seeds.",
-        notes=notes(view.verdicts),
+        winner_headings=tables.winner_headings(shown),
+        winners=[tables.winner(verdict, shown) for verdict in sweep.verdicts],
+        legend=f"{legend(shown)}. {INTERVAL_LEGEND}.",
+        notes=notes(sweep.verdicts),
         sections=sections,
-        cost=_cost(view),
-        cost_text=COST_TEXT,
+        cost=tables.cost(sweep),
+        cost_text=tables.COST_TEXT,
         pictures=pictures,
         cards=cards,
-        columns=COLUMNS,
-        rows=[_row(trial) for trial in (*view.trials.values(), *view.confirmations.values())],
+        columns=tables.trial_headings(),
+        rows=[tables.trial_row(trial) for trial in (*sweep.trials.values(), *sweep.confirmations.values())],
         figures=Markup(_in_script(json.dumps(figures, allow_nan=False, separators=(",", ":")))),
         plotly=Markup(get_plotlyjs()),
     )
 
 
-def _sections(view: SweepSnapshot) -> Iterator[_Section]:
+def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
     yield _Section(
         "front",
         "Variance lost by compression ratio",
-        "Lower is better. A star is a grid's winner, dotted lines are what needs no training; crosses were stopped "
-        "early and count for nothing.",
-        (_Figure("front", draw.front_figure(view)),),
+        "Lower is better. Stars are the winners of the grids, dotted lines the baselines, which need no training. "
+        "Crosses are trials that were stopped early or failed; they compete with nothing.",
+        (_Figure("front", draw.front_figure(sweep)),),
     )
     yield _Section(
         "likeness",
         "Variance lost against likeness to tokens",
-        "Both low is good: the compressed tokens hold what was there (fvu) and look like real tokens (swd). The dashed "
-        "line is the floor, real tokens against real tokens. Window PCA's codes look nothing like tokens and would lie "
-        "far to the right.",
-        (_Figure("likeness", draw.fidelity_figure(view)),),
+        "Low is good on both axes: the compressed tokens keep the content (fvu) and look like real tokens (swd). The "
+        "dashed line is the floor, the swd between two samples of real tokens. Window PCA is left out: its codes look "
+        "nothing like tokens, and its point would lie far to the right.",
+        (_Figure("likeness", draw.fidelity_figure(sweep)),),
     )
-    panels = [(verdict, keys.parallel_figure(view, verdict)) for verdict in view.verdicts]
+    panels = [(verdict, keys.parallel_figure(sweep, verdict)) for verdict in sweep.verdicts]
     drawn = tuple(
         _Figure(f"parallel-{verdict.grid}", figure, f"{verdict.grid} x {verdict.grid}")
         for verdict, figure in panels
@@ -128,31 +123,32 @@ def _sections(view: SweepSnapshot) -> Iterator[_Section]:
         yield _Section(
             "keys",
             "Searched keys",
-            "A line is a complete trial, the darker the less variance it lost. Drag along an axis to choose.",
+            "Every line is a complete trial; the darker it is, the less variance the trial lost. Drag along an axis to "
+            "select trials.",
             drawn,
         )
-    yield _importance(view)
+    yield _importance(sweep)
     yield _Section(
         "curves",
         "Learning curves",
-        f"Of every trial, up to {view.epochs} epochs.",
-        (_Figure("curves", draw.curves_figure(view)),),
+        f"The fvu of every trial by epoch, up to {sweep.epochs} epochs.",
+        (_Figure("curves", draw.curves_figure(sweep)),),
     )
-    if view.spec.early_stopping is not None:
-        rule = view.spec.early_stopping
+    if sweep.spec.early_stopping is not None:
+        rule = sweep.spec.early_stopping
         yield _Section(
             "savings",
             "Early stopping",
-            f"Successive halving within each grid on fvu and swd together: at epoch {rule.min_epochs} and later rungs "
-            f"1 of {rule.reduction} goes on. What it may have missed: tokconv replay.",
-            (_Figure("savings", draw.savings_figure(view)),),
+            f"Successive halving within each grid on fvu and swd together: at epoch {rule.min_epochs} and at later "
+            f"rungs, 1 of {rule.reduction} trials goes on. tokconv replay reports what this may have missed.",
+            (_Figure("savings", draw.savings_figure(sweep)),),
         )
 
 
-def _importance(view: SweepSnapshot) -> _Section:
+def _importance(sweep: SweepSnapshot) -> _Section:
     figures, few = [], []
-    for verdict in view.verdicts:
-        found = {metric: importance(verdict.trials, view.spec.search, metric) for metric in JUDGED_ON}
+    for verdict in sweep.verdicts:
+        found = {metric: importance(verdict.trials, sweep.spec.search, metric) for metric in JUDGED_ON}
         found = {metric: shares for metric, shares in found.items() if shares}
         name = f"{verdict.grid} x {verdict.grid}"
         if found:
@@ -161,21 +157,21 @@ def _importance(view: SweepSnapshot) -> _Section:
         else:
             few.append(f"{name} ({len(verdict.trials)})")
     text = (
-        "How differently the best tenth of a grid's complete trials is spread over each key (PED-ANOVA): an "
-        "association among the trials that were run, not a cause."
+        "How much the best tenth of a grid's complete trials differs from all of them in each key (PED-ANOVA). This is "
+        "an association among the trials that were run, not a cause."
     )
     if few:
-        text += f" Left out, too few complete trials to say (fewer than {MIN_TRIALS}): {', '.join(few)}."
+        text += f" Grids with fewer than {MIN_TRIALS} complete trials are left out: {', '.join(few)}."
     return _Section("importance", "Which keys matter", text, tuple(figures))
 
 
-def _lead(view: SweepSnapshot) -> str:
+def _lead(sweep: SweepSnapshot) -> str:
     kept = [
         f"{verdict.ratio:.3g}x {1 - verdict.evidence.figures['val/fvu']:.1%}"
-        for verdict in view.verdicts
+        for verdict in sweep.verdicts
         if verdict.champion is not None and verdict.evidence is not None
     ]
-    counts = ", ".join(f"{count} {STATES[state]}" for state, count in view.states.items())
+    counts = ", ".join(f"{count} {STATES[state]}" for state, count in sweep.states.items())
     if not kept:
         return f"No trial is complete yet. Trials: {counts or 'none'}."
     return (
@@ -183,63 +179,10 @@ def _lead(view: SweepSnapshot) -> str:
     )
 
 
-def _winner(verdict: Verdict) -> dict[str, str]:
-    champion, evidence = verdict.champion, verdict.evidence
-    row = {"grid": str(verdict.grid), "tokens": str(verdict.grid**2), "ratio": f"{verdict.ratio:.3g}x"}
-    row["pca"] = f"{verdict.baselines['window_pca']['val/fvu']:.4f}" if "window_pca" in verdict.baselines else ""
-    if champion is None or evidence is None:
-        blank = dict.fromkeys(("kept", "fvu", "swd", "cosine", "probe", "status"), "")
-        return {**row, **blank, "evidence": "no complete trial"}
-    figures, widths = evidence.figures, evidence.half_widths
-
-    def cell(name: str, digits: int) -> str:
-        if name not in figures:
-            return ""
-        spread = f" +- {widths[name]:.{digits}f}" if name in widths else ""
-        return f"{figures[name]:.{digits}f}{spread}"
-
-    floor = f" ({figures['val/swd_floor']:.3f})" if "val/swd_floor" in figures else ""
-    return {
-        **row,
-        "kept": f"{1 - figures['val/fvu']:.1%}",
-        "fvu": cell("val/fvu", 4),
-        "swd": cell("val/swd", 3) + floor,
-        "cosine": f"{figures['val/cosine']:.3f}" if "val/cosine" in figures else "",
-        "probe": f"{figures['val/probe_kept']:.1%}" if "val/probe_kept" in figures else "",
-        "status": evidence.status,
-        "evidence": f"{evidence.label}, trial {champion.uid}" + ("" if verdict.meets_targets else ", misses a target"),
-    }
-
-
-def _cost(view: SweepSnapshot) -> list[tuple[str, str]]:
-    searched, confirmed = _seconds(view.trials), _seconds(view.confirmations)
-    resources = view.spec.resources
-    gpus = resources.gpus_per_worker * resources.workers
-    per, unit = (gpus, "GPU time") if gpus else (resources.cpus_per_worker * resources.workers, "CPU time")
-    pruned = [trial for trial in view.trials.values() if trial.state == "pruned" and trial.history]
-    saved = sum((trial.seconds or 0.0) / len(trial.history) * (view.epochs - len(trial.history)) for trial in pruned)
-    return [
-        (duration((view.last - view.started) / 1000), "from the start of this run to its last event"),
-        (duration(searched * per), f"{unit} of the search"),
-        (duration(confirmed * per), f"{unit} of the confirmations"),
-        (duration(saved * per), f"{unit} saved by early stopping"),
-    ]
-
-
-COST_TEXT = (
-    "Times are the trials' own, from start to end, multiplied by what each reserved; process starts are in them, "
-    "encoding and baselines are not. What early stopping saved is reckoned from each stopped trial's own pace."
-)
-
-
-def _seconds(trials: Mapping[str, TrialRecord]) -> float:
-    return sum(trial.seconds or 0.0 for trial in trials.values())
-
-
-def _pictures(view: SweepSnapshot) -> Iterator[dict[str, str]]:
-    for verdict in view.verdicts:
+def _pictures(sweep: SweepSnapshot) -> Iterator[dict[str, str]]:
+    for verdict in sweep.verdicts:
         if verdict.champion is not None:
-            path = view.directory.artifacts(verdict.champion.uid) / "reconstruction.png"
+            path = sweep.directory.artifacts(verdict.champion.uid) / "reconstruction.png"
             if path.is_file():
                 yield {
                     "title": f"{draw.title(verdict)}, trial {verdict.champion.uid}",
@@ -247,36 +190,23 @@ def _pictures(view: SweepSnapshot) -> Iterator[dict[str, str]]:
                 }
 
 
-def _cards(view: SweepSnapshot) -> Iterator[dict[str, Any]]:
+def _cards(sweep: SweepSnapshot) -> Iterator[dict[str, Any]]:
     # This preset escapes HTML in the text.
     markdown = MarkdownIt("js-default")
-    for verdict in view.verdicts:
-        path = view.directory.champion(verdict.grid) / "README.md"
+    for verdict in sweep.verdicts:
+        path = sweep.directory.champion(verdict.grid) / "README.md"
         if path.is_file():
             text = path.read_text(encoding="utf-8")
             if text.startswith("---\n"):
-                # What the Hugging Face hub reads; Markdown would make a heading of it.
+                # The Hugging Face hub reads this part; Markdown would turn it into a heading.
                 text = text.partition("\n---\n")[2]
             html = markdown.render(text.replace("\n# ", "\n#### ", 1))
             proven = "" if verdict.evidence is None or verdict.evidence.status == PROVEN else ", not proven"
             yield {"title": f"{verdict.grid} x {verdict.grid}{proven}", "html": Markup(html)}
 
 
-def _row(trial: TrialRecord) -> list[str]:
-    figures = trial.figures
-    return [
-        trial.uid,
-        STATES[trial.state],
-        f"{trial.ratio:.3g}x",
-        str(len(trial.history)),
-        *(f"{figures[name]:.4f}" if name in figures else "" for name in CELLS),
-        compact(trial.values),
-        trial.reason or ("" if trial.confirms is None else f"confirms {trial.confirms}"),
-    ]
-
-
 def _plain(figure: go.Figure) -> dict[str, Any]:
-    """Data and layout without plotly's templates, which are 7 KB a figure."""
+    """Return data and layout without plotly's templates, which take 7 KB per figure."""
     figure.update_layout(
         template="none", margin={"l": 70, "r": 20, "t": 40, "b": 60}, legend={"orientation": "h", "y": -0.2}
     )
@@ -286,7 +216,7 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
 
 
 def _in_script(text: str) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """Return JSON that cannot end the script element that contains it."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -1,4 +1,4 @@
-"""The figures of a sweep's page, as plotly figures; what `plots.py` draws for paper, for a browser."""
+"""The plotly figures of a sweep's page: for a browser what `plots.py` draws for paper."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tokconv.evaluation.baselines.registry import PLOTS, shown_in
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Figures, Verdict
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.plots import BASELINES, CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, shown
-from tokconv.sweep.report.progress import compact
+from tokconv.sweep.report.plots import CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, shown, swd_floor
+from tokconv.sweep.report.text import judged_text, values_text
 
-SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up"}
-"""Matplotlib's markers, as plotly calls them."""
+SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left"}
+SYMBOLS |= {"o": "circle", "P": "cross", "X": "x"}
+"""Matplotlib's marker -> plotly's name for it."""
 FVU, SWD = "val/fvu", "val/swd"
 LOG_TICKS = {
     "tickvals": [digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5)],
     "ticktext": [f"{digit * 10.0**power:g}" for power in range(-6, 3) for digit in (1, 2, 5)],
 }
-"""Plotly's own log ticks between the powers of ten say 2 and 5, whatever the power."""
-FVU_TITLE, SWD_TITLE = "fvu (variance lost)", "swd to real tokens"
+"""Plotly's own log ticks between the powers of ten read 2 and 5, whatever the power."""
+WITHOUT_POINT = ("window_pca",)
+"""Baselines whose codes are so far from tokens that their points would squeeze all others together."""
 
 
-def front_figure(view: SweepSnapshot) -> go.Figure:
-    """fvu against the compression ratio: every trial, the baselines' lines, each grid's champion with its interval."""
+def front_figure(sweep: SweepSnapshot) -> go.Figure:
+    """Return fvu against the compression ratio: all trials, lines of baselines, the champions with their intervals."""
     figure = go.Figure()
-    by_state = _by_state(view)
+    by_state = _by_state(sweep)
     for state, (label, color, marker) in CURVES.items():
         trials = [trial for trial in by_state.get(state, ()) if FVU in trial.figures]
         _points(
@@ -40,31 +44,31 @@ def front_figure(view: SweepSnapshot) -> go.Figure:
             color=FAILED if state == "failed" else color,
             symbol="x" if marker else "circle-open" if state == "running" else "circle",
         )
-    for name, (label, color, marker) in BASELINES.items():
-        known = [v for v in view.verdicts if name in v.baselines]
+    for entry in shown_in(PLOTS):
+        known = [v for v in sweep.verdicts if entry.name in v.baselines]
         figure.add_scatter(
             x=[v.ratio for v in known],
-            y=[shown(v.baselines[name], FVU) for v in known],
-            name=label,
+            y=[shown(v.baselines[entry.name], FVU) for v in known],
+            name=entry.title,
             mode="lines+markers",
-            line={"color": color, "dash": "dot", "width": 1},
-            marker={"symbol": SYMBOLS[marker], "color": color, "size": 8},
+            line={"color": entry.color, "dash": "dot", "width": 1},
+            marker={"symbol": SYMBOLS[entry.marker], "color": entry.color, "size": 8},
         )
-    won = [v for v in view.verdicts if v.champion is not None and v.evidence is not None]
+    won = [v for v in sweep.verdicts if v.champion is not None and v.evidence is not None]
     _champions(figure, won, [v.ratio for v in won], {}, None)
     figure.update_xaxes(
         type="log",
-        title="compression ratio (tokens in / tokens out)",
-        tickvals=[v.ratio for v in view.verdicts],
-        ticktext=[f"{v.ratio:.3g}x<br>{v.grid} x {v.grid}" for v in view.verdicts],
+        title=f"compression ratio ({FIGURES['compression_ratio'].meaning})",
+        tickvals=[v.ratio for v in sweep.verdicts],
+        ticktext=[f"{v.ratio:.3g}x<br>{v.grid} x {v.grid}" for v in sweep.verdicts],
     )
-    figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
+    figure.update_yaxes(type="log", title=FIGURES[FVU].label, **LOG_TICKS)
     return figure
 
 
-def fidelity_figure(view: SweepSnapshot) -> go.Figure:
-    """fvu against swd, a panel a grid: trials, the front, baselines, the champion, and the floor of swd."""
-    figure, panels = _panels(view, height=320)
+def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
+    """Return fvu against swd, one panel per grid: trials, front, baselines, champion, and the floor of swd."""
+    figure, panels = _panels(sweep, height=320)
     for verdict, place in panels:
         _points(
             figure,
@@ -85,33 +89,32 @@ def fidelity_figure(view: SweepSnapshot) -> go.Figure:
             legendgroup="front",
             **place,
         )
-        for name, (label, color, marker) in BASELINES.items():
-            # Window PCA's codes are so far from tokens that its point would squeeze all others together.
-            if name in verdict.baselines and name != "window_pca":
+        for entry in shown_in(PLOTS):
+            if entry.name in verdict.baselines and entry.name not in WITHOUT_POINT:
                 figure.add_scatter(
-                    x=[shown(verdict.baselines[name], SWD)],
-                    y=[shown(verdict.baselines[name], FVU)],
-                    name=label,
+                    x=[shown(verdict.baselines[entry.name], SWD)],
+                    y=[shown(verdict.baselines[entry.name], FVU)],
+                    name=entry.title,
                     mode="markers",
-                    marker={"symbol": SYMBOLS[marker], "color": color, "size": 9},
-                    legendgroup=label,
+                    marker={"symbol": SYMBOLS[entry.marker], "color": entry.color, "size": 9},
+                    legendgroup=entry.title,
                     **place,
                 )
         if verdict.champion is not None and verdict.evidence is not None:
             _champions(figure, [verdict], [shown(verdict.evidence.figures, SWD)], place, SWD)
-        floor = next((t.figures["val/swd_floor"] for t in verdict.trials if "val/swd_floor" in t.figures), None)
+        floor = swd_floor(verdict)
         if floor is not None:
             line = {"color": STOPPED, "dash": "dash", "width": 1}
             figure.add_vline(x=max(floor, LOWEST), line=line, row=place["row"], col=place["col"])
-    figure.update_xaxes(type="log", title=SWD_TITLE, **LOG_TICKS)
-    figure.update_yaxes(type="log", title=FVU_TITLE, **LOG_TICKS)
+    figure.update_xaxes(type="log", title=FIGURES[SWD].label, **LOG_TICKS)
+    figure.update_yaxes(type="log", title=FIGURES[FVU].title, **LOG_TICKS)
     return figure
 
 
-def curves_figure(view: SweepSnapshot) -> go.Figure:
-    """fvu against the epoch, a panel a grid; a line with gaps for all trials of one state."""
-    figure, panels = _panels(view, height=300)
-    by_state = _by_state(view)
+def curves_figure(sweep: SweepSnapshot) -> go.Figure:
+    """Return fvu by epoch, one panel per grid; all trials of one state are one line with gaps."""
+    figure, panels = _panels(sweep, height=300)
+    by_state = _by_state(sweep)
     for verdict, place in panels:
         for state, (label, color, _) in CURVES.items():
             own = [t for t in by_state.get(state, ()) if verdict.covers(t) and t.history]
@@ -142,19 +145,19 @@ def curves_figure(view: SweepSnapshot) -> go.Figure:
                 **place,
             )
     figure.update_xaxes(title="epoch")
-    figure.update_yaxes(type="log", title="fvu", **LOG_TICKS)
+    figure.update_yaxes(type="log", title=FIGURES[FVU].title, **LOG_TICKS)
     return figure
 
 
-def savings_figure(view: SweepSnapshot) -> go.Figure:
-    """Epochs of every grid's trials: run, and not run because of early stopping."""
+def savings_figure(sweep: SweepSnapshot) -> go.Figure:
+    """Return the epochs of every grid's trials: those that ran, and those that early stopping saved."""
     figure = go.Figure()
     names, run, saved = [], [], []
-    for verdict in view.verdicts:
-        own = [trial for trial in view.trials.values() if verdict.covers(trial)]
+    for verdict in sweep.verdicts:
+        own = [trial for trial in sweep.trials.values() if verdict.covers(trial)]
         names.append(f"{verdict.grid} x {verdict.grid}")
         run.append(sum(len(trial.history) for trial in own))
-        saved.append(sum(view.epochs - len(trial.history) for trial in own if trial.state == "pruned"))
+        saved.append(sum(sweep.epochs - len(trial.history) for trial in own if trial.state == "pruned"))
     figure.add_bar(x=names, y=run, name="run", marker={"color": TRIAL})
     figure.add_bar(
         x=names, y=saved, name="saved by early stopping", marker={"color": STOPPED, "pattern": {"shape": "/"}}
@@ -165,27 +168,27 @@ def savings_figure(view: SweepSnapshot) -> go.Figure:
 
 
 def title(verdict: Verdict) -> str:
-    """Of a panel or a picture: `6 x 6 (16x)`."""
+    """Return the title of a panel or a picture: `6 x 6 (16x)`."""
     return f"{verdict.grid} x {verdict.grid} ({verdict.ratio:.3g}x)"
 
 
-def _panels(view: SweepSnapshot, *, height: int) -> tuple[go.Figure, list[tuple[Verdict, dict[str, Any]]]]:
-    """A figure with a panel a grid, and for each grid where its traces go; the first panel's are in the legend."""
-    columns = min(2, len(view.verdicts))
-    rows = math.ceil(len(view.verdicts) / columns)
-    titles = [title(verdict) for verdict in view.verdicts]
+def _panels(sweep: SweepSnapshot, *, height: int) -> tuple[go.Figure, list[tuple[Verdict, dict[str, Any]]]]:
+    """Return a figure with one panel per grid, and where each grid's traces go; the first panel fills the legend."""
+    columns = min(2, len(sweep.verdicts))
+    rows = math.ceil(len(sweep.verdicts) / columns)
+    titles = [title(verdict) for verdict in sweep.verdicts]
     figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
     figure.update_layout(height=height * rows + 80)
     places = [
         {"row": index // columns + 1, "col": index % columns + 1, "showlegend": index == 0}
-        for index in range(len(view.verdicts))
+        for index in range(len(sweep.verdicts))
     ]
-    return figure, list(zip(view.verdicts, places, strict=True))
+    return figure, list(zip(sweep.verdicts, places, strict=True))
 
 
-def _by_state(view: SweepSnapshot) -> dict[str, list[TrialRecord]]:
+def _by_state(sweep: SweepSnapshot) -> dict[str, list[TrialRecord]]:
     found: dict[str, list[TrialRecord]] = {}
-    for trial in view.trials.values():
+    for trial in sweep.trials.values():
         found.setdefault(trial.state, []).append(trial)
     return found
 
@@ -246,6 +249,5 @@ def _curve(trial: TrialRecord) -> list[tuple[float, float, str]]:
 
 
 def _hover(trial: TrialRecord) -> str:
-    figures = trial.figures
-    known = ", ".join(f"{name[4:]} {figures[name]:.4f}" for name in (FVU, SWD) if name in figures)
-    return f"trial {trial.uid}, {trial.ratio:.3g}x<br>{known}<br>{compact(trial.values)}"
+    judged, values = judged_text(trial.figures), values_text(trial.values)
+    return f"trial {trial.uid}, {trial.ratio:.3g}x<br>{judged}<br>{values}"

@@ -16,13 +16,13 @@ from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY
 
 
-def parallel_figure(view: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
+def parallel_figure(sweep: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
     """The searched keys of a grid's complete trials in parallel coordinates, coloured by fvu; None with none."""
     trials = [trial for trial in verdict.trials if FVU in trial.figures]
-    keys = [key for key in view.spec.search if key != GRID_KEY and any(key in trial.values for trial in trials)]
+    keys = [key for key in sweep.spec.search if key != GRID_KEY and any(key in trial.values for trial in trials)]
     if len(trials) < 2 or not keys:
         return None
-    dimensions = [_dimension(key, view.spec.search[key], [trial.values.get(key) for trial in trials]) for key in keys]
+    dimensions = [_dimension(key, sweep.spec.search[key], [trial.values.get(key) for trial in trials]) for key in keys]
     for metric, label in ((SWD, "swd"), (FVU, "fvu")):
         values = [shown(trial.figures, metric) for trial in trials]
         dimensions.append(_log_dimension(label, values))

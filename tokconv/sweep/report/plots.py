@@ -1,8 +1,9 @@
-"""The two pictures of a sweep: the front of every grid, and how every trial got where it is."""
+"""The two pictures of a sweep: the front of every grid, and the learning curves of every trial."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -14,19 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from tokconv.evaluation.baselines.registry import BASELINES, PLOTS
+from tokconv.evaluation.baselines.registry import shown_in as baselines_in
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON, SWEEP
 from tokconv.sweep.judge.verdicts import Figures, Verdict
 from tokconv.sweep.record.events import TrialRecord
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
+# By Okabe and Ito, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
 CHAMPION, TRIAL, STOPPED, FAILED = "#D55E00", "#56B4E9", "#999999", "#000000"
-BASELINES = {
-    "pooling": ("pooling", "#0072B2", "s"),
-    "window_pca": ("window PCA", "#009E73", "D"),
-    "matched_window_pca": ("matched PCA", "#CC79A7", "^"),
-}
-"""Name in the figures -> label, colour, marker."""
-LINES = ("pooling", "window_pca")
-"""Baselines that are lines elsewhere; the matched one has the error of window PCA."""
 CURVES = {
     "pruned": ("stopped early", STOPPED, "x"),
     "failed": ("failed", FAILED, "x"),
@@ -35,19 +31,20 @@ CURVES = {
 }
 """State of a trial -> label, colour, mark at the end of its curve."""
 LOWEST = 1e-5
-"""Figures below it are drawn there: at one output token for each token everything is lossless, and 0 has no log."""
+"""Lower figures are drawn here: with one output token per token everything is lossless, and 0 has no logarithm."""
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 """Keeps a label readable over a line."""
+LABEL_WIDTH = 36
+"""Characters in a line of an axis title."""
 Point = tuple[float, float]
-FVU, SWD = "fvu (variance lost)", "swd to real tokens"
 
 
 def pareto_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord], swd_limit: float | None = None) -> Figure:
-    """Left: fvu against the compression ratio. Right: fvu against swd, a panel a grid, with its front.
+    """Return the fronts. Left: fvu against the compression ratio. Right: fvu against swd, one panel per grid.
 
     Args:
-        trials: all of the sweep's; those stopped early are crosses on the left.
-        swd_limit: the target on `val/swd`, where there is one.
+        trials: all trials of the search; those stopped early are crosses on the left.
+        swd_limit: the target on `val/swd`, if there is one.
     """
     columns = min(2, len(verdicts))
     rows = math.ceil(len(verdicts) / columns)
@@ -62,20 +59,20 @@ def pareto_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord], sw
 
 
 def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) -> Figure:
-    """`val/fvu` and `val/swd` of every trial against its epoch, a row of panels a grid."""
+    """Return the judged figures of every trial by epoch, one row of panels per grid."""
     trials = [trial for trial in trials if trial.history]
     figure = Figure(figsize=(10.0, 0.9 + 2.5 * len(verdicts)), layout="constrained")
-    panels = figure.subplots(len(verdicts), 2, sharex=True, squeeze=False)
-    for verdict, (left, right) in zip(verdicts, panels, strict=True):
+    panels = figure.subplots(len(verdicts), len(JUDGED_ON), sharex=True, squeeze=False)
+    for verdict, row in zip(verdicts, panels, strict=True):
         of_grid = [trial for trial in trials if verdict.covers(trial)]
-        for axes, metric, label in ((left, "val/fvu", FVU), (right, "val/swd", SWD)):
+        for axes, metric in zip(row, JUDGED_ON, strict=True):
             _draw_curves(axes, verdict, of_grid, metric)
-            axes.set_ylabel(label)
+            axes.set_ylabel(FIGURES[metric].title)
             axes.set_title(_title(verdict), fontsize="medium")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-        _baseline_lines(left, verdict)
-        _floor_line(right.axhline, verdict)
-        for axes in (left, right):
+        _baseline_lines(row[0], verdict)
+        _floor_line(row[1].axhline, verdict)
+        for axes in row:
             _log_scale(axes, axes.yaxis)
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
@@ -85,43 +82,43 @@ def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) ->
 
 def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) -> None:
     stopped = [trial for trial in trials if trial.state == "pruned" and "val/fvu" in trial.figures]
-    # Beside the column of the complete ones, which they would hide.
+    # Next to the column of the complete trials, which they would hide.
     points = [(trial.ratio * 1.05, shown(trial.figures, "val/fvu")) for trial in stopped]
     _plot(axes, points, **_marks(STOPPED, "x", 4, alpha=0.6), label="stopped early")
     complete = chain.from_iterable(verdict.trials for verdict in verdicts)
     points = [(trial.ratio, shown(trial.figures, "val/fvu")) for trial in complete]
     _plot(axes, points, **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
-    for name in LINES:
-        label, color, marker = BASELINES[name]
-        known = [(v.ratio, shown(v.baselines[name], "val/fvu")) for v in verdicts if name in v.baselines]
-        _plot(axes, known, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
+    for entry in baselines_in(SWEEP):
+        known = [(v.ratio, shown(v.baselines[entry.name], "val/fvu")) for v in verdicts if entry.name in v.baselines]
+        _plot(axes, known, color=entry.color, marker=entry.marker, markersize=5, linewidth=1.2, label=entry.title)
     won = [(v.ratio, shown(v.champion.figures, "val/fvu")) for v in verdicts if v.champion]
     _plot(axes, won, color=CHAMPION, linewidth=1.5)
     for verdict in verdicts:
         _star(axes, verdict, verdict.ratio)
-    axes.set(xscale="log", xlabel="compression ratio (output grid)", ylabel=FVU)
+    axes.set(xscale="log", xlabel="compression ratio (output grid)", ylabel=axis_title("val/fvu"))
     axes.set_title("Error at every ratio", fontsize="medium")
     _ratio_ticks(axes, verdicts)
     _log_scale(axes, axes.yaxis)
 
 
 def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
-    _plot(axes, [_place(t.figures) for t in verdict.trials], **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
-    # Falling fvu is rising swd on a front. What it dominates lies above and to the right of the steps.
-    front = [_place(trial.figures) for trial in verdict.front]
+    _plot(axes, [_point(t.figures) for t in verdict.trials], **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
+    # Along a front swd rises as fvu falls. The front dominates what lies above and to the right of the steps.
+    front = [_point(trial.figures) for trial in verdict.front]
     _plot(axes, front, drawstyle="steps-post", color="black", linewidth=1, label="front")
-    for name, (label, color, marker) in BASELINES.items():
-        if name in verdict.baselines:
-            _plot(axes, [_place(verdict.baselines[name])], **_marks(color, marker, 6), label=label)
-            # The matched one's below its point: above it the front passes.
-            _name(axes, _place(verdict.baselines[name]), label, color, below=name == "matched_window_pca")
+    for entry in baselines_in(PLOTS):
+        if entry.name in verdict.baselines:
+            point = _point(verdict.baselines[entry.name])
+            _plot(axes, [point], **_marks(entry.color, entry.marker, 6), label=entry.title)
+            # The front passes above matched window PCA, so its name stands below.
+            _name(axes, point, entry.title, entry.color, below=entry is BASELINES["matched_window_pca"])
     _star(axes, verdict, None)
     if verdict.champion is None:
         axes.set_title("no complete trial", loc="right", fontsize="small", color=STOPPED)
     if swd_limit is not None and swd_limit > 0:
         axes.axvline(swd_limit, color="black", linestyle="--", linewidth=1, zorder=0.5, label="swd target")
     _floor_line(axes.axvline, verdict)
-    axes.set(xscale="log", yscale="log", xlabel=SWD, ylabel=FVU)
+    axes.set(xscale="log", yscale="log", xlabel=axis_title("val/swd"), ylabel=axis_title("val/fvu"))
     axes.set_title(_title(verdict), loc="center" if verdict.champion else "left", fontsize="medium")
     axes.margins(x=0.2, y=0.16)
     _log_scale(axes, axes.xaxis)
@@ -131,7 +128,7 @@ def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
 def _draw_curves(axes: Axes, verdict: Verdict, trials: Sequence[TrialRecord], metric: str) -> None:
     for state, (label, color, end) in CURVES.items():
         curves = [_curve(trial, metric) for trial in trials if trial.state == state]
-        # One line with gaps instead of a line a trial: a thousand of them draw as fast as one.
+        # One line with gaps instead of one line per trial: a thousand trials are drawn as fast as one.
         path = [point for curve in curves for point in (*curve, (math.nan, math.nan))]
         width = 1.0 if state == "complete" else 0.8
         _plot(axes, path, color=color, alpha=0.65, linewidth=width, marker=".", markersize=3, label=label)
@@ -143,43 +140,41 @@ def _draw_curves(axes: Axes, verdict: Verdict, trials: Sequence[TrialRecord], me
 
 
 def _plot(axes: Axes, points: Sequence[Point], **style: Any) -> None:
-    """Nothing for no points: they would leave an entry in the legend."""
+    """Draw points, if there are any: none would still leave an entry in the legend."""
     if points:
         axes.plot([x for x, _ in points], [y for _, y in points], **style)
 
 
 def _star(axes: Axes, verdict: Verdict, ratio: float | None) -> None:
-    """The champion, at its swd or at a ratio."""
+    """Draw the champion, at its swd or at a ratio."""
     if verdict.champion is not None:
-        swd, fvu = _place(verdict.champion.figures)
+        swd, fvu = _point(verdict.champion.figures)
         style = _marks(CHAMPION, "*", 14) | _winner(verdict) | {"zorder": 5}
         _plot(axes, [(swd if ratio is None else ratio, fvu)], **style)
 
 
 def _winner(verdict: Verdict) -> dict[str, Any]:
-    """Filled when it meets the targets, hollow when it is only the nearest."""
+    """Return the champion's style: filled if it meets the targets, hollow if it is only the nearest."""
     if verdict.meets_targets:
         return {"markerfacecolor": CHAMPION, "label": "champion"}
     return {"markerfacecolor": "white", "label": "nearest to targets"}
 
 
 def _name(axes: Axes, place: Point, label: str, color: str, *, below: bool) -> None:
-    """A label at a baseline, over the vertical lines and under everything else."""
+    """Write a label at a baseline, over the vertical lines and under everything else."""
     offset = {"xytext": (0, -14 if below else 7), "textcoords": "offset points", "ha": "center"}
     axes.annotate(label, place, **offset, fontsize="small", color=color, zorder=1, path_effects=HALO)  # type: ignore[arg-type]
 
 
 def _baseline_lines(axes: Axes, verdict: Verdict) -> None:
-    for name in LINES:
-        if name in verdict.baselines:
-            label, color, _ = BASELINES[name]
-            axes.axhline(shown(verdict.baselines[name], "val/fvu"), color=color, linewidth=1.2, label=label, zorder=1)
+    for entry in baselines_in(SWEEP):
+        if entry.name in verdict.baselines:
+            height = shown(verdict.baselines[entry.name], "val/fvu")
+            axes.axhline(height, color=entry.color, linewidth=1.2, label=entry.title, zorder=1)
 
 
 def _floor_line(line: Callable[..., object], verdict: Verdict) -> None:
-    """The floor is a property of the grid: every trial and every baseline of it has the same."""
-    known = chain((trial.figures for trial in verdict.trials), verdict.baselines.values())
-    floor = next((figures["val/swd_floor"] for figures in known if "val/swd_floor" in figures), None)
+    floor = swd_floor(verdict)
     if floor is not None:
         line(max(floor, LOWEST), color="black", linestyle=":", linewidth=1, zorder=0.5, label="swd floor")
 
@@ -194,34 +189,45 @@ def _curve(trial: TrialRecord, metric: str) -> list[Point]:
     return [(row["epoch"], shown(row, metric)) for row in trial.history if metric in row]
 
 
-def _place(figures: Figures) -> Point:
+def _point(figures: Figures) -> Point:
     return shown(figures, "val/swd"), shown(figures, "val/fvu")
 
 
 def shown(figures: Figures, metric: str) -> float:
-    """A figure as a log axis can show it."""
+    """Return a figure as a log axis can show it."""
     return max(figures[metric], LOWEST)
 
 
+def swd_floor(verdict: Verdict) -> float | None:
+    """Return the floor of swd, which every trial and every baseline of a grid shares; None if none has it."""
+    known = chain((trial.figures for trial in verdict.trials), verdict.baselines.values())
+    return next((figures["val/swd_floor"] for figures in known if "val/swd_floor" in figures), None)
+
+
+def axis_title(metric: str) -> str:
+    """Return a figure's title and meaning, in lines that fit an axis."""
+    return textwrap.fill(FIGURES[metric].label, LABEL_WIDTH)
+
+
 def _title(verdict: Verdict) -> str:
-    return f"{verdict.grid}x{verdict.grid}: {verdict.grid**2} tokens, {verdict.ratio:.3g}x"
+    return f"{verdict.name}: {verdict.grid**2} tokens, {verdict.ratio:.3g}x"
 
 
 def _ratio_ticks(axes: Axes, verdicts: Sequence[Verdict]) -> None:
-    """A tick a grid, without those whose labels would touch."""
+    """Set one tick per grid, without those whose labels would touch."""
     ratios = [verdict.ratio for verdict in verdicts]
     room = math.log(max(ratios) / min(ratios)) / 9
-    kept: list[Verdict] = []
+    ticked: list[Verdict] = []
     for verdict in verdicts:
-        if not kept or math.log(kept[-1].ratio / verdict.ratio) >= room:
-            kept.append(verdict)
+        if not ticked or math.log(ticked[-1].ratio / verdict.ratio) >= room:
+            ticked.append(verdict)
     axes.set_xlim(min(ratios) / 1.2, max(ratios) * 1.25)
-    axes.set_xticks([v.ratio for v in kept], [f"{v.ratio:.3g}x\n({v.grid}x{v.grid})" for v in kept])
+    axes.set_xticks([v.ratio for v in ticked], [f"{v.ratio:.3g}x\n({v.name})" for v in ticked])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _log_scale(axes: Axes, axis: Axis) -> None:
-    """A log scale with plain numbers: at 1, 2 and 5 when it spans much, at more of them when little."""
+    """Set a log scale with plain numbers: at 1, 2 and 5 if it spans much, at more of them if it spans little."""
     is_x = axis is axes.xaxis
     (axes.set_xscale if is_x else axes.set_yscale)("log")
     low, high = axes.get_xlim() if is_x else axes.get_ylim()
@@ -238,7 +244,7 @@ def _log_scale(axes: Axes, axis: Axis) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """One legend below all panels, each label once."""
+    """Draw one legend below all panels, with each label once."""
     found: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,7 +1,7 @@
-"""What a person sees while a sweep runs: one live view on a terminal, one line an event in a log, notebook or pipe.
+"""Shows a sweep while it runs: a live view on a terminal, one line per event in a log, a notebook or a pipe.
 
-The live view has a fixed size. Only running trials have a row, as many as fit; finished ones are counts and, when they
-win, the champion of their grid.
+The live view has a fixed size. Only running trials have a row, as many as fit. Finished ones are counted, and a winner
+is shown as the champion of its grid.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,32 +20,35 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tokconv.evaluation.baselines.registry import shown_in as baselines_in
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON, SWEEP, Figure
 from tokconv.sweep.judge.verdicts import Figures, Verdict, judge
-from tokconv.sweep.record.counts import Tally
+from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
-from tokconv.sweep.spec.schema import GRID_KEY, Champion
+from tokconv.sweep.report.text import STATES, cell, event_text, heading, last_epoch, values_text
+from tokconv.sweep.spec.schema import Champion
 from tokconv.system.terminal import Clock, can_redraw, duration
 
 LOG_INTERVAL = 15.0
 REFRESH_PER_SECOND = 2
-STATES = {"running": "running", "complete": "complete", "pruned": "stopped early", "failed": "failed"}
-"""A trial's state -> how it is shown."""
+NEXT_TO_FVU = ("val/gain", "val/swd")
+"""Further figures of a champion in the live view, which has to fit 80 columns."""
 
 
 @dataclass(frozen=True)
-class _Snapshot:
-    """The record at one moment. The live view is drawn by another thread, which must not see the record change."""
+class _Progress:
+    """The record at one moment: the live view is drawn by another thread, which must not see the record change."""
 
     counts: Mapping[str, int]
-    """Of the search's trials, by state."""
+    """State -> trials of the search in it."""
     confirmed: int
-    """Confirmations that ended."""
+    """Confirmations that have ended."""
     running: tuple[TrialRecord, ...]
     epochs_done: int
     epochs_left: int
     last_failure: TrialRecord | None
     verdicts: list[Verdict]
-    """Their champions are those of all trials; trials and front are only the latest."""
+    """Their champions are those of all trials; their trials and fronts are only the latest."""
 
     @property
     def finished(self) -> int:
@@ -56,14 +59,14 @@ class SweepDisplay:
     """Shows a sweep while it runs; a context manager.
 
     Args:
-        name: of the sweep.
+        name: the sweep's name.
         total: trials of the search.
-        confirmations: runs that repeat the winners, as far as that is known before the search.
+        confirmations: runs that repeat the winners, as far as they are known before the search.
         token_grid: G.
         baselines: grid -> baseline -> figures.
-        epochs: of a trial that is not stopped early.
+        epochs: epochs of a trial that is not stopped early.
         rule: how a grid's champion is chosen.
-        console: rich's console; by default standard output, live when that is a terminal.
+        console: rich's console; by default standard output, live if that is a terminal.
 
     Example:
         >>> with SweepDisplay(name="demo", total=16, ...) as display:      # doctest: +SKIP
@@ -86,13 +89,13 @@ class SweepDisplay:
         self._name, self._total, self._epochs = name, total, epochs
         self._confirmations = confirmations
         self._token_grid, self._baselines, self._rule = token_grid, baselines, rule
-        # Without it, FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
+        # Otherwise FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
         self._console = console or Console(force_interactive=None if can_redraw(sys.stdout) else False)
         self._clock = clock
         self._live: Live | None = None
         self._states: dict[str, str] = {}
-        self._tally = Tally()
-        self._snapshot = _Snapshot(Counter(), 0, (), 0, (total + confirmations) * epochs, None, self._judge([]))
+        self._counts = TrialCounts()
+        self._progress = _Progress(Counter(), 0, (), 0, (total + confirmations) * epochs, None, self._judge([]))
         self._started = self._line_due = clock()
         self._epochs_before: int | None = None
 
@@ -130,43 +133,43 @@ class SweepDisplay:
             print(text, file=self._console.file, flush=True)
 
     def expect(self, confirmations: int) -> None:
-        """How many confirmations there will be, ended ones included; known when the search has ended."""
+        """Set how many confirmations there will be, ended ones included; known once the search has ended."""
         self._confirmations = confirmations
 
     def update(self, record: Record) -> None:
-        """Take in the record as it is now; to be called after every event, from one thread.
+        """Take in the record as it is now; called after every event, from one thread.
 
-        What has ended is looked at once: this takes as long after ten thousand trials as after ten.
+        A trial that has ended is read once: this takes as long after ten thousand trials as after ten.
         """
-        ended, running = self._tally.take_in(record)
+        ended, running = self._counts.update(record)
         if self._epochs_before is None:
-            self._epochs_before = self._tally.epochs(running)
-        self._snapshot = self._take(record, ended, running)
+            self._epochs_before = self._counts.epochs(running)
+        self._progress = self._take(record, ended, running)
         for trial in (*ended, *running):
             before = self._states.get(trial.uid)
-            # A trial that was finished when first seen belongs to an earlier run of a resumed sweep.
+            # A trial that had finished when it was first seen belongs to an earlier run of a resumed sweep.
             if self._live is None and before != trial.state and (trial.state == "running" or before is not None):
-                self.message(_event_line(trial))
+                self.message(event_text(trial))
             self._states[trial.uid] = trial.state
         if self._live is None and self._clock() >= self._line_due:
             self._line_due = self._clock() + LOG_INTERVAL
             self.message(f"{self._counts()} ({self._time()})")
 
-    def _take(self, record: Record, ended: list[TrialRecord], running: list[TrialRecord]) -> _Snapshot:
-        before, counts = self._snapshot, Counter(self._tally.searched)
+    def _take(self, record: Record, ended: list[TrialRecord], running: list[TrialRecord]) -> _Progress:
+        before, counts = self._progress, Counter(self._counts.searched)
         counts["running"] = sum(trial.confirms is None for trial in running)
         waiting = max(0, self._total - len(record.trials))
         waiting += max(0, self._confirmations - len(record.confirmations))
         complete = [trial for trial in ended if trial.state == "complete" and trial.confirms is None]
         failed = [trial for trial in (before.last_failure, *ended) if trial is not None and trial.state == "failed"]
-        return _Snapshot(
+        return _Progress(
             counts=counts,
-            confirmed=self._tally.confirmed,
+            confirmed=self._counts.confirmed,
             running=tuple(running),
-            epochs_done=self._tally.epochs(running),
-            epochs_left=waiting * self._epochs + sum(max(0, self._epochs - _epoch(trial)) for trial in running),
+            epochs_done=self._counts.epochs(running),
+            epochs_left=waiting * self._epochs + sum(max(0, self._epochs - last_epoch(trial)) for trial in running),
             last_failure=max(failed, key=lambda trial: trial.ended or 0, default=None),
-            # The best of all is the best of the best so far and those that are new.
+            # The best of all trials is the best of the champions so far and the new trials.
             verdicts=self._judge([*_champions(before.verdicts), *complete]) if complete else before.verdicts,
         )
 
@@ -174,22 +177,22 @@ class SweepDisplay:
         return judge(trials, self._rule, self._token_grid, self._baselines)
 
     def _counts(self) -> str:
-        now = self._snapshot
+        now = self._progress
         states = ", ".join(f"{now.counts[state]} {STATES[state]}" for state in FINISHED if now.counts[state])
         running = f"; {len(now.running)} running" if now.running else ""
         repeats = f"; {now.confirmed}/{self._confirmations} confirmations" if self._confirmations else ""
         return f"{now.finished}/{self._total} trials finished" + (f": {states}" if states else "") + repeats + running
 
     def _time(self) -> str:
-        """Elapsed, and what is left at this run's pace: too long a guess while trials will be stopped early."""
-        elapsed, now = self._clock() - self._started, self._snapshot
+        """Return the time elapsed and left at this run's pace: an upper estimate while trials are stopped early."""
+        elapsed, now = self._clock() - self._started, self._progress
         done = now.epochs_done - (self._epochs_before or 0)
         if not now.epochs_left or done <= 0:
             return duration(elapsed)
         return f"{duration(elapsed)}, about {duration(elapsed / done * now.epochs_left)} left"
 
     def _view(self) -> Group:
-        now = self._snapshot
+        now = self._progress
         header = Table.grid(padding=(0, 1))
         header.add_row(
             Text(self._name, style="bold", overflow="ellipsis", no_wrap=True),
@@ -198,10 +201,10 @@ class SweepDisplay:
         )
         parts: list[Any] = [header, Text(self._counts(), overflow="ellipsis", no_wrap=True)]
         if now.last_failure is not None:
-            parts.append(Text(_event_line(now.last_failure), style="red", overflow="ellipsis", no_wrap=True))
+            parts.append(Text(event_text(now.last_failure), style="red", overflow="ellipsis", no_wrap=True))
         best = best_table(now.verdicts)
         if now.running:
-            # Each table has a blank line, a title and a head; one line is for trials without a row, one stays free.
+            # Each table has a blank line, a title and a head. One line counts trials without a row, one stays free.
             room = max(3, self._console.height - len(parts) - best.row_count - 8)
             parts += [Text(), _running_table(now.running[:room], self._epochs)]
             if len(now.running) > room:
@@ -213,41 +216,6 @@ def _champions(verdicts: list[Verdict]) -> list[TrialRecord]:
     return [verdict.champion for verdict in verdicts if verdict.champion is not None]
 
 
-def compact(values: Mapping[str, Any]) -> str:
-    """Searched values on one line, without the grid: `n_critic=3 lambda_gp=1.2`."""
-    names = {key: _short(key, [other for other in values if other != key]) for key in values if key != GRID_KEY}
-    return " ".join(f"{name}={_number(values[key])}" for key, name in names.items())
-
-
-def _short(key: str, others: list[str]) -> str:
-    """The shortest ending of a dotted key that no other key has."""
-    parts = key.split(".")
-    endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-    return next((end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others)), key)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _epoch(trial: TrialRecord) -> int:
-    return int(trial.figures.get("epoch", 0))
-
-
-def _event_line(trial: TrialRecord) -> str:
-    figures, epoch = trial.figures, _epoch(trial)
-    if trial.state == "running":
-        begun = f"continues after epoch {epoch}" if epoch else "started"
-        return f"{_name(trial)} {begun}: {trial.ratio:.3g}x {compact(trial.values)}".rstrip()
-    reached = f" fvu {figures['val/fvu']:.4f}, swd {figures['val/swd']:.3f}" if figures else ""
-    reason = f" {trial.reason}" if trial.state == "failed" else reached
-    return f"{_name(trial)} {STATES[trial.state]} after epoch {epoch}:{reason}"
-
-
-def _name(trial: TrialRecord) -> str:
-    return f"trial {trial.uid}" if trial.confirms is None else f"{trial.uid} (confirms trial {trial.confirms})"
-
-
 def _table(title: str, *columns: str, wide: str = "") -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:
@@ -256,39 +224,40 @@ def _table(title: str, *columns: str, wide: str = "") -> Table:
     return table
 
 
-def _running_table(trials: tuple[TrialRecord, ...], epochs: int) -> Table:
-    table = _table("running", "trial", "ratio", "epoch", "fvu", "swd", "values", wide="values")
+def _running_table(trials: Sequence[TrialRecord], epochs: int) -> Table:
+    figures = [FIGURES[name] for name in JUDGED_ON]
+    columns = ("trial", "ratio", "epoch", *(figure.title for figure in figures), "values")
+    table = _table("running", *columns, wide="values")
     for trial in trials:
         table.add_row(
             trial.uid,
             f"{trial.ratio:.3g}x",
-            f"{_epoch(trial)}/{epochs}",
-            _figure(trial.figures, "val/fvu", 4),
-            _figure(trial.figures, "val/swd", 3),
-            Text(compact(trial.values), overflow="ellipsis"),
+            f"{last_epoch(trial)}/{epochs}",
+            *(figure.text(trial.figures.get(figure.name)) or "-" for figure in figures),
+            Text(values_text(trial.values), overflow="ellipsis"),
         )
     return table
 
 
 def best_table(verdicts: list[Verdict]) -> Table:
-    columns = ("grid", "tokens", "ratio", "fvu", "pooling", "PCA", "gain", "swd (floor)", "targets")
-    table = _table("best so far per grid (fvu beside pooling's and window PCA's)", *columns)
+    """Return one row per grid: the champion so far, and the fvu of the baselines next to its own."""
+    fvu, others = FIGURES["val/fvu"], [FIGURES[name] for name in NEXT_TO_FVU]
+    rivals = baselines_in(SWEEP)
+    columns = ("grid", "tokens", "ratio", fvu.title, *(entry.title for entry in rivals), *map(heading, others))
+    table = _table(f"best so far per grid, with the {fvu.title} of the baselines", *columns, "targets")
     for verdict in verdicts:
         figures: Figures = verdict.champion.figures if verdict.champion else {}
-        floor = f" ({figures['val/swd_floor']:.3f})" if "val/swd_floor" in figures else ""
         table.add_row(
-            f"{verdict.grid}x{verdict.grid}",
+            verdict.name,
             str(verdict.grid**2),
             f"{verdict.ratio:.3g}x",
-            Text(_figure(figures, "val/fvu", 4), style="bold"),
-            _figure(verdict.baselines.get("pooling", {}), "val/fvu", 4),
-            _figure(verdict.baselines.get("window_pca", {}), "val/fvu", 4),
-            f"{figures['val/gain']:.0%}" if "val/gain" in figures else "-",
-            _figure(figures, "val/swd", 3) + floor,
+            Text(_cell(fvu, figures), style="bold"),
+            *(_cell(fvu, verdict.baselines.get(entry.name, {})) for entry in rivals),
+            *(_cell(figure, figures) for figure in others),
             Text("yes", style="green") if verdict.meets_targets else Text("no" if verdict.champion else "-"),
         )
     return table
 
 
-def _figure(figures: Figures, name: str, digits: int) -> str:
-    return f"{figures[name]:.{digits}f}" if name in figures else "-"
+def _cell(figure: Figure, figures: Figures) -> str:
+    return cell(figure, figures) or "-"

@@ -1,0 +1,93 @@
+"""The tables of a sweep's page: the winner of every grid, every trial, and what the sweep cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.evaluation.figures import FIGURES, TRIALS, Figure, shown_in
+from tokconv.sweep.judge.evidence import PROVEN
+from tokconv.sweep.judge.snapshot import SweepSnapshot
+from tokconv.sweep.judge.verdicts import Verdict
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report.text import STATES, cell, heading, values_text
+from tokconv.system.terminal import duration
+
+COST_TEXT = (
+    "Times are those of the trials, from start to end, multiplied by what each trial reserved. They include the start "
+    "of processes, but neither encoding nor baselines. What early stopping saved is estimated from the pace of each "
+    "stopped trial."
+)
+REFERENCE = "window_pca"
+"""The baseline whose fvu stands next to every winner's."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """One row of the winners' table; `evidence` is its last cell."""
+
+    cells: tuple[str, ...]
+    evidence: str
+    is_proven: bool
+
+
+def winner_headings(figures: Sequence[Figure]) -> list[str]:
+    """Return the headings of the winners' table with these figures."""
+    reference = f"{BASELINES[REFERENCE].title}'s fvu"
+    return ["grid", "tokens", "ratio", "variance kept", *map(heading, figures), reference, "evidence"]
+
+
+def winner(verdict: Verdict, figures: Sequence[Figure]) -> Winner:
+    """Return a grid's row of the winners' table."""
+    grid = (_grid(verdict), str(verdict.grid**2), f"{verdict.ratio:.3g}x")
+    reference = cell(FIGURES["val/fvu"], verdict.baselines.get(REFERENCE, {}))
+    champion, evidence = verdict.champion, verdict.evidence
+    if champion is None or evidence is None:
+        return Winner((*grid, "", *[""] * len(figures), reference), "no complete trial", is_proven=False)
+    kept = f"{1 - evidence.figures['val/fvu']:.1%}"
+    cells = (cell(figure, evidence.figures, evidence.half_widths) for figure in figures)
+    missed = "" if verdict.meets_targets else ", misses a target"
+    text = f"{evidence.label}, trial {champion.uid}{missed}"
+    return Winner((*grid, kept, *cells, reference), text, is_proven=evidence.status == PROVEN)
+
+
+def trial_headings() -> list[str]:
+    """Return the headings of the table of all trials."""
+    return ["trial", "state", "ratio", "epochs", *(figure.title for figure in shown_in(TRIALS)), "values", "reason"]
+
+
+def trial_row(trial: TrialRecord) -> list[str]:
+    """Return a trial's row of the table of all trials."""
+    return [
+        trial.uid,
+        STATES[trial.state],
+        f"{trial.ratio:.3g}x",
+        str(len(trial.history)),
+        *(figure.text(trial.figures.get(figure.name)) for figure in shown_in(TRIALS)),
+        values_text(trial.values),
+        trial.reason or ("" if trial.confirms is None else f"confirms {trial.confirms}"),
+    ]
+
+
+def cost(sweep: SweepSnapshot) -> list[tuple[str, str]]:
+    """Return durations and what they are: of the sweep, the search, the confirmations, and what stopping saved."""
+    resources = sweep.spec.resources
+    gpus = resources.gpus_per_worker * resources.workers
+    reserved, unit = (gpus, "GPU time") if gpus else (resources.cpus_per_worker * resources.workers, "CPU time")
+    stopped = [trial for trial in sweep.trials.values() if trial.state == "pruned" and trial.history]
+    saved = sum((t.seconds or 0.0) / len(t.history) * (sweep.epochs - len(t.history)) for t in stopped)
+    return [
+        (duration((sweep.last - sweep.started) / 1000), "from the start of this run to its last event"),
+        (duration(_seconds(sweep.trials.values()) * reserved), f"{unit} of the search"),
+        (duration(_seconds(sweep.confirmations.values()) * reserved), f"{unit} of the confirmations"),
+        (duration(saved * reserved), f"{unit} saved by early stopping"),
+    ]
+
+
+def _grid(verdict: Verdict) -> str:
+    return f"{verdict.grid} x {verdict.grid}"
+
+
+def _seconds(trials: Iterable[TrialRecord]) -> float:
+    return sum(trial.seconds or 0.0 for trial in trials)

@@ -1,0 +1,83 @@
+"""How trials and figures are written: the same in the log, the tables and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON, Figure
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.spec.schema import GRID_KEY
+
+STATES = {"running": "running", "complete": "complete", "pruned": "stopped early", "failed": "failed"}
+"""State of a trial -> the words for it."""
+INTERVAL_LEGEND = "+-: half of the 95 % interval over the confirmation seeds"
+
+
+def heading(figure: Figure) -> str:
+    """Return the heading of a figure's column: `swd (floor)`."""
+    return f"{figure.title} (floor)" if figure.floor else figure.title
+
+
+def cell(figure: Figure, figures: Mapping[str, float], half_widths: Mapping[str, float] = MappingProxyType({})) -> str:
+    """Return a figure with half of its interval and its floor: `0.088 +- 0.004 (0.050)`; "" without the figure."""
+    if figure.name not in figures:
+        return ""
+    width = f" +- {_half_width(figure, half_widths[figure.name])}" if figure.name in half_widths else ""
+    floor = f" ({figure.text(figures[figure.floor])})" if figure.floor in figures else ""
+    return f"{figure.text(figures[figure.name])}{width}{floor}"
+
+
+def half_width_cell(figure: Figure, half_widths: Mapping[str, float]) -> str:
+    """Return half of a figure's interval: `+-0.004`; "" without an interval."""
+    return f"+-{_half_width(figure, half_widths[figure.name])}" if figure.name in half_widths else ""
+
+
+def legend(figures: Iterable[Figure]) -> str:
+    """Return one line that explains these figures."""
+    floors = {figure.name: f"; floor: {FIGURES[figure.floor].meaning}" for figure in figures if figure.floor}
+    return "; ".join(f"{figure.title} ({figure.meaning}{floors.get(figure.name, '')})" for figure in figures)
+
+
+def judged_text(figures: Mapping[str, float]) -> str:
+    """Return the figures that are judged, those that there are: `fvu 0.0123, swd 0.088`."""
+    known = [FIGURES[name] for name in JUDGED_ON if name in figures]
+    return ", ".join(f"{figure.title} {figure.text(figures[figure.name])}" for figure in known)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Return searched values on one line, without the grid: `n_critic=3 lambda_gp=1.2`."""
+    names = {key: _short(key, [other for other in values if other != key]) for key in values if key != GRID_KEY}
+    return " ".join(f"{name}={_number(values[key])}" for key, name in names.items())
+
+
+def event_text(trial: TrialRecord) -> str:
+    """Return what became of a trial: `trial 00003 complete after epoch 9: fvu 0.0123, swd 0.088`."""
+    name = f"trial {trial.uid}" if trial.confirms is None else f"{trial.uid} (confirms trial {trial.confirms})"
+    epoch = last_epoch(trial)
+    if trial.state == "running":
+        begun = f"continues after epoch {epoch}" if epoch else "started"
+        return f"{name} {begun}: {trial.ratio:.3g}x {values_text(trial.values)}".rstrip()
+    reason = trial.reason if trial.state == "failed" else judged_text(trial.figures)
+    return f"{name} {STATES[trial.state]} after epoch {epoch}" + (f": {reason}" if reason else "")
+
+
+def last_epoch(trial: TrialRecord) -> int:
+    """Return the last epoch that a trial reported; 0 before the first."""
+    return int(trial.figures.get("epoch", 0))
+
+
+def _half_width(figure: Figure, value: float) -> str:
+    return format(value, figure.form.removeprefix("+"))
+
+
+def _short(key: str, others: list[str]) -> str:
+    """Return the shortest ending of a dotted key that no other key has."""
+    parts = key.split(".")
+    endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
+    return next((end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others)), key)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
