@@ -25,14 +25,13 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from rich.console import Console
 from surrogate import Surrogate, baselines
 
-from tokconv.models.windows import compression_ratio
 from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.search.study import StudySearcher, open_study
 from tokconv.sweep.spec.file import spec_to_dict, to_yaml
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.tracking.mlflow_writer import _Runs
 from tokconv.sweep.trials.listener import Listener
 from tokconv.system.files import write_text
@@ -169,7 +168,8 @@ class Simulation:
         )
         self._listener = Listener(
             self.record,
-            ratio=lambda values: compression_ratio(TOKEN_GRID, int(values.get(GRID_KEY, self.spec.grids()[0]))),
+            token_grid=TOKEN_GRID,
+            base_grid=self.spec.grids()[0],
             judged_by=self.spec.judged_by,
             finish=self._finish,
             on_event=lambda: display.update(self.record),

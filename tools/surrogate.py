@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tokconv.sweep.record.outcome import FAILURE
+from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY
 

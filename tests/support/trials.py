@@ -40,7 +40,7 @@ def trial(
     """A trial whose last figures are these."""
     ratio = TOKEN_GRID**2 / grid**2
     values = {"model.compressor.output_grid_size": grid, "training.n_critic": 3, "loss.weights.wgan": 0.0123456}
-    found = TrialRecord(uid, values, ratio, started=0, state=state, ended=None if state == "running" else 1500)
+    found = TrialRecord(uid, values, grid, ratio, started=0, state=state, ended=None if state == "running" else 1500)
     for epoch in range(1, epochs + 1):
         slack = 1 + (epochs - epoch) / epochs
         row = figures(fvu * slack, swd * slack, **others)

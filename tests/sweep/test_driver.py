@@ -17,7 +17,7 @@ from support.sweeping import Driver, events, write_spec
 import tokconv
 from tokconv.cli.main import main
 from tokconv.errors import SweepError
-from tokconv.sweep.record.driver import FILE, claimed, driver_of, stop
+from tokconv.sweep.record.driver import FILE, driver_of, registered, stop
 from tokconv.sweep.record.events import Record
 
 
@@ -57,7 +57,7 @@ def reporting_sweep(spec: Path, directory: Path) -> subprocess.Popen[str]:
 
 def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
     assert driver_of(tmp_path) is None
-    with claimed(tmp_path):
+    with registered(tmp_path):
         found = driver_of(tmp_path)
         assert found is not None
         assert found.pid == os.getpid()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tokconv.sweep.record.events import Event, Record, TrialRecord, read_events
-from tokconv.sweep.record.outcome import FAILURE
+from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.trials.listener import Listener
 from tokconv.training.checkpoint import FORMAT
 
@@ -31,7 +31,8 @@ class Desk:
         self.seen: list[int] = []
         self.listener = Listener(
             self.record,
-            ratio=lambda values: 576 / values["model.compressor.output_grid_size"] ** 2,
+            token_grid=24,
+            base_grid=4,
             judged_by=("val/fvu", "compression_ratio"),
             finish=self.finish,
             on_event=lambda: self.seen.append(len(self.events())),
@@ -196,11 +197,11 @@ def test_a_trial_without_an_objectives_figure_is_failed_with_the_reason(desk: De
 
 def test_it_is_hopeless_when_the_first_trials_all_fail_for_one_reason(desk: Desk) -> None:
     for number in range(5):
-        assert desk.listener.hopeless is None
+        assert desk.listener.common_failure is None
         trial = desk.start(f"{number:05d}")
         trial.last_result = {FAILURE: f"the loss is not finite at step {number}"}
         desk.listener.on_trial_complete(0, [], trial)
-    assert desk.listener.hopeless == "the loss is not finite at step 0"
+    assert desk.listener.common_failure == "the loss is not finite at step 0"
 
 
 @pytest.mark.parametrize("other", ["another reason", None])
@@ -212,7 +213,7 @@ def test_there_is_hope_when_one_fails_otherwise_or_not_at_all(desk: Desk, other:
         trial = desk.start(f"{number:05d}")
         trial.last_result = {FAILURE: other if number == 2 else "the loss is not finite"}
         desk.listener.on_trial_complete(0, [], trial)
-    assert desk.listener.hopeless is None
+    assert desk.listener.common_failure is None
 
 
 LOST = "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc"

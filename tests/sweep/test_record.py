@@ -29,7 +29,7 @@ def open_record() -> Iterator[Open]:
 
 
 def start(record: Record, uid: str = "00000") -> None:
-    record.append("trial_started", trial=uid, values={"training.n_critic": 3}, ratio=16.0)
+    record.append("trial_started", trial=uid, values={"training.n_critic": 3}, grid=6, ratio=16.0)
 
 
 def report(record: Record, epoch: int, fvu: float, uid: str = "00000", **fields: Any) -> None:

@@ -188,6 +188,20 @@ def test_checkpoints_without_their_last_file_do_not_count(server: ObjectServer, 
     assert {name.split("/")[0] for name in Remote(f"{URL}/trials/00000").files()} == {"epoch-0002"}
 
 
+def test_checkpoints_there_are_ordered_by_epoch_not_by_name(server: ObjectServer, tmp_path: Path) -> None:
+    checkpoints = RemoteCheckpoints(f"{URL}/trials/00000", tmp_path / "scratch")
+    for epoch in (9999, 10000):
+        folder = tmp_path / f"epoch-{epoch}"
+        folder.mkdir()
+        (folder / "state.json").write_text("{}")
+        (Remote(URL) / "trials/00000" / folder.name / "state.json").upload(folder / "state.json")
+    newest = checkpoints.latest()
+    assert newest is not None
+    assert newest.name == "epoch-10000"
+    checkpoints.keep(tmp_path / "epoch-10000")
+    assert {name.split("/")[0] for name in Remote(f"{URL}/trials/00000").files()} == {"epoch-10000"}
+
+
 def test_every_run_of_a_spec_has_its_own_directory_there(
     server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +225,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepDirectory:
     directory.spec.write_text("name: tiny\n")
     record = Record(directory.events)
     directory.journal.write_text('{"op": 1}\n')
-    record.append("trial_started", trial="00000", values={}, ratio=4.0)
+    record.append("trial_started", trial="00000", values={}, grid=2, ratio=4.0)
     record.append("trial_reported", trial="00000", epoch=1, figures={"val/fvu": 0.3, "epoch": 1}, checkpoint=None)
     with kept(directory, record):
         pass

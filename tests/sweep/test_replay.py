@@ -108,7 +108,7 @@ def write_sweep(directory: Path, trials: list[TrialRecord], *, report: bool = Tr
             record.append("trial_reported", trial=found.uid, epoch=row["epoch"], figures=row)
         if found.state != "running":
             record.append("trial_ended", trial=found.uid, state=found.state)
-    record.append("trial_started", trial="c06-1", values={}, ratio=16.0, kind="confirm", confirms="00000")
+    record.append("trial_started", trial="c06-1", values={}, grid=6, ratio=16.0, kind="confirm", confirms="00000")
     record.close()
     write_text(directory / "spec.yaml", to_yaml(Spec(name="full", trials=4, concurrency=2)))
     if report:

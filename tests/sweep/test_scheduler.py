@@ -12,7 +12,7 @@ from support.trials import trial
 
 from tokconv.sweep.judge.pareto import dominates
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.outcome import FAILURE, Outcome, outcome
+from tokconv.sweep.record.final_state import FAILURE, FinalState, final_state
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.spec.schema import EarlyStopping
 
@@ -122,7 +122,7 @@ def test_a_replayed_record_judges_like_the_driver_that_died(reports: list[Report
     records: dict[str, TrialRecord] = {}
     for uid, figures in reports:
         live.goes_on(uid, figures)
-        found = records.setdefault(uid, TrialRecord(uid, {}, figures["compression_ratio"], 0))
+        found = records.setdefault(uid, TrialRecord(uid, {}, 4, figures["compression_ratio"], 0))
         found.apply({"event": "trial_reported", "epoch": figures["epoch"], "figures": figures, "checkpoint": None})
     resumed.replay(records.values())
     for ratio in RATIOS:
@@ -157,18 +157,18 @@ def test_replay_of_the_records_own_history_fills_the_rungs() -> None:
 @pytest.mark.parametrize(
     ("result", "error", "expected"),
     [
-        ({"epoch": 4, "epochs": 4}, False, Outcome.COMPLETE),
-        ({"epoch": 5, "epochs": 4}, False, Outcome.COMPLETE),
-        ({"epoch": 3, "epochs": 4}, False, Outcome.PRUNED),
-        ({"epoch": 4, "epochs": 4}, True, Outcome.FAILED),
-        ({"epoch": 3, "epochs": 4}, True, Outcome.FAILED),
-        ({"epoch": 4, "epochs": 4, FAILURE: "diverged"}, False, Outcome.FAILED),
-        ({FAILURE: "diverged"}, False, Outcome.FAILED),
-        ({"done": True}, False, Outcome.FAILED),
-        ({}, False, Outcome.FAILED),
-        (None, False, Outcome.FAILED),
-        (None, True, Outcome.FAILED),
+        ({"epoch": 4, "epochs": 4}, False, FinalState.COMPLETE),
+        ({"epoch": 5, "epochs": 4}, False, FinalState.COMPLETE),
+        ({"epoch": 3, "epochs": 4}, False, FinalState.PRUNED),
+        ({"epoch": 4, "epochs": 4}, True, FinalState.FAILED),
+        ({"epoch": 3, "epochs": 4}, True, FinalState.FAILED),
+        ({"epoch": 4, "epochs": 4, FAILURE: "diverged"}, False, FinalState.FAILED),
+        ({FAILURE: "diverged"}, False, FinalState.FAILED),
+        ({"done": True}, False, FinalState.FAILED),
+        ({}, False, FinalState.FAILED),
+        (None, False, FinalState.FAILED),
+        (None, True, FinalState.FAILED),
     ],
 )
-def test_how_a_trial_ended(result: dict[str, Any] | None, error: bool, expected: Outcome) -> None:
-    assert outcome(result, error=error, judged_by=()) is expected
+def test_how_a_trial_ended(result: dict[str, Any] | None, error: bool, expected: FinalState) -> None:
+    assert final_state(result, error=error, judged_by=()) is expected

@@ -14,7 +14,7 @@ from support.trials import trial
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import get
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.outcome import FAILURE
+from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.search.study import StudySearcher, first_points, open_study
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.sweep.spec.ranges import Range

@@ -18,7 +18,7 @@ from tokconv.errors import import_extra
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.protocol import PROTOCOL
-from tokconv.models.windows import check_output_grid, compression_ratio
+from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations

@@ -104,6 +104,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
     ended: dict[str, Any] | None = None
     last = epochs = 0
     for event, _ in read_events(directory.events):
+        found.apply(event)
         last = event["time"]
         if "trial" in event:
             epochs += event["event"] == "trial_reported"

@@ -13,7 +13,7 @@ import torch
 
 from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.images import assign_split, describe_tokens, open_source
-from tokconv.encoding.pipeline import plan as plan_encode
+from tokconv.encoding.plan import plan as plan_encode
 from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
 from tokconv.errors import DataError
 from tokconv.store.format import INDEX, default_shard_size, image_bytes

@@ -8,7 +8,7 @@ from itertools import islice
 from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
 
 
-class Tally:
+class TrialCounts:
     """What has ended, counted once; what has not, by uid."""
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ class Driver:
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[None]:
+def registered(directory: Path) -> Iterator[None]:
     """Say that this process drives the sweep, while the block runs. The caller holds the sweep's lock."""
     own = psutil.Process()
     driver = Driver(own.pid, socket.gethostname(), own.create_time(), stop_signal())

@@ -1,16 +1,16 @@
-"""The sweep's own record: every event, appended to `events.jsonl`, and the trials as the events tell them.
+"""The sweep's own record: every event, appended to `events.jsonl`, and the trials that the events describe.
 
 It is the one source of truth. Resuming, the final table and MLflow are all derived from it, so none of them depends on
-a pickle of Ray Tune's or on a tracking server being up.
+a pickle of Ray Tune's or on a tracking server that is up.
 
-    sweep_started    sweep, spec, store_fingerprint, protocol, git_commit, ...
-    trial_started    trial, values (searched keys), ratio; of a confirmation also kind=confirm, confirms (a trial)
+    sweep_started    sweep, spec, store_fingerprint, protocol, git_commit, token_grid, ...
+    trial_started    trial, values (searched keys), grid, ratio; of a confirmation also kind=confirm, confirms (a trial)
     trial_reported   trial, epoch, figures, checkpoint
     trial_ended      trial, state (complete | pruned | failed), reason
     trial_artifacts  trial, path (a directory to upload)
     sweep_ended      champions (grid -> what was exported), artifacts (a directory to upload)
 
-Every event also carries `time`, milliseconds since the epoch.
+Every event also has `time`, in milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -27,30 +27,34 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import SweepError
+from tokconv.sweep.spec.schema import GRID_KEY
 
 Event = dict[str, Any]
 FINISHED = ("complete", "pruned", "failed")
-KEPT = ("val/", "train/", "critic/")
-ALSO_KEPT = ("epoch", "epochs", "compression_ratio")
+RECORDED_KINDS = ("val/", "train/", "critic/")
+RECORDED_NAMES = ("epoch", "epochs", "compression_ratio")
 
 
 @dataclass
 class TrialRecord:
-    """One trial as the events tell it."""
+    """One trial as its events describe it."""
 
     uid: str
     values: dict[str, Any]
-    """The searched keys; of a confirmation also its `training.seed`."""
+    """The searched keys; for a confirmation also its `training.seed`."""
+    grid: int
+    """Output grid size k."""
     ratio: float
     """Tokens in / tokens out."""
     started: int
+    """Milliseconds since 1970."""
     confirms: str | None = None
     """The trial that this one repeats with another seed; None for a trial of the search."""
     state: str = "running"
     """running, complete, pruned (stopped early) or failed."""
     reason: str = ""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Figures of each epoch, in order, each epoch once."""
+    """The figures of each epoch, in order, each epoch once."""
     checkpoint: str | None = None
     ended: int | None = None
     has_artifacts: bool = False
@@ -58,21 +62,21 @@ class TrialRecord:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Figures of the last epoch; empty before the first."""
+        """The figures of the last epoch; empty before the first."""
         return self.history[-1] if self.history else {}
 
     @property
     def seconds(self) -> float | None:
-        """From its first start to its end, pauses included; None before it ended."""
+        """Seconds from its first start to its end, pauses included; None until it ends."""
         return None if self.ended is None else (self.ended - self.started) / 1000
 
     def apply(self, event: Event) -> None:
-        """Take in one event of this trial."""
+        """Change the trial by one of its events."""
         if event["event"] == "trial_started":
             self.state, self.reason, self.ended = "running", "", None
         elif event["event"] == "trial_reported":
             # A trial that resumed from an older checkpoint reports some epochs again.
-            # A name is the same text in every event, and text takes more room than a number.
+            # A name is the same text in every event, and text takes more memory than a number.
             figures = {sys.intern(name): value for name, value in event["figures"].items()} | {"epoch": event["epoch"]}
             self.history = [row for row in self.history if row["epoch"] < event["epoch"]] + [figures]
             self.checkpoint = event.get("checkpoint") or self.checkpoint
@@ -82,26 +86,83 @@ class TrialRecord:
             self.state, self.reason, self.ended = event["state"], event.get("reason", ""), event["time"]
 
 
-class Record:
-    """Append-only event log of one sweep.
+class Trials:
+    """The trials and confirmations of a sweep, built up from its events.
 
     Args:
-        path: `events.jsonl`; created when missing, read when present. A last line torn by a crash is dropped.
-
-    Raises:
-        SweepError: a damaged line that is not the last one, or one that is no event of a trial that was started.
+        path: the record; error messages name it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        # Apart, so that nothing that reads the search's trials can take a confirmation for one of them.
+        # Two dictionaries, so that nothing that reads the search's trials can mistake a confirmation for one of them.
         self.trials: dict[str, TrialRecord] = {}
         self.confirmations: dict[str, TrialRecord] = {}
+        self._token_grid: int | None = None
+
+    def apply(self, event: Event) -> None:
+        """Change the trials by one event; an event that is not about a trial changes none.
+
+        Raises:
+            SweepError: the trial was never started, or its grid is unknown.
+        """
+        if event["event"] == "sweep_started":
+            self._token_grid = event.get("token_grid")
+        uid = event.get("trial")
+        if uid is None:
+            return
+        found = self.confirmations.get(uid) or self.trials.get(uid)
+        if found is None:
+            self.check(event)
+            found = TrialRecord(
+                uid,
+                event["values"],
+                self._grid(event),
+                event["ratio"],
+                event["time"],
+                confirms=event.get("confirms"),
+            )
+            (self.trials if found.confirms is None else self.confirmations)[uid] = found
+        found.apply(event)
+
+    def check(self, event: Event) -> None:
+        """Raise SweepError if the event is about a trial that was never started."""
+        uid = event.get("trial")
+        known = uid in self.trials or uid in self.confirmations
+        if uid is not None and not known and event["event"] != "trial_started":
+            raise SweepError(f"{self.path}: {event['event']} of trial {uid}, which was never started")
+
+    def find(self, uid: str) -> TrialRecord:
+        """Return a trial or a confirmation by its uid. Raises KeyError."""
+        return self.confirmations[uid] if uid in self.confirmations else self.trials[uid]
+
+    def _grid(self, event: Event) -> int:
+        """Return the output grid of a trial that starts. Events of 0.1.0 hold only the ratio."""
+        grid = event.get("grid", event["values"].get(GRID_KEY))
+        if grid is not None:
+            return int(grid)
+        if self._token_grid is None:
+            raise SweepError(f"{self.path}: trial {event['trial']} has no grid, and no sweep_started event precedes it")
+        return round(self._token_grid / event["ratio"] ** 0.5)
+
+
+class Record(Trials):
+    """The append-only event log of one sweep.
+
+    Args:
+        path: `events.jsonl`; created if it is missing, read if it exists. A last line torn by a crash is dropped.
+
+    Raises:
+        SweepError: a damaged line that is not the last one, or an event of a trial that was never started.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
         whole = 0
         for event, end in read_events(self.path):
-            self._apply(event)
+            self.apply(event)
             whole = end
         self._file = self.path.open("ab", buffering=0)
         self._file.truncate(whole)
@@ -117,29 +178,20 @@ class Record:
         entry: Event = {"event": event, "time": int(time.time() * 1000), **fields}
         line = json.dumps(entry, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            self._check(entry)
+            self.check(entry)
             self._write(line)
-            self._apply(entry)
+            self.apply(entry)
         return entry
 
     def unfinished(self) -> list[TrialRecord]:
-        """Trials, and confirmations, that were running when the sweep stopped."""
+        """Return the trials and confirmations that were running when the sweep stopped."""
         with self._lock:
             both = (*self.trials.values(), *self.confirmations.values())
             return [trial for trial in both if trial.state == "running"]
 
-    def find(self, uid: str) -> TrialRecord:
-        """A trial or a confirmation by its uid. Raises KeyError."""
-        return self.confirmations[uid] if uid in self.confirmations else self.trials[uid]
-
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
-
-    def _check(self, event: Event) -> None:
-        uid = event.get("trial")
-        known = uid in self.trials or uid in self.confirmations
-        if uid is not None and not known and event["event"] != "trial_started":
-            raise _never_started(event, self.path)
 
     def _write(self, line: bytes) -> None:
         whole = os.fstat(self._file.fileno()).st_size
@@ -148,59 +200,28 @@ class Record:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(self._file.fileno())
         except OSError:
-            # Half a line would glue itself to the next event and damage the log for good.
+            # Half a line would run into the next event and damage the log for good.
             self._file.truncate(whole)
             raise
 
-    def _apply(self, event: Event) -> None:
-        if event.get("trial") is not None:
-            take_in(event, self.trials, self.confirmations, self.path)
-
 
 def read_trials(path: Path) -> list[TrialRecord]:
-    """The search's trials as a record tells them, which may be in use: nothing is written.
+    """Return the search's trials from a record, which may be in use: nothing is written.
 
     Raises:
         SweepError: the record is damaged.
     """
-    trials: dict[str, TrialRecord] = {}
+    found = Trials(path)
     for event, _ in read_events(path):
-        if "trial" in event:
-            take_in(event, trials, {}, path)
-    return list(trials.values())
-
-
-def take_in(
-    event: Event, trials: dict[str, TrialRecord], confirmations: dict[str, TrialRecord], path: Path | str
-) -> None:
-    """Apply an event of a trial to it; one that starts is added to the search's trials or to the confirmations.
-
-    Raises:
-        SweepError: the trial was never started.
-    """
-    uid = event["trial"]
-    found = confirmations.get(uid) or trials.get(uid)
-    if found is None:
-        if event["event"] != "trial_started":
-            raise _never_started(event, path)
-        found = _started(event)
-        (trials if found.confirms is None else confirmations)[uid] = found
-    found.apply(event)
-
-
-def _never_started(event: Event, path: Path | str) -> SweepError:
-    return SweepError(f"{path}: {event['event']} of trial {event['trial']}, which was never started")
-
-
-def _started(event: Event) -> TrialRecord:
-    return TrialRecord(event["trial"], event["values"], event["ratio"], event["time"], confirms=event.get("confirms"))
+        found.apply(event)
+    return list(found.trials.values())
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Whole events from a byte offset on, each with the offset after it; a torn last line is left for later.
+    """Yield whole events from a byte offset on, each with the offset after it; a torn last line is left for later.
 
     Raises:
-        SweepError: a whole line that is no event.
+        SweepError: a whole line is not an event.
     """
     if not path.exists():
         return
@@ -223,11 +244,11 @@ def _parse(line: bytes, path: Path, end: int) -> Event:
     return event
 
 
-def kept_figures(result: Mapping[str, Any]) -> dict[str, float]:
-    """What the record keeps of an epoch's result."""
-    return finite({k: v for k, v in result.items() if k.startswith(KEPT) or k in ALSO_KEPT})
+def recorded_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of an epoch's result that belong in the record."""
+    return finite({k: v for k, v in result.items() if k.startswith(RECORDED_KINDS) or k in RECORDED_NAMES})
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures that are finite numbers: JSON and MLflow have no other."""
+    """Return the figures that are finite numbers: JSON and MLflow have no others."""
     return {name: float(value) for name, value in figures.items() if abs(float(value)) < float("inf")}

@@ -24,7 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tokconv.errors import SweepError
-from tokconv.sweep.record.driver import claimed
+from tokconv.sweep.record.driver import registered
 from tokconv.system.files import new_numbered, newest_numbered
 from tokconv.system.storage import Remote, is_url
 
@@ -86,7 +86,7 @@ class SweepDirectory:
     def lock(self) -> Iterator[None]:
         """Held while a driver works here. Raises SweepError when another one does."""
         try:
-            with FileLock(self.path / ".lock", timeout=0), claimed(self.path):
+            with FileLock(self.path / ".lock", timeout=0), registered(self.path):
                 yield
         except Timeout as error:
             raise SweepError(f"{self.path}: another process is running this sweep; wait for it or end it") from error

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokconv.errors import SpecError, SweepError
-from tokconv.sweep.record.events import Record, kept_figures
+from tokconv.sweep.record.events import Record, recorded_figures
 from tokconv.sweep.record.layout import SweepDirectory, new_directory, newest_directory
 from tokconv.sweep.record.lease import Lease
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
@@ -130,7 +130,7 @@ def restore(directory: SweepDirectory) -> None:
 
 
 @contextmanager
-def kept(directory: SweepDirectory, record: Record) -> Iterator[None]:
+def mirrored(directory: SweepDirectory, record: Record) -> Iterator[None]:
     """Mirror a sweep's directory while the block runs; nobody else may work on it meanwhile.
 
     Trials that the record does not know, since its last seconds were lost, start afresh; what others did in those
@@ -151,13 +151,13 @@ def kept(directory: SweepDirectory, record: Record) -> Iterator[None]:
         with Mirror(
             directory.path,
             directory.remote,
-            files=lambda: _mirrored(directory.path),
+            files=lambda: _mirrored_files(directory.path),
             # The study first: it must know every trial that the record speaks of.
             logs=(directory.journal.name, directory.events.name),
             positions=(directory.cursor.name,),
             may_write=lambda: lease.held,
-            patience=DRAIN_SECONDS,
-            again="the same command with --resume, on this machine,",
+            drain_seconds=DRAIN_SECONDS,
+            resume_with="the same command with --resume, on this machine,",
         ):
             yield
 
@@ -185,12 +185,12 @@ def _catch_up(remote: Remote, record: Record) -> None:
                     "trial_reported",
                     trial=trial.uid,
                     epoch=row["epoch"],
-                    figures=kept_figures(row),
+                    figures=recorded_figures(row),
                     checkpoint=checkpoint.url,
                 )
 
 
-def _mirrored(directory: Path) -> list[str]:
+def _mirrored_files(directory: Path) -> list[str]:
     found = [directory / "spec.yaml"] if (directory / "spec.yaml").exists() else []
     for name in FILES:
         found += sorted(path for path in (directory / name).rglob("*") if path.is_file())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokconv.system.storage import Remote, patiently
+from tokconv.system.storage import Remote, retry
+from tokconv.training.runtime import epoch_of
 
 STATE = "state.json"
 """Of a checkpoint, the file that is put there last: one without it is not whole."""
-PATIENCE_SECONDS = 600.0
+OUTAGE_SECONDS = 600.0
 """A server that is away for less than this costs a trial nothing but the time."""
 
 
@@ -28,17 +29,17 @@ class RemoteCheckpoints:
         """Upload a checkpoint directory, remove the older ones there; its URL comes back.
 
         Raises:
-            StorageError: the server was away for longer than PATIENCE_SECONDS.
+            StorageError: the server was away for longer than OUTAGE_SECONDS.
         """
         place = self._remote / checkpoint.name
         if checkpoint != self._newest:
-            patiently(lambda: self._put(checkpoint), PATIENCE_SECONDS)
+            retry(lambda: self._put(checkpoint), OUTAGE_SECONDS)
         return place.url
 
     def latest(self) -> Path | None:
         """A local copy of the newest whole checkpoint there; None when there is none. Raises StorageError as `keep`."""
         if self._newest is None:
-            self._newest = patiently(self._fetch, PATIENCE_SECONDS)
+            self._newest = retry(self._fetch, OUTAGE_SECONDS)
         return self._newest
 
     def _fetch(self) -> Path | None:
@@ -53,7 +54,7 @@ class RemoteCheckpoints:
         names = sorted((path.name for path in checkpoint.iterdir()), key=lambda name: (name == STATE, name))
         for name in names:
             (self._remote / checkpoint.name / name).upload(checkpoint / name)
-        older = [name for name in self._remote.files() if name.split("/")[0] < checkpoint.name]
+        older = [name for name in self._remote.files() if epoch_of(name.split("/")[0]) < epoch_of(checkpoint.name)]
         # Its state first: a checkpoint that lost only its weights would be taken for a whole one.
         self._remote.remove(sorted(older, key=lambda name: not name.endswith(STATE)))
 
@@ -61,4 +62,4 @@ class RemoteCheckpoints:
 def newest_checkpoint(trial: Remote) -> Remote | None:
     """The newest whole checkpoint of a trial, by the trial's prefix."""
     whole = [name.split("/")[0] for name in trial.files() if name.endswith(f"/{STATE}")]
-    return trial / max(whole) if whole else None
+    return trial / max(whole, key=epoch_of) if whole else None

@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tokconv.sweep.judge.pareto import Point, crowding, ranks
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.outcome import FAILURE
+from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.spec.schema import EarlyStopping
 
 AXES = ("val/fvu", "val/swd")

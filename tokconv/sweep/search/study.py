@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 
 from tokconv.config.tree import get
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.outcome import Outcome, outcome
+from tokconv.sweep.record.final_state import FinalState, final_state
 from tokconv.sweep.search.history import BoundedHistory
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
@@ -146,11 +146,11 @@ class StudySearcher(Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        found = outcome(result, error=error, judged_by=self._spec.judged_by)
-        if found is Outcome.COMPLETE and result is not None:
+        found = final_state(result, error=error, judged_by=self._spec.judged_by)
+        if found is FinalState.COMPLETE and result is not None:
             told: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
         else:
-            told = {"state": TrialState.PRUNED if found is Outcome.PRUNED else TrialState.FAIL}
+            told = {"state": TrialState.PRUNED if found is FinalState.PRUNED else TrialState.FAIL}
         # A driver that died between telling the study and the record runs the trial's end again.
         self._study.tell(number, **told, skip_if_finished=True)
 

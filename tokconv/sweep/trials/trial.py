@@ -1,8 +1,8 @@
-"""One trial on Ray: the Tune function, the `TorchTrainer` it may start, and the runtimes `run_trial` sees there.
+"""One trial on Ray: the Tune function, the `TorchTrainer` it may start, and the runtimes that `run_trial` gets there.
 
 `trial_function` runs in a Tune actor. With runner torch_trainer it drives a `TorchTrainer` whose workers run
-`train_worker`; with runner inline it runs the same `run_trial` itself, which saves several seconds of process starts
-a trial.
+`train_worker`; with runner inline it calls the same `run_trial` itself, which saves several seconds of process starts
+per trial.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.errors import DivergedError, SweepError, first_line
 from tokconv.store.remote import StorePlace
-from tokconv.sweep.record.outcome import FAILURE
+from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec.schema import Resources
-from tokconv.sweep.trials.reports import fit
+from tokconv.sweep.trials.trainer import run_trainer
 from tokconv.sweep.trials.watchdog import Watchdog
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 from tokconv.system.storage import is_url
 from tokconv.training.loop import run_trial
-from tokconv.training.runtime import LocalRuntime, Metrics, Runtime
+from tokconv.training.runtime import LocalRuntime, Metrics, Runtime, epoch_directory
 
 DRIVER_CPUS = 0.01
-"""A trial's driver only waits. With a whole CPU each, as many drivers as CPUs leave none for their workers and all wait
-for ever; 0 is not allowed."""
+"""CPUs of a trial's driver, which only waits. With a whole CPU each, as many drivers as CPUs would leave none for their
+workers and wait for ever; 0 is not allowed."""
 
 WORKER_LOSSES = 3
-"""Times that a `TorchTrainer` starts its workers again by itself; after that Tune runs the trial again."""
+"""How often a `TorchTrainer` starts its workers again by itself before Tune runs the trial again."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class TrialJob:
     base: Config
     store: StorePlace
     trials_dir: str
-    """On a file system that every node sees, or a URL (`tokconv.sweep.record.remote_checkpoints`)."""
+    """A directory that every node sees, or a URL (`tokconv.sweep.record.remote_checkpoints`)."""
     resources: Resources
 
 
 def trial_function(config: dict[str, Any], job: TrialJob) -> None:
-    """The Tune function. `config` is `{"uid": ..., "values": {dotted key: value}}`."""
+    """Run one trial as a Tune function. `config` is `{"uid": ..., "values": {dotted key: value}}`."""
     with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
         if job.resources.runner == "inline":
-            with Watchdog(job.resources.patience) as watchdog:
+            with Watchdog(job.resources.trial_timeout) as watchdog:
                 _run(config, job, _inline_runtime(config["uid"], job, Path(scratch), watchdog), ray.tune.report)
         else:
-            # Checkpoints at a URL are none of Ray Train's business; what else it writes is of no use afterwards.
-            _fit(config, job, scratch if is_url(job.trials_dir) else job.trials_dir)
+            # Checkpoints at a URL do not pass through Ray Train; nothing else that it writes is needed afterwards.
+            _run_torch_trainer(config, job, scratch if is_url(job.trials_dir) else job.trials_dir)
 
 
-def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
-    """Drive a `TorchTrainer` to its end."""
+def _run_torch_trainer(config: dict[str, Any], job: TrialJob, storage: str) -> None:
+    """Run a `TorchTrainer` to its end."""
     resources = job.resources
 
     def trainer_with(callback: ray.train.UserCallback) -> ray.train.torch.TorchTrainer:
@@ -89,17 +89,17 @@ def _fit(config: dict[str, Any], job: TrialJob, storage: str) -> None:
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker > 0 else "gloo"),
         )
 
-    fit(trainer_with, resources.patience)
+    run_trainer(trainer_with, resources.trial_timeout)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
-    """Runs in every worker of the `TorchTrainer`."""
+    """Train the trial in one worker of the `TorchTrainer`."""
     trial, job = loop_config["trial"], loop_config["job"]
     _run(trial, job, TrainRuntime(f"{job.trials_dir}/{trial['uid']}"), ray.train.report)
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:
-    """CPUs and GPUs of one worker. The driver's share is taken off, so that N trials of one CPU fit on N CPUs."""
+    """Return the CPUs and GPUs of one worker, less the driver's share, so that N trials of one CPU fit on N CPUs."""
     wanted = {"CPU": resources.cpus_per_worker - DRIVER_CPUS * 2}
     if resources.gpus_per_worker > 0:
         wanted["GPU"] = resources.gpus_per_worker
@@ -107,10 +107,10 @@ def worker_resources(resources: Resources) -> dict[str, float]:
 
 
 def tune_resources(resources: Resources) -> dict[str, float]:
-    """What Tune reserves for the Tune function itself.
+    """Return what Tune reserves for the Tune function itself.
 
-    A driver that is lost takes its trial's workers with it, so it belongs on a node that stays: where some nodes have
-    the resource `tokconv_driver`, drivers go there, and nowhere else.
+    A driver that is lost takes its trial's workers with it, so it belongs on a node that stays: if some nodes have the
+    resource `tokconv_driver`, drivers go there and nowhere else.
     """
     if resources.runner == "torch_trainer":
         return {DRIVER_RESOURCE: 1} if DRIVER_RESOURCE in ray.cluster_resources() else {"CPU": DRIVER_CPUS}
@@ -124,7 +124,7 @@ class TrainRuntime:
     """A worker of a Ray Train group (`tokconv.training.runtime.Runtime`).
 
     Args:
-        place: of the trial's checkpoints; when it is a URL they are kept there without Ray Train's help.
+        place: where the trial's checkpoints go; at a URL they are kept without Ray Train's help.
     """
 
     def __init__(self, place: str) -> None:
@@ -143,24 +143,24 @@ class TrainRuntime:
         return wrapped
 
     def checkpoint_dir(self, epoch: int) -> Path:
-        return Path(self._scratch.name) / f"epoch-{epoch:04d}"
+        return Path(self._scratch.name) / epoch_directory(epoch)
 
     def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
         if checkpoint is None:
             ray.train.report(dict(metrics))
         elif self._remote is not None:
-            kept_at = self._remote.keep(checkpoint)
+            url = self._remote.keep(checkpoint)
             shutil.rmtree(checkpoint)
-            ray.train.report({**metrics, CHECKPOINT_PATH_KEY: kept_at})
+            ray.train.report({**metrics, CHECKPOINT_PATH_KEY: url})
         elif checkpoint == self._resumed:
-            # It is in storage already: name it, do not upload it again.
+            # It is already in storage: name it instead of uploading it again.
             ray.train.report({**metrics, CHECKPOINT_PATH_KEY: self._resumed_from})
         else:
-            kept = ray.train.Checkpoint.from_directory(str(checkpoint))
-            ray.train.report(dict(metrics), checkpoint=kept, delete_local_checkpoint_after_upload=True)
+            saved = ray.train.Checkpoint.from_directory(str(checkpoint))
+            ray.train.report(dict(metrics), checkpoint=saved, delete_local_checkpoint_after_upload=True)
 
     def progress(self, step: int, total: int) -> None:
-        """Nothing: the sweep's display counts epochs."""
+        """Do nothing: the sweep's display counts epochs."""
 
     def latest_checkpoint(self) -> Path | None:
         if self._remote is not None:
@@ -181,9 +181,9 @@ def _inline_runtime(uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) 
         remote.latest()
 
     def report(metrics: Metrics, checkpoint: Path | None) -> None:
-        kept = str(checkpoint) if remote is None or checkpoint is None else remote.keep(checkpoint)
+        saved = str(checkpoint) if remote is None or checkpoint is None else remote.keep(checkpoint)
         watchdog.feed()
-        ray.tune.report({**metrics, CHECKPOINT_PATH_KEY: kept})
+        ray.tune.report({**metrics, CHECKPOINT_PATH_KEY: saved})
 
     device = "cuda" if job.resources.gpus_per_worker > 0 else "cpu"
     run_dir = Path(place) if remote is None else scratch
@@ -191,7 +191,7 @@ def _inline_runtime(uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) 
 
 
 def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
-    """`run_trial`; a divergence is a result, not an error that Ray would retry, and so is memory that is too small."""
+    """Call `run_trial`; divergence and lack of memory are results, not errors that Ray would retry."""
     torch.set_num_threads(job.resources.cpus_per_worker)
     config = with_values(job.base, trial["values"])
     try:
@@ -199,16 +199,16 @@ def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failu
     except DivergedError as error:
         report_failure({FAILURE: str(error)})
     except (torch.OutOfMemoryError, MemoryError) as error:
-        if runtime.world_size > 1:  # the other workers know nothing of it, and would wait for this one's report
+        if runtime.world_size > 1:  # the other workers do not know, and would wait for this one's report
             raise
         report_failure({FAILURE: f"out of memory ({first_line(error)[:200]}); lower training.batch_size or the widths"})
 
 
 def check_resources(resources: Resources, *, private: bool) -> None:
-    """Refuse a trial that this machine can never hold, instead of waiting for ever; say it of a cluster that may grow.
+    """Refuse a trial that this machine can never hold, instead of waiting for ever; a cluster may grow, so only warn.
 
     Raises:
-        SweepError: a private cluster with fewer CPUs or GPUs than the workers of one trial need.
+        SweepError: the private cluster has fewer CPUs or GPUs than the workers of one trial need.
     """
     available = ray.cluster_resources()
     for name, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):

@@ -1,4 +1,4 @@
-"""The search and its confirmation: study, early stopping and trials put into Ray Tune runs, on one cluster."""
+"""The search and its confirmations as Ray Tune runs on one cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-Owed = Callable[[], list[dict[str, Any]]]
+TrialConfigs = Callable[[], list[dict[str, Any]]]
 
 
 def tune(
@@ -29,22 +29,24 @@ def tune(
     directory: SweepDirectory,
     record: Record,
     listener: Listener,
-    owed: Owed,
+    missing_confirmations: TrialConfigs,
 ) -> None:
-    """Run the trials that are missing: unfinished ones first, then new ones until the record holds `spec.trials`; then
-    the confirmations that the finished search owes.
+    """Run the missing trials, then the missing confirmations of the finished search.
+
+    Unfinished trials come first, then new ones until the record holds `spec.trials`.
 
     Args:
-        owed: asked once, after the search: configs with `confirms`.
+        missing_confirmations: called once, after the search; returns configs with `confirms`.
 
     Raises:
-        SweepError: no Ray cluster, the cluster lacks what one trial needs, or the first trials all fail in one way.
+        ClusterError: no Ray cluster.
+        SweepError: the cluster lacks what one trial needs, or the first trials all fail in one way.
     """
     missing = spec.trials - sum(trial.state in FINISHED for trial in record.trials.values())
-    configs = owed() if missing <= 0 else []
+    configs = missing_confirmations() if missing <= 0 else []
     if missing <= 0 and not configs:
         return
-    # Tune would answer Ctrl-C by going on until all running trials have ended.
+    # Without this, Tune answers Ctrl-C by going on until all running trials have ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with ray_cluster(dashboard=spec.resources.runner == "torch_trainer") as private:
         from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
@@ -60,19 +62,19 @@ def tune(
                 rungs.replay(record.trials.values())
                 scheduler = ParetoHalving(rungs)
             study = open_study(spec, directory.journal)
-            searcher = StudySearcher(spec, study, record.trials.values(), lambda: listener.hopeless is not None)
-            _fit("tune", spec, job, directory, listener, searcher, scheduler, missing)
-            if listener.hopeless is not None:
+            searcher = StudySearcher(spec, study, record.trials.values(), lambda: listener.common_failure is not None)
+            _run_tuner("tune", spec, job, directory, listener, searcher, scheduler, missing)
+            if listener.common_failure is not None:
                 raise SweepError(
-                    f"the first {SAME_FAILURES} trials all failed in the same way: {listener.hopeless}; correct what "
-                    "they share, then start a new sweep, or go on with --resume where the trials were right"
+                    f"the first {SAME_FAILURES} trials all failed in the same way: {listener.common_failure}; correct "
+                    "what they share, then start a new sweep, or go on with --resume if the trials are right"
                 )
-            configs = owed()
+            configs = missing_confirmations()
         if configs:
-            _fit("confirm", spec, job, directory, listener, GivenSearcher(configs), None, len(configs))
+            _run_tuner("confirm", spec, job, directory, listener, GivenSearcher(configs), None, len(configs))
 
 
-def _fit(
+def _run_tuner(
     name: str,
     spec: Spec,
     job: Any,
@@ -82,7 +84,7 @@ def _fit(
     scheduler: TrialScheduler | None,
     samples: int,
 ) -> None:
-    """One Tune run; everything that it leaves is in the record."""
+    """Run Tune once; everything that it leaves behind is in the record."""
     import ray.tune
 
     from tokconv.sweep.trials.trial import trial_function, tune_resources

@@ -1,7 +1,7 @@
-"""A trial that hangs: nothing waits for it longer than its spec allows.
+"""A watchdog for trials that hang: nothing waits for a trial longer than its spec allows.
 
-An epoch that does not end within `resources.trial_timeout` ends its process. Ray Tune runs the trial once more, from
-its last checkpoint; then it is failed, and its resources are free.
+If an epoch does not end within `resources.trial_timeout`, the watchdog ends its process. Ray Tune runs the trial once
+more from its last checkpoint; if it hangs again it has failed, and its resources are free.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from types import TracebackType
 EXIT_CODE = 75
 
 
-def hung(seconds: float) -> str:
-    """The reason of a trial that was ended for it."""
+def timeout_reason(seconds: float) -> str:
+    """Return the reason that is recorded for a trial that hung."""
     return f"no epoch ended within resources.trial_timeout, {seconds:g} s"
 
 
 class Watchdog:
-    """Ends this process unless it is fed in time; leaving the block ends the watch.
+    """A thread that ends this process unless it is fed in time; leaving the block ends the watch.
 
     Args:
-        seconds: from one feeding to the next; None never bites.
+        seconds: the longest time from one feeding to the next; 0 for no limit.
 
     Example:
         >>> with Watchdog(600) as watchdog:      # doctest: +SKIP
@@ -32,15 +32,16 @@ class Watchdog:
         ...         watchdog.feed()
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._fed, self._done = threading.Event(), False
 
     def feed(self) -> None:
+        """Start the time anew."""
         self._fed.set()
 
     def __enter__(self) -> Watchdog:
-        if self._seconds is not None:
+        if self._seconds:
             threading.Thread(target=self._watch, args=(self._seconds,), name="watchdog", daemon=True).start()
         return self
 
@@ -53,7 +54,7 @@ class Watchdog:
     def _watch(self, seconds: float) -> None:
         while not self._done:
             if not self._fed.wait(seconds):
-                print(f"tokconv: {hung(seconds)}", file=sys.stderr, flush=True)
-                # What hangs may never come back to Python, where an exception could reach it.
+                print(f"tokconv: {timeout_reason(seconds)}", file=sys.stderr, flush=True)
+                # Code that hangs may never return to Python, where an exception could reach it.
                 os._exit(EXIT_CODE)
             self._fed.clear()

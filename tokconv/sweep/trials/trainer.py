@@ -1,8 +1,8 @@
-"""What a `TorchTrainer` reports, handed to Tune by the Tune function that drives it.
+"""Runs a `TorchTrainer` inside a Tune function and hands its reports to Tune.
 
-Ray's own way, `ray.tune.integration.ray_train.TuneReportCallback`, is not taken: a trial can wait in it for ever. Its
-queue may be on a node that is taken away. And its last report and the end of the Tune function go through a queue of
-one place, which one thread fills and empties: when Tune is busy while both arrive, that thread waits for itself (Ray
+Ray's own `ray.tune.integration.ray_train.TuneReportCallback` is not used, because a trial can wait in it for ever. Its
+queue may be on a node that is taken away. Its last report and the end of the Tune function go through a queue with one
+place, which a single thread fills and empties: if Tune is busy while both arrive, that thread waits for itself (Ray
 2.60, `_TrainSession._get_result_from_queues`).
 """
 
@@ -22,22 +22,22 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.util.queue import Empty, Queue
 
 from tokconv.errors import SweepError
-from tokconv.sweep.trials.watchdog import hung
+from tokconv.sweep.trials.watchdog import timeout_reason
 
 
-def fit(trainer_with: Callable[[UserCallback], TorchTrainer], timeout: float | None = None) -> None:
-    """Run a trainer to its end and report to Tune what its workers report.
+def run_trainer(trainer_with: Callable[[UserCallback], TorchTrainer], trial_timeout: float = 0.0) -> None:
+    """Run a trainer to its end and pass its workers' reports on to Tune.
 
     Args:
         trainer_with: makes the trainer; the callback must be among those of its `RunConfig`.
-        timeout: seconds that a report may keep waiting; None waits.
+        trial_timeout: seconds that a report may take; 0 for no limit.
 
     Raises:
-        SweepError: it kept waiting longer.
-        ray.train.TrainingFailedError: the trainer failed; all that it had reported before has been reported.
+        SweepError: a report took longer.
+        ray.train.TrainingFailedError: the trainer failed; everything that it had reported has been passed on.
     """
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    # One place: a trial does not run ahead of the scheduler that may stop it.
+    # One place, so that a trial does not run ahead of the scheduler that may stop it.
     queue = Queue(1, actor_options={"num_cpus": 0, "label_selector": here})
     trainer, controller = trainer_with(_IntoQueue(queue)), None
     ended: Future[None] = Future()
@@ -49,22 +49,21 @@ def fit(trainer_with: Callable[[UserCallback], TorchTrainer], timeout: float | N
         except BaseException as error:
             ended.set_exception(error)
         finally:
-            with suppress(RayActorError):  # nobody listens any more
+            with suppress(RayActorError):  # nobody listens any longer
                 queue.put(None)
 
-    # A daemon: this process may have to end while it waits.
+    # A daemon thread: this process may have to end while it waits.
     threading.Thread(target=run, name="trainer", daemon=True).start()
     try:
         while True:
             try:
-                told = queue.get(timeout=timeout)
+                report = queue.get(timeout=trial_timeout or None)
             except Empty as error:
-                assert timeout is not None
-                raise SweepError(hung(timeout)) from error
-            if told is None:
+                raise SweepError(timeout_reason(trial_timeout)) from error
+            if report is None:
                 break
-            metrics, controller = told
-            # Raises SystemExit when Tune stops the trial.
+            metrics, controller = report
+            # Raises SystemExit if Tune stops the trial.
             ray.tune.report(metrics)
         ended.result()
     finally:
@@ -75,12 +74,12 @@ def fit(trainer_with: Callable[[UserCallback], TorchTrainer], timeout: float | N
 
 
 class _IntoQueue(UserCallback):
-    """Runs in the trainer's controller."""
+    """A callback that runs in the trainer's controller."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Rank 0 speaks for all workers; Tune needs the checkpoint's place, not the checkpoint."""
-        kept = {} if checkpoint is None else {CHECKPOINT_PATH_KEY: checkpoint.path}
-        self._queue.put(({**metrics[0], **kept}, ray.get_runtime_context().current_actor))
+        """Put rank 0's report, which stands for all workers, into the queue; Tune needs only the checkpoint's place."""
+        place = {} if checkpoint is None else {CHECKPOINT_PATH_KEY: checkpoint.path}
+        self._queue.put(({**metrics[0], **place}, ray.get_runtime_context().current_actor))

@@ -10,13 +10,13 @@ FAILURE = "failure"
 """Result key with the reason of a trial that ended itself, such as a diverged one."""
 
 
-class Outcome(Enum):
+class FinalState(Enum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
 
 
-def outcome(result: Mapping[str, Any] | None, *, error: bool, judged_by: Iterable[str]) -> Outcome:
+def final_state(result: Mapping[str, Any] | None, *, error: bool, judged_by: Iterable[str]) -> FinalState:
     """A trial is complete when its last epoch was reported, pruned when it was stopped before, else failed.
 
     Args:
@@ -25,12 +25,12 @@ def outcome(result: Mapping[str, Any] | None, *, error: bool, judged_by: Iterabl
         judged_by: the objectives' figures; a trial that ran to its end without one of them cannot be judged: failed.
     """
     if error or not result or FAILURE in result or "epoch" not in result:
-        return Outcome.FAILED
+        return FinalState.FAILED
     if result["epoch"] < result["epochs"]:
-        return Outcome.PRUNED
-    return Outcome.FAILED if missing(result, judged_by) else Outcome.COMPLETE
+        return FinalState.PRUNED
+    return FinalState.FAILED if missing_objectives(result, judged_by) else FinalState.COMPLETE
 
 
-def missing(result: Mapping[str, Any], judged_by: Iterable[str]) -> list[str]:
+def missing_objectives(result: Mapping[str, Any], judged_by: Iterable[str]) -> list[str]:
     """The objectives' figures that a result lacks."""
     return [name for name in judged_by if name not in result]
