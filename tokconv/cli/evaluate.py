@@ -55,7 +55,7 @@ def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | No
     print(f"\n{SIDE_INFORMATION}")
     try:
         out = plot or store.derived_dir / "rate_distortion.png"
-        print(f"\nplot: {draw_rate_distortion(figures, LABELS, store.token_grid, out)}")
+        print(f"\nplot: {draw_rate_distortion(figures, store.token_grid, out)}")
     except MissingExtraError as error:
         print(f"\nno plot: {error}")
 

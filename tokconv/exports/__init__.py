@@ -1,1 +1,1 @@
-"""What leaves tokconv: the exported compressor, its formats, and its places in other libraries."""
+"""What leaves tokconv: the exported compressor, its formats, its evaluation, and its place in other libraries."""

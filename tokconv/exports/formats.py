@@ -1,9 +1,9 @@
-"""An exported compressor in other formats, each compared with the compressor that it was made from.
+"""An exported compressor in other formats; each file is compared with the compressor that it was made from.
 
     model.pt2     torch.export: a graph that torch runs without tokconv
-    model.onnx    ONNX: onnxruntime and what is built on it
+    model.onnx    ONNX: for onnxruntime and what is built on it
 
-Both take batches of any size, in float32. What was measured goes into config.json and the model card.
+Both take float32 batches of any size. The largest difference goes into config.json and the model card.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from tokconv.models.compressor import Compressor
 from tokconv.system.files import atomic_path, write_json, write_text
 
 OPSET = 20
-MOST_ERROR = 1e-3
-"""In units of the tokens' deviation; a file that is further off is not written."""
+MAX_ERROR = 1e-3
+"""Largest difference from the compressor, in units of the tokens' standard deviation, with which a file is written."""
 BATCHES = (1, 3)
 FORMATS = ("pt2", "onnx")
 
 
 def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
-    """Each once, in order. Raises ConfigError for one that there is not, MissingExtraError without its packages."""
+    """Return the formats in order, without duplicates.
+
+    Raises:
+        ConfigError: an unknown format.
+        MissingExtraError: the packages of a format are not installed.
+    """
     chosen = tuple(dict.fromkeys(formats))
     for name in chosen:
         if name not in FORMATS:
@@ -43,10 +48,13 @@ def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
 
 
 def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Write more formats into an exported folder; what was measured comes back, by format.
+    """Write more formats into an exported folder.
+
+    Returns:
+        By format: its file, the largest difference from the compressor (`max_error`), and for ONNX the opset.
 
     Raises:
-        CheckpointError: no exported compressor, or a format computes something else; nothing of it is left.
+        CheckpointError: the folder is not an export, or a file computes something else, which is then not written.
         ConfigError, MissingExtraError: as `check_formats`.
     """
     chosen = check_formats(formats)
@@ -59,7 +67,7 @@ def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any
         with atomic_path(folder / f"model.{name}") as temporary:
             run = {"pt2": _write_pt2, "onnx": _write_onnx}[name](compressor, temporary)
             error = max(_error(compressor, run, batch) for batch in BATCHES)
-            if error > MOST_ERROR:
+            if error > MAX_ERROR:
                 raise CheckpointError(f"{name}: differs from the compressor by {error:.1e} of a token's deviation")
         measured[name] = {"file": f"model.{name}", "max_error": error} | ({"opset": OPSET} if name == "onnx" else {})
     described: Mapping[str, Any] = {
@@ -73,7 +81,7 @@ def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any
 
 
 def copy_export(source: Path, out: Path) -> Path:
-    """Copy an exported folder. Raises CheckpointError when it is damaged, or there is something at `out` already."""
+    """Copy an exported folder. Raises CheckpointError if it is damaged or `out` is already in use."""
     load_compressor(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists; choose another place, or name it as the source to add formats there")
@@ -86,7 +94,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def _error(compressor: Compressor, run: Run, batch: int) -> float:
-    """The largest difference on tokens of the real ones' mean and deviation, in units of that deviation."""
+    """Return the largest difference on random tokens with the real ones' mean and deviation, in deviations."""
     shape = (batch, compressor.token_grid**2, compressor.dim)
     random = torch.randn(shape, generator=torch.Generator().manual_seed(batch))
     tokens_BNC = compressor.standardise.restore(random)
@@ -102,7 +110,7 @@ def _example(compressor: Compressor) -> Tensor:
 def _write_pt2(compressor: Compressor, path: Path) -> Run:
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(compressor, (_example(compressor),), dynamic_shapes=shapes)
-    # By a file object: torch refuses a name that does not end in .pt2.
+    # A file object, because torch refuses a file name that does not end in .pt2.
     with path.open("wb") as file:
         torch.export.save(program, file)
     with path.open("rb") as file:
@@ -114,7 +122,7 @@ def _write_onnx(compressor: Compressor, path: Path) -> Run:
     import onnxruntime
 
     with warnings.catch_warnings():
-        # Of its own internals.
+        # torch warns about its own internals.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             compressor,

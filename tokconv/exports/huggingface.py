@@ -1,4 +1,4 @@
-"""An exported compressor the Hugging Face way: importing this module registers its classes with `AutoModel`.
+"""An exported compressor for transformers: importing this module registers its classes with `AutoModel`.
 
     import tokconv.hf
     from transformers import AutoModel
@@ -6,8 +6,8 @@
     model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")
     compressed = model(tokens).last_hidden_state    # [batch, 576, 64] to [batch, 36, 64]
 
-The folder is the one that `tokconv.load_compressor` reads, and what `save_pretrained` writes is again. Nothing of it is
-run as code: `trust_remote_code` is not needed.
+`tokconv.load_compressor` reads the same folder, and also what `save_pretrained` writes. No code in the folder is run:
+`trust_remote_code` is not needed.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ class TokconvConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """config.json of an export.
 
     Attributes:
-        description: what tokconv says in it: networks, encoder, figures, baselines.
+        description: the entries that belong to tokconv: networks, encoder, figures, baselines.
     """
 
     model_type = MODEL_TYPE
 
     def __init__(self, **values: Any) -> None:
-        # Apart: names such as `decoder` and `encoder` mean something else in transformers.
+        # Kept apart because names such as `decoder` and `encoder` mean something else in transformers.
         description = values.pop("description", None) or {}
         own = {name: values.pop(name) for name in OWN_KEYS if name in values}
         super().__init__(**values)
         self.description: dict[str, Any] = {**description, **own}
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat, as it lies in the file."""
+        """Return the flat dictionary that config.json holds."""
         values = super().to_dict()
         return {**values, **values.pop("description")}
 
 
 class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """A compressor: `model(tokens)`, patch tokens [B, N, C] without CLS, has `last_hidden_state` [B, k*k, C].
+    """A compressor: for patch tokens [B, N, C] without CLS, `model(tokens).last_hidden_state` is [B, k*k, C].
 
     Raises:
-        CheckpointError: (on loading) config.json is not of an export that this tokconv reads.
+        CheckpointError: (on loading) this tokconv cannot read the config.json.
 
     Example:
         >>> model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")    # doctest: +SKIP
@@ -66,14 +66,14 @@ class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def __init__(self, config: TokconvConfig) -> None:
         super().__init__(config)
         check_format(config.description, config.name_or_path)
-        # Here, although transformers builds models on the meta device: the windows are computed, not loaded.
+        # On the CPU, although transformers builds models on the meta device: the windows are computed, not loaded.
         with torch.device("cpu"):
             self.compressor = build_described(build_compressor, "compressor", config.description, config.name_or_path)
         self.compressor.description = config.description
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, tokens: Tensor) -> BaseModelOutput:
-        """[B, N, C] -> [B, k*k, C], in the same units."""
+        """Compress tokens [B, N, C] to [B, k*k, C], in the same units."""
         return BaseModelOutput(last_hidden_state=self.compressor(tokens))
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
@@ -86,7 +86,7 @@ class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             save_compressor(self.compressor, Path(save_directory), options.pop("state_dict", None))
 
     def _init_weights(self, module: Any) -> None:
-        """What lies in no file, and transformers therefore leaves empty: the windows. All else is loaded."""
+        """Compute the windows, which no file holds and transformers therefore leaves empty; all else is loaded."""
         if isinstance(module, Windows):
             computed = Windows(module.token_grid, module.output_grid)
             for name, buffer in computed.named_buffers():

@@ -1,1 +1,1 @@
-"""Compressors inside other models: one module per model."""
+"""Compressors inside the models of other libraries, one module per model class."""

@@ -1,8 +1,9 @@
-"""What choosing a grid per image saves: mean tokens an image, against fixed grids with the same error.
+"""What choosing a grid per image saves: mean tokens per image, against fixed grids with the same error.
 
-The error of an image is its sum of squared error over the average image's deviation, so a mean over images is an fvu.
+The error of an image is its sum of squared errors over the average image's sum of squared deviations, so that the mean
+over images is an fvu.
 
-Shapes: n images never used for fitting, K grids ascending, R bootstrap resamples (or 1).
+Shapes: n images never used for fitting, K ascending grids, R bootstrap resamples (or 1).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TABLE_TARGETS = 9
 
 @dataclass(frozen=True)
 class Saving:
-    """Mean tokens an image and the error reached, beside fixed grids that reach the same error."""
+    """Mean tokens per image and the error of the dynamic choice at one target, and fixed grids with the same error."""
 
     target: float
     tokens: float
@@ -31,24 +32,24 @@ class Saving:
     met: float
     """Share of images whose true error is at most the target."""
     unmet: float
-    """Share of images for which no grid meets the target in the eyes of who chooses; they get the largest."""
+    """Share of images for which the choice expects no grid to meet the target; they get the largest."""
     mixed_tokens: float
-    """The cheapest random mixture of two fixed grids with this fvu."""
+    """Mean tokens of the cheapest random mixture of two fixed grids with this fvu."""
     fixed_tokens: float
-    """The smallest single fixed grid with at most this fvu (the largest grid where none has)."""
+    """Tokens of the smallest single fixed grid with at most this fvu (of the largest grid if there is none)."""
     saving: float
     """1 - tokens / mixed_tokens."""
     low: float
     high: float
-    """95 % percentile interval of `saving` over resampled images; the predictor stays what it is."""
+    """95 % percentile interval of `saving` over resampled images, with the predictor fixed."""
 
 
 def savings(errors_nK: Tensor, chosen_by_nK: Tensor, grids: Sequence[int], targets: Sequence[float]) -> list[Saving]:
-    """The rule applied at every target.
+    """Apply the rule at every target.
 
     Args:
         errors_nK: true errors, float64.
-        chosen_by_nK: what the choice is made by: predicted errors, or the true ones for the oracle.
+        chosen_by_nK: the errors that the choice is based on: predicted ones, or the true ones for the oracle.
     """
     errors = errors_nK.double()
     sizes = torch.tensor([k * k for k in grids], dtype=torch.float64)
@@ -81,9 +82,9 @@ def savings(errors_nK: Tensor, chosen_by_nK: Tensor, grids: Sequence[int], targe
 
 
 def mixed_tokens(fvu_R: Tensor, fixed_RK: Tensor, sizes_K: Tensor) -> Tensor:
-    """[R], the fewest mean tokens with which a random mixture of at most two fixed grids reaches an fvu.
+    """Return [R], the fewest mean tokens with which a random mixture of at most two fixed grids reaches an fvu.
 
-    Where not even the largest grid reaches it, the largest grid's tokens, which favours the fixed grids.
+    If not even the largest grid reaches it, these are the largest grid's tokens, which favours the fixed grids.
     """
     best = torch.full_like(fvu_R, float(sizes_K.max()))
     for number, size in enumerate(sizes_K):
@@ -97,8 +98,11 @@ def mixed_tokens(fvu_R: Tensor, fixed_RK: Tensor, sizes_K: Tensor) -> Tensor:
 
 
 def targets_between(errors_nK: Tensor, count: int = TABLE_TARGETS) -> list[float]:
-    """Targets to try, ascending: from where nearly all images need the largest grid to where nearly all have the
-    smallest, evenly on a log scale and with two digits. Between the two least medians nothing is to be chosen yet."""
+    """Return targets to try, ascending, with two digits and evenly spaced on a log scale.
+
+    They go from where nearly all images need the largest grid to where nearly all get the smallest. The lower end is
+    the geometric mean of the two smallest medians: below it there is nothing to choose.
+    """
     medians = errors_nK.double().quantile(0.5, dim=0).clamp_min(1e-6).sort().values
     high = 1.35 * float(medians[-1])
     low = max(float((medians[0] * medians[1]).sqrt()), high / 100)
@@ -107,7 +111,7 @@ def targets_between(errors_nK: Tensor, count: int = TABLE_TARGETS) -> list[float
 
 
 def explained(predicted_nK: Tensor, errors_nK: Tensor) -> tuple[list[float], list[float]]:
-    """Per grid, of logs of predicted and true errors: R2 (coefficient of determination) and Spearman's correlation."""
+    """Return per grid, for the logs of predicted and true errors, R2 (determination) and Spearman's correlation."""
     log_predicted, log_true = predicted_nK.double().log(), errors_nK.double().log()
     total = (log_true - log_true.mean(0)).square().sum(0)
     r2 = 1 - (log_true - log_predicted).square().sum(0) / total
@@ -117,7 +121,7 @@ def explained(predicted_nK: Tensor, errors_nK: Tensor) -> tuple[list[float], lis
 
 
 def table(dynamic: Sequence[Saving], oracle: Sequence[Saving]) -> str:
-    """The comparison as lines of text."""
+    """Return the comparison as text, one line per target."""
     lines = [
         f"{'target':>8}{'tokens':>9}{'fvu':>9}{'met':>7}{'mixed':>9}{'single':>8}{'saving':>9}{'95 % interval':>18}"
         f"{'oracle':>9}"
@@ -132,24 +136,24 @@ def table(dynamic: Sequence[Saving], oracle: Sequence[Saving]) -> str:
 
 
 LEGEND = (
-    "mean tokens an image of the dynamic choice and the fvu it reaches; met: images whose error is within the target;\n"
+    "mean tokens per image of the dynamic choice, and its fvu; met: images whose error is within the target;\n"
     "at the same fvu, mixed: two fixed grids at random, single: the smallest fixed grid; saving: against mixed;\n"
     "oracle: the saving of the same rule if it knew the true errors"
 )
 
 
 def as_json(rows: Sequence[Saving]) -> list[dict[str, Any]]:
-    """Plain JSON values."""
+    """Return plain JSON values."""
     return [asdict(row) for row in rows]
 
 
 def _percent(share: float) -> str:
-    # Without the sum, what rounds to nothing from below would print as -0.0%.
+    # The sum keeps a negative share that rounds to zero from printing as -0.0%.
     return f"{round(share, 3) + 0.0:+.1%}"
 
 
 def _resampled(images: int) -> Tensor:
-    """[R, n], how much each image counts in each resample; rows sum to 1."""
+    """Return [R, n], the weight of each image in each resample; rows sum to 1."""
     generator = torch.Generator().manual_seed(SEED)
     drawn = torch.randint(images, (RESAMPLES, images), generator=generator)
     counts = torch.zeros(RESAMPLES, images, dtype=torch.float64)

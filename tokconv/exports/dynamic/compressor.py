@@ -1,12 +1,12 @@
-"""The compressors of one sweep with their predictor, as one compressor with a target instead of a grid.
+"""The compressors of one sweep with their predictor, as one compressor that has a target instead of a grid.
 
 A folder of champions holds:
 
     grid-04/ grid-06/ ...      exported compressors; their names do not matter, their grids must differ
-    dynamic/                   what `tokconv dynamic` (or the sweep's end) fitted for exactly these
-        dynamic.json           format, the compressors' hashes, the judgement on held-out images
+    dynamic/                   fitted for exactly these, by `tokconv dynamic` or at the end of the sweep
+        dynamic.json           format, the compressors' hashes, the evaluation on held-out images
         predictor.safetensors  the predictor
-        tokens_vs_fvu.png      its picture
+        tokens_vs_fvu.png      the plot of that evaluation
 """
 
 from __future__ import annotations
@@ -49,25 +49,27 @@ class Champion:
         return self.compressor.output_grid_size
 
     def identity(self) -> dict[str, Any]:
-        """The grid, and sha256 of the compressor and of its decoder (absent where none was shipped)."""
+        """Return the grid, and the sha256 of the compressor and of its decoder, if the folder has one."""
         files = {name: self.path / file for name, file in WEIGHTS.items()}
         return {"grid": self.grid} | {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
 class DynamicCompressor(nn.Module):
-    """[B, N, C] -> a list of B tensors [k * k, C] and their grids k [B] int64: per image the smallest grid whose
-    predicted error meets the target, else the largest. `load_dynamic` makes one.
+    """A compressor with a target: [B, N, C] -> a list of B tensors [k * k, C] and their grids k, int64 [B].
+
+    Each image gets the smallest grid whose predicted error meets the target, or else the largest. `load_dynamic` makes
+    one.
 
     Args:
-        compressors: of grids ascending.
+        compressors: with ascending grids.
         predictor: fitted for them.
-        target_fvu: the largest error an image may have: its sum of squared error over the average image's sum of
-            squared deviation from the training mean, so that the mean over many images is their fvu.
+        target_fvu: the largest error of an image: its sum of squared errors over the average image's sum of squared
+            deviations from the training mean, so that the mean over many images is their fvu.
         confidence: the probability with which the chosen grid is to meet the target.
-        paths: where the compressors lie, for who wants their decoders.
+        paths: the folders of the compressors, which also hold their decoders.
 
     Raises:
-        ConfigError: the target is not positive and finite, or the confidence more than the fit can tell.
+        ConfigError: the target is not positive and finite, or too few images were fitted on for this confidence.
     """
 
     grids: Tensor
@@ -91,7 +93,7 @@ class DynamicCompressor(nn.Module):
 
     @torch.no_grad()
     def choose(self, tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """The number [B] int64 of each image's compressor, and whether it is predicted to meet the target [B] bool."""
+        """Return each image's compressor by index, int64 [B], and whether it should meet the target, bool [B]."""
         return choose(self.predictor.upper(tokens_BNC, self.confidence), self.target_fvu)
 
     def forward(self, tokens_BNC: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -104,7 +106,7 @@ class DynamicCompressor(nn.Module):
         return self.compress(tokens_BNC, index), self.grids[index]
 
     def compress(self, tokens_BNC: Tensor, index_B: Tensor) -> list[Tensor]:
-        """The tokens [k * k, C] of every image by the compressor of this number; each compressor runs once."""
+        """Return the tokens [k * k, C] of each image from the compressor of its index; each compressor runs once."""
         parts: list[Tensor] = [tokens_BNC[:0, 0]] * len(tokens_BNC)
         for number, compressor in enumerate(self.compressors):
             places = (index_B == number).nonzero().flatten()
@@ -117,20 +119,20 @@ class DynamicCompressor(nn.Module):
 def load_dynamic(champions_dir: str | Path, *, target_fvu: float, confidence: float = MEDIAN) -> DynamicCompressor:
     """Load the compressors of a sweep and their predictor, in eval mode on the CPU; torch and safetensors are enough.
 
-    Called with tokens [B, N, C] they give a list of B tensors [k * k, C] and the grids k, int64 [B].
+    Called with tokens [B, N, C], the result returns a list of B tensors [k * k, C] and the grids k, int64 [B].
 
     Args:
         champions_dir: a sweep's `champions`.
-        target_fvu, confidence: see `DynamicCompressor`.
+        target_fvu, confidence: as for `DynamicCompressor`.
 
     Raises:
-        CheckpointError: compressors that do not belong together, or no predictor fitted for exactly these.
-        ConfigError: a target or confidence out of bounds.
+        CheckpointError: the compressors do not belong together, or no predictor was fitted for exactly these.
+        ConfigError: the target or the confidence is out of bounds.
 
     Example:
-        >>> dynamic = load_dynamic("runs/sweeps/demo-001/champions", target_fvu=0.02)    # doctest: +SKIP
-        >>> parts, grids = dynamic(tokens)                                                # doctest: +SKIP
-        >>> [tuple(part.shape) for part in parts], grids                                  # doctest: +SKIP
+        >>> dynamic = tokconv.load_dynamic("runs/sweeps/demo-001/champions", target_fvu=0.02)    # doctest: +SKIP
+        >>> parts, grids = dynamic(tokens)                                                        # doctest: +SKIP
+        >>> [tuple(part.shape) for part in parts], grids                                          # doctest: +SKIP
         ([(36, 64), (64, 64)], tensor([6, 8]))
     """
     champions = read_champions(champions_dir)
@@ -140,13 +142,13 @@ def load_dynamic(champions_dir: str | Path, *, target_fvu: float, confidence: fl
 
 
 def read_champions(champions_dir: str | Path) -> list[Champion]:
-    """The exported compressors of a folder by ascending grid.
+    """Load the exported compressors of a folder, by ascending grid.
 
     Raises:
-        CheckpointError: fewer than two, damaged ones, or such as do not belong together.
+        CheckpointError: there are fewer than two, one is damaged, or they do not belong together.
     """
     folder = Path(champions_dir)
-    # What an interrupted export left begins with a dot.
+    # The name of what an interrupted export left begins with a dot.
     paths = sorted(path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("."))
     if len(paths) < 2:
         raise CheckpointError(
@@ -160,13 +162,13 @@ def read_champions(champions_dir: str | Path) -> list[Champion]:
             if mine != theirs:
                 raise CheckpointError(
                     f"{folder}: {other.path.name} has another {what} than {first.path.name}; "
-                    "only compressors of one token store can be chosen between"
+                    "a choice needs compressors of one token store"
                 )
     for before, after in itertools.pairwise(champions):
         if before.grid == after.grid:
             raise CheckpointError(
                 f"{folder}: {before.path.name} and {after.path.name} have the same grid, {after.grid} x {after.grid}; "
-                "leave one of them"
+                "keep one of them"
             )
     return champions
 
@@ -180,11 +182,11 @@ def _shared(champion: Champion) -> tuple[Any, ...]:
 
 
 def read_description(champions_dir: Path) -> dict[str, Any]:
-    """The folder's dynamic.json. Raises CheckpointError when there is none that this tokconv reads."""
+    """Read the folder's dynamic.json. Raises CheckpointError if it is missing or this tokconv cannot read it."""
     file = champions_dir / FOLDER / DESCRIPTION
     advice = f"run: tokconv dynamic {champions_dir}"
     if not file.is_file():
-        raise CheckpointError(f"{champions_dir}: no predictor was fitted for these compressors yet; {advice}")
+        raise CheckpointError(f"{champions_dir}: no predictor has been fitted for these compressors; {advice}")
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(description, dict):
@@ -192,7 +194,7 @@ def read_description(champions_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged; {advice}") from error
     if description.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: of another format than this tokconv reads ({FORMAT}); {advice}")
+        raise CheckpointError(f"{file}: has another format than this tokconv reads ({FORMAT}); {advice}")
     return description
 
 
@@ -203,9 +205,9 @@ def _load_predictor(folder: Path, champions: list[Champion]) -> ErrorPredictor:
     for champion in champions:
         mine = champion.identity()
         theirs = fitted_for.get(champion.path.name)
-        # Where no decoder was shipped, the compressor alone must be the one that was measured.
+        # If the folder has no decoder, only the compressor must be the one that was measured.
         if not isinstance(theirs, dict) or any(theirs.get(key) != value for key, value in mine.items()):
-            raise CheckpointError(f"{champion.path}: is not what the predictor was fitted for; {advice}")
+            raise CheckpointError(f"{champion.path}: is not the compressor that the predictor was fitted for; {advice}")
     if len(fitted_for) != len(champions):
         raise CheckpointError(f"{folder}: a compressor that the predictor was fitted for is gone; {advice}")
     file = folder / FOLDER / PREDICTOR

@@ -1,9 +1,9 @@
-"""Fit and judge the predictor of one folder of champions, on the validation split of their token store.
+"""Fit and evaluate the predictor of one folder of champions, on the validation split of their token store.
 
-The compressors were never trained on that split (their sweep did choose them by it, which makes all errors a little
-too small, fixed and dynamic alike). Half of it, by a hash of the images' keys, fits a predictor; the other half judges
-it, and all reported figures are of that half. The predictor that is written for use is then fitted on both halves: the
-same recipe on twice the images, so the report is of a slightly worse one than the user gets, not of a better one.
+The compressors were never trained on that split. (Their sweep did choose them by it, which makes all errors a little
+too small, fixed and dynamic alike.) A predictor is fitted on half of the split, by a hash of the images' keys, and
+evaluated on the other half, from which all reported figures come. The predictor that is written is then fitted on both
+halves: the same recipe on twice the images, so the report is of a slightly worse predictor than the user gets.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from tokconv.store.sample import standardised_batches, training_sample
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import atomic_path, write_json
 
-LEAST_IMAGES = 20
-"""Held-out images without which neither half says anything."""
+MIN_IMAGES = 20
+"""With fewer held-out images, neither half is informative."""
 AXES_IMAGES = 512
-"""Training images whose tokens the principal components are taken from: hundreds of thousands of tokens."""
+"""Training images from whose tokens the principal components are computed: hundreds of thousands of tokens."""
 BATCH = 32
 CONFIDENCES = (MEDIAN, 0.9)
 CURVE_TARGETS = 60
@@ -54,18 +54,18 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """What the predictor is fitted on: n held-out images, K grids, F features."""
+    """The data that the predictor is fitted on: n held-out images, K grids, F features."""
 
     keys: tuple[str, ...]
     energies: Tensor
     """[n, F] float32."""
     errors: Tensor
-    """[n, K] float64, in units of the average image's deviation: the mean over images is `val/fvu`."""
+    """[n, K] float64, in units of the average image's deviation, so that the mean over images is `val/fvu`."""
 
 
 @dataclass(frozen=True)
 class DynamicReport:
-    """The judgement on images that the judged predictor was not fitted on."""
+    """The evaluation of a predictor on images that it was not fitted on."""
 
     grids: tuple[int, ...]
     fitted_on: int
@@ -74,15 +74,15 @@ class DynamicReport:
     """Of the log error, per grid."""
     spearman: tuple[float, ...]
     coverage: dict[str, tuple[float, ...]]
-    """Confidence -> share of images, per grid, whose error is below the predicted bound."""
+    """By confidence: the share of images, per grid, whose error is below the predicted bound."""
     dynamic: tuple[Saving, ...]
     oracle: tuple[Saving, ...]
 
     def text(self) -> str:
-        """The report as a user reads it."""
+        """Return the report for a terminal."""
         names = "".join(f"{f'{grid} x {grid}':>10}" for grid in self.grids)
         lines = [
-            f"fitted on {self.fitted_on} held-out images, judged on {self.judged_on} others",
+            f"fitted on {self.fitted_on} held-out images, evaluated on {self.judged_on} others",
             f"{'':<34}{names}",
             f"{'R2 of the log error':<34}" + "".join(f"{value:>10.2f}" for value in self.r2),
             f"{'rank correlation':<34}" + "".join(f"{value:>10.2f}" for value in self.spearman),
@@ -92,7 +92,7 @@ class DynamicReport:
         return "\n".join([*lines, "", table(self.dynamic, self.oracle), "", LEGEND])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "grids": list(self.grids),
             "fitted_on": self.fitted_on,
@@ -108,17 +108,17 @@ class DynamicReport:
 def fit_dynamic(
     champions_dir: str | Path, store: TokenStore, *, device: str | None = None, progress: Progress | None = None
 ) -> DynamicReport:
-    """Fit the predictor of the compressors in a folder, judge it, and write CHAMPIONS_DIR/dynamic, whole or not at all.
+    """Fit the predictor of a folder's compressors, evaluate it, and write CHAMPIONS_DIR/dynamic, whole or not at all.
 
-    The picture is left out where matplotlib is not installed.
+    The plot is left out if matplotlib is not installed.
 
     Args:
         store: the token store that the compressors were trained on.
         progress: called with (images done, images in all).
 
     Raises:
-        CheckpointError: fewer than two compressors, no decoder, or compressors of another store.
-        StoreError: too few held-out images.
+        CheckpointError: there are fewer than two compressors, one has no decoder, or they come from another store.
+        StoreError: there are too few held-out images.
 
     Example:
         >>> print(fit_dynamic("runs/sweeps/demo-001/champions", store).text())    # doctest: +SKIP
@@ -126,7 +126,7 @@ def fit_dynamic(
     folder = Path(champions_dir)
     champions = read_champions(folder)
     _check(folder, champions, store)
-    # Taken before measuring: whoever replaces a compressor meanwhile gets a predictor that is refused.
+    # Taken before measuring, so that the predictor is refused if a compressor is replaced meanwhile.
     identities = {champion.path.name: champion.identity() for champion in champions}
     grids = tuple(champion.grid for champion in champions)
     spectrum = _spectrum(store)
@@ -165,7 +165,7 @@ def measure(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Measured:
-    """Features and true errors of the same held-out images as the evaluation protocol's. Raises CheckpointError."""
+    """Measure features and true errors of the evaluation protocol's held-out images. Raises CheckpointError."""
     place = resolve_device(device)
     indices = held_out(store)
     pairs = [(champion.compressor.to(place), load_decoder(champion.path).to(place)) for champion in champions]
@@ -186,7 +186,7 @@ def measure(
 
 
 def halves(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Two halves of these images, by the hash of their keys: the same on every machine, in any order of the images."""
+    """Split images into halves by the hash of their keys, the same on every machine and in any order of the images."""
     order = sorted(range(len(keys)), key=lambda number: hashlib.sha256(f"dynamic:{keys[number]}".encode()).digest())
     return torch.tensor(sorted(order[::2])), torch.tensor(sorted(order[1::2]))
 
@@ -224,8 +224,10 @@ def _square_sum(tokens_BNC: Tensor) -> Tensor:
 
 def _check(folder: Path, champions: Sequence[Champion], store: TokenStore) -> None:
     if champions[0].description.get("store_fingerprint") != store.fingerprint:
-        raise CheckpointError(f"{folder}: its compressors were not trained on {store.path}; name the store they were")
-    if len(store.val_indices) < LEAST_IMAGES:
+        raise CheckpointError(
+            f"{folder}: its compressors were not trained on {store.path}; name the store that they were trained on"
+        )
+    if len(store.val_indices) < MIN_IMAGES:
         raise StoreError(
-            f"{store.path}: has {len(store.val_indices)} held-out images; a predictor needs at least {LEAST_IMAGES}"
+            f"{store.path}: has {len(store.val_indices)} held-out images; a predictor needs at least {MIN_IMAGES}"
         )

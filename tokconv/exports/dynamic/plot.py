@@ -1,4 +1,4 @@
-"""The picture of dynamic compression: mean tokens an image against fvu."""
+"""The plot of dynamic compression: mean tokens per image against fvu."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tokconv.errors import import_extra
 from tokconv.exports.dynamic.compare import Saving, mixed_tokens
 
-# Okabe and Ito's colours, as in the sweep's plots.
+# Colours by Okabe and Ito, as in the sweep's plots.
 DYNAMIC, FIXED, ORACLE = "#D55E00", "#0072B2", "#009E73"
 STEPS = 200
 
@@ -19,10 +19,11 @@ STEPS = 200
 def draw(
     path: Path, errors_nK: Tensor, grids: Sequence[int], dynamic: Sequence[Saving], oracle: Sequence[Saving]
 ) -> None:
-    """Write a PNG. Left: the curves. Right: the saving against fixed grids at equal fvu, with its interval.
+    """Write a PNG. Left: tokens against fvu. Right: the saving against fixed grids at equal fvu, with its interval.
 
     Args:
-        dynamic, oracle: at many targets, ascending.
+        errors_nK: true errors of n images at K grids.
+        dynamic, oracle: one entry per target, ascending.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -39,7 +40,7 @@ def draw(
     left.plot([row.fvu for row in oracle], [row.tokens for row in oracle], color=ORACLE, linewidth=1, label="oracle")
     for size, fvu, grid in zip(sizes.tolist(), fixed.tolist(), grids, strict=True):
         left.annotate(f"{grid} x {grid}", (fvu, size), xytext=(6, 5), textcoords="offset points", fontsize="small")
-    left.set(xlabel="fvu of held-out images", ylabel="mean tokens an image")
+    left.set(xlabel="fvu of held-out images", ylabel="mean tokens per image")
     left.margins(x=0.12, y=0.08)
     left.grid(visible=True, color="0.9", linewidth=0.6)
     left.legend(frameon=False)

@@ -1,8 +1,8 @@
 """Compressed tokens of images with different grids, in one safetensors file.
 
 tokens    [T, C] float32: the tokens of all images, one image after another, T = sum of k * k
-offsets   [B + 1] int64: image i has the rows offsets[i] to offsets[i + 1]
-grids     [B] int64: k of each image; its rows are a k x k grid, row by row
+offsets   [B + 1] int64: the tokens of image i are rows offsets[i] to offsets[i + 1]
+grids     [B] int64: k of each image; its tokens are a k x k grid, row by row
 metadata  `tokconv_ragged`: format version; `images`: a JSON list of B names, in order
 """
 
@@ -28,7 +28,7 @@ KEY = "tokconv_ragged"
 
 @dataclass(frozen=True)
 class RaggedTokens:
-    """Tokens of B images; `len`, `[i]` and iteration give each image's [k * k, C], a view.
+    """Tokens of B images: a sequence of views [k * k, C], one per image.
 
     Attributes:
         tokens, offsets, grids, images: as in the file.
@@ -53,13 +53,13 @@ class RaggedTokens:
 
 
 def save_ragged(path: Path, tokens: Sequence[Tensor], images: Sequence[str]) -> Path:
-    """Write the tokens [k * k, C] of each image atomically; the path comes back.
+    """Write the tokens [k * k, C] of each image atomically, and return the path.
 
     Raises:
-        DataError: no images, another number of names, or an image's tokens are no square grid.
+        DataError: there are no images, the number of names differs, or an image's tokens form no square grid.
     """
     if not tokens or len(tokens) != len(images):
-        raise DataError(f"{path}: got tokens of {len(tokens)} images and {len(images)} names; one name an image")
+        raise DataError(f"{path}: got tokens of {len(tokens)} images and {len(images)} names; give one name per image")
     counts = torch.tensor([len(part) for part in tokens])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     grids = counts.double().sqrt().round().long()
@@ -74,19 +74,20 @@ def save_ragged(path: Path, tokens: Sequence[Tensor], images: Sequence[str]) -> 
 
 
 def load_ragged(path: str | Path) -> RaggedTokens:
-    """Read what `tokconv compress --target-fvu` wrote.
+    """Read what `tokconv compress --target-fvu` wrote: the tokens of B images, [k * k, C] each.
 
     Raises:
-        DataError: missing, damaged, or another kind of file.
+        DataError: the file is missing, damaged, or of another kind.
 
     Example:
+        >>> ragged = tokconv.load_ragged("tokens.safetensors")     # doctest: +SKIP
         >>> for name, tokens in zip(ragged.images, ragged):        # doctest: +SKIP
         ...     print(name, tokens.shape)                          # doctest: +SKIP
         cat.jpg torch.Size([36, 64])
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file; tokconv compress --compressors --target-fvu writes one")
+        raise DataError(f"{path}: no such file; tokconv compress --compressors --target-fvu writes one")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -104,12 +105,12 @@ def load_ragged(path: str | Path) -> RaggedTokens:
 
 def _wrong(tokens: Tensor, offsets: Tensor, grids: Tensor, images: int) -> str | None:
     if tokens.ndim != 2 or offsets.ndim != 1 or grids.ndim != 1:
-        return "a tensor has another number of axes"
+        return "a tensor has the wrong number of axes"
     if len(grids) != images or len(offsets) != images + 1:
         return "the numbers of images differ"
     expected = list(itertools.accumulate((int(k) ** 2 for k in grids), initial=0))
     if offsets.tolist() != expected or int(grids.min()) < 1:
-        return "an image's tokens are no k x k grid"
+        return "an image's tokens form no k x k grid"
     if len(tokens) != expected[-1]:
         return f"{len(tokens)} tokens where there should be {expected[-1]}"
     return None

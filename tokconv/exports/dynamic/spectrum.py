@@ -1,4 +1,4 @@
-"""What dynamic compression knows of an image: the energy of its tokens by spatial band and principal component.
+"""The features of an image in dynamic compression: the energy of its tokens per spatial band and principal component.
 
 Shapes: B images, N = G * G tokens, C channels, F features (bands x groups).
 """
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from tokconv.models.windows import to_grid
 
 MAX_GROUPS = 64
-"""Principal components count one by one up to here; wider tokens are summed in this many groups of neighbours."""
+"""Up to this many channels, each principal component is a group; wider tokens have this many groups of components."""
 COARSEST = 3
-"""The pyramid ends at a grid of this side; what varies more slowly is one band."""
+"""The pyramid ends at a grid of this side length; everything that varies more slowly is one band."""
 
 
 class Spectrum(nn.Module):
-    """[B, N, C] -> [B, F] float32, the mean energy of each (band, group), in units of the tokens' average variance.
+    """Mean energies per (band, group): [B, N, C] -> [B, F] float32, in units of the tokens' average variance.
 
-    Bands are those of a pyramid of 2 x 2 averages (Burt and Adelson 1983, "The Laplacian pyramid as a compact image
-    code", with a box filter): what is lost from G to G/2, from there to G/4 and so on, then what is left around the
-    image's mean token, then that token. A compressor loses mostly the fine bands and the weak components, so the error
-    of a linear one is nearly linear in these energies. One C x C product a token: for 576 tokens of 1024 channels 1.2
-    GFLOP, 0.3 % of ViT-L/14-336.
+    The bands are those of a pyramid of 2 x 2 averages (Burt and Adelson 1983, "The Laplacian pyramid as a compact image
+    code", with a box filter): what is lost from G to G/2, from there to G/4 and so on; then what is left around the
+    image's mean token; then that token. A compressor loses mostly the fine bands and the weak components, so the error
+    of a linear one is nearly linear in these energies. The cost is one C x C product per token: 1.2 GFLOP for 576
+    tokens of 1024 channels, 0.3 % of ViT-L/14-336.
 
     Args:
         mean: [C], of the training split.
-        axes: [C, C], standardised tokens to principal components, strongest first.
-        scale: what standardised tokens were divided by.
+        axes: [C, C], maps standardised tokens to principal components, strongest first.
+        scale: the divisor of standardised tokens.
     """
 
     mean: Tensor
@@ -61,7 +61,7 @@ class Spectrum(nn.Module):
 
 
 def principal_axes(standardised: Iterable[Tensor]) -> Tensor:
-    """[C, C] float32, the principal components of batches [b, N, C] of standardised tokens, strongest first."""
+    """Return [C, C] float32, the principal components of batches [b, N, C] of standardised tokens, strongest first."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for tokens in standardised:
         flat = tokens.flatten(0, 1)

@@ -1,1 +1,1 @@
-"""A compressor inside somebody else's model."""
+"""Compressors inside the models of other libraries, one module per library class."""

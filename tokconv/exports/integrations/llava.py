@@ -1,8 +1,8 @@
 """A LLaVA whose language model reads k * k compressed visual tokens instead of all of them.
 
-The compressor goes between the vision tower and the projector, where LLaVA's patch tokens are in the units that it was
-trained on (Liu et al. 2023, arXiv:2304.08485, section 4.1: W applied to Z_v). The language model, the projector and
-their weights stay as they are.
+The compressor goes between the vision tower and the projector, where LLaVA's patch tokens have the units that the
+compressor was trained on (Liu et al. 2023, arXiv:2304.08485, section 4.1: W applied to Z_v). The language model, the
+projector and their weights stay unchanged.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tokconv.exports.artefact import load_compressor, save_compressor
 from tokconv.models.compressor import Compressor
 
 NAME = "compressor"
-"""The compressor is this child of the projector, so that it moves, trains and is counted with the model."""
+"""The name of the compressor as a child of the projector, so that it moves, trains and is counted with the model."""
 
 
 class Attachment:
-    """What `attach` returns: undo it with `detach`, or use it as a context manager.
+    """An attached compressor. `detach` takes it out again; as a context manager it does so at the end.
 
     Attributes:
         compressor: the module that runs; its parameters are among the model's own.
-        num_image_tokens: k * k, what an image costs the language model.
+        num_image_tokens: k * k, the tokens that the language model reads per image.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Attachment:
             projector.register_forward_pre_hook(_compress),
             model.model.register_forward_pre_hook(_check_layer, with_kwargs=True),
         ]
-        # Bound, not a closure: a deep copy of the model then saves itself.
+        # A bound method, not a closure, so that a deep copy of the model saves itself.
         model.save_pretrained = MethodType(_save_pretrained, model)  # type: ignore[method-assign]
         if processor is not None:
             self._extra = processor.num_additional_image_tokens
-            # Any k, also one that does not divide the grid: the processor adds this to what the patches give.
+            # The processor adds this to the number of patches, so any k works, even one that does not divide the grid.
             processor.num_additional_image_tokens += self.num_image_tokens - compressor.token_grid**2
 
     def detach(self) -> None:
-        """Restore model and processor; the compressor stays where it is, on its device. Twice is once."""
+        """Restore model and processor; the compressor stays on its device. Calling it again has no further effect."""
         if not self._undo:
             return
         for handle in self._undo:
@@ -80,24 +80,24 @@ def attach(
     *,
     layer: int | None = None,
 ) -> Attachment:
-    """Make a LLaVA consume k * k visual tokens an image: the tower's [B, N, C] reach its projector as [B, k * k, C].
+    """Make a LLaVA read k * k visual tokens per image: the tower's [B, N, C] reach its projector as [B, k * k, C].
 
     The compressor becomes part of the model: `.to`, `.train`, `parameters()` and gradients reach it. It computes in its
-    own dtype, and its output has the model's. `model.save_pretrained(folder)` writes the plain LLaVA and, in
-    `folder/compressor`, the compressor, from which `attach` makes the same model again.
+    own dtype; its output has the model's. `model.save_pretrained(folder)` writes the plain LLaVA, and the compressor to
+    `folder/compressor`; attaching that one to it makes the same model again.
 
     Args:
         model: changed in place, until `detach`.
-        compressor: an exported folder, or what `tokconv.load_compressor` made of one.
-        processor: changed in place to write k * k image tokens a picture. Without it that is left to you, and a prompt
-            with another number is refused by the model.
-        layer: the hidden layer that the compressor was trained on; only needed for one that does not know it because
-            it does not come from an export. As LLaVA's `vision_feature_layer`, or an index of `hidden_states`.
+        compressor: an exported folder, or what `tokconv.load_compressor` returned for one.
+        processor: changed in place to write k * k image tokens per image. Without it, writing them is up to you; the
+            model raises for a prompt with another number.
+        layer: the hidden layer that the compressor was trained on, as LLaVA's `vision_feature_layer` or an index of
+            `hidden_states`; needed only for a compressor that does not come from an export.
 
     Raises:
-        ConfigError: another model, a compressor of another layer, width or grid, a processor that does not fit, or a
-            model that has a compressor already. Nothing is changed then.
-        CheckpointError: no exported compressor at that path.
+        ConfigError: another class of model, a compressor of another layer, width or grid, a processor that does not
+            fit, or a model that already has a compressor. The model is then unchanged.
+        CheckpointError: the path holds no exported compressor.
 
     Example:
         >>> from tokconv.integrations.llava import attach                      # doctest: +SKIP
@@ -108,7 +108,7 @@ def attach(
     if not isinstance(model, LlavaForConditionalGeneration):
         raise ConfigError(f"attach: the model is a {type(model).__name__}; allowed: LlavaForConditionalGeneration")
     if hasattr(model.model.multi_modal_projector, NAME):
-        raise ConfigError("attach: this model has a compressor already; detach it first")
+        raise ConfigError("attach: this model already has a compressor; detach it first")
     if not isinstance(compressor, Compressor):
         compressor = load_compressor(compressor)
     _check_tower(model.config, compressor)
@@ -127,16 +127,16 @@ def _check_tower(config: Any, compressor: Compressor) -> None:
     if config.vision_feature_select_strategy != strategy:
         raise ConfigError(
             f"attach: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}; compressors read "
-            f"patch tokens alone, which a {family.name} tower gives with {strategy!r}"
+            f"only patch tokens, which a {family.name} tower gives with {strategy!r}"
         )
     grid = vision.image_size // vision.patch_size
-    for what, wanted, there in (
+    for what, wanted, found in (
         ("width", compressor.dim, vision.hidden_size),
         ("token grid", compressor.token_grid, grid),
     ):
-        if wanted != there:
+        if wanted != found:
             raise ConfigError(
-                f"attach: the compressor's {what} is {wanted}, the vision tower's is {there}; train one on tokens of "
+                f"attach: the compressor's {what} is {wanted}, the vision tower's is {found}; train one on tokens of "
                 "this tower (model.clip.model_name)"
             )
 
@@ -147,20 +147,20 @@ def _check_trained_layer(config: Any, compressor: Compressor, layer: int | None)
         raise ConfigError(
             f"attach: vision_feature_layer is {read}; compressors read one layer, not several side by side"
         )
-    said = None if compressor.description is None else int(compressor.description["encoder"]["layer"])
-    if said is None and layer is None:
-        raise ConfigError("attach: this compressor does not say which hidden layer it was trained on; give layer=")
+    recorded = None if compressor.description is None else int(compressor.description["encoder"]["layer"])
+    if recorded is None and layer is None:
+        raise ConfigError("attach: this compressor does not record which hidden layer it was trained on; give layer=")
     num_layers = config.vision_config.num_hidden_layers
-    # Counted from the end where the compressor was trained on tokens that somebody else had encoded.
-    given, known, there = (
-        None if index is None else layer_from_start(index, num_layers) for index in (layer, said, read)
+    # The recorded layer may count from the end, if the compressor was trained on tokens from elsewhere.
+    given, known, used = (
+        None if index is None else layer_from_start(index, num_layers) for index in (layer, recorded, read)
     )
     if known is not None and given is not None and given != known:
-        raise ConfigError(f"attach: layer={layer}, and the compressor says that it was trained on hidden layer {known}")
+        raise ConfigError(f"attach: layer={layer}, but the compressor was trained on hidden layer {known}")
     trained = known if known is not None else given
-    if trained != there:
+    if trained != used:
         raise ConfigError(
-            f"attach: the compressor was trained on hidden layer {trained}, this model reads layer {there} "
+            f"attach: the compressor was trained on hidden layer {trained}, this model reads layer {used} "
             f"(vision_feature_layer={read}); set model.clip.layer={read} and train one"
         )
 
@@ -169,7 +169,7 @@ def _check_processor(config: Any, processor: LlavaProcessor) -> None:
     if not isinstance(processor, LlavaProcessor):
         raise ConfigError(f"attach: the processor is a {type(processor).__name__}; allowed: LlavaProcessor")
     vision = config.vision_config
-    for name, wanted, there in (
+    for name, wanted, found in (
         ("patch_size", vision.patch_size, processor.patch_size),
         (
             "vision_feature_select_strategy",
@@ -177,16 +177,16 @@ def _check_processor(config: Any, processor: LlavaProcessor) -> None:
             processor.vision_feature_select_strategy,
         ),
     ):
-        if there != wanted:
-            raise ConfigError(f"attach: the processor's {name} is {there!r}, the model's is {wanted!r}; set it first")
-    # What it writes for one picture of the tower's size, before anything is changed.
+        if found != wanted:
+            raise ConfigError(f"attach: the processor's {name} is {found!r}, the model's is {wanted!r}; set it first")
+    # Before anything is changed, it must write the tower's own number of tokens for an image of the tower's size.
     side = vision.image_size
     tokens = (side // vision.patch_size) ** 2
     class_tokens = 1 if config.vision_feature_select_strategy == "default" else 0
     if processor.num_additional_image_tokens != class_tokens:
         raise ConfigError(
             f"attach: the processor's num_additional_image_tokens is {processor.num_additional_image_tokens}, which "
-            f"does not make {tokens} tokens of a {side} x {side} picture; set it to {class_tokens}"
+            f"does not make {tokens} tokens of a {side} x {side} image; set it to {class_tokens}"
         )
 
 
@@ -199,7 +199,7 @@ def _compress(projector: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ..
 
 
 def _check_layer(model: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> None:
-    """What was checked when it was attached must not be overruled call by call."""
+    """Raise ConfigError if a call overrides what was checked when the compressor was attached."""
     for name in ("vision_feature_layer", "vision_feature_select_strategy"):
         value, checked = given.get(name), getattr(model.config, name)
         if value is not None and value != checked:
@@ -214,7 +214,7 @@ def _save_pretrained(self: LlavaForConditionalGeneration, save_directory: str | 
     if compressor.description is None:
         raise ConfigError(
             "save_pretrained: the attached compressor does not come from an export, so it cannot be written as one; "
-            "detach it and save the two apart"
+            "detach it and save the two separately"
         )
     type(self).save_pretrained(self, save_directory, state_dict=plain, **options)
     if options.get("is_main_process", True):
