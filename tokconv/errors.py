@@ -1,18 +1,18 @@
-"""Everything tokconv raises for its users. `except TokconvError` catches it all.
+"""The errors that tokconv raises for its users. `except TokconvError` catches all of them.
 
-The tree, and what each one is about:
+The tree, and when each error is raised:
 
-    TokconvError                 one clear sentence; the command line prints it and exits with code 2
-      ConfigError                a key, a type or a bound in a config or an override
-        SpecError                the same, in a sweep spec
-      DataError                  images, image folders, encoders that cannot be found or read
-      StoreError                 a token store that is missing, damaged, or made by another encoder
-      StorageError               object storage that does not answer, refuses, or lost something
-      CheckpointError            a checkpoint or an exported compressor that cannot be used here
+    TokconvError                 any of the below; the command line prints its sentence and exits with code 2
+      ConfigError                a config or an override has a wrong key, type or value
+        SpecError                a sweep spec has one
+      DataError                  images or an encoder cannot be found or read
+      StoreError                 a token store is missing, damaged, or was made by another encoder
+      StorageError               object storage does not answer, refuses, or lacks an object
+      CheckpointError            a checkpoint or an exported compressor cannot be used here
       MissingExtraError          an optional dependency is not installed; the message holds the pip command
-      ClusterError               a Ray cluster that does not answer, refuses, or does not work
-      SweepError                 a sweep that cannot start or go on
-      DivergedError              a non-finite loss or gradient, raised before the update (ends a trial, not a sweep)
+      ClusterError               a Ray cluster does not answer, refuses, or does not work
+      SweepError                 a sweep cannot start or go on
+      DivergedError              a loss or gradient is not finite; raised before the update, ends a trial but no sweep
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StoreError(TokconvError, ValueError):
 
 
 class StorageError(TokconvError, OSError):
-    """Object storage does not answer, refuses, or lacks what should be there."""
+    """Object storage does not answer, refuses, or lacks an object that should exist."""
 
 
 class CheckpointError(TokconvError, ValueError):
@@ -65,7 +65,7 @@ class SweepError(TokconvError, RuntimeError):
 
 
 class DivergedError(TokconvError, ArithmeticError):
-    """A loss or gradient became non-finite; nothing was updated."""
+    """A loss or gradient is not finite; nothing was updated."""
 
     def __init__(self, term: str, step: int) -> None:
         super().__init__(term, step)
@@ -76,29 +76,29 @@ class DivergedError(TokconvError, ArithmeticError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says, to be put into a sentence; its type's name when it says nothing."""
+    """Return the first line of another library's error, to be quoted in a sentence; its type's name if it is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """The end of a "did you mean" sentence: the closest allowed name, or all of them when none is close."""
+    """Return the end of a "did you mean" sentence: the closest allowed name, or all names if none is close."""
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Check, without importing them, that an extra's modules are installed. Raises MissingExtraError."""
+    """Check that an extra's modules are installed, without importing them. Raises MissingExtraError."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(f"{module} is not installed; run: pip install 'tokconv[{extra}]'")
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or say which extra brings it.
+    """Import and return an optional dependency.
 
     Raises:
-        MissingExtraError: the module is not installed.
+        MissingExtraError: the module is not installed; the message names the extra that installs it.
     """
     try:
         return importlib.import_module(module)

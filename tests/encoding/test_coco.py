@@ -34,7 +34,7 @@ def annotation(number: int, image: int, category: int, area: float | None, **mor
 
 
 def write_photos(folder: Path, *numbers: int) -> list[dict[str, Any]]:
-    """JPEG files with COCO's names, and their entries in an instances file."""
+    """Write JPEG files with COCO's names, and return their entries for an instances file."""
     folder.mkdir(parents=True)
     for number in numbers:
         Image.effect_noise((24, 20), 10 * number % 100 + 20).convert("RGB").save(folder / f"{number:012d}.jpg")
@@ -62,14 +62,14 @@ def root(tmp_path: Path) -> Path:
         root,
         "train2017",
         train,
-        # Two small dogs cover more than one cat; the crowd counts.
+        # Two small dogs cover more area than one cat; a crowd counts as well.
         annotation(1, 9, 18, 300.5),
         annotation(2, 9, 17, 500.0),
         annotation(3, 9, 18, 250, iscrowd=1, segmentation={"counts": [1, 2], "size": [20, 24]}),
-        # Equal areas: the lower id.
+        # For equal areas, the lower id wins.
         annotation(4, 25, 18, 50),
         annotation(5, 25, 17, 50.0),
-        # The box counts 50 where no area is given.
+        # Without an area the box counts, here 50.
         annotation(6, 30, 17, 49.0),
         annotation(7, 30, 1, None),
         annotation(8, 777, 1, 5.0),
@@ -93,7 +93,7 @@ def test_the_label_is_the_category_of_the_greatest_area(root: Path) -> None:
     assert len(pickle.dumps(source)) < 2000
 
 
-def test_identity_follows_images_and_labels_but_not_the_place(root: Path, tmp_path: Path) -> None:
+def test_identity_depends_on_images_and_labels_but_not_on_the_place(root: Path, tmp_path: Path) -> None:
     first = CocoSource(root).identity()
     moved = root.rename(tmp_path / "elsewhere")
     assert CocoSource(moved).identity() == first
@@ -104,7 +104,7 @@ def test_identity_follows_images_and_labels_but_not_the_place(root: Path, tmp_pa
     assert CocoSource(moved).identity() != first
 
 
-def test_one_folder_alone_declares_no_split(root: Path) -> None:
+def test_a_single_folder_declares_no_split(root: Path) -> None:
     (root / "val2017").rename(root / "other")
     source = CocoSource(root)
     assert [(item.label, item.split) for item in source.items] == [
@@ -131,7 +131,7 @@ def test_an_instances_file_without_annotations_labels_nothing(root: Path) -> Non
     assert CocoSource(root).class_names == ()
 
 
-def test_several_years_share_images_so_one_is_chosen(root: Path) -> None:
+def test_one_of_several_years_must_be_chosen(root: Path) -> None:
     write_photos(root / "val2014", 9)
     with pytest.raises(DataError, match=r"several years.*data\.name: 2014, 2017"):
         CocoSource(root)
@@ -171,7 +171,7 @@ def test_other_layouts_are_refused(root: Path, tmp_path: Path) -> None:
         (lambda text: "\x00\xff", "not a readable COCO instances file"),
     ],
 )
-def test_damaged_annotations_are_named(root: Path, change: Any, reason: str) -> None:
+def test_damaged_annotations_are_reported_in_one_line(root: Path, change: Any, reason: str) -> None:
     path = root / "annotations" / "instances_train2017.json"
     path.write_bytes(change(path.read_text()).encode("latin-1"))
     with pytest.raises(DataError, match=reason) as raised:
@@ -192,6 +192,6 @@ def test_from_folder_to_store_and_figures(root: Path, tmp_path: Path, workers: i
     assert store.train_indices.tolist() == [0, 1, 2]
     assert store.val_indices.tolist() == [3, 4]
     assert [image.item for image in store.skipped] == [1]
-    # The probe is trained and judged on the labelled images alone.
+    # The probe is trained and evaluated on the labelled images alone.
     figures = Evaluator(store, 2).evaluate(lambda tokens: (tokens[:, ::4], tokens))
     assert figures["val/probe_accuracy"] in (0.0, 1.0)

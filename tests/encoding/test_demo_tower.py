@@ -1,4 +1,4 @@
-"""The bundled demo tower: what its card says is so."""
+"""The bundled demo tower keeps what its card promises."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_the_shipped_directory_is_small_and_holds_no_pickle() -> None:
     assert sum(path.stat().st_size for path in TOWER.iterdir()) <= 6e6
 
 
-def test_its_tokens_are_as_many_as_those_of_the_published_tower() -> None:
+def test_it_has_as_many_tokens_as_the_published_tower() -> None:
     spec = describe(ClipConfig(model_name=BUNDLED))
     assert (spec.token_grid, spec.num_tokens, spec.dim) == (24, 576, 64)
-    # Layer -2 is the output of the last layer but one, as in LLaVA.
+    # Layer -2 is the output of the second to last layer, as in LLaVA.
     assert (spec.layer, spec.num_layers) == (3, 4)
 
 
-def test_its_own_head_reads_the_held_out_digits_as_the_card_says() -> None:
+def test_its_own_head_classifies_the_held_out_digits_as_the_card_states() -> None:
     source, card = DigitsSource(), json.loads((TOWER / "card.json").read_text())
     held_out = [index for index, item in enumerate(source.items) if item.split == "val"]
     assert card["held_out_images"] == len(held_out) == 397

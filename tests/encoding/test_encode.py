@@ -1,4 +1,4 @@
-"""Images to store: reuse, resume, damaged images, two encoders at once, no weights where none are needed."""
+"""Images to a store: reuse, resume, damaged images, two encoders at once, and no weights where none are needed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def config(photos: Path, tower_dir: Path, tmp_path: Path) -> Config:
     return Config(model=ModelConfig(clip=ClipConfig(model_name=str(tower_dir))), data=data)
 
 
-def test_tokens_are_the_towers(config: Config) -> None:
+def test_the_store_holds_the_tokens_of_the_tower(config: Config) -> None:
     seen: list[EncodeProgress] = []
     store = encode(config, device="cpu", progress=seen.append)
     source = open_source(config.data)
@@ -76,7 +76,7 @@ def test_a_complete_store_needs_no_weights(config: Config) -> None:
         assert encode(config).fingerprint == store.fingerprint
 
 
-def test_workers_give_the_same_store(config: Config, tmp_path: Path) -> None:
+def test_workers_write_the_same_store(config: Config, tmp_path: Path) -> None:
     alone = encode(config, device="cpu")
     config.data.num_workers, config.data.store = 1, str(tmp_path / "other")
     assert encode(config, device="cpu").fingerprint == alone.fingerprint
@@ -86,7 +86,7 @@ class Stop(BaseException):
     pass
 
 
-def test_interrupt_and_resume(config: Config, tmp_path: Path) -> None:
+def test_an_interrupted_encode_resumes_to_the_same_store(config: Config, tmp_path: Path) -> None:
     def interrupt(step: EncodeProgress) -> None:
         if step.done == 7:
             raise Stop
@@ -125,7 +125,7 @@ def test_damaged_images_are_skipped_counted_and_listed(config: Config, photos: P
     assert store.tokens(torch.arange(store.num_images)).isfinite().all()
 
 
-def test_a_shard_of_damaged_images_only(config: Config, photos: Path) -> None:
+def test_a_shard_may_hold_damaged_images_only(config: Config, photos: Path) -> None:
     for file in sorted(photos.rglob("*.png"))[:4]:
         file.write_bytes(b"")
     store = encode(config, device="cpu")
@@ -133,7 +133,7 @@ def test_a_shard_of_damaged_images_only(config: Config, photos: Path) -> None:
     assert torch.equal(store.tokens(torch.tensor([0])), store.tokens(torch.tensor([2, 0]))[1:])
 
 
-def test_nothing_readable(config: Config, photos: Path) -> None:
+def test_a_source_without_readable_images_is_refused(config: Config, photos: Path) -> None:
     for file in photos.rglob("*.png"):
         file.write_bytes(b"")
     with pytest.raises(DataError, match="none of 11 images could be read"):
@@ -152,7 +152,7 @@ def test_another_encoder_is_refused(config: Config, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_other_dtypes(config: Config, dtype: str) -> None:
+def test_other_dtypes_are_stored_and_checked(config: Config, dtype: str) -> None:
     config.data.dtype = dtype
     store = encode(config, device="cpu")
     assert store.settings.dtype == dtype
@@ -166,8 +166,8 @@ def encode_in_child(config: Config, queue: multiprocessing.Queue[str]) -> None:
     queue.put(encode(config, device="cpu").fingerprint)
 
 
-def test_two_encoders_of_one_store(config: Config) -> None:
-    # A daemonic process may have no children of its own, whatever data.num_workers says.
+def test_two_processes_encode_one_store_once(config: Config) -> None:
+    # A daemonic process cannot have children, whatever data.num_workers is.
     config.data.num_workers = 1
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -178,7 +178,7 @@ def test_two_encoders_of_one_store(config: Config) -> None:
     child.join()
 
 
-def test_encoding_outside_the_main_thread(config: Config) -> None:
+def test_encoding_works_outside_the_main_thread(config: Config) -> None:
     config.data.num_workers = 1
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(encode(config, device="cpu").fingerprint))
@@ -187,7 +187,9 @@ def test_encoding_outside_the_main_thread(config: Config) -> None:
     assert len(found) == 1
 
 
-def test_moved_images_and_tower_keep_the_store(config: Config, tower_dir: Path, photos: Path, tmp_path: Path) -> None:
+def test_moved_images_and_a_moved_tower_keep_the_store(
+    config: Config, tower_dir: Path, photos: Path, tmp_path: Path
+) -> None:
     store = encode(config, device="cpu")
     config.data.root = str(photos.rename(tmp_path / "moved"))
     config.model.clip.model_name = str(shutil.copytree(tower_dir, tmp_path / "models" / tower_dir.name))

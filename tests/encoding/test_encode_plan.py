@@ -1,4 +1,4 @@
-"""What an encode would take: counts of a source or of a wished-for one, hours given or measured, pools."""
+"""The plan of an encode: counts of a source or of an imagined one, given or measured rates, and pools."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def test_an_imagenet_sized_plan_adds_up(tmp_path: Path) -> None:
         (Encoders(least=1, most=4, cpus=2), "1 to 4 encoders on 8 CPUs: 53 min 23 s, "),
     ],
 )
-def test_a_share_of_a_gpu_is_a_share_of_its_speed(encoders: Encoders, expected: str) -> None:
+def test_encoders_that_share_a_gpu_share_its_speed(encoders: Encoders, expected: str) -> None:
     text = describe_plan(compose(FEW), device=CPU, images=1_281_167, images_per_second=100, encoders=encoders)
     assert f"\n{expected}" in text
 
 
-def test_the_speed_is_measured_and_nothing_is_written(tmp_path: Path) -> None:
+def test_the_rate_is_measured_and_nothing_is_written(tmp_path: Path) -> None:
     config = compose([*FEW, f"data.store={tmp_path / 'store'}"])
     rate, how = calibrate(config, open_job(config), CPU)
     assert rate > 0
-    # Batches of 1, 2, 4; the 8 that would come next are more than are left.
+    # Batches of 1, 2 and 4 images; fewer than 8 are left for the next one.
     assert re.fullmatch(r"measured on a CPU, threads: \d+, batches of 4: 1", how)
     assert re.search(r"\none encoder: .* at .* images/s \(measured on ", describe_plan(config, device=CPU))
     assert not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""Several encoders: the store of one process, bit for bit, whatever happens to them."""
+"""Several encoders write the store of one process, bit for bit, even if some of them die."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DAMAGED = (1, 40, 41, 42, 43, 89)
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """Images in a folder, some of them damaged, one shard of those only; paths relative, as a user would give them."""
+    """A folder of images, some damaged, including one whole shard; relative paths, as a user would give them."""
     monkeypatch.setattr("tokconv.store.format.MAX_SHARD_IMAGES", 4)
     monkeypatch.chdir(tmp_path)
     write_tower(Path("tower"))
@@ -45,7 +45,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 def _encoder_processes() -> list[int]:
-    """Processes of the pool below this one."""
+    """Return the processes of the pool that this process started."""
     parents, found = {}, []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -69,7 +69,7 @@ def _encoder_processes() -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the encoder to kill in /proc")
 @pytest.mark.filterwarnings("ignore")  # of Ray, in its own threads
 def test_a_pool_writes_the_store_of_one_process(config: Config) -> None:
-    """Two encoders, of which one is killed; then a lost shard is made again by a pool that may grow."""
+    """One of two encoders is killed; then a pool that may grow encodes a lost shard again."""
     alone = encode(config, device="cpu")
     config.data.store = "other"
     seen: list[EncodeProgress] = []
@@ -99,7 +99,7 @@ def test_a_pool_writes_the_store_of_one_process(config: Config) -> None:
     assert again.fingerprint == alone.fingerprint
     _same_files(alone.path, store.path)
     assert {path for path, time in before.items() if path.stat().st_mtime_ns != time} == {lost}
-    # A store that is there needs no pool, and Ray is not started for it.
+    # An existing store needs no pool, so Ray is not started.
     assert encode_with_pool(config, Encoders(least=10**6, most=10**6)).fingerprint == alone.fingerprint
 
 
@@ -121,7 +121,7 @@ def test_a_shard_that_kills_its_encoders_ends_the_encode(config: Config) -> None
     assert re.match(r"5 encoders died on shard 0 of .*; every finished shard is kept", row["error"])
 
 
-def test_a_store_that_an_encoder_cannot_see_is_told(config: Config) -> None:
+def test_a_store_that_an_encoder_cannot_see_is_reported(config: Config) -> None:
     row = ShardWorker(config, open_job(config), torch.device("cpu")).report(0)
     assert row["kind"] == "StoreError"
     assert "store is missing on" in row["error"]
@@ -129,7 +129,7 @@ def test_a_store_that_an_encoder_cannot_see_is_told(config: Config) -> None:
 
 
 def test_a_pool_needs_the_extra_of_ray_alone(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the pool imports comes with tokconv[ray]; without it, the message names that extra and not the sweep's."""
+    """The pool imports what tokconv[ray] installs; without it, the message names that extra and not the sweep's."""
     setup = configparser.ConfigParser()
     setup.read(Path(__file__).parents[2] / "setup.cfg")
     required = setup["options.extras_require"]["ray"].split()
@@ -147,9 +147,7 @@ def _modules_of_a_pool() -> list[str]:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
 
 
-def test_a_cluster_that_does_not_answer_is_no_error_of_a_sweep(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_does_not_answer_is_reported_as_such(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_answer(**_: object) -> None:
         raise ConnectionError
 
@@ -172,14 +170,14 @@ def test_a_cluster_that_does_not_answer_is_no_error_of_a_sweep(
         (["--encoders", "2", "--device", "cpu"], "--device: not with --encoders"),
     ],
 )
-def test_options_that_contradict_each_other(
+def test_contradicting_options_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["encode", "data.subset=4", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_ray_is_not_imported_without_being_asked_for(tmp_path: Path) -> None:
+def test_ray_is_imported_only_for_a_pool(tmp_path: Path) -> None:
     code = (
         "import sys; from tokconv.cli.main import main\n"
         "few = ['data.subset=4', 'data.num_workers=0', 'data.store=store']\n"

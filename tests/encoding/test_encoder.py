@@ -1,4 +1,4 @@
-"""The frozen tower: which tokens it gives, what it refuses, and how fast."""
+"""The frozen tower: the tokens it returns, what it refuses, and how fast it fails."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from support.towers import write_full_clip, write_tower
 from transformers import CLIPModel, CLIPVisionModel
 
 from tokconv.config.tree import ClipConfig
+from tokconv.encoding.towers.families import layer_from_start
 from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
 from tokconv.errors import ConfigError, DataError
 
@@ -34,7 +35,7 @@ def edit_config(folder: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_describe(tower_dir: Path) -> None:
+def test_a_tower_is_described_from_its_files_alone(tower_dir: Path) -> None:
     start = time.monotonic()
     spec = describe(ClipConfig(model_name=str(tower_dir)))
     assert time.monotonic() - start < 0.5
@@ -57,7 +58,9 @@ def test_tokens_are_the_hidden_layer_bit_for_bit(tower_dir: Path, layer: int) ->
     assert not any(parameter.requires_grad for parameter in tower.model.parameters())
 
 
-def test_a_full_clip_directory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_clip_directory_gives_the_same_tokens_silently(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = write_full_clip(tmp_path / "clip")
     capfd.readouterr()
     full = CLIPModel.from_pretrained(folder, attn_implementation="sdpa")
@@ -72,7 +75,7 @@ def test_a_full_clip_directory(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert torch.equal(tower.encode(pixels), wanted)
 
 
-def test_bfloat16(tower_dir: Path) -> None:
+def test_bfloat16_is_close_to_float32(tower_dir: Path) -> None:
     pixels = torch.randn(2, 3, 16, 16)
     exact = VisionTower(ClipConfig(model_name=str(tower_dir)), "cpu").encode(pixels)
     short = VisionTower(ClipConfig(model_name=str(tower_dir), precision="bfloat16"), "cpu").encode(pixels)
@@ -94,8 +97,13 @@ def test_identity_follows_content_and_not_place(tower_dir: Path, copy: Path, tmp
     assert identity(copy)["revision"] != identity(tower_dir)["revision"]
 
 
+@pytest.mark.parametrize(("layer", "index"), [(-4, 0), (-2, 2), (-1, 3), (0, 0), (3, 3)])
+def test_a_negative_layer_is_counted_from_the_end_of_the_hidden_states(layer: int, index: int) -> None:
+    assert layer_from_start(layer, num_layers=3) == index
+
+
 @pytest.mark.parametrize("layer", [-5, 4, 100])
-def test_layer_bounds(tower_dir: Path, layer: int) -> None:
+def test_a_layer_out_of_bounds_is_refused(tower_dir: Path, layer: int) -> None:
     with pytest.raises(ConfigError, match=r"model\.clip\.layer.*from -4 to 3"):
         describe(ClipConfig(model_name=str(tower_dir), layer=layer))
 
@@ -110,7 +118,7 @@ def test_a_missing_path_fails_at_once(name: str) -> None:
 
 def test_an_unreachable_hub_fails_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    # A closed port stands for a dead network also where there is one.
+    # A closed port stands for a dead network, even on a machine that has one.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
     with pytest.raises(DataError, match="neither a local directory nor reachable"):
@@ -141,15 +149,15 @@ def test_a_cached_hub_model_needs_no_network(tower_dir: Path, tmp_path: Path, mo
     [
         ({"model_type": "dinov2"}, "'dinov2'; only the vision towers of CLIP and SigLIP"),
         ({"model_type": "clip_text_model"}, "'clip_text_model'; only the vision towers"),
-        ({"model_type": "siglip2"}, "NaFlex SigLIP 2 .* take one of a fixed resolution"),
+        ({"model_type": "siglip2"}, "NaFlex SigLIP 2 .* use one with a fixed resolution"),
         ({"model_type": "siglip2_vision_model"}, "NaFlex SigLIP 2"),
         ({"image_size": [16, 32]}, r"image_size .* \[16, 32\]; only square"),
         ({"patch_size": [4, 2]}, r"patch_size .* \[4, 2\]; only square"),
         ({"patch_size": 32}, "patch_size .* larger than its image_size"),
-        ({"num_channels": 1}, "wants images of 1 channels"),
+        ({"num_channels": 1}, "expects images of 1 channels"),
     ],
 )
-def test_what_cannot_be_encoded_is_refused(copy: Path, values: dict[str, object], message: str) -> None:
+def test_an_unsupported_tower_is_refused(copy: Path, values: dict[str, object], message: str) -> None:
     edit_config(copy, **values)
     with pytest.raises(DataError, match=message):
         describe(ClipConfig(model_name=str(copy)))
@@ -158,9 +166,9 @@ def test_what_cannot_be_encoded_is_refused(copy: Path, values: dict[str, object]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"crop_size": {"height": 16, "width": 32}}, "wants images of 16 x 16 .* makes 16 x 32"),
+        ({"crop_size": {"height": 16, "width": 32}}, "expects images of 16 x 16 .* makes 16 x 32"),
         ({"do_center_crop": False}, "keeps their shape"),
-        ({"do_center_crop": False, "do_resize": False}, "leaves images as they are"),
+        ({"do_center_crop": False, "do_resize": False}, "does not resize images, or"),
     ],
 )
 def test_a_processor_that_makes_other_images_is_refused(copy: Path, values: dict[str, object], message: str) -> None:
@@ -197,7 +205,7 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
         ("model.safetensors", None, "no safetensors weights"),
     ],
 )
-def test_damaged_directories(copy: Path, name: str, content: str | None, message: str) -> None:
+def test_damaged_directories_are_refused(copy: Path, name: str, content: str | None, message: str) -> None:
     (copy / name).unlink()
     if content is not None:
         (copy / name).write_text(content)
@@ -229,6 +237,6 @@ def test_weights_that_do_not_fit_are_refused(copy: Path) -> None:
         load(copy)
 
 
-def test_unknown_bundled_tower() -> None:
+def test_an_unknown_bundled_tower_is_refused_with_the_known_one() -> None:
     with pytest.raises(DataError, match="did you mean bundled:digits-tower"):
         describe(ClipConfig(model_name="bundled:digit-tower"))

@@ -1,4 +1,4 @@
-"""Tokens that are there already: shapes, files, labels and splits; the store holds them; what is refused."""
+"""Ready-made tokens: shapes, files, labels and splits, the store that holds them, and what is refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_array_becomes_a_store(tokens: Tensor, tmp_path: Path, dtype: type, c
     assert encode(config).fingerprint == store.fingerprint
 
 
-def test_safetensors_bring_labels_and_folders_the_split(tokens: Tensor, tmp_path: Path) -> None:
+def test_safetensors_hold_labels_and_folders_declare_the_split(tokens: Tensor, tmp_path: Path) -> None:
     labels = torch.arange(NUM_IMAGES) % 3
     for part, rows in (("train", slice(0, 6)), ("val", slice(6, None))):
         (tmp_path / "root" / part).mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_safetensors_bring_labels_and_folders_the_split(tokens: Tensor, tmp_path
     assert store.val_indices.tolist() == [6, 7, 8]
 
 
-def test_an_image_a_file_and_a_subset(tokens: Tensor, tmp_path: Path) -> None:
+def test_files_of_one_image_each_with_a_subset(tokens: Tensor, tmp_path: Path) -> None:
     (tmp_path / "root" / "deep").mkdir(parents=True)
     for number, image in enumerate(tokens):
         np.save(tmp_path / "root" / "deep" / f"{number}.npy", image.numpy())
@@ -74,7 +74,7 @@ def test_an_image_a_file_and_a_subset(tokens: Tensor, tmp_path: Path) -> None:
     assert torch.equal(store.tokens(torch.arange(5)), tokens[numbers])
 
 
-def test_other_values_in_the_same_file_are_another_store(tokens: Tensor, tmp_path: Path) -> None:
+def test_other_values_in_the_same_file_change_the_identity(tokens: Tensor, tmp_path: Path) -> None:
     np.save(tmp_path / "all.npy", tokens.numpy())
     first = FeatureSource(tmp_path / "all.npy").identity()
     assert pickle.loads(pickle.dumps(FeatureSource(tmp_path / "all.npy"))).identity() == first
@@ -82,7 +82,7 @@ def test_other_values_in_the_same_file_are_another_store(tokens: Tensor, tmp_pat
     assert FeatureSource(tmp_path / "all.npy").identity() != first
 
 
-def test_what_is_not_finite_is_skipped_with_the_reason(tokens: Tensor, tmp_path: Path) -> None:
+def test_tokens_that_are_not_finite_are_skipped_with_the_reason(tokens: Tensor, tmp_path: Path) -> None:
     tokens[4, 2, 1] = float("nan")
     np.save(tmp_path / "all.npy", tokens.numpy())
     store = encode(configured(tmp_path / "all.npy", tmp_path / "store"))
@@ -94,7 +94,7 @@ class Evil:
         return Path, ("loaded",)
 
 
-def test_what_is_refused(tokens: Tensor, tmp_path: Path) -> None:
+def test_files_that_do_not_hold_tokens_are_refused(tokens: Tensor, tmp_path: Path) -> None:
     def refused(content: np.ndarray | dict[str, Tensor], says: str) -> None:
         place = tmp_path / ("x.npy" if isinstance(content, np.ndarray) else "x.safetensors")
         if isinstance(content, np.ndarray):
@@ -109,7 +109,7 @@ def test_what_is_refused(tokens: Tensor, tmp_path: Path) -> None:
     refused(tokens.numpy()[:, :15], r"shape \[9, 15, 32\]")
     refused(tokens.numpy().astype(np.int32), "no floating point")
     refused(tokens.numpy()[:0], "shape")
-    refused({"tokens": tokens, "labels": torch.arange(3)}, "one an image")
+    refused({"tokens": tokens, "labels": torch.arange(3)}, "one per image")
     refused({"tokens": tokens, "labels": torch.arange(NUM_IMAGES) - 1}, "whole numbers from 0")
     refused({"a": tokens, "b": tokens + 1}, "cannot be read")
     with pytest.raises(DataError, match="there is no"):
@@ -119,7 +119,7 @@ def test_what_is_refused(tokens: Tensor, tmp_path: Path) -> None:
         FeatureSource(tmp_path / "empty")
     np.save(tmp_path / "empty" / "a.npy", tokens.numpy())
     np.save(tmp_path / "empty" / "b.npy", tokens.numpy()[..., :8])
-    with pytest.raises(DataError, match="of one encoder"):
+    with pytest.raises(DataError, match="from one encoder"):
         FeatureSource(tmp_path / "empty")
     (tmp_path / "empty" / "b.npy").write_bytes((tmp_path / "empty" / "a.npy").read_bytes()[:-5])
     with pytest.raises(DataError, match="cannot be read"):
@@ -133,10 +133,10 @@ def test_the_encoder_must_be_named() -> None:
         compose(["data=features", "model.clip.model_name=my/encoder"])
 
 
-def test_trained_on_given_tokens_and_used_with_the_tower_that_made_them(
+def test_a_compressor_of_ready_made_tokens_is_used_with_their_tower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A week with features: train, export, then compress an image with the tower, by its name alone."""
+    """Train, export, then compress an image with the tower, which is found by its name alone."""
     monkeypatch.chdir(tmp_path)
     tower = write_tower(tmp_path / "tower")
     given = write_store(tmp_path / "made", token_grid=GRID, dim=DIM, num_images=20, num_classes=0)
@@ -154,7 +154,7 @@ def test_trained_on_given_tokens_and_used_with_the_tower_that_made_them(
     assert "was trained on tokens of" in capsys.readouterr().err
 
 
-def test_a_file_that_goes_away_ends_with_a_sentence(tokens: Tensor, tmp_path: Path) -> None:
+def test_a_file_that_disappears_is_reported(tokens: Tensor, tmp_path: Path) -> None:
     np.save(tmp_path / "all.npy", tokens.numpy())
     source = FeatureSource(tmp_path / "all.npy")
     (tmp_path / "all.npy").unlink()

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: saved ones, parquet, image folders; columns, splits, labels; nothing asks the network."""
+"""Hugging Face data sets: saved ones, parquet, image folders; columns, splits and labels, all without network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ["cat", "dog", "owl"]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache before a hub that cannot be reached."""
+    """Set an empty cache, and a hub that cannot be reached."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -41,7 +41,7 @@ def jpeg(number: int) -> dict[str, Any]:
 
 
 def make(labels: Sequence[int | None], **more: Any) -> Any:
-    """A data set of JPEGs with class labels."""
+    """Return a data set of JPEGs with class labels."""
     kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
     columns = {"image": [jpeg(number) for number in range(len(labels))], "label": list(labels)}
     made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
@@ -58,7 +58,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def write_parquet(root: Path) -> Path:
-    """The layout that the hub itself uses: data/SPLIT-NNNNN-of-NNNNN.parquet."""
+    """Write the layout that the hub itself uses: data/SPLIT-NNNNN-of-NNNNN.parquet."""
     (root / "data").mkdir(parents=True)
     make([2, 0, 1]).to_parquet(root / "data" / "train-00000-of-00002.parquet")
     make([1]).to_parquet(root / "data" / "train-00001-of-00002.parquet")
@@ -70,7 +70,7 @@ def rows(source: HuggingFaceSource) -> list[tuple[str, int | None, str | None]]:
     return [(item.key, item.label, item.split) for item in source.items]
 
 
-def test_a_saved_data_set(saved: Path) -> None:
+def test_a_saved_data_set_has_labels_and_splits(saved: Path) -> None:
     source = HuggingFaceSource(str(saved))
     assert source.class_names == ("cat", "dog", "owl")
     assert rows(source) == [
@@ -96,7 +96,7 @@ def test_a_saved_single_split_declares_none(tmp_path: Path) -> None:
         HuggingFaceSource(str(tmp_path / "one"), config_name="plain")
 
 
-def test_parquet_files(tmp_path: Path) -> None:
+def test_parquet_files_are_read(tmp_path: Path) -> None:
     source = HuggingFaceSource(str(write_parquet(tmp_path / "set")))
     assert source.class_names == ("cat", "dog", "owl")
     assert [(item.label, item.split) for item in source.items] == [
@@ -110,7 +110,7 @@ def test_parquet_files(tmp_path: Path) -> None:
     assert source.load(5).size == (20, 16)
 
 
-def test_an_image_folder(tmp_path: Path) -> None:
+def test_an_image_folder_is_read_upright(tmp_path: Path) -> None:
     for name in ("train/cat/a.jpg", "train/dog/b.png", "validation/dog/c.png"):
         path = tmp_path / "folder" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def test_an_image_folder(tmp_path: Path) -> None:
     assert source.identity() != before
 
 
-def test_identity_follows_content_and_not_place(saved: Path, tmp_path: Path) -> None:
+def test_identity_depends_on_content_and_not_on_place(saved: Path, tmp_path: Path) -> None:
     for root in (saved, write_parquet(tmp_path / "set")):
         first = HuggingFaceSource(str(root)).identity()
         moved = Path(shutil.copytree(root, tmp_path / "moved" / root.name))
@@ -148,14 +148,14 @@ def test_workers_get_a_small_source(tmp_path: Path) -> None:
     make([0, 1] * 200).save_to_disk(tmp_path / "many")
     source = HuggingFaceSource(str(tmp_path / "many"))
     text = pickle.dumps(source)
-    # Not the images: a key takes some 60 bytes, an image many hundred.
+    # The images are left out: a key takes some 60 bytes, an image many hundreds.
     assert len(text) < 400 * 100
     again = pickle.loads(text)
     assert again.items == source.items
     assert again.load(399).tobytes() == source.load(399).tobytes()
 
 
-def test_columns_by_name(tmp_path: Path) -> None:
+def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
     root = tmp_path / "set"
     made = make([0, 1, 2], breed=["b", "a", "b"], number=[7, 10, 9], score=[0.5, 0.1, 0.2])
     made = made.add_column("other", made["label"][:]).cast_column("other", datasets.ClassLabel(names=NAMES))
@@ -166,7 +166,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert (source.class_names, [item.label for item in source.items]) == (("a", "b"), [1, 0, 1])
     source = HuggingFaceSource(str(root), label_column="number")
     assert (source.class_names, [item.label for item in source.items]) == (("7", "9", "10"), [0, 2, 1])
-    with pytest.raises(DataError, match="neither class labels nor integers nor texts"):
+    with pytest.raises(DataError, match="neither class labels, integers nor texts"):
         HuggingFaceSource(str(root), label_column="score")
     with pytest.raises(DataError, match=r"data\.image_column: .* no column 'imgae'; did you mean image\?"):
         HuggingFaceSource(str(root), image_column="imgae")
@@ -175,7 +175,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
-def test_a_named_column_of_bytes_or_paths(kind: str, tmp_path: Path) -> None:
+def test_a_named_column_may_hold_bytes_or_paths(kind: str, tmp_path: Path) -> None:
     cells = [jpeg(number) for number in range(3)]
     if kind == "bytes":
         column: list[Any] = [cell["bytes"] for cell in cells]
@@ -193,9 +193,9 @@ def test_a_named_column_of_bytes_or_paths(kind: str, tmp_path: Path) -> None:
     assert {source.load(index).size for index in range(3)} == {(20, 16)}
 
 
-def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
+def test_ambiguous_splits_are_refused(tmp_path: Path) -> None:
     datasets.DatasetDict({"a": make([0]), "b": make([1])}).save_to_disk(tmp_path / "odd")
-    with pytest.raises(DataError, match="has the splits a, b; one must be called train"):
+    with pytest.raises(DataError, match="has the splits a, b; name one of them train"):
         HuggingFaceSource(str(tmp_path / "odd"))
     (tmp_path / "empty").mkdir()
     make([]).to_parquet(tmp_path / "empty" / "train.parquet")
@@ -203,7 +203,7 @@ def test_splits_that_cannot_be_understood(tmp_path: Path) -> None:
         HuggingFaceSource(str(tmp_path / "empty"))
 
 
-def test_directories_that_hold_no_data_set(tmp_path: Path) -> None:
+def test_directories_without_a_data_set_are_refused(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match=r"cannot read .* as an image data set"):
         HuggingFaceSource(str(tmp_path / "nothing"))
@@ -218,7 +218,7 @@ def test_directories_that_hold_no_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/no/such/set", "./set", "~/no-such-set", "a/b/c", "C:\\sets\\birds"])
-def test_a_missing_path_asks_no_network(name: str) -> None:
+def test_a_missing_path_fails_without_asking_the_hub(name: str) -> None:
     start = time.monotonic()
     with pytest.raises(DataError, match="there is no directory"):
         HuggingFaceSource(name)
@@ -235,7 +235,7 @@ def test_an_unreachable_name_fails_in_seconds() -> None:
 
 def test_a_cached_name_needs_no_network(tmp_path: Path) -> None:
     local = HuggingFaceSource(str(write_parquet(tmp_path / "birds")))
-    # Where the library keeps what it downloaded under this name.
+    # The place where the library keeps a download of this name.
     prepared = next((tmp_path / "cache" / "birds").glob("*/*/*/dataset_info.json")).parent
     place = tmp_path / "cache" / "lab___birds" / "default" / "0.0.0" / "c0ffee"
     shutil.copytree(prepared, place)
@@ -246,7 +246,7 @@ def test_a_cached_name_needs_no_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("layout", ["saved", "parquet"])
-def test_from_data_set_to_store(layout: str, workers: int, saved: Path, tmp_path: Path) -> None:
+def test_a_data_set_becomes_a_store(layout: str, workers: int, saved: Path, tmp_path: Path) -> None:
     root = saved if layout == "saved" else write_parquet(tmp_path / "set")
     data = DataConfig(source="huggingface", root=str(root), store=str(tmp_path / "store"), num_workers=workers)
     clip = ClipConfig(model_name=str(write_tower(tmp_path / "tower")))

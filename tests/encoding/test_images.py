@@ -1,4 +1,4 @@
-"""Image sources: what is found, how it is split, how odd files are opened."""
+"""Image sources: which images they find, how they split them, and how unusual files are opened."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     assert source.load(1).size == (6, 4)
 
 
-def test_images_in_the_root_mean_no_classes(tmp_path: Path) -> None:
+def test_images_in_the_root_have_no_classes(tmp_path: Path) -> None:
     source = FolderSource(write_images(tmp_path, "b.png", "sub/a.png"))
     assert source.class_names == ()
     assert source.items == (ImageItem("b.png"), ImageItem("sub/a.png"))
@@ -46,7 +46,7 @@ def test_train_and_val_are_splits(tmp_path: Path, kind: type[FolderSource]) -> N
     assert [(item.label, item.split) for item in source.items] == [(0, "train"), (1, "train"), (1, "val")]
 
 
-def test_train_alone_declares_no_split(tmp_path: Path) -> None:
+def test_train_without_val_declares_no_split(tmp_path: Path) -> None:
     source = ImageNetSource(write_images(tmp_path, "train/n1/a.png", "train/n2/b.png"))
     assert {item.split for item in source.items} == {None}
 
@@ -58,7 +58,7 @@ def test_split_folders_need_no_classes_in_a_plain_folder(tmp_path: Path) -> None
         ImageNetSource(tmp_path)
 
 
-def test_half_sorted_splits_are_refused(tmp_path: Path) -> None:
+def test_classes_in_only_one_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="only one of train and val"):
         FolderSource(write_images(tmp_path, "train/n1/a.png", "val/b.png"))
 
@@ -68,7 +68,7 @@ def test_a_class_layout_is_not_imagenet(tmp_path: Path) -> None:
         ImageNetSource(write_images(tmp_path, "cat/a.png"))
 
 
-def test_links_are_followed_but_loops_end(tmp_path: Path) -> None:
+def test_links_are_followed_except_loops(tmp_path: Path) -> None:
     write_images(tmp_path / "elsewhere", "a.png")
     root = write_images(tmp_path / "root", "cat/b.png")
     (root / "dog").symlink_to(tmp_path / "elsewhere")
@@ -79,14 +79,14 @@ def test_links_are_followed_but_loops_end(tmp_path: Path) -> None:
     assert len(source.items) < 10
 
 
-def test_missing_and_empty_folders(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.root: there is no folder"):
         open_source(DataConfig(source="folder", root=str(tmp_path / "none")))
     with pytest.raises(DataError, match="no images"):
         open_source(DataConfig(source="folder", root=str(tmp_path)))
 
 
-def test_identity_follows_content_and_not_place(tmp_path: Path) -> None:
+def test_identity_depends_on_content_and_not_on_place(tmp_path: Path) -> None:
     first = FolderSource(write_images(tmp_path / "one", "a.png", "b.png")).identity()
     (tmp_path / "one").rename(tmp_path / "two")
     assert FolderSource(tmp_path / "two").identity() == first
@@ -94,7 +94,7 @@ def test_identity_follows_content_and_not_place(tmp_path: Path) -> None:
     assert FolderSource(tmp_path / "two").identity() != first
 
 
-def test_digits_are_those_the_bundled_tower_was_trained_with() -> None:
+def test_digits_have_the_split_of_the_bundled_towers_training() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     source = DigitsSource()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
@@ -109,7 +109,7 @@ def test_digits_are_those_the_bundled_tower_was_trained_with() -> None:
     assert held_out == pytest.approx(200 * 397 / 1797, abs=15)
 
 
-def test_photographs_are_local_and_held_out_whole() -> None:
+def test_photographs_are_held_out_with_all_their_views() -> None:
     pytest.importorskip("skimage")
     source = PhotographsSource()
     assert len(source.items) == 19 * 5
@@ -135,7 +135,7 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
         open_source(DataConfig(source="folders", root=str(root)))
 
 
-def test_subset_is_fixed_ordered_and_keeps_both_sides(tmp_path: Path) -> None:
+def test_a_subset_is_fixed_and_ordered_and_keeps_both_sides(tmp_path: Path) -> None:
     names = [f"train/c/{number}.png" for number in range(9)]
     source = ImageNetSource(write_images(tmp_path, *names, "val/c/v.png"))
     for count in range(2, 10):
@@ -158,7 +158,7 @@ def test_sources_can_be_sent_to_workers(tmp_path: Path) -> None:
     assert again.load(0).tobytes() == source.load(0).tobytes()
 
 
-def test_split_by_hash_is_stable_and_never_empty() -> None:
+def test_a_split_by_hash_is_stable_and_leaves_no_side_empty() -> None:
     items = [ImageItem(str(number)) for number in range(200)]
     splits = assign_split(items, 0.1)
     assert 8 <= splits.count("val") <= 35
@@ -169,7 +169,7 @@ def test_split_by_hash_is_stable_and_never_empty() -> None:
         assign_split(items[:1], 0.1)
 
 
-def test_declared_splits_win() -> None:
+def test_declared_splits_take_precedence() -> None:
     items = [ImageItem("a", split="val"), ImageItem("b", split="train"), ImageItem("c", split="val")]
     assert assign_split(items, 0.1) == ["val", "train", "val"]
 
@@ -179,12 +179,12 @@ def save(path: Path, image: Image.Image, **options: Any) -> Path:
     return path
 
 
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16))
     assert open_image(save(tmp_path / "deep.png", deep)).getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_transparency_is_white(tmp_path: Path) -> None:
+def test_transparency_becomes_white(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert open_image(save(tmp_path / "clear.png", clear)).getpixel((0, 0)) == (255, 255, 255)
 
@@ -195,7 +195,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     assert (opened.mode, opened.size) == ("RGB", (5, 3))
 
 
-def test_exif_orientation_and_first_frame(tmp_path: Path) -> None:
+def test_images_are_upright_and_films_give_their_first_frame(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert open_image(save(tmp_path / "turned.jpg", Image.new("RGB", (8, 4)), exif=exif)).size == (4, 8)
@@ -218,7 +218,7 @@ def test_damaged_files_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_folder_of_everything_is_read_or_skipped_with_a_reason(tmp_path: Path) -> None:
-    """What people have in their folders, through the whole of `open_source` and `open_image`."""
+    """Files that people have in their folders, opened through the source."""
     good = {
         "one pixel.png": Image.new("RGB", (1, 1)),
         "wide.png": Image.new("RGB", (20_000, 3)),
@@ -233,7 +233,7 @@ def test_a_folder_of_everything_is_read_or_skipped_with_a_reason(tmp_path: Path)
     (tmp_path / "not an image.png").write_text("text")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    # A bomb: 40,000 x 40,000 pixels in 200 kB.
+    # A decompression bomb: 40,000 x 40,000 pixels in 200 kB.
     Image.new("1", (40_000, 40_000)).save(tmp_path / "bomb.png")
     (tmp_path / "a folder.png").mkdir()
     source = FolderSource(tmp_path)

@@ -1,4 +1,4 @@
-"""Every family of towers, from a directory of that very architecture to a store; the names of published ones."""
+"""Every family of towers, from a directory of its architecture to a store; the names of published towers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def copy(siglip_dir: Path, tmp_path: Path) -> Path:
 
 
 def hidden_state(folder: Path, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-    """Patch tokens of a hidden layer, from the whole published model."""
+    """Return the patch tokens of a hidden layer of the whole published model."""
     model = AutoModel.from_pretrained(folder, attn_implementation="sdpa")
     tower = getattr(model, "vision_model", model)
     with torch.inference_mode():
@@ -44,7 +44,7 @@ def hidden_state(folder: Path, pixels: torch.Tensor, layer: int) -> torch.Tensor
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_architecture_from_directory_to_store(name: str, tmp_path: Path) -> None:
+def test_every_architecture_encodes_from_directory_to_store(name: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     folder = write_architecture(tmp_path / name.split("/")[1], architecture)
     clip = ClipConfig(model_name=str(folder))
@@ -116,9 +116,9 @@ def test_siglip_weights_that_do_not_fit_are_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"size": {"height": 224, "width": 192}}, "wants images of 224 x 224 .* makes 224 x 192; set size in"),
+        ({"size": {"height": 224, "width": 192}}, "expects images of 224 x 224 .* makes 224 x 192; set size in"),
         ({"size": {"shortest_edge": 224}}, "keeps their shape"),
-        ({"do_resize": False}, "leaves images as they are"),
+        ({"do_resize": False}, "does not resize images, or"),
     ],
 )
 def test_a_siglip_processor_that_makes_other_images_is_refused(
@@ -130,7 +130,7 @@ def test_a_siglip_processor_that_makes_other_images_is_refused(
         describe(ClipConfig(model_name=str(copy)))
 
 
-def test_a_config_that_leaves_everything_out_means_the_base_tower(copy: Path) -> None:
+def test_a_config_without_sizes_means_the_base_tower(copy: Path) -> None:
     config = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}, "text_config": {}}
     (copy / "config.json").write_text(json.dumps(config))
     spec = describe(ClipConfig(model_name=str(copy)))
@@ -138,7 +138,7 @@ def test_a_config_that_leaves_everything_out_means_the_base_tower(copy: Path) ->
 
 
 def cache_as(folder: Path, repo: str, cache: Path) -> None:
-    """Put a directory where the hub's cache would hold this repository."""
+    """Copy a directory to the place of a repository in the hub's cache."""
     home = cache / f"models--{repo.replace('/', '--')}"
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("c0ffee")
@@ -147,7 +147,7 @@ def cache_as(folder: Path, repo: str, cache: Path) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache before a hub that cannot be reached."""
+    """Return an empty cache, with a hub that cannot be reached."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     return tmp_path / "cache"
@@ -159,7 +159,7 @@ def test_a_short_name_is_its_full_name(
 ) -> None:
     full = SHORT_NAMES[short]
     cache_as(write_architecture(tmp_path / "tower", ARCHITECTURES[full]), full, cache)
-    # A directory that happens to have the short name does not stand in for the tower.
+    # A directory that happens to have the short name is not taken for the tower.
     (tmp_path / short).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     spec = describe(ClipConfig(model_name=short))
@@ -181,7 +181,7 @@ def test_a_short_name_is_its_full_name(
         ("clip-vit-base-patch16", "openai/clip-vit-base-patch16"),
     ],
 )
-def test_near_misses_name_the_tower_that_was_meant(wrong: str, meant: str, cache: Path) -> None:
+def test_a_misspelled_name_suggests_the_nearest_tower(wrong: str, meant: str, cache: Path) -> None:
     start = time.monotonic()
     with pytest.raises(DataError, match=rf"did you mean {meant}\?"):
         describe(ClipConfig(model_name=wrong))
@@ -194,7 +194,7 @@ def test_an_unknown_short_name_lists_the_known_ones(name: str, cache: Path) -> N
         describe(ClipConfig(model_name=name))
 
 
-def test_a_right_name_that_cannot_be_reached_suggests_no_other(cache: Path) -> None:
+def test_a_correct_name_that_is_unreachable_suggests_no_other(cache: Path) -> None:
     with pytest.raises(DataError, match="neither a local directory nor reachable") as raised:
         describe(ClipConfig(model_name="ViT-L/14"))
     assert "did you mean" not in str(raised.value)

@@ -22,14 +22,14 @@ KEY, SECRET, BUCKET = "tester", "not-a-real-secret", "tokconv"
 
 
 class ObjectServer:
-    """`rclone serve s3` on this machine, with one bucket; `files` is the directory behind it.
+    """`rclone serve s3` on this machine with one bucket, whose content is the directory `files`.
 
     Args:
-        root: of everything it keeps.
+        root: the directory for everything that the server keeps.
     """
 
     port = free_port()
-    """One a test process: a client keeps the endpoint it was made with."""
+    """One per test process: a client keeps the endpoint that it was created with."""
 
     def __init__(self, root: Path) -> None:
         self.files = root / "buckets" / BUCKET
@@ -63,7 +63,7 @@ class ObjectServer:
 
 
 def client_environment() -> dict[str, str]:
-    """What a client of the server needs: all that S3 clients read, and nothing of the user's own."""
+    """Return the environment for a client of the server: all that S3 clients read, and no settings of the user."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ObjectServer.port}",
         "AWS_ACCESS_KEY_ID": KEY,
@@ -77,7 +77,7 @@ def client_environment() -> dict[str, str]:
 
 @contextmanager
 def object_server(root: Path) -> Iterator[ObjectServer]:
-    """A server while the block runs."""
+    """Run a server while the block runs."""
     server = ObjectServer(root)
     try:
         yield server
@@ -87,7 +87,7 @@ def object_server(root: Path) -> Iterator[ObjectServer]:
 
 @contextmanager
 def client_of_a_server(monkeypatch: pytest.MonkeyPatch, root: Path, node: Path) -> Iterator[ObjectServer]:
-    """A server with an empty bucket; this process is its client, on a node whose copies lie below `node`."""
+    """Run a server with an empty bucket and make this process its client; the node keeps its copies below `node`."""
     with object_server(root) as running:
         for name, value in client_environment().items():
             monkeypatch.setenv(name, value)

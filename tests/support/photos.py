@@ -1,4 +1,4 @@
-"""Folders of small images with two classes, written as a user's would be."""
+"""Folders of small images with two classes, as a user would have them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def write_photos(path: Path, count: int) -> Path:
-    """`cat` and `dog`, in turn; 20 x 24 pixels of noise."""
+    """Write images of 20 x 24 pixels of noise, in turn to the classes `dog` and `cat`; return the folder."""
     for number in range(count):
         folder = path / ("cat" if number % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Servers that tests start: a free port, and waiting for what they do."""
+"""Servers that tests start: free ports, and waiting for them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens."""
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers there with a page."""
+    """Return whether a server answers at this URL with a page."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
@@ -25,7 +25,7 @@ def answers(url: str) -> bool:
 
 
 def until(reached: Callable[[], bool]) -> None:
-    """Wait for it, two minutes at most."""
+    """Wait until a condition holds, for at most two minutes."""
     deadline = time.monotonic() + 120
     while not reached():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Tiny towers for tests: random weights, written as a user's local model directory would be."""
+"""Tiny towers for tests: local model directories with random weights, as a user would have them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _write_processor(path: Path, image_size: int) -> None:
 def write_tower(
     path: Path, image_size: int = 16, patch_size: int = 4, dim: int = 32, layers: int = 3, seed: int = 0
 ) -> Path:
-    """A CLIPVisionModel directory with its image processor; the path comes back."""
+    """Write a directory of a CLIPVisionModel and its image processor; return its path."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         CLIPVisionModel(_vision_config(image_size, patch_size, dim, layers)).save_pretrained(path)
@@ -50,7 +50,7 @@ def write_tower(
 
 
 def write_vit_b_16(path: Path) -> Path:
-    """The architecture of openai/clip-vit-base-patch16 (14 x 14 tokens of 768 channels), random weights, 340 MB."""
+    """Write a tower like openai/clip-vit-base-patch16 (14 x 14 tokens of 768 channels) with random weights, 340 MB."""
     config = _vision_config(224, 16, 768, 12, heads=12, expansion=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -60,7 +60,7 @@ def write_vit_b_16(path: Path) -> Path:
 
 
 def write_full_clip(path: Path, image_size: int = 16, patch_size: int = 4, dim: int = 32, layers: int = 3) -> Path:
-    """A directory of the whole CLIPModel, as the published ones are."""
+    """Write a directory of the whole CLIPModel, as it is published."""
     text = {"hidden_size": dim, "intermediate_size": dim, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = _vision_config(image_size, patch_size, dim, layers).to_dict()
     config = CLIPConfig(vision_config=vision, text_config={**text, "vocab_size": 64})
@@ -73,7 +73,7 @@ def write_full_clip(path: Path, image_size: int = 16, patch_size: int = 4, dim: 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published tower cut down to two heads and three layers; everything else as published."""
+    """A published tower reduced to two heads and three layers, otherwise as published."""
 
     image_size: int
     patch_size: int
@@ -108,13 +108,13 @@ ARCHITECTURES = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": Architecture(224, 14, 80, 4, "gelu"),
     "google/siglip-base-patch16-224": Architecture(224, 16, 64, 4, "gelu_pytorch_tanh", siglip=True),
     "google/siglip-so400m-patch14-384": Architecture(384, 14, 72, 4304 / 1152, "gelu_pytorch_tanh", siglip=True),
-    # SigLIP 2 of a fixed resolution: the same classes, and a much larger vocabulary in the text tower.
+    # SigLIP 2 with a fixed resolution: the same classes, with a much larger vocabulary in the text tower.
     "google/siglip2-base-patch16-256": Architecture(256, 16, 64, 4, "gelu_pytorch_tanh", siglip=True),
 }
 
 
 def write_architecture(path: Path, architecture: Architecture, whole: bool = True) -> Path:
-    """A directory as it is published: the model with its text tower, or the vision tower alone, and the processor."""
+    """Write a model as it is published, whole or its vision tower alone, with its processor; return its path."""
     vision = {**architecture.sizes(), "image_size": architecture.image_size, "patch_size": architecture.patch_size}
     text = {**architecture.sizes(), "num_hidden_layers": 1, "vocab_size": 64}
     model: Any
@@ -124,7 +124,7 @@ def write_architecture(path: Path, architecture: Architecture, whole: bool = Tru
             model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
         else:
             model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text))
-        # Freshly initialised layer norms are the identity up to scale, which would hide one too many.
+        # Freshly initialised layer norms are the identity up to scale, which would hide a superfluous one.
         for parameter in model.vision_model.post_layernorm.parameters():
             torch.nn.init.uniform_(parameter, 0.5, 2)
     (model if whole else model.vision_model).save_pretrained(path)

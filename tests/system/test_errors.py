@@ -1,4 +1,4 @@
-"""The error tree: what survives a trip between processes, and what the messages say."""
+"""The error tree: errors travel between processes, and messages name the fix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALL = [value for value in vars(errors).values() if isinstance(value, type) and i
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
-def test_every_error_stands_in_the_tree_of_the_docstring(kind: type) -> None:
+def test_every_error_is_in_the_tree_of_the_docstring(kind: type) -> None:
     assert kind.__name__ in (errors.__doc__ or "")
 
 
@@ -35,7 +35,7 @@ def test_diverged_error_survives_pickle_with_its_fields() -> None:
     assert "loss.weights.ae is not finite at step 17" in str(copy)
 
 
-def test_suggest_names_the_closest_or_all() -> None:
+def test_suggest_names_the_closest_name_or_all() -> None:
     assert suggest("epoch", ["epochs", "seed"]) == "did you mean epochs?"
     assert suggest("zzz", ["seed", "epochs"]) == "allowed: epochs, seed"
 
@@ -44,7 +44,7 @@ def test_import_extra_returns_the_module() -> None:
     assert import_extra("json.decoder", "sweep").__name__ == "json.decoder"
 
 
-def test_import_extra_says_which_command_installs_it() -> None:
+def test_import_extra_names_the_command_that_installs_it() -> None:
     with pytest.raises(MissingExtraError) as raised:
         import_extra("tokconv_no_such_module.inner", "sweep")
     assert str(raised.value) == "tokconv_no_such_module.inner is not installed; run: pip install 'tokconv[sweep]'"

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; runs get numbers of their own."""
+"""Files appear whole or not at all; every run gets its own number."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tokconv.system.files import atomic_path, new_numbered, newest_numbered, wri
 
 
 def names(directory: Path) -> list[str]:
-    """Everything below, hidden leftovers included."""
+    """Return the names of everything below a directory, including hidden leftovers."""
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
-def test_threads_at_once_get_a_number_each(tmp_path: Path) -> None:
+def test_concurrent_threads_get_different_numbers(tmp_path: Path) -> None:
     count = 16
     barrier = Barrier(count)
 
@@ -36,7 +36,7 @@ def test_threads_at_once_get_a_number_each(tmp_path: Path) -> None:
     assert newest_numbered(tmp_path / "sweeps", "demo") in found
 
 
-def test_numbers_go_on_after_the_highest_of_the_same_name(tmp_path: Path) -> None:
+def test_numbers_continue_after_the_highest_of_the_same_name(tmp_path: Path) -> None:
     assert newest_numbered(tmp_path / "none", "demo") is None
     for name in ("demo-002", "demo-1000", "demo-03", "demo-x-2000", "demo-extra-4000", "xdemo-5000", "d.mo-001"):
         (tmp_path / name).mkdir()
@@ -47,7 +47,7 @@ def test_numbers_go_on_after_the_highest_of_the_same_name(tmp_path: Path) -> Non
     assert new_numbered(tmp_path, "fresh").name == "fresh-001"
 
 
-def test_the_newest_sweep_is_the_last_created(tmp_path: Path) -> None:
+def test_the_newest_sweep_is_the_one_created_last(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="no run of 'demo'"):
         newest_directory(tmp_path, "demo")
     created = [new_directory(tmp_path, "demo") for _ in range(3)]
@@ -75,7 +75,7 @@ def test_a_locked_sweep_refuses_a_second_driver(tmp_path: Path) -> None:
         pass
 
 
-def test_an_error_of_the_driver_is_its_own_and_frees_the_lock(tmp_path: Path) -> None:
+def test_an_error_under_the_lock_is_passed_on_and_frees_the_lock(tmp_path: Path) -> None:
     directory = new_directory(tmp_path, "demo")
     with pytest.raises(TimeoutError, match="mine"), directory.lock():
         raise TimeoutError("mine")
@@ -83,7 +83,7 @@ def test_an_error_of_the_driver_is_its_own_and_frees_the_lock(tmp_path: Path) ->
         pass
 
 
-def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
+def test_a_file_replaces_the_older_one_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     for text in ("first", "second"):
         before = path.read_text() if path.exists() else None
@@ -107,7 +107,7 @@ def test_a_directory_replaces_the_older_one_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("directory", [True, False])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_after_an_error_all_is_as_before(
+def test_after_an_error_everything_is_as_before(
     tmp_path: Path, old: bool, directory: bool, error: type[BaseException]
 ) -> None:
     path = tmp_path / "out"
@@ -133,7 +133,7 @@ def test_after_an_error_all_is_as_before(
     assert (names(tmp_path), None if directory or not old else path.read_text()) == before
 
 
-def test_nothing_written_is_an_error_that_leaves_the_old(tmp_path: Path) -> None:
+def test_writing_nothing_is_an_error_that_keeps_the_old_file(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "none"):
         write_text(tmp_path / "file", "old")
         with pytest.raises(FileNotFoundError), atomic_path(path):
@@ -142,7 +142,7 @@ def test_nothing_written_is_an_error_that_leaves_the_old(tmp_path: Path) -> None
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_a_file_never_takes_the_place_of_a_directory(tmp_path: Path) -> None:
+def test_a_file_never_replaces_a_directory(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "precious").write_text("kept")
     with pytest.raises(OSError, match="directory"):
@@ -151,7 +151,7 @@ def test_a_file_never_takes_the_place_of_a_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_json_that_not_every_reader_knows_is_refused(tmp_path: Path, value: float) -> None:
+def test_json_that_not_every_reader_understands_is_refused(tmp_path: Path, value: float) -> None:
     path = tmp_path / "report.json"
     write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -168,7 +168,7 @@ def test_json_that_not_every_reader_knows_is_refused(tmp_path: Path, value: floa
         "PytorchStreamWriter failed writing file data/0: file write failed",
     ],
 )
-def test_a_full_disk_is_one_error_whatever_torch_says(tmp_path: Path, said: str) -> None:
+def test_a_full_disk_is_one_error_however_torch_reports_it(tmp_path: Path, said: str) -> None:
     with pytest.raises(OSError, match="No space left on device"), atomic_path(tmp_path / "weights.pt"):
         raise RuntimeError(said)
     with pytest.raises(RuntimeError, match="shapes"), atomic_path(tmp_path / "weights.pt"):

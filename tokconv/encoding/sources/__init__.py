@@ -1,1 +1,1 @@
-"""Where images come from, a kind of source a module; `tokconv.encoding.images.open_source` opens the configured one."""
+"""Where images come from, one kind of source per module; `tokconv.encoding.images` opens the configured one."""

@@ -1,4 +1,4 @@
-"""What every image source is: items with keys, labels and splits, an image or its tokens for each, and an identity.
+"""What every image source has: items with keys, labels and splits, an image or tokens for each, and an identity.
 
 A source is small and picklable, so that worker processes can open the images.
 """
@@ -24,11 +24,11 @@ class ImageItem:
     """One image of a source."""
 
     key: str
-    """Unique in its source; the relative path for files."""
+    """Unique within the source; the relative path of a file."""
     label: int | None = None
-    """Index into the source's class names."""
+    """Index into the source's class names; None without a label."""
     split: str | None = None
-    """train or val when the source declares it."""
+    """train or val if the source declares it."""
 
 
 class ImageSource(Protocol):
@@ -39,37 +39,37 @@ class ImageSource(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Empty when there are no labels."""
+        """Names of the classes; empty if the source has no labels."""
         ...
 
     @property
     def items(self) -> Sequence[ImageItem]: ...
 
     def load(self, index: int) -> Image.Image | Tensor:
-        """The image in RGB, or its tokens [N, C] float32 where they are there already.
+        """Return the image in RGB, or its ready-made tokens [N, C] float32.
 
-        Raises OSError, ValueError and others of Pillow's for one that cannot be read.
+        Raises OSError, ValueError and other errors of Pillow if it cannot be read.
         """
         ...
 
     def identity(self) -> dict[str, Any]:
-        """JSON; equal for two sources exactly when their tokens may share a store."""
+        """Return JSON that is equal for two sources exactly if their tokens may share a store."""
         ...
 
 
 def basic_identity(source: ImageSource) -> dict[str, Any]:
-    """Name, count, and a digest of every key, label and split; sources of files add what tells their contents apart."""
+    """Return name, count, and a digest of keys, labels and splits; sources of files add a digest of their contents."""
     keys = digest(f"{item.key}\t{item.label}\t{item.split}" for item in source.items)
     return {"name": source.name, "count": len(source.items), "keys": keys}
 
 
 def probes(items: Sequence[T]) -> Sequence[T]:
-    """A few hundred evenly spaced ones: looking into all of them would be slow on a network disk."""
+    """Return a few hundred evenly spaced items: looking into all of them would be slow on a network disk."""
     return items[:: max(1, len(items) // NUM_PROBES)]
 
 
 def digest(lines: Iterable[Any]) -> str:
-    """sha256 of the lines' texts."""
+    """Return the sha256 of the lines' texts."""
     total = hashlib.sha256()
     for line in lines:
         total.update(f"{line}\n".encode("utf-8", "surrogateescape"))

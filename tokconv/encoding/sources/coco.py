@@ -1,4 +1,4 @@
-"""The COCO layout (Lin et al. 2014, arXiv:1405.0312): folders of images, and annotations beside them, or none."""
+"""The COCO layout (Lin et al. 2014, arXiv:1405.0312): folders of images, with or without annotations."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PART = re.compile(r"(train|val)(?:idation)?(.*)")
 
 
 class CocoSource(FolderSource):
-    """COCO: root/train2017/*.jpg, root/val2017/*.jpg and, when they are there, root/annotations/instances_*.json.
+    """COCO: root/train2017/*.jpg, root/val2017/*.jpg and, optionally, root/annotations/instances_*.json.
 
-    The folders declare the split when both are there. The label of an image is the category that covers the greatest
-    total annotated area in it (the lower id of two that cover the same); an image without an annotation has none, and
-    neither has any image of a folder without its instances file. Other folders and captions are left alone.
+    The folders declare the split if both exist. The label of an image is the category with the greatest total annotated
+    area in it (of equal ones, that with the lower id). An image without annotations has no label, nor does any image of
+    a folder without its instances file. Other folders and captions are ignored.
 
     Args:
-        root: the folder above.
-        year: what follows train and val in the names of the folders, when there are several.
+        root: the folder that holds them.
+        year: the part of the folders' names after train and val, if there are several.
 
     Raises:
-        DataError: the folder is missing, has another layout, holds several years, or its annotations are damaged.
+        DataError: the folder is missing, has another layout, holds several years, or has damaged annotations.
     """
 
     name = "coco"
@@ -65,7 +65,7 @@ class CocoSource(FolderSource):
         return tuple(used[category] for category in numbers), items
 
     def _choose_folders(self) -> dict[str, str]:
-        """train, val or both -> its folder."""
+        """Return the folder of train, of val, or of both."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for entry in sorted(list_folder(self.root), key=lambda entry: entry.name):
             match = _PART.fullmatch(entry.name)
@@ -82,7 +82,7 @@ class CocoSource(FolderSource):
         return found[years[0] if self.year is None else self.year] if years else {}
 
     def _read(self, folder: str, keys: list[str], categories: dict[int, str]) -> Mapping[str, int]:
-        """Main category by file name; the file's categories are added to those of the other folder."""
+        """Return the main category by file name, and add the file's categories to those of the other folder."""
         path = self.root / ANNOTATIONS / f"instances_{folder}.json"
         if not path.is_file():
             return {}
@@ -91,13 +91,13 @@ class CocoSource(FolderSource):
         names = {key.removeprefix(f"{folder}/") for key in keys}
         if instances.file_names and names.isdisjoint(instances.file_names):
             raise DataError(
-                f"data.root: {path.name} describes none of the images in {folder}; check what belongs to it"
+                f"data.root: {path.name} describes none of the images in {folder}; check which folder it belongs to"
             )
         for category, name in instances.categories.items():
             if categories.setdefault(category, name) != name:
                 raise DataError(
                     f"data.root: {path.name} calls category {category} {name!r}, another file "
-                    f"{categories[category]!r}; take the annotations of one release"
+                    f"{categories[category]!r}; use the annotations of one release"
                 )
         return instances.main_category
 
@@ -109,12 +109,12 @@ class _Instances(NamedTuple):
     """By file name; images without an annotation are left out."""
 
 
-# A plan, an encode and a training read the same file of half a gigabyte: once a process is enough.
+# A plan, an encode and a training run read the same file of half a gigabyte: once per process is enough.
 @lru_cache(maxsize=4)
 def _read_instances(path: Path, size: int, mtime: int) -> _Instances:
     try:
         with path.open(encoding="utf-8") as file:
-            return _judge(json.load(file, object_hook=_without_outlines))
+            return _main_categories(json.load(file, object_hook=_without_outlines))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
@@ -124,17 +124,17 @@ def _read_instances(path: Path, size: int, mtime: int) -> _Instances:
 
 
 def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
-    """Nine tenths of the file, forgotten while it is parsed."""
+    """Drop the outlines, nine tenths of the file, while it is parsed."""
     entry.pop("segmentation", None)
     return entry
 
 
-def _judge(content: Any) -> _Instances:
+def _main_categories(content: Any) -> _Instances:
     categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
     file_names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
     areas: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for annotation in content["annotations"]:
-        # Cut-down files often keep the annotations of images that they dropped.
+        # Reduced files often keep the annotations of images that they dropped.
         name, category = file_names.get(annotation["image_id"]), int(annotation["category_id"])
         if category not in categories:
             raise ValueError(f"annotation {annotation.get('id')} has the unknown category {category}")
@@ -145,7 +145,7 @@ def _judge(content: Any) -> _Instances:
 
 
 def _area(annotation: Mapping[str, Any]) -> float:
-    """Square pixels; that of the box when the outline's is not given."""
+    """Return the area in square pixels: that of the outline if it is given, else that of the box."""
     area = annotation["area"] if "area" in annotation else annotation["bbox"][2] * annotation["bbox"][3]
     if not isinstance(area, int | float) or not math.isfinite(area) or area < 0:
         raise ValueError(f"annotation {annotation.get('id')} has the area {area!r}")

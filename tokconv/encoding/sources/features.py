@@ -1,9 +1,9 @@
-"""Tokens that somebody has encoded already: .npy and .safetensors files, instead of images and a tower.
+"""Ready-made tokens in .npy and .safetensors files, instead of images and a tower.
 
-Shapes: n images of a file, N = G * G tokens, or one more with the class token first, C channels.
+Shapes: n images per file, N = G * G tokens, or one more with the class token first, C channels.
 
-A file is one image [N, C] or many [n, N, C]. Folders `train` and `val` alone declare the split. Labels can come from a
-safetensors file only, as a tensor `labels` [n] of whole numbers beside `tokens`.
+A file holds one image [N, C] or many [n, N, C]. The folders `train` and `val`, and no others, declare the split. Only a
+safetensors file can hold labels: a tensor `labels` [n] of whole numbers next to `tokens`.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from tokconv.errors import DataError
 SUFFIXES = (".npy", ".safetensors")
 TOKENS, LABELS = "tokens", "labels"
 GIVEN = "given tokens"
-"""Where the identity of another encoder has its revision."""
+"""Stands in place of the revision in the identity of an encoder."""
 PROBE_VALUES = 256
 MAX_LABEL = 2**20
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """The encoder of given tokens, as far as they and the config tell; the counterpart of `EncoderSpec`."""
+    """The encoder of ready-made tokens, as far as they and the config describe it; the counterpart of `EncoderSpec`."""
 
     name: str
     layer: int
-    """As `model.clip.layer`, negative ones counted from the end: how many layers the encoder has is not known."""
+    """`model.clip.layer` as given, possibly counted from the end: the encoder's number of layers is unknown."""
     token_grid: int
     dim: int
 
     @property
     def slug(self) -> str:
-        """The last part of the name, fit for a file name."""
+        """The last part of the name, suitable for a file name."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.rstrip("/").split("/")[-1].lower()).strip("-.")
 
     def identity(self) -> dict[str, Any]:
-        """JSON; names the encoder by what the config says of it."""
+        """Return JSON that identifies the encoder by what the config says about it."""
         return {
             "name": self.name,
             "revision": GIVEN,
@@ -67,25 +67,25 @@ class _File:
     tensor: str
     """Its name in a safetensors file."""
     rows: int | None
-    """n; None for one image [N, C]."""
+    """n; None for a single image [N, C]."""
     num_tokens: int
     dim: int
     labels: tuple[int, ...]
 
     @property
     def folder(self) -> str:
-        """The first-level folder that the file is in, "" for none."""
+        """The first-level folder that holds the file, or ""."""
         return self.key.rpartition("/")[0].split("/")[0]
 
 
 class FeatureSource:
-    """Tokens in files, read row by row: memory holds one image, whatever the size of a file. It can be pickled.
+    """Tokens in files, read row by row: memory holds one image, whatever the size of a file. Can be pickled.
 
     Args:
         root: a file, or a folder of them at any depth.
 
     Raises:
-        DataError: nothing there, another shape or dtype, a pickled array, or files that do not belong together.
+        DataError: there are no files, or one has another shape or dtype, is pickled, or does not match the others.
 
     Example:
         >>> FeatureSource("features.npy").load(0).shape      # doctest: +SKIP
@@ -114,10 +114,10 @@ class FeatureSource:
         )
 
     def load(self, index: int) -> Tensor:
-        """The patch tokens [N, C] of one image, float32.
+        """Return the patch tokens [N, C] of one image, float32.
 
         Raises:
-            ValueError: one of them is not finite.
+            ValueError: a value is not finite.
             DataError: the file is gone or damaged.
         """
         file, row = self._places[index]
@@ -127,11 +127,11 @@ class FeatureSource:
         return tokens
 
     def spec(self, clip: ClipConfig) -> FeatureSpec:
-        """What the config says of the encoder, with what the files have."""
+        """Return what the config says about the encoder, with the sizes of the tokens."""
         return FeatureSpec(SHORT_NAMES.get(clip.model_name, clip.model_name), clip.layer, self.token_grid, self.dim)
 
     def identity(self) -> dict[str, Any]:
-        # The first values of some images tell files apart whose names and shapes are equal.
+        # The first values of some images distinguish files whose names and shapes are equal.
         values = (_read(file, row).flatten()[:PROBE_VALUES].tolist() for file, row in probes(self._places))
         return {**basic_identity(self), "values": digest(values)}
 
@@ -152,7 +152,7 @@ class FeatureSource:
 
 
 def _describe(path: Path, key: str) -> _File:
-    """A file from its header. Raises DataError for one that does not hold tokens."""
+    """Describe a file from its header. Raises DataError if it does not hold tokens."""
     name = ""
     labels: tuple[int, ...] = ()
     try:
@@ -169,13 +169,13 @@ def _describe(path: Path, key: str) -> _File:
                     labels = _labels(path, file.get_tensor(LABELS), shape)
     except DataError:
         raise
-    except Exception as error:  # numpy raises several kinds for a damaged file, safetensors a bare Exception
+    except Exception as error:  # for damaged files, numpy raises several kinds and safetensors a bare Exception
         raise DataError(f"data.root: {path} cannot be read ({error}); write it again") from error
     if len(shape) not in (2, 3) or 0 in shape or not floats or not _grid(shape[-2]):
         raise DataError(
             f"data.root: {path} has shape {list(shape)}{'' if floats else ', and no floating point dtype'}; it must be "
-            "[images, tokens, channels] or [tokens, channels], the tokens a square grid, as 576, or 577 with the class "
-            "token first"
+            "[images, tokens, channels] or [tokens, channels] with a square grid of tokens, as 576, or 577 if the "
+            "class token comes first"
         )
     rows = shape[0] if len(shape) == 3 else None
     return _File(path, key, name, rows, shape[-2], shape[-1], labels)
@@ -183,9 +183,9 @@ def _describe(path: Path, key: str) -> _File:
 
 def _labels(path: Path, labels: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     if labels.is_floating_point() or labels.shape != shape[:1] or len(shape) != 3 or labels.min() < 0:
-        raise DataError(f"data.root: labels of {path} must be whole numbers from 0, one an image")
+        raise DataError(f"data.root: the labels in {path} must be whole numbers from 0, one per image")
     if labels.max() > MAX_LABEL:
-        raise DataError(f"data.root: {path} has the label {labels.max()}; at most {MAX_LABEL} is possible")
+        raise DataError(f"data.root: {path} has the label {labels.max()}; labels must be at most {MAX_LABEL}")
     return tuple(labels.tolist())
 
 
@@ -193,19 +193,19 @@ def _check_alike(file: _File, first: _File) -> None:
     if (file.num_tokens, file.dim) != (first.num_tokens, first.dim):
         raise DataError(
             f"data.root: {file.path} has {file.num_tokens} tokens of {file.dim} channels, {first.path} has "
-            f"{first.num_tokens} of {first.dim}; the tokens of a store are of one encoder"
+            f"{first.num_tokens} of {first.dim}; all tokens of a store must come from one encoder"
         )
     if bool(file.labels) != bool(first.labels):
-        raise DataError(f"data.root: only one of {file.path} and {first.path} has labels; give all of them or none")
+        raise DataError(f"data.root: only one of {file.path} and {first.path} has labels; label all files or none")
 
 
 def _grid(num_tokens: int) -> int:
-    """Side length of the grid, with or without a class token; 0 when it is no square."""
+    """Return the side length of the grid, with or without a class token; 0 if it is not square."""
     return next((isqrt(n) for n in (num_tokens, num_tokens - 1) if n > 0 and isqrt(n) ** 2 == n), 0)
 
 
 def _read(file: _File, row: int) -> Tensor:
-    """One image [N, C] in the dtype of the file."""
+    """Return one image [N, C] in the dtype of the file."""
     try:
         if file.path.suffix == ".npy":
             array = np.load(file.path, mmap_mode="r", allow_pickle=False)

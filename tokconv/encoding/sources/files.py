@@ -1,4 +1,4 @@
-"""Image files: finding them in folders, and opening any of them as an upright RGB image."""
+"""Image files: finding them in folders, and opening each as an upright RGB image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """A file, or its open content, as an upright RGB image: first frame, 16 bits scaled to 8, transparency on white.
+    """Open a file, or its content, as an upright RGB image: first frame, 16 bits scaled to 8, transparency on white.
 
     Raises:
-        OSError: unreadable, truncated or empty; ValueError, SyntaxError and others of Pillow's for damaged files.
-        Image.DecompressionBombWarning, Image.DecompressionBombError: more pixels than Pillow's limit.
+        OSError: the file is unreadable, truncated or empty.
+        ValueError, SyntaxError, and other errors of Pillow: the file is damaged.
+        Image.DecompressionBombWarning, Image.DecompressionBombError: it has more pixels than Pillow's limit.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -28,12 +29,12 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
             with Image.open(file) as image:
                 return to_rgb(ImageOps.exif_transpose(image))
         except UnidentifiedImageError as error:
-            # Pillow's own text holds the whole path; a store lists reasons and must not depend on where images lie.
+            # Pillow's message contains the path; a store records reasons, and must not depend on where the images are.
             raise UnidentifiedImageError("no image that Pillow can read") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB, where `convert("RGB")` alone would clip deep gray values and show hidden colours."""
+    """Convert any Pillow mode to RGB; `convert("RGB")` alone would clip deep gray values and reveal hidden colours."""
     if image.mode == "F" or image.mode.startswith("I"):
         top = 1.0 if image.mode == "F" else 65535.0
         values = np.nan_to_num(np.asarray(image, dtype=np.float64)) / top
@@ -45,7 +46,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def file_size(path: Path) -> int:
-    """Bytes, -1 when there is no such file."""
+    """Return the size in bytes; -1 if there is no such file."""
     try:
         return path.stat().st_size
     except OSError:
@@ -57,13 +58,13 @@ def _is_image(name: str) -> bool:
 
 
 def list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, hidden entries left out."""
+    """Return the entries of a folder without the hidden ones."""
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one; a link that only leads to itself is none."""
+    """Return whether an entry is a folder or a link to one; a link that leads to itself is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -71,12 +72,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether images lie directly in the folder."""
+    """Return whether there are images directly in the folder."""
     return any(_is_image(entry.name) and not is_folder(entry) for entry in list_folder(folder))
 
 
 def find_images(root: Path, folder: Path) -> list[tuple[str, str | None]]:
-    """(key, class or None) of every image below `folder`, keys relative to `root`, sorted."""
+    """Return (key, class or None) of every image below `folder`, sorted; keys are relative to `root`."""
     keys = sorted(path.relative_to(root).as_posix() for path in _walk(folder, ()))
     if has_images(folder):
         return [(key, None) for key in keys]
@@ -85,7 +86,7 @@ def find_images(root: Path, folder: Path) -> list[tuple[str, str | None]]:
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Image files below a folder; links are followed, except one that leads back to a folder above it."""
+    """Yield the image files below a folder; links are followed unless they lead back to a folder above."""
     stat = folder.stat()
     here = (stat.st_dev, stat.st_ino)
     if here in above:

@@ -24,12 +24,12 @@ from tokconv.errors import DataError
 class FolderSource:
     """Any folder of images.
 
-    Images directly in `root`, or none but deeper ones without a class: unlabelled, all below `root`. Otherwise the
-    first-level subfolders are the classes. Subfolders `train` and `val` alone are read as `ImageNetSource` reads them,
-    with or without classes.
+    If there are images directly in `root`, all images below it are unlabelled; otherwise the first-level subfolders are
+    the classes. If the only subfolders are `train` and `val`, or one of them, each is read in this way, and the two
+    together declare the split.
 
     Raises:
-        DataError: the folder is missing, holds no images, or only one of train and val has classes.
+        DataError: the folder is missing or holds no images, or only one of train and val has classes.
     """
 
     name = "folder"
@@ -48,8 +48,8 @@ class FolderSource:
         return open_image(self.root / self.items[index].key)
 
     def identity(self) -> dict[str, Any]:
-        # Sizes of some files tell data sets apart whose file names are equal. The path is no part of it: a folder may
-        # be moved.
+        # The sizes of some files distinguish data sets whose file names are equal. The path is left out, because a
+        # folder may be moved.
         sizes = digest(file_size(self.root / item.key) for item in probes(self.items))
         return {**basic_identity(self), "sizes": sizes}
 
@@ -77,7 +77,7 @@ class FolderSource:
 
 
 class ImageNetSource(FolderSource):
-    """The ImageNet layout, root/train/CLASS/** and root/val/CLASS/**; with one of them only, no split is declared.
+    """The ImageNet layout, root/train/CLASS/** and root/val/CLASS/**; one of them alone declares no split.
 
     Raises:
         DataError: the folder is missing, has another layout, or holds no images.

@@ -1,4 +1,4 @@
-"""Image data sets of the `datasets` library: by name on the Hugging Face hub, or in a local directory."""
+"""Image data sets of the `datasets` library, by their name on the Hugging Face hub or in a local directory."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from tokconv.errors import DataError, first_line, import_extra, suggest
 
 TRAIN = "train"
 HELD_OUT = ("validation", "valid", "val", "dev", "test")
-"""Splits that become the held-out images; the first that is there."""
+"""Splits that can be the held-out images; the first that exists is used."""
 SAVED_FILES = ("dataset_dict.json", "state.json")
-"""What tells a directory written by `save_to_disk`."""
+"""Files by which a directory written by `save_to_disk` is recognised."""
 
 
 class HuggingFaceSource:
-    """An image data set of the `datasets` library, which memory-maps it; no code of the data set is ever run.
+    """An image data set of the `datasets` library, which memory-maps it; code inside a data set is never run.
 
-    The train split and the first of `HELD_OUT` declare the split; one of them alone, or an only split of another name,
-    declares none. A label below 0 or missing is none.
+    The train split and the first existing one of `HELD_OUT` declare the split. One of them alone, or a single split of
+    another name, declares none. A label that is missing or below 0 means that the image has no label.
 
     Args:
         root: a name on the hub, a directory written by `save_to_disk`, or one that `load_dataset` understands (image
-            folders with or without metadata, parquet, arrow, webdataset). Only a name asks the network.
-        config_name: the data set's configuration, when it has several.
-        image_column: None finds the only column of images; a named one may also hold encoded bytes or file paths.
-        label_column: None finds the only column of class labels, if any; a named one may also hold integers or texts.
+            folders with or without metadata, parquet, arrow, webdataset). Only a name needs the network.
+        config_name: the data set's configuration, if it has several.
+        image_column: None takes the only column of images; a named one may also hold encoded bytes or file paths.
+        label_column: None takes the only column of class labels, if any; a named one may also hold integers or texts.
 
     Raises:
         MissingExtraError: `datasets` is not installed.
-        DataError: neither a directory nor reachable, unreadable, or without the columns.
+        DataError: the data set is neither a directory nor reachable, is unreadable, or lacks the columns.
     """
 
     name = "huggingface"
@@ -64,7 +64,7 @@ class HuggingFaceSource:
         label = _find_column(features, datasets.ClassLabel, label_column, "label", root)
         with _explained(root):
             self._parts = [
-                # As bytes or path: `open_image` turns images upright and scales deep ones, the library does not.
+                # As bytes or a path: `open_image` turns images upright and scales 16 bits, the library does not.
                 part.with_format(None).select_columns([image]).cast_column(image, datasets.Image(decode=False))
                 for _, part in parts.values()
             ]
@@ -84,12 +84,12 @@ class HuggingFaceSource:
         return open_image(BytesIO(content) if isinstance(content, bytes) else content)
 
     def identity(self) -> dict[str, Any]:
-        # Not the library's fingerprint, which changes when a directory is moved.
+        # Not the library's fingerprint, which changes if a directory is moved.
         contents = digest(_summary(self._content(index)) for index in probes(range(len(self.items))))
         return {**basic_identity(self), "contents": contents}
 
     def _content(self, index: int) -> bytes | Path | None:
-        """An encoded image, or the file that holds it."""
+        """Return an encoded image, or the path of its file."""
         part = bisect.bisect_right(self._starts, index) - 1
         cell = self._parts[part][index - self._starts[part]][self._column] or {}
         if cell.get("bytes") is not None:
@@ -104,16 +104,16 @@ def _summary(content: bytes | Path | None) -> str | int:
 
 
 def _load(datasets: Any, root: str, config_name: str | None) -> Mapping[str, Any]:
-    """Split name -> data set."""
+    """Load the data set of each split, by the split's name."""
     folder = Path(root).expanduser()
     if folder.is_dir():
         saved = any((folder / name).is_file() for name in SAVED_FILES)
         if saved and config_name is not None:
-            raise DataError(f"data.name: {root!r} was written by save_to_disk, which keeps one configuration; leave it")
+            raise DataError(f"data.name: {root!r} was written by save_to_disk, which keeps one configuration; omit it")
         with _explained(root):
-            path = str(folder.resolve())  # a bare name could also be that of a file format
+            path = str(folder.resolve())  # a bare name could also mean a file format
             loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, name=config_name)
-    # A hub name is NAME or OWNER/NAME; everything else can only be meant as a path, so no network is asked.
+    # A hub name is NAME or OWNER/NAME; anything else can only be meant as a path, so the hub is not asked.
     elif root.startswith(("/", ".", "~")) or "\\" in root or root.count("/") > 1:
         raise DataError(f"data.root: there is no directory {root!r}; check the path")
     else:
@@ -128,7 +128,7 @@ def _load_from_hub(datasets: Any, name: str, config_name: str | None) -> Any:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever the hub uses
 
     try:
-        # `load_dataset` retries a dead network for long; this one request tells in at most its timeout.
+        # `load_dataset` retries a dead network for a long time; this request fails within its timeout.
         revision = HfApi().dataset_info(name, timeout=HUB_TIMEOUT).sha
     except (httpx.HTTPError, OSError, ValueError) as error:
         try:
@@ -145,7 +145,7 @@ def _load_from_hub(datasets: Any, name: str, config_name: str | None) -> Any:
 
 @contextlib.contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
-    """Only what is cached; the library has no argument for it."""
+    """Use the cache alone; the library has no argument for that."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
     try:
@@ -164,7 +164,7 @@ def _explained(root: str) -> Iterator[None]:
 
 
 def _choose_splits(parts: Mapping[str, Any], root: str) -> dict[str, tuple[str | None, Any]]:
-    """Split name -> (train, val or None, data set), those that are used."""
+    """Return the splits to use: split name -> (train, val or None, data set)."""
     parts = {name: part for name, part in parts.items() if len(part)}
     if not parts:
         raise DataError(f"data.root: no images in {root!r}")
@@ -174,13 +174,13 @@ def _choose_splits(parts: Mapping[str, Any], root: str) -> dict[str, tuple[str |
     only = TRAIN if TRAIN in parts else held_out or (next(iter(parts)) if len(parts) == 1 else None)
     if only is None:
         raise DataError(
-            f"data.root: {root!r} has the splits {', '.join(parts)}; one must be called train or {', '.join(HELD_OUT)}"
+            f"data.root: {root!r} has the splits {', '.join(parts)}; name one of them train or {', '.join(HELD_OUT)}"
         )
     return {only: (None, parts[only])}
 
 
 def _find_column(features: Mapping[str, Any], kind: type, wanted: str | None, what: str, root: str) -> str | None:
-    """The wanted column, else the only one of this kind, else None."""
+    """Return the wanted column, else the only column of this kind, else None."""
     if wanted is not None:
         if wanted not in features:
             raise DataError(f"data.{what}_column: {root!r} has no column {wanted!r}; {suggest(wanted, features)}")
@@ -194,7 +194,7 @@ def _find_column(features: Mapping[str, Any], kind: type, wanted: str | None, wh
 def _read_labels(
     features: Mapping[str, Any], parts: Sequence[Any], column: str | None
 ) -> tuple[tuple[str, ...], list[int | None]]:
-    """Class names, and the class of every row."""
+    """Return the class names, and the class of every row."""
     if column is None:
         return (), [None] * sum(len(part) for part in parts)
     values = [
@@ -203,7 +203,7 @@ def _read_labels(
     names: Sequence[str] | None = getattr(features[column], "names", None)
     if names is None:
         if not all(value is None or isinstance(value, int | str) for value in values):
-            raise DataError(f"data.label_column: {column!r} holds neither class labels nor integers nor texts")
+            raise DataError(f"data.label_column: {column!r} holds neither class labels, integers nor texts")
         distinct = sorted({value for value in values if value is not None})
         numbers = {value: number for number, value in enumerate(distinct)}
         return tuple(map(str, distinct)), [None if value is None else numbers[value] for value in values]

@@ -1,1 +1,1 @@
-"""The frozen vision towers: where their files are, what they say, and the tower itself."""
+"""The frozen vision towers: where their files are, what the files describe, and the tower itself."""

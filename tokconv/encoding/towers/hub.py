@@ -1,4 +1,4 @@
-"""Where the files of a vision tower are: bundled, a local directory, or the Hugging Face hub and its cache.
+"""Finding the files of a vision tower: bundled, in a local directory, or on the Hugging Face hub and in its cache.
 
 Nothing here reads weights. A name that is neither local nor reachable fails in seconds.
 """
@@ -29,7 +29,7 @@ HUB_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Located:
-    """Files on this machine."""
+    """The files of a tower on this machine."""
 
     folder: Path
     revision: str
@@ -37,12 +37,12 @@ class Located:
 
 
 def locate(name: str, revision: str | None) -> Located:
-    """The folder with config and image processor files; for a hub name they are fetched when not cached.
+    """Return the folder with the config and image processor files; those of a hub name are downloaded unless cached.
 
-    A short name (`SHORT_NAMES`) always means its hub name, whatever directories there are.
+    A short name (`SHORT_NAMES`) always means its hub name, even if there is a directory of that name.
 
     Raises:
-        DataError: neither local nor reachable, or a directory without weights or `config.json`.
+        DataError: the name is neither local nor reachable, or its directory lacks weights or `config.json`.
     """
     name = SHORT_NAMES.get(name, name)
     if name.startswith("bundled:"):
@@ -52,7 +52,7 @@ def locate(name: str, revision: str | None) -> Located:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _local(folder, name)
-    # A hub name is NAME or OWNER/NAME; everything else can only be meant as a path, so no network is asked.
+    # A hub name is NAME or OWNER/NAME; anything else can only be meant as a path, so the hub is not asked.
     if name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1:
         raise DataError(f"model.clip.model_name: there is no directory {name!r}; check the path")
     if is_short(name):
@@ -69,7 +69,7 @@ def _local(folder: Path, name: str) -> Located:
     read_json(folder / CONFIG_FILE, name)
     if not weights:
         pickled = next((path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
-        found = f", only {pickled}, a pickle, which could run any code when it is read" if pickled else ""
+        found = f", only {pickled}, a pickle, which could run any code when it is loaded" if pickled else ""
         raise DataError(
             f"model.clip.model_name: {name!r} holds no safetensors weights{found}; save it with save_pretrained"
         )
@@ -86,14 +86,14 @@ def _digest_of_unchanged(path: Path, size: int, mtime: int) -> str:
 
 
 def _from_hub(repo: str, revision: str | None) -> Located:
-    """The snapshot folder of a hub name: the cache first, so that a cached model never waits for the network."""
+    """Return the snapshot folder of a hub name; a cached one is returned without waiting for the network."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever the hub uses
 
     try:
         folder = _cached(repo, revision)
         if folder is None:
-            # Downloads retry a dead network for 23 s; this one request tells in at most its timeout.
+            # Downloads retry a dead network for 23 s; this request fails within its timeout.
             HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
             with _quiet_hub():
                 files = [CONFIG_FILE, *PROCESSOR_FILES]
@@ -121,11 +121,11 @@ def _cached(repo: str, revision: str | None) -> Path | None:
 
 
 def weights_folder(located: Located) -> Path:
-    """The folder whose safetensors hold the weights; they are downloaded when not cached."""
+    """Return the folder whose safetensors hold the weights; they are downloaded unless cached."""
     if located.repo is None or any(located.folder.glob(WEIGHTS)):
         return located.folder
     # Models that were published as pickles only (openai's L/14-336 among them) have a converted copy on a pull request
-    # of the hub's own bot. Its snapshot in the cache holds the weights alone, which tells it from a real revision.
+    # of the hub's own bot. Its snapshot in the cache holds the weights alone; a real revision also holds a config.
     for sibling in sorted(located.folder.parent.iterdir()):
         if any(sibling.glob(WEIGHTS)) and not (sibling / CONFIG_FILE).exists():
             return sibling
@@ -140,7 +140,7 @@ def weights_folder(located: Located) -> Path:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the tower called `name`. Raises DataError when missing or damaged."""
+    """Read a JSON object of the tower called `name`. Raises DataError if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -169,7 +169,7 @@ def _quiet_hub() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars and no load report while loading; the caller judges the report."""
+    """Suppress progress bars and the load report of transformers; the caller checks the report."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped

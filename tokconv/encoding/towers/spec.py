@@ -1,4 +1,4 @@
-"""What a vision tower is, read from its JSON files alone: a plan or a store check costs milliseconds."""
+"""The description of a vision tower, read from its JSON files alone: a plan or a store check takes milliseconds."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tokconv.encoding.towers.hub import CONFIG_FILE, PROCESSOR_FILES, locate, re
 from tokconv.errors import ConfigError, DataError
 
 CROP_SIZE = 224
-"""What an image processor means when it leaves its size out."""
+"""The size of an image processor that does not state one."""
 NUM_CHANNELS = 3
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder is, as far as its tokens are concerned."""
+    """Everything about an encoder that its tokens depend on."""
 
     name: str
-    """`model.clip.model_name`, a short name written out."""
+    """`model.clip.model_name`, with a short name replaced by its hub name."""
     revision: str
     """The hub's commit, or `sha256:...` over the files of a local directory."""
     layer: int
-    """Index in `hidden_states`, from 0 (the embeddings) to num_layers: the number of layers that are computed."""
+    """Index in `hidden_states`, from 0 (the embeddings) to num_layers; also the number of layers that are computed."""
     token_grid: int
     dim: int
     num_layers: int
@@ -41,13 +41,13 @@ class EncoderSpec:
 
     @property
     def slug(self) -> str:
-        """The last part of the name, fit for a file name."""
+        """The last part of the name, suitable for a file name."""
         return re.sub(r"[^a-z0-9.]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1].lower()).strip("-.")
 
     def identity(self) -> dict[str, Any]:
-        """JSON; equal for two encoders exactly when their tokens may share a store.
+        """Return JSON that is equal for two encoders exactly if their tokens may share a store.
 
-        A local directory counts by its content, so that it may be moved and a store of it still be used.
+        A local directory is identified by its content, so that its stores stay valid if it is moved.
         """
         return {
             "name": self.slug if self.revision.startswith("sha256:") else self.name,
@@ -62,11 +62,11 @@ class EncoderSpec:
 
 
 def describe(clip: ClipConfig) -> EncoderSpec:
-    """What the configured encoder is, without loading it.
+    """Describe the configured encoder without loading it.
 
     Raises:
-        DataError: neither local nor reachable, damaged files, or not a tower that can be encoded.
-        ConfigError: `model.clip.layer` is out of the tower's bounds.
+        DataError: the encoder is neither local nor reachable, its files are damaged, or it is not a supported tower.
+        ConfigError: the tower does not have the layer `model.clip.layer`.
 
     Example:
         >>> describe(ClipConfig(model_name="bundled:digits-tower")).token_grid
@@ -80,15 +80,15 @@ def describe(clip: ClipConfig) -> EncoderSpec:
     num_layers, dim = (_positive(vision[key], key, name) for key in ("num_hidden_layers", "hidden_size"))
     if vision.get("num_channels", NUM_CHANNELS) != NUM_CHANNELS:
         raise DataError(
-            f"model.clip.model_name: {name!r} wants images of {vision['num_channels']!r} channels; only RGB is possible"
+            f"model.clip.model_name: {name!r} expects images of {vision['num_channels']!r} channels; use an RGB tower"
         )
     if patch_size > image_size:
         raise DataError(f"model.clip.model_name: patch_size of {name!r} is larger than its image_size; correct them")
     preprocessing = _preprocessing(located.folder, name, family)
     if (made := _made_size(preprocessing, family)) != (image_size, image_size):
-        what = "leaves images as they are or keeps their shape" if made is None else f"makes {made[0]} x {made[1]}"
+        what = "does not resize images, or keeps their shape" if made is None else f"makes {made[0]} x {made[1]}"
         raise DataError(
-            f"model.clip.model_name: {name!r} wants images of {image_size} x {image_size} pixels but its image "
+            f"model.clip.model_name: {name!r} expects images of {image_size} x {image_size} pixels but its image "
             f"processor {what}; set {'crop_size and size' if family.crops else 'size'} in {PROCESSOR_FILES[0]} "
             f"to {image_size}"
         )
@@ -106,13 +106,13 @@ def describe(clip: ClipConfig) -> EncoderSpec:
 
 
 def read_config(folder: Path, name: str) -> tuple[Family, dict[str, Any]]:
-    """The family of a tower and what its vision config states. Raises DataError for one that cannot be encoded."""
+    """Return the family of a tower and its vision config. Raises DataError if the tower is not supported."""
     config = read_json(folder / CONFIG_FILE, name)
     kind = config.get("model_type")
     if kind in NAFLEX_TYPES:
         raise DataError(
             f"model.clip.model_name: {name!r} is a NaFlex SigLIP 2 ({kind}), whose number of tokens follows the shape "
-            "of each image; take one of a fixed resolution, such as google/siglip2-base-patch16-224"
+            "of each image; use one with a fixed resolution, such as google/siglip2-base-patch16-224"
         )
     if not isinstance(kind, str) or kind not in FAMILIES:
         names = dict.fromkeys(family.name for family in FAMILIES.values())
@@ -134,13 +134,13 @@ def _preprocessing(folder: Path, name: str, family: Family) -> dict[str, Any]:
             nested = content.get("image_processor", content)
             return nested if isinstance(nested, dict) else content
     raise DataError(
-        f"model.clip.model_name: {name!r} has no {PROCESSOR_FILES[0]}; save its {family.processor_class} beside the "
-        "weights"
+        f"model.clip.model_name: {name!r} has no {PROCESSOR_FILES[0]}; save its {family.processor_class} next to "
+        "the weights"
     )
 
 
 def _made_size(preprocessing: Mapping[str, Any], family: Family) -> tuple[Any, Any] | None:
-    """Height and width of every image after preprocessing, None when they differ from image to image."""
+    """Return the height and width of images after preprocessing; None if they differ from image to image."""
     if preprocessing.get("do_center_crop", family.crops):
         return _height_width(preprocessing.get("crop_size", CROP_SIZE))
     if preprocessing.get("do_resize", True):
@@ -163,7 +163,7 @@ def _positive(value: Any, key: str, name: str) -> int:
 def _square(value: Any, key: str, name: str) -> int:
     if isinstance(value, list):
         if len(value) != 2 or value[0] != value[1]:
-            raise DataError(f"model.clip.model_name: {key} of {name!r} is {value!r}; only square towers can be encoded")
+            raise DataError(f"model.clip.model_name: {key} of {name!r} is {value!r}; only square towers are supported")
         value = value[0]
     return _positive(value, key, name)
 

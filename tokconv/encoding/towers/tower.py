@@ -1,4 +1,4 @@
-"""The frozen vision tower: images in, patch tokens out.
+"""The frozen vision tower, which turns images into patch tokens.
 
 Shapes: B images, N = G * G patch tokens without the class token, C channels, H = W = image size.
 """
@@ -24,18 +24,18 @@ __all__ = ["BUNDLED", "EncoderSpec", "VisionTower", "describe", "preprocess"]
 
 
 class VisionTower:
-    """A frozen CLIP or SigLIP vision tower with the layers after `model.clip.layer` left out.
+    """A frozen CLIP or SigLIP vision tower without the layers after `model.clip.layer`.
 
-    Dropping them is bit-identical to reading `hidden_states[layer]` of the full tower, and skips their cost. As in
-    `hidden_states`, the layer norm that either family applies after its last layer is not applied, whatever the layer.
-    Text tower and pooling head are not loaded and need not be there.
+    Dropping them is bit-identical to reading `hidden_states[layer]` of the full tower, and saves their cost. As in
+    `hidden_states`, the layer norm that both families apply after the last layer is never applied. Text tower and
+    pooling head are not loaded and may be missing.
 
     Args:
-        clip: name, layer and precision.
-        device: where the weights live and the tokens come out.
+        clip: the name, layer and precision of the tower.
+        device: the device of the weights and of the tokens.
 
     Raises:
-        DataError: as `describe`, or weights that are missing, damaged, pickled, or of another architecture.
+        DataError: as `describe`; the weights are missing, damaged, pickled, or of another architecture.
         ConfigError: as `describe`.
 
     Example:
@@ -65,7 +65,7 @@ class VisionTower:
                 )
         except DataError:
             raise
-        except Exception as error:  # transformers and safetensors raise many kinds, some of them plain Exception
+        except Exception as error:  # transformers and safetensors raise many kinds, including plain Exception
             reason = first_line(error)
             raise DataError(
                 f"model.clip.model_name: cannot load {self.spec.name!r} ({reason}); download or save it again"
@@ -77,36 +77,36 @@ class VisionTower:
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB images to pixels [B, 3, H, W] float32 on the CPU."""
+        """Turn RGB images into pixels [B, 3, H, W], float32 on the CPU."""
         return preprocess(self.processor, images)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] to patch tokens [B, N, C], float32 on the tower's device, no class token."""
+        """Turn pixels [B, 3, H, W] into patch tokens [B, N, C] without a class token, float32 on the tower's device."""
         pixels = pixels.to(self.device, self.dtype, non_blocking=True)
         tokens: Tensor = self.model(pixels).last_hidden_state[:, self.num_class_tokens :]
         return tokens.float()
 
 
 def preprocess(processor: Any, images: Sequence[Image.Image]) -> Tensor:
-    """As `VisionTower.preprocess`, for worker processes that hold no weights."""
+    """Preprocess as `VisionTower.preprocess` does, in worker processes without weights."""
     pixels: Tensor = processor(list(images), return_tensors="pt")["pixel_values"]
     return pixels
 
 
 def _trimmed_config(config_class: Any, folder: Path, spec: EncoderSpec) -> Any:
-    """The tower's config with as many layers as are computed, and without a pooling head."""
+    """Return the tower's config without the layers that are not computed, and without a pooling head."""
     config = config_class.from_pretrained(folder)
     config.num_hidden_layers = spec.layer
-    config.vision_use_head = False  # SigLIP's; CLIP has no such key and ignores it
+    config.vision_use_head = False  # a key of SigLIP; CLIP ignores it
     for key in ("image_size", "patch_size"):
         value = getattr(config, key)
-        setattr(config, key, value[0] if isinstance(value, list | tuple) else value)  # SigLIP divides them
+        setattr(config, key, value[0] if isinstance(value, list | tuple) else value)  # SigLIP divides one by the other
     return config
 
 
 def _check_weights(loaded: dict[str, Any], spec: EncoderSpec, family: Family) -> None:
-    """Refuse a tower that would run with random or ignored weights; transformers only warns."""
+    """Refuse a tower that would run with random or ignored weights, about which transformers only warns."""
     wrong = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
     wrong = [key for key in wrong if "post_layernorm" not in key]  # not applied
     for key in sorted(loaded["unexpected_keys"]):
