@@ -256,7 +256,7 @@ def test_damaged_and_foreign_codecs_are_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"damaged .* remove it and it is computed again"):
             linear_codecs(own, 2)
     save_file(tensors, path, {"store": "another"})
-    with pytest.raises(StoreError, match="computed from something else .*store 'another'"):
+    with pytest.raises(StoreError, match=r"computed from something else .*store 'another'"):
         linear_codecs(own, 2)
     for changed in ({"pooling.decode_bias": torch.zeros(3)}, {fitting.SHORTFALL: torch.tensor(math.nan)}):
         save_file({**tensors, **changed}, path, {"store": own.fingerprint})

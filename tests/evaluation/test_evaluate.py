@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.networks import linear_networks
 from support.stores import write_store
 from torch import Tensor, nn
 
 from tokconv.errors import ConfigError, StoreError
-from tokconv.evaluation import heldout, protocol
+from tokconv.evaluation import heldout, probe, protocol, relations
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines.fitting import linear_codecs
 from tokconv.evaluation.evaluator import Codec, Evaluator, Figures, codec_of
-from tokconv.evaluation.probe import fit_probe
+from tokconv.evaluation.probe import linear_probe
 from tokconv.store.reader import TokenStore
 
 
@@ -73,11 +74,15 @@ def test_what_real_tokens_get_is_measured_once(store: TokenStore, monkeypatch: p
     first = Evaluator(store, 2)
     monkeypatch.setattr(Evaluator, "_measure_real", lambda _: pytest.fail("measured again"))
     again = Evaluator(store, 2)
-    assert (again.real, again.probe_full, again.mmd.median) == (first.real, first.probe_full, first.mmd.median)
+    assert (again.real, again.probe_full) == (first.real, first.probe_full)
     assert again.evaluate(codec_of(*networks)) == first.evaluate(codec_of(*networks))
 
 
-@pytest.mark.parametrize("change", [{"store": "another"}, {"protocol": 0}, {"probe": 0}, {"real": {}}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"store": "another"}, {"protocol": 0}, {"probe": 0}, {"real": {}}, {"real": {"mmd": {"median": 1}}}],
+    ids=str,
+)
 def test_what_real_tokens_get_elsewhere_is_refused(store: TokenStore, change: dict[str, object]) -> None:
     Evaluator(store, 1)
     path = next(store.derived_dir.glob("real-*-grid-01.json"))
@@ -106,10 +111,10 @@ def test_averages_of_whole_images_are_further_from_tokens_than_tokens_are(store:
 
 
 def test_probe_finds_what_is_linear(store: TokenStore) -> None:
-    probe = fit_probe(store)
+    found = linear_probe(store)
     assert store.labels is not None
     standardised = (store.tokens(store.val_indices) - store.mean) / store.scale
-    accuracy = (probe.predict(standardised) == store.labels[store.val_indices]).float().mean()
+    accuracy = (found.predict(standardised) == store.labels[store.val_indices]).float().mean()
     assert accuracy > 0.75
 
 
@@ -156,7 +161,7 @@ def test_the_reader_needs_tokens_that_are_like_tokens(store: TokenStore) -> None
 
 
 def test_a_codec_with_another_number_of_tokens_is_refused(store: TokenStore) -> None:
-    with pytest.raises(ConfigError, match="9 tokens an image, not 4"):
+    with pytest.raises(ConfigError, match="9 tokens per image, not 4"):
         Evaluator(store, 3).evaluate(_baseline(store, "pooling", 2))
 
 
@@ -175,6 +180,10 @@ def test_few_images_have_no_neighbours_and_one_token_no_discrepancy(tmp_path: Pa
     assert not any("knn" in name or "cka" in name for name in figures)
     single = write_store(tmp_path / "single", num_images=4)
     assert "val/mmd" not in Evaluator(single, 1).evaluate(_baseline(single, "pooling", 1))
+    # One held-out image of one token: not even the real tokens have a pair.
+    lone = baseline_figures(write_store(tmp_path / "lone", num_images=4, token_grid=1), 1)
+    assert "val/mmd" not in lone["pooling"]
+    assert {"val/fvu", "val/swd", "val/swd_floor"} <= lone["pooling"].keys()
     unlabelled = write_store(tmp_path / "unlabelled", num_images=60, num_classes=0)
     names = Evaluator(unlabelled, 2).evaluate(_baseline(unlabelled, "pooling", 2)).keys()
     assert not any("probe" in name or "reader" in name for name in names)
@@ -183,7 +192,7 @@ def test_few_images_have_no_neighbours_and_one_token_no_discrepancy(tmp_path: Pa
 
 def test_large_images_are_sketched_and_judged_alike(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def judged() -> Figures:
-        for path in store.derived_dir.glob("relations-*"):
+        for path in store.derived_dir.glob("image-relations-*"):
             path.unlink()
         return Evaluator(store, 3).evaluate(_baseline(store, "pooling", 3))
 
@@ -197,23 +206,53 @@ def test_large_images_are_sketched_and_judged_alike(store: TokenStore, monkeypat
     assert sketched["val/knn_overlap"] == pytest.approx(exact["val/knn_overlap"], abs=0.1)
 
 
-def test_what_is_real_is_computed_once_and_damage_is_named(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", ["mmd", "figures", "probe"])
+def test_real_figures_that_lack_a_row_are_damaged(store: TokenStore, row: str) -> None:
+    Evaluator(store, 1)
+    path = next(store.derived_dir.glob("real-*-grid-01.json"))
+    whole = path.read_text()
+    content = json.loads(whole)
+    del content["real"][row]
+    try:
+        path.write_text(json.dumps(content))
+        with pytest.raises(StoreError, match=r"real-.*: damaged \(.+\); remove it and it is computed again"):
+            Evaluator(store, 1)
+    finally:
+        path.write_text(whole)
+
+
+@pytest.mark.parametrize("name", ["image-relations-*.safetensors", "linear-probe-*.safetensors"])
+def test_damaged_and_foreign_relations_and_probes_are_refused(store: TokenStore, name: str) -> None:
+    Evaluator(store, 2)
+    path = next(store.derived_dir.glob(name))
+    whole, tensors = path.read_bytes(), {name: tensor.clone() for name, tensor in load_file(path).items()}
+    try:
+        for damaged in (b"", whole[:100], b"\xff" * 100):
+            path.write_bytes(damaged)
+            with pytest.raises(StoreError, match=rf"{path}: damaged \(.+\); remove it and it is computed again"):
+                Evaluator(store, 2)
+        for origin in ({}, {"store": "another"}):
+            save_file(tensors, path, origin)
+            with pytest.raises(StoreError, match=rf"{path}: was computed from something else .*remove it"):
+                Evaluator(store, 2)
+        save_file({**tensors, "surplus": torch.zeros(1)}, path, {"store": store.fingerprint})
+        with pytest.raises(StoreError, match="damaged"):
+            Evaluator(store, 2)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_relations_and_probe_are_computed_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Evaluator(store, 2).real
-    with monkeypatch.context() as patch:
-        patch.setattr(heldout, "_relate", lambda *_: pytest.fail("computed again"))
-        assert Evaluator(store, 2).real == first
-    path = store.derived_dir / f"relations-p{protocol.PROTOCOL}.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
-    with pytest.raises(StoreError, match="damaged; remove it"):
-        Evaluator(store, 2)
-    path.write_bytes(whole)
+    monkeypatch.setattr(relations, "_relate", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(probe, "_fit", lambda *_: pytest.fail("fitted again"))
+    assert Evaluator(store, 2).real == first
 
 
 def test_a_draw_is_the_rows_asked_for_in_their_order() -> None:
     tokens = torch.randn(10, 6, 3)
     rows = torch.randperm(60)[:25]
-    draw = heldout.Draw(rows, 3)
+    draw = heldout.RowSample(rows, 3)
     for batch in tokens.split(4):
-        draw.take(batch)
-    assert torch.equal(draw.kept, tokens.flatten(0, 1)[rows])
+        draw.add(batch)
+    assert torch.equal(draw.values, tokens.flatten(0, 1)[rows])

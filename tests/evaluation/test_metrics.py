@@ -21,7 +21,7 @@ from tokconv.evaluation.metrics.fidelity import Fidelity
 from tokconv.evaluation.metrics.mmd import MEDIAN_TOKENS, MmdReference
 from tokconv.evaluation.metrics.similarity import cka, nearest, neighbour_overlap
 from tokconv.evaluation.metrics.wasserstein import projections, sliced_wasserstein, sorted_projections
-from tokconv.evaluation.probe import Probe, fit_probe
+from tokconv.evaluation.probe import Probe, linear_probe
 from tokconv.models.windows import Windows
 from tokconv.store.sample import standardised_batches, training_sample
 
@@ -200,7 +200,7 @@ def test_a_sketch_keeps_neighbours_and_alignment() -> None:
 def test_the_probe_is_scikit_learns_ridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = write_store(tmp_path / "store", num_images=160, num_classes=2)
     monkeypatch.setattr(probes, "RIDGES", (0.01,))
-    probe = fit_probe(store)
+    probe = linear_probe(store)
     sample = training_sample(store)
     features = torch.cat([tokens.flatten(1) for tokens in standardised_batches(store, sample)]).double()
     assert store.labels is not None

@@ -19,7 +19,9 @@ from support.towers import write_tower
 
 import tokconv
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
-from tokconv.encoding.pipeline import EncodeProgress, encode, plan, prepare_job
+from tokconv.encoding.job import open_job
+from tokconv.encoding.pipeline import EncodeProgress, encode
+from tokconv.encoding.plan import plan
 from tokconv.errors import ConfigError, StorageError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.store.format import INDEX, SETTINGS, StoreSettings, shard_name
@@ -124,7 +126,7 @@ def test_another_store_at_the_url_is_refused_before_anything_is_encoded(server: 
 
 
 def plan_settings(config: Config) -> StoreSettings:
-    return prepare_job(config).settings
+    return open_job(config).settings
 
 
 def test_a_node_fetches_once_for_all_its_processes(server: ObjectServer, tmp_path: Path) -> None:

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokconv.errors import import_extra
+from tokconv.evaluation.baselines.registry import BASELINES, Baseline
+from tokconv.models.windows import compression_ratio
 from tokconv.system.files import atomic_path
 
 Figures = Mapping[str, float]
-
-# Okabe and Ito's colours, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
-STYLES = {
-    "pooling": ("#0072B2", "s"),
-    "max_norm": ("#999999", "v"),
-    "bilinear": ("#56B4E9", "o"),
-    "pixel_shuffle": ("#E69F00", "P"),
-    "tome": ("#D55E00", "X"),
-    "prumerge": ("#8B5A2B", "<"),
-    "window_pca": ("#009E73", "D"),
-    "matched_window_pca": ("#CC79A7", "^"),
-}
-"""Baseline -> colour, marker."""
 LOWEST = 1e-5
-"""Figures below it are drawn there: at one output token for each token everything is lossless, and 0 has no log."""
+"""Lower figures are drawn here: if no token is saved every figure of error is 0, which has no logarithm."""
+FVU = "fvu (share of variance lost)"
 
 
-def draw_rate_distortion(
-    figures: Mapping[int, Mapping[str, Figures]], titles: Mapping[str, str], token_grid: int, out: Path
-) -> Path:
+def draw_rate_distortion(figures: Mapping[int, Mapping[str, Figures]], token_grid: int, out: Path) -> Path:
     """Write a PNG. Left: fvu against the compression ratio. Right: fvu against swd, large marks for few tokens, with
     the distance of real tokens from each other as dotted lines.
 
     Args:
-        figures: grid -> baseline -> figures.
-        titles: baseline -> label; dashed lines for those whose label ends in an asterisk.
+        figures: output grid -> baseline -> figures.
         token_grid: G.
 
     Raises:
@@ -44,33 +31,23 @@ def draw_rate_distortion(
     figure = import_extra("matplotlib.figure", "sweep").Figure(figsize=(12.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     grids = sorted(figures)
-    ratios = {grid: token_grid**2 / grid**2 for grid in grids}
-    for name, (color, marker) in STYLES.items():
-        rows = [(grid, figures[grid][name]) for grid in grids if name in figures[grid]]
-        dashes = "--" if titles[name].endswith("*") else "-"
-        style = {"color": color, "marker": marker, "linewidth": 1.3, "linestyle": dashes, "label": titles[name]}
-        fvu = [_shown(row, "val/fvu") for _, row in rows]
-        # The matched one has window PCA's error: a hollow mark around it.
-        hollow = {"markerfacecolor": "none", "markersize": 11} if name == "matched_window_pca" else {}
-        left.plot([ratios[grid] for grid, _ in rows], fvu, **style | {"markersize": 6} | hollow)
-        swd = [_shown(row, "val/swd") for _, row in rows]
-        right.plot(swd, fvu, **style | {"marker": "", "linewidth": 0.8})
-        sizes = [30 + 130 * (1 - grids.index(grid) / max(1, len(grids) - 1)) for grid, _ in rows]
-        right.scatter(swd, fvu, s=sizes, color=color, marker=marker, zorder=3, edgecolors="white", linewidths=0.6)
+    ratios = {grid: compression_ratio(token_grid, grid) for grid in grids}
+    for baseline in BASELINES.values():
+        rows = {grid: figures[grid][baseline.name] for grid in grids if baseline.name in figures[grid]}
+        fvu = [_drawn(row, "val/fvu") for row in rows.values()]
+        _draw_line(left, baseline, [ratios[grid] for grid in rows], fvu)
+        sizes = [30 + 130 * (1 - grids.index(grid) / max(1, len(grids) - 1)) for grid in rows]
+        _draw_path(right, baseline, [_drawn(row, "val/swd") for row in rows.values()], fvu, sizes)
     for grid in grids:
-        floor = _shown(next(iter(figures[grid].values())), "val/swd_floor")
+        floor = _drawn(next(iter(figures[grid].values())), "val/swd_floor")
         right.axvline(floor, color="black", linestyle=":", linewidth=0.8, zorder=0.5)
-    left.set(xlabel="compression ratio (output grid)", ylabel="fvu (share of variance lost)")
-    right.set(xlabel="swd to real tokens (dotted: of real tokens)", ylabel="fvu (share of variance lost)")
-    left.set_title("Error at every ratio (dashed: needs a map beside its tokens)", fontsize="medium")
+    left.set(xlabel="compression ratio (output grid)", ylabel=FVU)
+    right.set(xlabel="swd to real tokens (dotted: of real tokens)", ylabel=FVU)
+    left.set_title("Error at every ratio (dashed: needs a map next to its tokens)", fontsize="medium")
     largest, smallest = f"{grids[0]}x{grids[0]}", f"{grids[-1]}x{grids[-1]}"
     right.set_title(f"Error against token-likeness, {largest} (large) to {smallest} (small)", fontsize="medium")
     for axes in (left, right):
-        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-            scale("log")
-            _plain_ticks(axis)
-        axes.grid(visible=True, which="major", color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
+        _log_scales(axes)
     left.set_xticks(list(ratios.values()), [f"{ratio:.3g}x\n({grid}x{grid})" for grid, ratio in ratios.items()])
     left.set_xticks([], minor=True)
     handles, labels = left.get_legend_handles_labels()
@@ -80,13 +57,36 @@ def draw_rate_distortion(
     return out
 
 
-def _shown(figures: Figures, name: str) -> float:
+def _draw_line(axes: Any, baseline: Baseline, ratios: Sequence[float], fvu: Sequence[float]) -> None:
+    # The matched one has window PCA's error: a hollow mark around it.
+    hollow = {"markerfacecolor": "none", "markersize": 11} if baseline.name == "matched_window_pca" else {}
+    style = {"marker": baseline.marker, "markersize": 6, "linewidth": 1.3, "label": baseline.label} | hollow
+    axes.plot(ratios, fvu, color=baseline.color, linestyle=_dashes(baseline), **style)
+
+
+def _draw_path(
+    axes: Any, baseline: Baseline, swd: Sequence[float], fvu: Sequence[float], sizes: Sequence[float]
+) -> None:
+    axes.plot(swd, fvu, color=baseline.color, linestyle=_dashes(baseline), linewidth=0.8)
+    marks = {"color": baseline.color, "marker": baseline.marker, "edgecolors": "white", "linewidths": 0.6}
+    axes.scatter(swd, fvu, s=sizes, zorder=3, **marks)
+
+
+def _dashes(baseline: Baseline) -> str:
+    return "--" if baseline.has_side_information else "-"
+
+
+def _drawn(figures: Figures, name: str) -> float:
     return max(figures[name], LOWEST)
 
 
-def _plain_ticks(axis: Any) -> None:
-    """Plain numbers at 1, 2 and 5, which a log axis of less than two decades needs to be readable."""
+def _log_scales(axes: Any) -> None:
+    """Use log axes with plain numbers at 1, 2 and 5, without which an axis of less than two decades is unreadable."""
     ticker = import_extra("matplotlib.ticker", "sweep")
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=20))
-    axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axis.set_minor_locator(ticker.NullLocator())
+    for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        set_scale("log")
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=20))
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(ticker.NullLocator())
+    axes.grid(visible=True, which="major", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)

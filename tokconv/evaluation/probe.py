@@ -11,19 +11,18 @@ is trained for them, so only tokens that still look and mean like the real ones 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokconv.errors import StoreError
 from tokconv.models.windows import Windows
+from tokconv.store.cache import Tensors, computed_once
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
-from tokconv.system.files import atomic_path
 
 FIT_VERSION = 1
 MAX_FEATURES = 40_000
@@ -91,19 +90,25 @@ def _by_class(weight_Fc: Tensor) -> Tensor:
     return weight_Fc.T.contiguous().T
 
 
-def fit_probe(store: TokenStore) -> Probe:
-    """The store's probe, from its cache or fitted now. Raises StoreError when no training image has a label."""
+def linear_probe(store: TokenStore) -> Probe:
+    """Return the store's probe, fitted at the first call per store (one process fits, others wait).
+
+    Raises:
+        StoreError: no training image has a label, or the file of the probe is damaged.
+    """
     if store.labels is None or not len(labelled_sample(store)):
         raise StoreError(f"{store.path}: no labels, so no probe")
-    windows = Windows(store.token_grid, _probe_grid(store.token_grid, store.dim))
-    path = store.derived_dir / f"probe-v{FIT_VERSION}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            weight, bias = _solve(store, windows, store.labels)
-            with atomic_path(path) as temporary:
-                save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, temporary)
-        tensors = load_file(path)
+    labels, windows = store.labels, Windows(store.token_grid, _probe_grid(store.token_grid, store.dim))
+    width, classes = windows.num_cells * store.dim, len(store.class_names)
+
+    def check(tensors: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != {"weight": (width, classes), "bias": (classes,)}:
+            raise ValueError("not the probe of this store")
+
+    # Files named probe-v1.safetensors, written by earlier versions, do not say which store they are of.
+    name = f"linear-probe-v{FIT_VERSION}.safetensors"
+    tensors = computed_once(store, name, lambda: _fit(store, windows, labels), Tensors(), check=check)
     return Probe(_by_class(tensors["weight"]), tensors["bias"], windows)
 
 
@@ -117,7 +122,7 @@ def _probe_grid(token_grid: int, dim: int) -> int:
     return max(1, min(token_grid, math.isqrt(MAX_FEATURES // dim)))
 
 
-def _solve(store: TokenStore, windows: Windows, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _fit(store: TokenStore, windows: Windows, labels: Tensor) -> Mapping[str, Tensor]:
     sample = labelled_sample(store)
     features = torch.cat([windows.split(t).mean(2).flatten(1) for t in standardised_batches(store, sample)])
     targets = F.one_hot(labels[sample], len(store.class_names)).double()
@@ -135,4 +140,4 @@ def _solve(store: TokenStore, windows: Windows, labels: Tensor) -> tuple[Tensor,
             best = (error, dual)
     assert best is not None
     weight = features.T @ best[1].float()
-    return weight, target_mean.float() - center @ weight
+    return {"weight": weight, "bias": target_mean.float() - center @ weight}

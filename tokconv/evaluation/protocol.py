@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import CheckpointError
+from tokconv.evaluation.figures import JUDGED_ON
 
 PROTOCOL = 2
 MAX_IMAGES = 2048
@@ -30,10 +31,6 @@ MIN_NEIGHBOUR_IMAGES = 12
 """With fewer held-out images there are no figures of neighbours and of alignment: of 11 images every one is among the
 10 nearest of every other."""
 SEED = 20_001
-
-
-JUDGED_ON = ("val/fvu", "val/swd")
-"""What a compressor and a baseline are compared on, error and token-likeness; lower is better for both."""
 
 
 def at_least_as_good(baselines: Mapping[str, Mapping[str, float]], figures: Mapping[str, float]) -> tuple[str, ...]:
