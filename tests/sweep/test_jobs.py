@@ -20,7 +20,7 @@ from tokconv.errors import SpecError, SweepError
 from tokconv.sweep.jobs import check_spec, submit
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.spec.file import parse_spec
-from tokconv.system.ray_cluster import check_lasting
+from tokconv.system.ray_cluster import check_outlives_job
 
 EPOCHS = 100
 ROOT = Path(tokconv.__file__).parents[1]
@@ -40,8 +40,8 @@ def test_a_sweep_whose_results_would_die_with_the_job_is_refused(tmp_path: Path)
 def test_a_place_inside_the_uploaded_tree_is_refused() -> None:
     uploaded = Path("/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1/runs")
     with pytest.raises(SpecError, match=r"storage: .*which Ray deletes"):
-        check_lasting(uploaded, "storage")
-    check_lasting(Path("/shared/runs"), "storage")
+        check_outlives_job(uploaded, "storage")
+    check_outlives_job(Path("/shared/runs"), "storage")
 
 
 def test_what_cannot_be_submitted_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def use_token() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def check_lasting(path: Path, key: str) -> None:
+def check_outlives_job(path: Path, key: str) -> None:
     """Refuse a place inside the directory that a Ray job uploaded, which is deleted with the job.
 
     Raises:
