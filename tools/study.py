@@ -101,7 +101,9 @@ def run(out: Path, seeds: int, pattern: str) -> None:
                     if (directory / "figures.json").exists():
                         continue
                     config = compose([*overrides, f"training.seed={seed}"])
-                    result = run_trial(config, encode_and_print(config), LocalRuntime(directory, device="cpu", resume=True))
+                    result = run_trial(
+                        config, encode_and_print(config), LocalRuntime(directory, device="cpu", resume=True)
+                    )
                     write_json(directory / "figures.json", result.figures)
                     print(directory, {key: round(result.figures[key], 4) for key in FIGURES if key in result.figures})
             except Timeout:

@@ -21,7 +21,7 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.store.reader import TokenStore
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.loop import run_trial
-from tokconv.training.runtime import LocalRuntime, Metrics
+from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 from tokconv.training.step import Trainer
 
 SMALL = [*networks.SMALL, "training.epochs=4", "loss.weights.wgan=0.05"]
@@ -153,6 +153,16 @@ def test_a_grid_larger_than_the_tokens_is_refused_at_once(store: TokenStore, con
 def test_the_newest_checkpoint_is_the_only_one_kept(store: TokenStore, config: Config, tmp_path: Path) -> None:
     run_trial(config, store, LocalRuntime(tmp_path, device="cpu"))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-0004"]
+
+
+def test_checkpoints_are_ordered_by_epoch_not_by_name(tmp_path: Path) -> None:
+    runtime = LocalRuntime(tmp_path, device="cpu", resume=True)
+    for epoch in (9999, 10000):
+        runtime.checkpoint_dir(epoch).mkdir(parents=True)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["epoch-9999", "epoch-10000"]
+    assert runtime.latest_checkpoint() == runtime.checkpoint_dir(10000)
+    runtime.report({"epoch": 10000}, runtime.checkpoint_dir(10000))
+    assert checkpoints_of(tmp_path) == [runtime.checkpoint_dir(10000)]
 
 
 def test_state_is_plain_json(store: TokenStore, config: Config, tmp_path: Path) -> None:

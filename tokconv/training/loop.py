@@ -224,5 +224,10 @@ def _resume(config: Config, store: TokenStore, runtime: Runtime, trainer: Traine
             )
     saved.restore(trainer.modules)
     for name, optimizer in trainer.optimizers.items():
-        optimizer.load_state_dict(saved.optimizers[name])
+        try:
+            optimizer.load_state_dict(saved.optimizers[name])
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: its {name} optimizer groups its parameters differently; start a new run"
+            ) from error
     return list(saved.state["history"])

@@ -6,6 +6,7 @@ the Ray ones live in `tokconv.sweep.trials.trial`, so that nothing below them kn
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,12 +81,12 @@ class LocalRuntime:
         return module.to(self.device)
 
     def checkpoint_dir(self, epoch: int) -> Path:
-        return self.run_dir / "checkpoints" / f"epoch-{epoch:04d}"
+        return self.run_dir / "checkpoints" / epoch_directory(epoch)
 
     def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
         if checkpoint is not None:
             for older in checkpoints_of(self.run_dir):
-                if older.name < checkpoint.name:
+                if epoch_of(older.name) < epoch_of(checkpoint.name):
                     shutil.rmtree(older)
         if self._on_report is not None:
             self._on_report(metrics, checkpoint)
@@ -99,6 +100,21 @@ class LocalRuntime:
             self._on_progress(step, total)
 
 
+def epoch_directory(epoch: int) -> str:
+    """Return the name of an epoch's checkpoint directory: epoch-0012."""
+    return f"epoch-{epoch:04d}"
+
+
+def epoch_of(name: str) -> int:
+    """Return the epoch of a checkpoint directory's name, -1 for any other name.
+
+    Checkpoints are compared by it: as names, epoch-10000 sorts before epoch-9999.
+    """
+    match = re.fullmatch(r"epoch-([0-9]+)", name)
+    return int(match[1]) if match else -1
+
+
 def checkpoints_of(run_dir: Path) -> list[Path]:
-    """The checkpoints that a `LocalRuntime` left in its directory, oldest first."""
-    return sorted((run_dir / "checkpoints").glob("epoch-[0-9]*"))
+    """Return the checkpoints that a `LocalRuntime` left in its directory, oldest first."""
+    found = (run_dir / "checkpoints").glob("epoch-*")
+    return sorted((path for path in found if epoch_of(path.name) >= 0), key=lambda path: epoch_of(path.name))
