@@ -27,7 +27,7 @@ from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol
 from tokconv.sweep.record.events import Record, TrialRecord
-from tokconv.sweep.record.layout import SweepDirectory, stores_place
+from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
 from tokconv.sweep.record.remote import LocalRoot, RemoteRoot, mirrored, open_root
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.results import write_results
@@ -40,7 +40,7 @@ from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
 from tokconv.system.files import write_text
-from tokconv.system.ray_cluster import check_lasting
+from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
 from tokconv.system.terminal import progress_line
 from tokconv.training.loop import check_batch
@@ -85,11 +85,11 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     token_grid = describe_tokens(config).token_grid
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
-    storage = spec.storage or "runs"
+    storage = spec.storage or DEFAULT_STORAGE
     root = open_root(storage)
     for key, place in (("storage", storage), ("data.store", config.data.store)):
         if place is not None and not is_url(place):
-            check_lasting(Path(place).expanduser(), key)
+            check_outlives_job(Path(place).expanduser(), key)
     directory = _directory_to_resume(spec, root) if resume else None
     store = encode_and_print(config, stores=stores_place(storage))
     check_figures(spec, store)
