@@ -1,4 +1,4 @@
-"""An exported compressor is the trained one, bit for bit, and needs little to load."""
+"""An exported compressor is the trained one, bit for bit, and loads with little else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ with torch.no_grad():
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared, and changed by no test."""
+    """An exported compressor that all tests share and none changes."""
     return write_export(tmp_path_factory.mktemp("exported") / "compressor")
 
 
@@ -85,7 +85,7 @@ def test_a_fresh_interpreter_loads_it_without_the_training_stack(artefact: Path)
 
 
 def test_an_older_artefact_and_an_empty_directory_are_replaced(tmp_path: Path, copy: Path) -> None:
-    (copy / "leftover").write_text("of the older one")
+    (copy / "leftover").write_text("from the older artefact")
     (tmp_path / "empty").mkdir()
     for out in (copy, tmp_path / "empty"):
         path = write_checkpoint(tmp_path / f"checkpoint-{out.name}", grid=3)
@@ -187,7 +187,7 @@ def test_the_card_holds_the_figures_and_loads_what_it_says(artefact: Path) -> No
     cells = {name: [cell.strip() for cell in line.split("|")[2:-1]] for name, line in rows.items()}
     header = next(line for line in card.splitlines() if line.startswith("| held-out figure"))
     titles = [title.strip() for title in header.split("|")[2:-1]]
-    assert titles == ["this compressor", "pooling", "window pca"]
+    assert titles == ["this compressor", "pooling", "window PCA"]
     assert cells["val/fvu"] == ["0.0500", "0.1000", "0.0700"]
     assert cells["val/gain"] == ["0.5000", "", ""]
     for name, value in BASELINE.items():
@@ -202,7 +202,7 @@ def test_the_card_holds_the_figures_and_loads_what_it_says(artefact: Path) -> No
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("with_images", [True, False])
-def test_a_picture_has_a_row_an_image(tmp_path: Path, artefact: Path, count: int, with_images: bool) -> None:
+def test_a_picture_has_one_row_per_image(tmp_path: Path, artefact: Path, count: int, with_images: bool) -> None:
     images = [Image.new("RGB", (32, 20), (60 * number, 0, 0)) for number in range(count)] if with_images else None
     out = tmp_path / "pictures" / "compression.png"
     drawn = draw_compression(load_compressor(artefact), load_decoder(artefact), tokens_of(count), out, images)

@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, is stored without outputs, and uses public names only."""
+"""Every notebook runs from the first cell to the last, is stored without outputs, and uses only public names."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ import tokconv
 
 ROOT = Path(tokconv.__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+USED = {*tokconv.__all__, "__file__", "hf", "integrations", "kind"}
+"""The public names, and the tag `tokconv.kind` of MLflow's runs."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_is_stored_without_outputs_and_private_names(path: Path) -> None:
+def test_it_is_stored_without_outputs_and_uses_the_public_api(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert not cell.outputs
             assert cell.execution_count is None
-            assert not re.search(r"(from tokconv\S* import|tokconv[\w.]*\.) *_(?!_)", cell.source)
+            assert not re.search(r"(from|import) tokconv\.(?!hf\b|integrations\b)", cell.source)
+            assert set(re.findall(r"(?<!import )\btokconv\.(\w+)", cell.source)) <= USED
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.filterwarnings("ignore")  # of Jupyter
+@pytest.mark.filterwarnings("ignore")  # Jupyter warns
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its shell lines find the tokconv of this environment, from a directory that is not the repository.
+    # Its shell lines must find the tokconv of this environment, from a directory outside the repository.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(path, as_version=4)
@@ -44,5 +47,5 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     )
     assert "Traceback" not in printed
-    assert not re.search(r"\x1b\[\d*[A-K]", printed), "cursor movements, which a notebook shows as lines"
+    assert not re.search(r"\x1b\[\d*[A-K]", printed), "cursor movements, which a notebook would show as lines"
     assert "tokconv: " not in printed, printed

@@ -20,7 +20,7 @@ BASELINE = {"val/fvu": 0.1, "val/cosine": 0.9, "val/cosine_centered": 0.8, "val/
 
 
 def write_checkpoint(path: Path, token_grid: int = 4, dim: int = 8, grid: int = 2, seed: int = 0) -> Path:
-    """A checkpoint as `tokconv.training.loop` writes one, after one epoch; the path comes back."""
+    """Write a checkpoint like those of `tokconv.training.loop`, after one epoch; return the path."""
     config = compose(
         [
             f"model.compressor.output_grid_size={grid}",
@@ -53,6 +53,6 @@ def write_checkpoint(path: Path, token_grid: int = 4, dim: int = 8, grid: int = 
 
 
 def write_export(path: Path, token_grid: int = 4, dim: int = 8, grid: int = 2, seed: int = 0) -> Path:
-    """An exported compressor; the path comes back."""
+    """Write an exported compressor and return the path."""
     with tempfile.TemporaryDirectory() as scratch:
         return export(write_checkpoint(Path(scratch) / "checkpoint", token_grid, dim, grid, seed), path)

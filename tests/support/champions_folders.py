@@ -15,7 +15,7 @@ from tokconv.store.reader import TokenStore
 
 
 def write_champions(folder: Path, store: TokenStore, grids: Sequence[int] = (2, 3, 6)) -> Path:
-    """`FOLDER/grid-NN`, as a sweep on this store leaves them; the folder comes back."""
+    """Write `FOLDER/grid-NN` as a sweep on this store would, and return the folder."""
     for grid in grids:
         path = write_export(folder / f"grid-{grid:02d}", store.token_grid, store.dim, grid)
         modules = {"model": load_compressor(path), "decoder": load_decoder(path)}
@@ -36,5 +36,5 @@ def change_config(path: Path, **values: object) -> None:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Relative path to content, of everything below a folder."""
+    """Return the content of every file below a folder, by relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

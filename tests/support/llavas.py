@@ -1,4 +1,4 @@
-"""Small LLaVAs around the bundled tower, with random weights behind it, and their processors."""
+"""Small LLaVAs with the bundled tower and otherwise random weights, and their processors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = ["user", ":", "assistant", "what", "is", "this", "?", "a", "b", "c", "d"
 def make_llava(
     *, layer: int = -2, width: int = 64, layers: int = 2, tower: Path = TOWER
 ) -> LlavaForConditionalGeneration:
-    """The tower has its real weights; projector and language model (`width`, `layers`) are random, seed 0."""
+    """Return a LLaVA whose tower has its real weights; projector and language model are random, with seed 0."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig.from_pretrained(tower)
     text = LlamaConfig(
@@ -49,7 +49,7 @@ def make_llava(
 
 
 def make_processor(tower: Path = TOWER) -> LlavaProcessor:
-    """One word a token; an image is written `<image>`."""
+    """Return a processor with one token per word; an image is written `<image>`."""
     special = ("<unk>", "<s>", "</s>", "<pad>", IMAGE)
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*special, *WORDS))}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.figures import CARD, shown_in
 
 
@@ -16,7 +17,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     """
     sizes, figures, baselines = description["compressor"], description["figures"], description["baselines"]
     tokens, cells = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2
-    columns = [("this compressor", figures), *((name.replace("_", " "), values) for name, values in baselines.items())]
+    columns = [("this compressor", figures), *((_title(name), values) for name, values in baselines.items())]
     rows = [
         f"| {figure.meaning} (`{figure.name}`) | "
         + " | ".join(_cell(values.get(figure.name)) for _, values in columns)
@@ -55,6 +56,11 @@ def model_card(description: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _title(name: str) -> str:
+    """Return a baseline's title; an old export may hold one that is no longer registered."""
+    return BASELINES[name].title if name in BASELINES else name.replace("_", " ")
 
 
 def _format_line(name: str, measured: Mapping[str, Any]) -> str:
