@@ -61,7 +61,7 @@ def trainer(grid: int) -> Trainer:
     config = compose([*sizes, f"training.batch_size={BATCH}"])
     shape = TokenShape(GRID, DIM, torch.zeros(DIM), 1.0)
     device = torch.device("cuda")
-    return Trainer(config, shape, device=device, wrap=lambda m: m.to(device), total_steps=10**6)  # type: ignore[arg-type]
+    return Trainer(config, shape, device=device, wrap=lambda m: m.to(device), total_steps=10**6)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -36,7 +36,7 @@ def config(batch: int) -> Config:
 
 def trainer(batch: int, store: TokenStore | None = None, steps: int = 1_000_000) -> Trainer:
     shape = TokenShape(GRID, DIM, torch.zeros(DIM), 1.0)
-    return Trainer(config(batch), store or shape, device=CPU, wrap=lambda module: module, total_steps=steps)  # type: ignore[arg-type]
+    return Trainer(config(batch), store or shape, device=CPU, wrap=lambda module: module, total_steps=steps)
 
 
 def plain(of: Trainer) -> Networks:

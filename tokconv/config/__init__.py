@@ -1,1 +1,1 @@
-"""Every key of the config: its default, its meaning and its bounds, and the overrides that set it."""
+"""Every key of the config with its default, meaning and bounds, and the overrides that set it."""

@@ -1,1 +1,1 @@
-"""Compressor, decoder and critic: one concept a file, plain constructor arguments, torch alone."""
+"""Compressors, decoders and critics: one concept per file, plain constructor arguments, torch alone."""

@@ -1,1 +1,1 @@
-"""One trial: losses, the training step, the loop, checkpoints, workers, and what a step costs."""
+"""One trial: losses, the training step, the loop, checkpoints, workers, and the cost of a step."""

@@ -10,7 +10,7 @@ from tokconv.errors import CheckpointError
 from tokconv.evaluation.evaluator import Figures
 from tokconv.store.reader import TokenStore
 from tokconv.training.loop import TrialResult, run_trial
-from tokconv.training.runtime import LocalRuntime, checkpoints_of
+from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 
 
 def train(
@@ -52,9 +52,9 @@ def train(
             f"{run_dir}: already holds checkpoints; continue with resume=True or choose another run_dir"
         )
 
-    def on_report(figures: Figures, checkpoint: Path | None) -> None:
+    def on_report(figures: Metrics, checkpoint: Path | None) -> None:
         if on_epoch is not None:
-            on_epoch(figures)
+            on_epoch(dict(figures))
 
     runtime = LocalRuntime(Path(run_dir), device=device, resume=resume, on_report=on_report)
     return run_trial(config, store, runtime)

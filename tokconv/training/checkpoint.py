@@ -1,6 +1,6 @@
-"""A checkpoint: a directory of weights, optimizer states and one JSON with the config and the loop's state.
+"""Checkpoints: directories of weights, optimizer states, and one JSON file with the config and the loop's state.
 
-    weights.safetensors    every module, prefixed with its name ("compressor.projection.weight")
+    weights.safetensors    every module, its keys prefixed with its name ("compressor.projection.weight")
     optimizers.pt          tensors and numbers only, read with weights_only=True
     state.json             format version, config, store fingerprint, epoch, step, figures
 
@@ -29,7 +29,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` read: weights by prefixed name, optimizer states by name, the loop's state."""
+    """The content of a checkpoint: weights by prefixed name, optimizer states by name, the loop's state."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -37,7 +37,7 @@ class Checkpoint:
     state: dict[str, Any]
 
     def restore(self, modules: Mapping[str, nn.Module]) -> None:
-        """Load every module's weights. Raises CheckpointError when names or shapes differ."""
+        """Load every module's weights. Raises CheckpointError if names or shapes differ."""
         for name, module in modules.items():
             try:
                 module.load_state_dict(self.module_weights(name))
@@ -48,7 +48,7 @@ class Checkpoint:
                 ) from error
 
     def module_weights(self, name: str) -> dict[str, Tensor]:
-        """The state dict of one module, without its prefix."""
+        """Return the state dict of one module, without its prefix."""
         return {key[len(name) + 1 :]: value for key, value in self.weights.items() if key.startswith(f"{name}.")}
 
 
@@ -58,7 +58,7 @@ def save(
     optimizers: Mapping[str, torch.optim.Optimizer],
     state: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint directory atomically; the directory comes back.
+    """Write a checkpoint directory atomically and return it.
 
     Args:
         state: JSON values, at least `config` and `store_fingerprint`.
@@ -80,7 +80,7 @@ def load(directory: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU; nothing in it is unpickled.
 
     Raises:
-        CheckpointError: missing, damaged, or of another format version.
+        CheckpointError: it is missing, damaged, or of another format version.
     """
     directory = Path(directory)
     state = load_state(directory)
@@ -93,7 +93,7 @@ def load(directory: Path) -> Checkpoint:
 
 
 def load_state(directory: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint alone: config, epoch, figures. Raises CheckpointError."""
+    """Read only the JSON of a checkpoint: config, epoch, figures. Raises CheckpointError."""
     path = Path(directory) / "state.json"
     if not path.is_file():
         raise CheckpointError(f"{directory}: not a checkpoint (no state.json)")

@@ -1,6 +1,6 @@
-"""What a network costs: parameters and FLOPs an image, beside the encoder's.
+"""The cost of networks: parameters and FLOPs per image, next to those of the encoder.
 
-Counted by torch's own counter on tensors without data, so a tower of any size is counted in a second and no weights are
+torch's own counter runs on tensors without data, so a tower of any size is counted in a second and no weights are
 loaded. A multiplication and an addition are two FLOPs; norms and activations, under 1 % here, are not counted.
 """
 
@@ -21,7 +21,7 @@ from tokconv.training.networks import network_arguments
 
 @dataclass(frozen=True)
 class Cost:
-    """One network at one grid."""
+    """The cost of one network at one grid."""
 
     role: str
     """compressor, decoder or critic."""
@@ -29,14 +29,14 @@ class Cost:
     grid: int
     parameters: int
     flops: int
-    """Of one forward pass of one image."""
+    """FLOPs of a forward pass of one image."""
 
 
 def count(network: nn.Module, *shape: int) -> tuple[int, int]:
-    """Parameters, and FLOPs of a forward pass of an input of this shape."""
+    """Return the parameters, and the FLOPs of a forward pass of an input of this shape."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     network = network.to("meta").requires_grad_(False)
-    # The counter knows matrix products, not every fused attention.
+    # The counter knows matrix products, but not every fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(*shape, device="meta"))
     return parameters, int(counter.get_total_flops())
@@ -45,9 +45,9 @@ def count(network: nn.Module, *shape: int) -> tuple[int, int]:
 def tower_flops(
     *, image_size: int, patch_size: int, dim: int, num_layers: int, mlp_dim: int, class_token: bool = True
 ) -> int:
-    """FLOPs of a whole vision transformer for one image: patch embedding, attention and MLP of every layer.
+    """Return the FLOPs of a whole vision transformer per image: patch embedding, attention and MLP of every layer.
 
-    Counted in closed form: a layer of T tokens costs 8 T C^2 in its projections, 4 T^2 C in its attention and
+    In closed form, a layer of T tokens costs 8 T C^2 in its projections, 4 T^2 C in its attention and
     4 T C M in its MLP.
     """
     patches = (image_size // patch_size) ** 2

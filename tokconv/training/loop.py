@@ -1,10 +1,10 @@
 """One trial: a config and a token store in, a trained compressor and its figures out.
 
-`run_trial` is the only training function: alone in a process, in the workers of a Ray `TorchTrainer`, in a sweep. It
-reads its arguments only and speaks through `runtime` only. Batches and noise are drawn from (seed, epoch or step), so
-a resumed run sees what it would have seen uninterrupted, and every worker of a group takes its share of one draw: a
-run of several workers is that of one worker with the same global batch, up to the order of floating-point sums, and may
-be resumed by another number of them. Rank 0 alone evaluates and writes.
+`run_trial` is the only training function: for one process, for the workers of a Ray `TorchTrainer`, for a sweep. It
+reads nothing but its arguments and reports through `runtime` alone. Batches and noise are drawn from (seed, epoch or
+step), so a resumed run sees what it would have seen uninterrupted, and every worker of a group takes its share of one
+draw. A run of several workers equals that of one worker with the same global batch, up to the order of floating-point
+sums, and another number of workers may resume it. Only rank 0 evaluates and writes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ _EPOCH_STREAM = 1 << 31
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial leaves: figures of the last epoch, of every epoch, and, on rank 0, the last checkpoint written."""
+    """What a trial returns: figures of the last epoch and of every epoch, and on rank 0 the last checkpoint."""
 
     figures: Figures
     history: list[Figures]
@@ -46,17 +47,17 @@ class TrialResult:
 
 
 def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResult:
-    """Train one compressor and judge it on held-out images after every epoch.
+    """Train one compressor and evaluate it on held-out images after every epoch.
 
     Args:
         config: checked (`tokconv.config.overrides`).
-        store: shared, read only.
+        store: shared, only read.
         runtime: device, workers, checkpoints, and where figures go.
 
     Raises:
         ConfigError, StoreError: see `check_store` and `check_batch`.
         CheckpointError: the checkpoint to resume from belongs to another config, store or evaluation protocol.
-        DivergedError: a non-finite loss, gradient or figure, on all workers; no checkpoint holds it.
+        DivergedError: a loss, gradient or figure is not finite; raised on all workers, and no checkpoint holds it.
 
     Example:
         >>> store = encode(compose(["data.subset=64"]))                                   # doctest: +SKIP
@@ -75,44 +76,46 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
         workers=workers,
     )
     history = _resume(config, store, runtime, trainer)
-    judge = _Judge(config, store, runtime.device) if runtime.rank == 0 else None
+    held_out = _HeldOutFigures(config, store, runtime.device) if runtime.rank == 0 else None
     path = runtime.latest_checkpoint() if history and runtime.rank == 0 else None
     if history:
-        # Whoever listens may have missed the last report before the interruption.
+        # The last report before the interruption may have been lost.
         runtime.report(history[-1], path)
     for epoch in range(len(history), epochs):
         figures = _train_epoch(trainer, batches, epoch, runtime)
-        # The others wait for rank 0's verdict: a run that is over must be over for all of them.
-        figures = workers.broadcast(figures if judge is None else figures | judge(trainer))
+        # The others wait for rank 0's figures: a run that ends must end on all of them.
+        figures = workers.broadcast(figures if held_out is None else figures | held_out(trainer))
         _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
-        if judge is not None:
-            path = checkpoints.save(
-                runtime.checkpoint_dir(epoch + 1),
-                trainer.modules,
-                trainer.optimizers,
-                {
-                    "config": to_dict(config),
-                    "networks": network_arguments(config, store.token_grid, store.dim),
-                    "store_fingerprint": store.fingerprint,
-                    "protocol": PROTOCOL,
-                    "token_grid": store.token_grid,
-                    "dim": store.dim,
-                    "encoder": store.settings.encoder,
-                    "baselines": judge.baselines,
-                    "history": [*history, figures],
-                },
-            )
         history.append(figures)
+        if held_out is not None:
+            state = _checkpoint_state(config, store, held_out.baselines, history)
+            path = checkpoints.save(runtime.checkpoint_dir(epoch + 1), trainer.modules, trainer.optimizers, state)
         runtime.report(figures, path)
     return TrialResult(history[-1], history, path)
 
 
+def _checkpoint_state(
+    config: Config, store: TokenStore, baselines: Mapping[str, Figures], history: Sequence[Figures]
+) -> dict[str, Any]:
+    return {
+        "config": to_dict(config),
+        "networks": network_arguments(config, store.token_grid, store.dim),
+        "store_fingerprint": store.fingerprint,
+        "protocol": PROTOCOL,
+        "token_grid": store.token_grid,
+        "dim": store.dim,
+        "encoder": store.settings.encoder,
+        "baselines": baselines,
+        "history": history,
+    }
+
+
 def check_store(config: Config, store: TokenStore) -> None:
-    """Refuse what cannot be trained on this store before anything starts.
+    """Check, before anything starts, that this config can be trained on this store.
 
     Raises:
         ConfigError: the output grid does not fit the token grid.
-        StoreError: no training or no validation images.
+        StoreError: the store has no training or no validation images.
     """
     check_output_grid(config.model.compressor.output_grid_size, store.token_grid)
     if not len(store.train_indices) or not len(store.val_indices):
@@ -120,10 +123,10 @@ def check_store(config: Config, store: TokenStore) -> None:
 
 
 def check_batch(batch_size: int, num_images: int, workers: int) -> int:
-    """Images in a global batch: `training.batch_size`, or all training images when there are fewer.
+    """Return the images in a global batch: `training.batch_size`, or all training images if there are fewer.
 
     Raises:
-        ConfigError: the workers of a trial cannot have equal parts of it.
+        ConfigError: the batch cannot be split into equal parts for the workers of a trial.
     """
     total = min(batch_size, num_images)
     if total % workers:
@@ -136,7 +139,7 @@ def check_batch(batch_size: int, num_images: int, workers: int) -> int:
 
 
 class _Batches:
-    """The training images in global batches, this worker's share of each."""
+    """The training images in global batches, and this worker's share of each."""
 
     def __init__(self, config: Config, store: TokenStore, runtime: Runtime) -> None:
         self.store, self.seed, self.ahead = store, config.training.seed, runtime.device.type == "cuda"
@@ -146,10 +149,10 @@ class _Batches:
         self.steps_per_epoch = len(store.train_indices) // self.total
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
-        """Tokens [b, N, C] in this epoch's order, each good until the next is asked for; the images that do not fill a
-        batch rest until the next epoch.
+        """Yield tokens [b, N, C] in this epoch's order; a batch is valid until the next one is requested.
 
-        Of each batch a worker reads its own part of the store only.
+        A worker reads only its own part of each batch from the store. Images that do not fill a batch are left out of
+        this epoch.
         """
         generator = torch.Generator().manual_seed((self.seed << 32) + _EPOCH_STREAM + epoch)
         order = self.store.train_indices[torch.randperm(len(self.store.train_indices), generator=generator)]
@@ -157,10 +160,10 @@ class _Batches:
         return self.store.batches([batch[self.first : self.first + self.size] for batch in batches], ahead=self.ahead)
 
 
-class _Judge:
+class _HeldOutFigures:
     """The evaluation protocol at this trial's grid, with the gain over pooling.
 
-    Of a matryoshka compressor's other grids fvu and swd are told too, as `val/grid-04/fvu` and so on.
+    For a compressor with several grids it also reports fvu and swd of the others, as `val/grid-04/fvu` and so on.
     """
 
     def __init__(self, config: Config, store: TokenStore, device: torch.device) -> None:
@@ -201,14 +204,14 @@ def _train_epoch(trainer: Trainer, batches: _Batches, epoch: int, runtime: Runti
 
 
 def _check_finite(figures: Figures, step: int) -> None:
-    """Finite weights may still be so large that what they compute is not."""
+    """Raise DivergedError if a figure is not finite: finite weights may be so large that their outputs are not."""
     for name, value in figures.items():
         if not math.isfinite(value):
             raise DivergedError(name, step)
 
 
 def _resume(config: Config, store: TokenStore, runtime: Runtime, trainer: Trainer) -> list[Figures]:
-    """Restore networks and optimizers from the runtime's newest checkpoint; the figures so far come back."""
+    """Restore networks and optimizers from the runtime's newest checkpoint; return the figures so far."""
     path = runtime.latest_checkpoint()
     if path is None:
         return []

@@ -1,7 +1,7 @@
-"""What a training function may know of where it runs.
+"""What a training function may know about where it runs.
 
-`tokconv.training.loop.run_trial` receives one `Runtime` and speaks through it only. `LocalRuntime` is a plain process;
-the Ray ones live in `tokconv.sweep.trials.trial`, so that nothing below them knows that Ray exists.
+`tokconv.training.loop.run_trial` receives one `Runtime` and reports through it alone. `LocalRuntime` is a plain process;
+the Ray runtimes live in `tokconv.sweep.trials.trial`, so that nothing below them knows that Ray exists.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ Metrics = Mapping[str, float]
 
 
 class Runtime(Protocol):
-    """Where a trial runs: its device, its place among the workers, and the way its results leave."""
+    """Where a trial runs: its device, its place among the workers, and where its results go."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module on this runtime's device; with several workers its gradients are averaged over them."""
+        """Return the module on this runtime's device; with several workers its gradients are averaged over them."""
         ...
 
     def checkpoint_dir(self, epoch: int) -> Path:
-        """Where rank 0 writes the checkpoint of this epoch; the directory does not exist yet."""
+        """Return where rank 0 writes the checkpoint of this epoch; the directory does not exist yet."""
         ...
 
     def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
-        """Publish the figures of one epoch and its checkpoint. Every rank calls it; only rank 0's values count."""
+        """Report the figures of one epoch and its checkpoint. Every rank calls it; only rank 0's values count."""
         ...
 
     def latest_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from, or None for a fresh start."""
+        """Return the checkpoint to resume from, or None for a fresh start."""
         ...
 
     def progress(self, step: int, total: int) -> None:
-        """Called after every step of the run, for whoever shows how far it is."""
+        """Report how many steps of the run are done; called after every step."""
         ...
 
 
@@ -53,11 +53,11 @@ class LocalRuntime:
     """One process on one device; checkpoints in `run_dir/checkpoints/epoch-NNNN`, the newest kept.
 
     Args:
-        run_dir: created when missing.
-        device: where tensors live; None takes CUDA when there is one.
+        run_dir: created if missing.
+        device: where tensors live; None takes CUDA if there is one.
         on_report: called with each epoch's figures, after the checkpoint is on disk.
         on_progress: called after every step with (steps done, steps in all).
-        resume: start from the newest checkpoint in `run_dir` when there is one.
+        resume: start from the newest checkpoint in `run_dir`, if there is one.
     """
 
     rank = 0

@@ -20,7 +20,7 @@ from tokconv.models.decoder import Decoder
 from tokconv.store.reader import TokenStore
 from tokconv.training.losses.adversarial import adversarial_loss, critic_loss
 from tokconv.training.losses.terms import loss_terms
-from tokconv.training.networks import build_networks, select_grid
+from tokconv.training.networks import TokenShape, build_networks, select_grid
 from tokconv.training.workers import SINGLE_PROCESS, Workers
 
 WARM_UP = 0.1
@@ -28,17 +28,18 @@ WARM_UP = 0.1
 LAST_LEARNING_RATE = 0.02
 """From its peak on the learning rate falls linearly to this share of it."""
 PROJECTION_SHARE = 0.03
-"""Learning rate of the window projections, as a share of the branches'. They start at a linear optimum and are wide: a
-full Adam step moves every input's weight at once and throws that start away (measured in the README)."""
+"""Learning rate of the window projections that start at a closed form, as a share of the other layers'. They start at a
+linear optimum and are wide: a full Adam step moves every input's weight at once and loses that start (measured, see
+docs/results.md)."""
 
 Wrap = Callable[[nn.Module], nn.Module]
 
 
 class Autoencoder(nn.Module):
-    """Compressor and decoder as the one module that a generator update goes through (and DDP wraps)."""
+    """Compressor and decoder as one module: a generator update is one forward pass of it, and DDP wraps it."""
 
     leaves_unused: bool
-    """Whether a step may leave parameters out, as those of the grids that were not drawn; DDP has to know."""
+    """Whether a step may leave parameters unused, such as those of the grids that were not drawn; DDP must know."""
 
     def __init__(self, compressor: Compressor, decoder: Decoder) -> None:
         super().__init__()
@@ -52,34 +53,35 @@ class Autoencoder(nn.Module):
 
 
 class CriticUpdate(nn.Module):
-    """The critic's whole loss as one forward pass, so that DDP averages its gradient like any other."""
+    """The whole loss of the critic as one forward pass, so that DDP averages its gradient like any other."""
 
     def __init__(self, critic: nn.Module, kind: str, lambda_gp: float) -> None:
         super().__init__()
         self.critic, self.kind, self.lambda_gp = critic, kind, lambda_gp
 
     def forward(self, real: Tensor, fake: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes as `gradient_penalty`; loss, Wasserstein estimate and penalty, scalars."""
+        """Return loss, Wasserstein estimate and penalty, scalars; shapes as in `gradient_penalty`."""
         terms = critic_loss(self.critic, real, fake, mix, self.lambda_gp, self.kind)
         return terms.loss, terms.wasserstein, terms.gradient_penalty
 
 
 class Trainer:
-    """Everything that one training step changes.
+    """Networks and optimizers of a trial: everything that a training step changes.
 
     Args:
         config: checked.
-        store: where the closed-form start and the scale of the tokens come from; no tokens are read here.
+        store: gives the closed-form start and the scale of the tokens; no tokens are read from it. A `TokenShape` makes
+            networks that start at random.
         device: where tensors live.
         wrap: `Runtime.wrap`.
-        total_steps: length of the learning rate's fall.
+        total_steps: length of the learning rate's schedule.
         workers: the group that takes each step together, and this process's place in it.
     """
 
     def __init__(
         self,
         config: Config,
-        store: TokenStore,
+        store: TokenStore | TokenShape,
         *,
         device: torch.device,
         wrap: Wrap,
@@ -87,7 +89,7 @@ class Trainer:
         workers: Workers = SINGLE_PROCESS,
     ) -> None:
         self.config, self.device, self.total_steps, self.workers = config, device, total_steps, workers
-        # The closed-form start is fitted by one worker, and read from beside the store by the others.
+        # One worker fits the closed-form start and stores it next to the tokens; the others read it from there.
         compressor, decoder, critic = workers.first_then_others(lambda: build_networks(config, store))
         self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
         self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
@@ -103,28 +105,29 @@ class Trainer:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds."""
+        """The networks that a checkpoint holds."""
         return {"compressor": self.compressor, "decoder": self.decoder, "critic": self.critic}
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """What a checkpoint holds."""
+        """The optimizers that a checkpoint holds."""
         return {"autoencoder": self.autoencoder_optimizer, "critic": self.critic_optimizer}
 
     def step(self, tokens: Tensor, step: int) -> dict[str, Tensor]:
-        """One generator update after its critic updates.
+        """Update the critic `n_critic` times, then compressor and decoder once.
 
-        With W workers every random number is drawn for the batch of W * b images, of which this worker takes its own.
+        With W workers every random number is drawn for the whole batch of W * b images, and each worker takes its part.
 
         Args:
             tokens: [b, N, C] float32, this worker's part of the batch, in token units.
-            step: counts from 0; with `training.seed` it fixes every random number.
+            step: counted from 0; together with `training.seed` it fixes every random number.
 
         Returns:
-            Scalars by name, detached; their mean over the workers is what one process would have.
+            Scalars by name, detached; one process would get their mean over the workers.
 
         Raises:
-            DivergedError: before anything non-finite reaches compressor and decoder; on every worker when it is on one.
+            DivergedError: a loss or gradient is not finite; raised on every worker if it happens on one, before
+                anything non-finite reaches compressor and decoder.
         """
         self._set_learning_rate(step)
         config = self.config
@@ -175,7 +178,7 @@ class Trainer:
         return 1.0 if start == 0 else min(1.0, max(0.0, (step - start) / start))
 
     def _real(self, standardised: Tensor, generator: torch.Generator) -> Tensor:
-        """[b, K, C]: this worker's part of the real tokens drawn for the whole batch."""
+        """Return [b, K, C]: this worker's part of the real tokens drawn for the whole batch."""
         size = len(standardised)
         first, total = self.workers.rank * size, self.workers.count * size
         return self.compressor.windows.sample(standardised, generator, first=first, total=total)
@@ -223,8 +226,11 @@ class Trainer:
             group["lr"] = self._critic_learning_rate * now
 
     def _check(self, terms: Sequence[tuple[str, Tensor]], step: int) -> None:
-        """After the last backward, and by the mean over the workers: one that left the others alone would keep them
-        waiting in the next averaging of gradients for ever. Once a step: the device is waited for."""
+        """Raise DivergedError on all workers if a term is not finite on any of them.
+
+        It is called after the last backward pass: a worker that left earlier would keep the others waiting for its
+        gradients forever. It is called once per step, because it waits for the device.
+        """
         values = self.workers.mean(torch.stack([value.detach() for _, value in terms]))
         for (term, _), finite in zip(terms, torch.isfinite(values).tolist(), strict=True):
             if not finite:

@@ -1,7 +1,7 @@
-"""What one training step costs, found by taking some: FLOPs, seconds, parameters and bytes, before there are tokens.
+"""The cost of a training step, measured on a few steps before any tokens exist: FLOPs, seconds, parameters and bytes.
 
-Shapes: B images of N = G * G tokens of C channels. The steps are `Trainer`'s own, critic updates and double backward
-included, on random tokens and networks that start at random: neither changes what a step costs.
+Shapes: B images of N = G * G tokens of C channels. The steps are those of `Trainer`, critic updates and double backward
+included, on random tokens and networks that start at random: neither changes the cost of a step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,38 +26,38 @@ from tokconv.training.networks import TokenShape
 from tokconv.training.step import Trainer
 
 COUNTED_IMAGES = 2
-"""A batch of one would leave out the losses that compare images."""
+"""With a batch of one, losses that compare images would not be counted."""
 MULTI_GRID_STEPS = 8
 """Each step of a compressor with several grids draws one of them."""
 CPU_STEP_FLOPS = 4e10
-"""A timed step on CPUs takes no more images than these FLOPs pay for: about a second on one core."""
+"""The largest timed step on CPUs: about a second on one core."""
 TIMED_STEPS = 3
 READ_IMAGES = 64
 TOTAL_STEPS = 1_000_000
-"""Of the learning rate's schedule: long, so that it is still near 0 and nothing diverges."""
+"""Length of the learning rate's schedule: long, so that the rate is still near 0 and nothing diverges."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one config at one shape of tokens."""
+    """The cost of one config at one shape of tokens."""
 
     parameters: int
-    """Of compressor, decoder and critic."""
+    """Weights of compressor, decoder and critic."""
     checkpoint_bytes: int
-    """Weights and both optimizers' states."""
+    """Weights and the states of both optimizers."""
     export_bytes: int
-    """Compressor and decoder alone."""
+    """Weights of compressor and decoder."""
     flops: float
-    """Of a whole training step, an image of its batch."""
+    """FLOPs of a whole training step per image of its batch."""
     seconds: float | None
-    """Of a training step of `training.batch_size` images, on the device it was timed on; None when it was not."""
+    """Seconds of a training step of `training.batch_size` images on the given device; None if it was not timed."""
 
 
 class StepMeter:
-    """Takes a few training steps of a config and says what they cost.
+    """Measures the cost of a config's training steps by taking a few.
 
-    Configs of the same networks, one after the other, are measured on the same networks: at 24 x 24 x 1024 tokens it
-    takes longer to make them than to train them.
+    Consecutive configs with the same networks share them: at 24 x 24 x 1024 tokens building networks takes longer than
+    training them for a few steps.
 
     Args:
         shape: of the tokens.
@@ -70,15 +70,15 @@ class StepMeter:
         self._trainer: Trainer | None = None
 
     def __call__(self, config: Config) -> StepCost:
-        """The cost of a step of `training.batch_size` images on one device.
+        """Return the cost of a step of `training.batch_size` images on one device.
 
         Raises:
-            MissingExtraError: a loss whose package is not installed.
+            MissingExtraError: a loss needs a package that is not installed.
         """
         trainer = self._trainer_of(config)
         flops = _flops(trainer, self._shape)
         networks = {name: _bytes(module) for name, module in trainer.modules.items()}
-        # Adam keeps two moments of every parameter that it has ever updated.
+        # Adam keeps two moments for every parameter that it has ever updated.
         trained = networks if config.loss.weights.wgan > 0 else {**networks, "critic": 0}
         return StepCost(
             parameters=sum(p.numel() for module in trainer.modules.values() for p in module.parameters()),
@@ -91,7 +91,7 @@ class StepMeter:
     def _trainer_of(self, config: Config) -> Trainer:
         trainer, made_by = self._trainer, (config.model, config.loss.wgan.kind)
         if trainer is None or (trainer.config.model, trainer.config.loss.wgan.kind) != made_by:
-            # The old one first: two of them may be more than there is memory for.
+            # The old one is freed first: two of them may not fit in memory.
             self._trainer = trainer = None
             self._trainer = trainer = _trainer(config, self._shape, self._device)
         trainer.config = config
@@ -99,9 +99,9 @@ class StepMeter:
 
 
 def evaluation_seconds(config: Config, store: TokenStore, *, device: torch.device) -> float:
-    """Seconds of the held-out figures of one epoch, measured on a store that is there.
+    """Return the seconds that the held-out figures of one epoch take, measured on an existing store.
 
-    The evaluator's own preparation, once a trial, is not in it.
+    The evaluator's preparation, which happens once per trial, is not included.
     """
     shape = TokenShape(store.token_grid, store.dim, store.mean, store.scale)
     trainer = _trainer(config, shape, device)
@@ -112,7 +112,7 @@ def evaluation_seconds(config: Config, store: TokenStore, *, device: torch.devic
 
 
 def read_seconds(store: TokenStore) -> float:
-    """Seconds to read one image's tokens from a store that is there (from the page cache, when it was read before)."""
+    """Return the seconds to read one image's tokens from a store, from the page cache if it was read before."""
     images = store.train_indices[torch.randperm(len(store.train_indices))[:READ_IMAGES]]
     start = time.perf_counter()
     store.tokens(images)
@@ -120,14 +120,12 @@ def read_seconds(store: TokenStore) -> float:
 
 
 def _trainer(config: Config, shape: TokenShape, device: torch.device) -> Trainer:
-    # A trainer reads of its store what `build_networks` reads, and that takes a shape as well.
-    store = cast(TokenStore, shape)
-    return Trainer(config, store, device=device, wrap=lambda module: module.to(device), total_steps=TOTAL_STEPS)
+    return Trainer(config, shape, device=device, wrap=lambda module: module.to(device), total_steps=TOTAL_STEPS)
 
 
 def _flops(trainer: Trainer, shape: TokenShape) -> float:
     steps = MULTI_GRID_STEPS if len(trainer.compressor.grids) > 1 else 1
-    # The formulas know matrix products and convolutions, not every fused attention.
+    # The formulas know matrix products and convolutions, but not every fused attention.
     with sdpa_kernel(SDPBackend.MATH), _FlopCounter() as counter:
         for step in range(steps):
             trainer.step(_tokens(shape, COUNTED_IMAGES), step)
@@ -135,10 +133,10 @@ def _flops(trainer: Trainer, shape: TokenShape) -> float:
 
 
 class _FlopCounter(TorchDispatchMode):
-    """torch's own formulas without its `FlopCounterMode`, whose module hooks refuse a gradient of a gradient."""
+    """torch's own formulas without its `FlopCounterMode`, whose module hooks do not support double backward."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as torch has it
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -151,28 +149,28 @@ class _FlopCounter(TorchDispatchMode):
 
 
 def _convolution_backward_flops(grad: Tensor, inputs: Tensor, weight: Tensor, *rest: Any) -> int:
-    """As the forward pass for each of the two gradients; torch's formula takes a depthwise one for a dense one."""
+    """Return the FLOPs of the forward pass for each wanted gradient; torch's formula counts depthwise as dense."""
     transposed, wanted = rest[4], rest[7]
     places = inputs if transposed else grad
     return 2 * sum(wanted[:2]) * places.shape[0] * math.prod(places.shape[2:]) * weight.numel()
 
 
 def _seconds(trainer: Trainer, shape: TokenShape, flops: float) -> float:
-    """Of a step of `training.batch_size` images; from two small ones where a whole one would take too long.
+    """Return the seconds of a step of `training.batch_size` images, extrapolated if they are too many to time.
 
-    The optimizers' part of a step does not grow with its images, so that small steps alone would tell too much.
+    The optimizers' share of a step does not grow with its images, so that it takes two small steps to extrapolate.
     """
     batch = trainer.config.training.batch_size
     affordable = batch if trainer.device.type != "cpu" else max(2 * COUNTED_IMAGES, int(CPU_STEP_FLOPS / flops))
     if affordable >= batch:
         return _median_seconds(trainer, shape, batch)
     few, more = (_median_seconds(trainer, shape, images) for images in (affordable // 2, affordable))
-    an_image = max(0.0, (more - few) / (affordable - affordable // 2)) or more / affordable
-    return more + an_image * (batch - affordable)
+    per_image = max(0.0, (more - few) / (affordable - affordable // 2)) or more / affordable
+    return more + per_image * (batch - affordable)
 
 
 def _median_seconds(trainer: Trainer, shape: TokenShape, batch: int) -> float:
-    # The first one also pays for memory and for choosing kernels.
+    # The first step also allocates memory and chooses kernels.
     return median(list(_timed_steps(trainer, shape, batch))[1:])
 
 

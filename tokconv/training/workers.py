@@ -1,8 +1,8 @@
-"""What the workers of one trial have to tell each other beyond averaged gradients.
+"""The communication between the workers of one trial, beyond averaged gradients.
 
 A group of W workers trains on one global batch: worker r holds its r-th part, b of W * b images. Everything here is
-exact: a group gets what one process with the whole batch would get, up to the order of floating-point sums. In a group
-of one nothing is sent. The process group is torch's default one, which the runtime has set up (gloo or NCCL).
+exact: a group gets what one process with the whole batch would get, up to the order of floating-point sums. A group of
+one sends nothing. The process group is torch's default one, which the runtime has set up (gloo or NCCL).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Workers:
-    """One worker's place in its group.
+    """A group of workers, and this one's place in it.
 
     Args:
         rank: from 0 to count - 1.
@@ -30,11 +30,11 @@ class Workers:
     count: int = 1
 
     def gather(self, part: Tensor) -> Tensor:
-        """[b, ...] of this worker -> [W * b, ...] of the whole batch, in the order of the images.
+        """Return [W * b, ...] of the whole batch, in the order of the images, from [b, ...] of each worker.
 
-        Gradients flow back to the worker that a row came from, summed over the losses of all workers. When every
-        worker computes the same loss of the gathered rows, that is W times its gradient, and averaging over the workers
-        (as `DistributedDataParallel` does) gives the gradient that one process would have.
+        Gradients flow back to the worker that a row came from, summed over the losses of all workers. If every
+        worker computes the same loss of the gathered rows, that sum is W times its gradient, and averaging over the
+        workers (as `DistributedDataParallel` does) gives the gradient that one process would have.
         """
         if self.count == 1:
             return part
@@ -46,9 +46,10 @@ class Workers:
         return gathered
 
     def rows(self, part: Tensor, rows: Tensor) -> Tensor:
-        """Some rows of the whole batch: `part` [m, C] is this worker's of the W * m rows; [len(rows), C], no gradient.
+        """Return some rows of the whole batch, [len(rows), C], without a gradient.
 
         Args:
+            part: [m, C], this worker's part of the W * m rows.
             rows: int64 on the CPU, the same on every worker.
         """
         if self.count == 1:
@@ -57,12 +58,12 @@ class Workers:
         held = (mine >= 0) & (mine < len(part))
         found = part.new_zeros(len(rows), *part.shape[1:])
         found[held.to(part.device)] = part.detach()[mine[held].to(part.device)]
-        # Every row is held by one worker, and a sum with zeros is exact.
+        # Each row is held by one worker, and adding zeros is exact.
         dist.all_reduce(found)
         return found
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the workers, the same bits on each; without a gradient in a group of several."""
+        """Return the mean over the workers, the same bits on each; a group of several returns it without a gradient."""
         if self.count == 1:
             return values
         total = values.detach().clone()
@@ -70,7 +71,7 @@ class Workers:
         return total / self.count
 
     def broadcast(self, value: Value | None) -> Value:
-        """Rank 0's value, on every worker; the others' is not looked at."""
+        """Return rank 0's value on every worker; the values of the others are ignored."""
         sent = [value]
         if self.count > 1:
             dist.broadcast_object_list(sent, src=0)
@@ -78,7 +79,7 @@ class Workers:
         return sent[0]
 
     def first_then_others(self, work: Callable[[], Value]) -> Value:
-        """Do something on rank 0, then on the others, who find what rank 0 left on disk."""
+        """Run `work` on rank 0, then on the others, which find on disk what rank 0 wrote."""
         if self.rank > 0:
             dist.barrier()
         result = work()

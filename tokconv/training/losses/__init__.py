@@ -1,1 +1,1 @@
-"""Losses on standardised tokens, [B, K, C] or [B, N, C]: adversarial, distribution, reconstruction."""
+"""Losses on standardised tokens, [B, K, C] or [B, N, C]: adversarial, distribution, reconstruction, and their sum."""

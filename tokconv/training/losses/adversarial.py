@@ -1,4 +1,4 @@
-"""Adversarial losses on standardised tokens [B, K, C]: what a critic learns, and what the compressor learns from it.
+"""Adversarial losses on standardised tokens [B, K, C]: what the critic minimises, and what the compressor minimises.
 
 WGAN: Arjovsky et al. 2017 (arXiv:1701.07875); its penalties: Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3:
 
@@ -29,24 +29,24 @@ Critic = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class CriticTerms:
-    """What one critic update minimises, and its parts (scalars)."""
+    """The loss of one critic update, and its parts (scalars)."""
 
     loss: Tensor
     wasserstein: Tensor
-    """E[critic(real)] - E[critic(fake)]: a diagnostic; its ruler changes with lambda_gp and n_critic."""
+    """E[critic(real)] - E[critic(fake)]: a diagnostic, whose scale depends on lambda_gp and n_critic."""
     gradient_penalty: Tensor
 
 
 def gradient_penalty(critic: Critic, real: Tensor, fake: Tensor, mix: Tensor, *, one_sided: bool = False) -> Tensor:
-    """Penalty E[(|grad| - 1)^2] between real and fake, the norm over all tokens and channels of a sample.
+    """Return E[(|grad| - 1)^2] between real and fake; the norm is over all tokens and channels of a sample.
 
-    Always float32 and outside autocast: a half-precision norm near 1 loses the very difference that is penalised.
+    It is float32 and outside autocast: a half-precision norm near 1 loses the very difference that is penalised.
 
     Args:
         critic: [B, K, C] -> [B].
         real, fake: [B, K, C].
         mix: [B], the e of eq. 3, uniform in [0, 1).
-        one_sided: only norms above 1 cost (Gulrajani et al. 2017, section 4; Petzka et al. 2018, arXiv:1709.08894).
+        one_sided: penalise only norms above 1 (Gulrajani et al. 2017, section 4; Petzka et al. 2018, arXiv:1709.08894).
 
     Returns:
         A scalar whose graph reaches the critic's weights (double backward).
@@ -58,13 +58,15 @@ def gradient_penalty(critic: Critic, real: Tensor, fake: Tensor, mix: Tensor, *,
 
 
 def zero_centered_penalty(critic: Critic, sample: Tensor) -> Tensor:
-    """E[|grad critic(sample)|^2]: R1 on real tokens, R2 on compressed ones (Mescheder et al. 2018, arXiv:1801.04406,
-    eq. 9). Shapes and precision as in `gradient_penalty`."""
+    """Return E[|grad critic(sample)|^2]: R1 on real tokens, R2 on compressed ones.
+
+    Source: Mescheder et al. 2018, arXiv:1801.04406, eq. 9. Shapes and precision are those of `gradient_penalty`.
+    """
     return _input_gradient(critic, sample.detach().float()).square().sum(1).mean()
 
 
 def _input_gradient(critic: Critic, point: Tensor) -> Tensor:
-    """[B, K*C] float32, with a graph."""
+    """Return the gradient of the scores at a point, [B, K*C] float32, with a graph."""
     with torch.autocast(point.device.type, enabled=False):
         point = point.requires_grad_()
         (gradient,) = torch.autograd.grad(critic(point).sum(), point, create_graph=True)

@@ -1,5 +1,5 @@
-"""Critic-free distances between compressed and real tokens, as losses: how token-like compressed tokens are, without
-a second network to train. Both compare tokens one by one, as the protocol's sliced Wasserstein figure does.
+"""Critic-free distances between compressed and real tokens as losses: they make compressed tokens resemble real ones
+without a second network to train. Both compare single tokens, as the protocol's sliced Wasserstein figure does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tokconv.system.registry import Registry
 from tokconv.training.workers import SINGLE_PROCESS, Workers
 
 NUM_PROJECTIONS = 128
-"""Drawn anew for every step: the protocol's own directions are never trained on."""
+"""They are drawn anew for every step: training never sees the protocol's own directions."""
 SINKHORN_TOKENS = 256
-"""The cost of a Sinkhorn step grows with its square: 0.04 s at 256, 0.5 s at 1,024 on one CPU core (C = 64)."""
+"""The cost of a step grows with its square: 0.04 s at 256, 0.5 s at 1,024 on one CPU core (C = 64)."""
 SINKHORN_SCALING = 0.5
 
 
@@ -32,8 +32,9 @@ def draw_tokens(
 
 
 def sliced_wasserstein_loss(fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
-    """Squared sliced Wasserstein-2 distance between samples of equal size (Bonneel et al. 2015, section 2.3; as a
-    generator's loss Deshpande et al. 2018, arXiv:1803.11188).
+    """Return the squared sliced Wasserstein-2 distance between samples of equal size.
+
+    Sources: Bonneel et al. 2015, section 2.3; as a generator's loss Deshpande et al. 2018, arXiv:1803.11188.
 
     Args:
         fake, real: [n, C] float32.
@@ -46,16 +47,16 @@ def sliced_wasserstein_loss(fake: Tensor, real: Tensor, generator: torch.Generat
 
 
 def sinkhorn_loss(fake: Tensor, real: Tensor, *, scaling: float = SINKHORN_SCALING) -> Tensor:
-    """Debiased Sinkhorn divergence with cost |x - y|^2 / 2 (Feydy et al. 2019, arXiv:1810.08278, eq. 3), by geomloss.
+    """Return the debiased Sinkhorn divergence with cost |x - y|^2 / 2, computed by geomloss.
 
-    The blur is a tenth of the tokens' root mean square norm, sqrt(C) for standardised ones.
+    Source: Feydy et al. 2019, arXiv:1810.08278, eq. 3. The blur is a tenth of the tokens' root mean square norm, sqrt(C) for standardised ones.
 
     Args:
-        fake, real: [n, C] float32; the first 256 of each are compared.
-        scaling: how finely the blur is annealed, below 1; nearer to 1 is more exact and slower.
+        fake, real: [n, C] float32; the first 256 rows of each are compared.
+        scaling: how finely the blur is annealed, below 1; closer to 1 is more exact and slower.
 
     Returns:
-        A scalar, divided by C, so that its size does not depend on the width.
+        A scalar, divided by C so that it does not grow with the width.
 
     Raises:
         MissingExtraError: geomloss is not installed.

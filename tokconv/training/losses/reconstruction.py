@@ -1,5 +1,5 @@
-"""What is kept of the tokens: losses between reconstructed and real tokens [B, N, C], and between compressed tokens and
-the windows they stand for, all on standardised tokens.
+"""Losses between reconstructed and real tokens [B, N, C], and between compressed tokens and their windows, all on
+standardised tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tokconv.models.windows import Windows, to_grid
 from tokconv.system.registry import Registry
 
 RELATED_TOKENS = 144
-"""Tokens between which relations are compared; all 576 would cost 16 times as much."""
+"""The tokens of an image whose similarities are compared; all 576 would cost 16 times as much."""
 
 
 def cosine_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ def reconstruction_loss(kind: str, reconstructed: Tensor, target: Tensor) -> Ten
 
 
 def spatial_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
-    """Spatial consistency: squared error of the differences between neighbouring tokens, [B, N, C].
+    """Return the squared error of the differences between neighbouring tokens, of tokens [B, N, C].
 
-    An error that all neighbours share costs nothing here; one that breaks an edge or makes one costs most (gradient
-    difference loss, Mathieu et al. 2016, arXiv:1511.05440, eq. 6, with the square of this one's differences).
+    An error that all neighbours share costs nothing; one that breaks or invents an edge costs most. It is the gradient
+    difference loss of Mathieu et al. 2016, arXiv:1511.05440, eq. 6, with squared differences.
     """
     error = to_grid(reconstructed.float() - target.float())
     down, right = error.diff(dim=1), error.diff(dim=2)
@@ -57,11 +57,13 @@ def spatial_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
 
 
 def perceptual_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
-    """Squared error of the cosine similarities between the tokens of an image: structure as a vision transformer sees
-    it (self-similarity of its features, Tumanyan et al. 2022, arXiv:2201.00424, eq. 3), with no second network.
+    """Return the squared error of the cosine similarities between the tokens of an image.
+
+    They are the structure that a vision transformer sees (self-similarity of its features, Tumanyan et al. 2022,
+    arXiv:2201.00424, eq. 3), without a second network.
 
     Args:
-        reconstructed, target: [B, N, C]; every fourth token is compared with the others when there are more than 144.
+        reconstructed, target: [B, N, C]; of 576 tokens every fourth is compared with the others, see `RELATED_TOKENS`.
     """
     stride = max(1, reconstructed.shape[1] // RELATED_TOKENS)
     mine, theirs = (F.normalize(t.float()[:, ::stride], dim=-1) for t in (reconstructed, target))
@@ -69,10 +71,10 @@ def perceptual_loss(reconstructed: Tensor, target: Tensor) -> Tensor:
 
 
 def window_cosine_loss(compressed: Tensor, target: Tensor, windows: Windows) -> Tensor:
-    """1 - mean cosine between a compressed token and every token of its window.
+    """Return 1 - the mean cosine between a compressed token and every token of its window.
 
-    Its optimum is the normalised mean of the window's unit tokens, that is average pooling up to lengths: a compressor
-    that minimises it has learned nothing. Kept for comparison with published results, never as evidence.
+    Its optimum is the normalised mean of the window's unit tokens, which is average pooling up to lengths: a compressor
+    that minimises it has learned nothing. It serves comparison with published results, never as evidence.
 
     Args:
         compressed: [B, K, C]; target: [B, N, C].
@@ -82,6 +84,9 @@ def window_cosine_loss(compressed: Tensor, target: Tensor, windows: Windows) -> 
 
 
 def anchor_loss(compressed: Tensor, target: Tensor, windows: Windows) -> Tensor:
-    """Squared distance between a compressed token and its window's mean token: keeps it saying what its place says, so
-    that a reader trained on tokens understands it. Shapes as in `window_cosine_loss`."""
+    """Return the squared distance between a compressed token and its window's mean token.
+
+    It keeps a compressed token close to the content of its place, so that a reader trained on tokens understands it.
+    Shapes as in `window_cosine_loss`.
+    """
     return F.mse_loss(compressed.float(), windows.split(target.float()).mean(2))
