@@ -77,9 +77,9 @@ def test_a_complete_store_needs_no_weights(config: Config) -> None:
 
 
 def test_workers_write_the_same_store(config: Config, tmp_path: Path) -> None:
-    alone = encode(config, device="cpu")
+    expected = encode(config, device="cpu")
     config.data.num_workers, config.data.store = 1, str(tmp_path / "other")
-    assert encode(config, device="cpu").fingerprint == alone.fingerprint
+    assert encode(config, device="cpu").fingerprint == expected.fingerprint
 
 
 class Stop(BaseException):

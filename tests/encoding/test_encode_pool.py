@@ -70,7 +70,7 @@ def _encoder_processes() -> list[int]:
 @pytest.mark.filterwarnings("ignore")  # of Ray, in its own threads
 def test_a_pool_writes_the_store_of_one_process(config: Config) -> None:
     """One of two encoders is killed; then a pool that may grow encodes a lost shard again."""
-    alone = encode(config, device="cpu")
+    expected = encode(config, device="cpu")
     config.data.store = "other"
     seen: list[EncodeProgress] = []
     killed: list[int] = []
@@ -85,9 +85,9 @@ def test_a_pool_writes_the_store_of_one_process(config: Config) -> None:
     assert killed
     assert (seen[-1].done, seen[-1].skipped) == (NUM_IMAGES, len(DAMAGED))
     assert [step.done for step in seen] == sorted(step.done for step in seen)
-    assert store.fingerprint == alone.fingerprint
+    assert store.fingerprint == expected.fingerprint
     assert [image.item for image in store.skipped] == list(DAMAGED)
-    _same_files(alone.path, store.path)
+    _same_files(expected.path, store.path)
 
     before = {path: path.stat().st_mtime_ns for path in store.path.glob("*.safetensors")}
     lost = store.path / shard_name(3)
@@ -96,11 +96,11 @@ def test_a_pool_writes_the_store_of_one_process(config: Config) -> None:
     seen.clear()
     again = encode_with_pool(config, Encoders(least=1, most=2, gpus=0), progress)
     assert [step.done for step in seen] == [NUM_IMAGES]
-    assert again.fingerprint == alone.fingerprint
-    _same_files(alone.path, store.path)
+    assert again.fingerprint == expected.fingerprint
+    _same_files(expected.path, store.path)
     assert {path for path, time in before.items() if path.stat().st_mtime_ns != time} == {lost}
     # An existing store needs no pool, so Ray is not started.
-    assert encode_with_pool(config, Encoders(least=10**6, most=10**6)).fingerprint == alone.fingerprint
+    assert encode_with_pool(config, Encoders(least=10**6, most=10**6)).fingerprint == expected.fingerprint
 
 
 def _same_files(ours: Path, theirs: Path) -> None:
