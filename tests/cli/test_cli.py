@@ -1,9 +1,11 @@
-"""The command line as a user meets it: help, mistakes, and the way from images to compressed tokens."""
+"""The command line from a user's side: help, mistakes, and the way from images to compressed tokens."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -21,10 +23,13 @@ from safetensors.torch import load_file
 from support.towers import write_tower
 
 from tokconv import __version__
+from tokconv.cli.arguments import make_parser
+from tokconv.cli.main import COMMANDS as FUNCTIONS
 from tokconv.cli.main import main
 from tokconv.config.overrides import compose
 
-COMMANDS = ("doctor", "encode", "train", "sweep", "replay", "evaluate", "models", "export", "dynamic", "compress")
+COMMANDS = ("doctor", "encode", "train", "sweep", "status", "stop", "report", "replay", "evaluate", "models", "export")
+COMMANDS += ("dynamic", "compress")
 SHORT = ("training.epochs=1", "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +51,7 @@ def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """48 digits, encoded once for all tests of this file, as the override that names them."""
+    """The path of a store of 48 digits, encoded once for all tests of this file."""
     path = tmp_path_factory.mktemp("stores") / "digits"
     assert main(["encode", *_digits(path), "data.num_workers=0"]) == 0
     return str(path)
@@ -65,7 +70,7 @@ def artefact(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[str]:
-    """Five image files, of other sizes and modes than the digits."""
+    """Five image files whose sizes and modes differ from those of the digits."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK")):
@@ -85,7 +90,7 @@ def _start(*arguments: str, environment: dict[str, str] | None = None) -> subpro
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})},
-        # A shell that runs the tests in the background lets its children ignore Ctrl-C.
+        # A shell that runs the tests in the background makes its children ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -107,6 +112,12 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in COMMANDS:
         assert re.search(rf"^ +{command} +\w", text, re.MULTILINE)
+
+
+def test_every_command_has_its_function() -> None:
+    [commands] = (action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert set(commands.choices) == set(FUNCTIONS) == {*COMMANDS, "completion"}
+    assert all(callable(pkgutil.resolve_name(name)) for name in FUNCTIONS.values())
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +154,7 @@ def _refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *expected
 
 
 def _spec(**extra: object) -> list[str]:
-    # Every JSON text is a YAML text, too.
+    # JSON is also YAML.
     Path("spec.yaml").write_text(json.dumps({"name": "mistake", "trials": 1, **extra}))
     return ["sweep", "spec.yaml"]
 
@@ -179,10 +190,10 @@ def test_train_refuses_a_store_of_another_encoder(capsys: pytest.CaptureFixture[
     _refused(capsys, ["train", *few], "store was made with", "encoder.name: stored 'tower', wanted 'digits-tower'")
 
 
-def test_an_unreachable_model_is_told_in_seconds(
+def test_an_unreachable_model_is_reported_within_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A proxy that nobody serves stands for a machine without network, on any machine.
+    # A proxy address where nothing listens simulates a machine without a network.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
@@ -216,7 +227,7 @@ def test_sweep_refuses(extra: dict[str, object], expected: str, capsys: pytest.C
     _refused(capsys, _spec(**extra), expected)
 
 
-def test_sweep_refuses_what_is_no_spec(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_refuses_a_file_that_is_not_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
     _refused(capsys, ["sweep", "nothing.yaml"], "nothing.yaml: no such spec file")
     Path("tags.yaml").write_text("name: !!python/object/apply:os.mkdir [hacked]\ntrials: 1\n")
     _refused(capsys, ["sweep", "tags.yaml"], "tags.yaml: not plain YAML data")
@@ -302,7 +313,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(
 
 @pytest.mark.parametrize("line", PUBLISHED)
 def test_published_overrides_train(line: str, store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # What is appended wins over what stands before it; the subset's published name has to be repeated for that.
+    # A later override wins over an earlier one of the same name, so the subset goes by its published name.
     short = ["training.epochs=1", "data.subset_size=48" if "subset_size" in line else "data.subset=48"]
     assert main(["train", *line.split(), *short, f"data.store='{store}'"]) == 0
     text = capsys.readouterr().out
@@ -316,7 +327,7 @@ def test_published_overrides_train(line: str, store: str, capsys: pytest.Capture
         assert saved == float(value)
 
 
-def test_the_published_subset_is_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_published_subset_has_its_size(capsys: pytest.CaptureFixture[str]) -> None:
     line = PUBLISHED[1].split()
     assert main(["encode", "--plan", *line]) == 0
     assert "1000 images x 576 tokens" in capsys.readouterr().out
@@ -374,7 +385,7 @@ def test_images_that_cannot_be_read_are_counted_and_listed(
     assert "every shard has the hash" in capsys.readouterr().out
 
 
-def test_resume_of_a_finished_run_says_so(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SHORT, *_digits(store)]) == 0
     capsys.readouterr()
     assert main(["train", "--resume"]) == 0
@@ -390,7 +401,7 @@ def test_resume_of_a_finished_run_says_so(store: str, capsys: pytest.CaptureFixt
         saved.write_text(damaged)
         _refused(capsys, ["train", "--resume"], "config.json: missing or damaged; start a new run")
     saved.write_text(text)
-    # A copy of the data is no other experiment.
+    # Another copy of the same data is the same experiment.
     assert main(["train", "--resume", "data.num_workers=0", "data=digits"]) == 0
     assert "note:" not in capsys.readouterr().out
     _judge_by_protocol_1(Path("runs/train/train-001"))
@@ -399,7 +410,7 @@ def test_resume_of_a_finished_run_says_so(store: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_run_can_be_resumed(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = _start("train", *SHORT[1:], "training.epochs=15", "--name", "long", *_digits(store))
     _wait_for(lambda: any(tmp_path.glob("runs/train/long-001/checkpoints/epoch-*")), run)
     run.send_signal(signal.SIGINT)
@@ -411,7 +422,7 @@ def test_an_interrupted_run_goes_on(store: str, tmp_path: Path, capsys: pytest.C
     done = int(newest.name.split("-")[1])
     capsys.readouterr()
     assert main(["train", "--resume", "--name", "long"]) == 0
-    # The newest figures are shown once more, then the epochs that were left.
+    # The newest figures are shown once more, then the remaining epochs.
     shown = re.findall(r"^epoch +(\d+)/15 +\d", capsys.readouterr().out, re.MULTILINE)
     assert list(map(int, shown)) == list(range(done, 16))
 

@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def _export(folder: Path, store: TokenStore, *, grid: int = 2, **changes: object) -> Path:
-    """An exported compressor for this store, its config.json changed."""
+    """Write an exported compressor for this store, with changes to its config.json."""
     write_export(folder, token_grid=store.token_grid, dim=store.dim, grid=grid)
     own = {"encoder": store.settings.encoder, "store_fingerprint": store.fingerprint, "protocol": PROTOCOL}
     write_json(folder / "config.json", {**read_config(folder), **own, **changes})
@@ -65,7 +65,7 @@ def test_the_table_has_every_baseline_at_every_grid(store: TokenStore, tmp_path:
 
 def test_grids_and_plot_have_defaults_that_fit(store: TokenStore, capsys: Capture) -> None:
     assert main(["evaluate", "--baselines", str(store.path)]) == 0
-    # 6 x 6 tokens: of 4, 6, 8 and 12 only the first compresses.
+    # With 6 x 6 tokens, only the first of 4, 6, 8 and 12 compresses.
     assert re.findall(r"^(\d+)x\d+: 36 to", capsys.readouterr().out, re.MULTILINE) == ["4"]
     assert (store.derived_dir / "rate_distortion.png").is_file()
 
@@ -75,11 +75,13 @@ def test_every_baseline_is_measured(store: TokenStore) -> None:
 
 
 @pytest.mark.parametrize("grids", ["", "4,", "4;6", "four"])
-def test_grids_that_are_no_numbers_are_refused(store: TokenStore, grids: str, capsys: Capture) -> None:
+def test_grids_that_are_not_numbers_are_refused(store: TokenStore, grids: str, capsys: Capture) -> None:
     _refused(capsys, ["--baselines", str(store.path), "--grids", grids], f"--grids: got {grids!r}", "as in 4,6,8,12")
 
 
-def test_what_cannot_be_judged_is_refused(store: TokenStore, tmp_path: Path, capsys: Capture) -> None:
+def test_unusable_stores_and_grids_are_refused(
+    store: TokenStore, tmp_path: Path, capsys: Capture
+) -> None:
     _refused(capsys, ["--baselines", str(store.path), "--grids", "2,7"], "got 7; must be between 1 and", "6")
     _refused(capsys, ["--baselines", str(tmp_path / "nowhere")], "there is no token store")
     _refused(capsys, ["--baselines", str(store.path), "--plot", str(tmp_path)], "is a folder")
@@ -88,7 +90,7 @@ def test_what_cannot_be_judged_is_refused(store: TokenStore, tmp_path: Path, cap
 # An exported compressor
 
 
-def test_a_compressor_stands_beside_the_baselines_of_its_grid(
+def test_a_compressor_is_shown_with_the_baselines_of_its_grid(
     store: TokenStore, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main(["evaluate", str(_export(tmp_path / "own", store)), str(store.path)]) == 0
@@ -96,7 +98,7 @@ def test_a_compressor_stands_beside_the_baselines_of_its_grid(
     assert "2x2: 36 to 4 tokens, 9x fewer" in text
     for title in ("this compressor", *LABELS):
         assert re.search(rf"^{re.escape(title)}  ", text, re.MULTILINE)
-    # Its weights are random, so every baseline loses less.
+    # Its weights are random, so every baseline is better.
     assert "At least as good on both fvu and swd: pooling" in text
     assert "note:" not in text
 
@@ -110,7 +112,7 @@ def test_the_store_of_a_compressor_is_found(tmp_path: Path, monkeypatch: pytest.
     _refused(capsys, [str(_export(tmp_path / "lost", own, store_fingerprint="0"))], "name a store of the same encoder")
 
 
-def test_figures_of_another_protocol_or_store_are_told(store: TokenStore, tmp_path: Path, capsys: Capture) -> None:
+def test_figures_of_another_protocol_or_store_are_noted(store: TokenStore, tmp_path: Path, capsys: Capture) -> None:
     changed = _export(tmp_path / "old", store, protocol=PROTOCOL + 1, store_fingerprint="0")
     assert main(["evaluate", str(changed), str(store.path)]) == 0
     text = capsys.readouterr().out
@@ -148,7 +150,7 @@ def test_the_best_of_each_column_is_bold_on_a_terminal_only() -> None:
     lines = figure_table(ROWS, bold=True).splitlines()
     assert f"{BOLD}0.1000{PLAIN}" in lines[1]
     assert f"{BOLD} 0.950{PLAIN}" in lines[2]
-    # Equally good, and both as good as it gets.
+    # Equally good and the best, so both are bold.
     assert all(f"{BOLD}0.200{PLAIN}" in line for line in lines[1:3])
     assert BOLD not in lines[3]
     plain = figure_table(ROWS, bold=False)
@@ -169,6 +171,6 @@ def test_bold_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_bold(Terminal())
 
 
-def test_columns_that_nobody_has_are_left_out() -> None:
+def test_columns_without_a_value_are_left_out() -> None:
     title = figure_table(ROWS, bold=False).splitlines()[0]
     assert title.split() == ["fvu", "swd", "cosine"]

@@ -1,4 +1,4 @@
-"""A grid per image: fitted, written, loaded, refused where it does not fit."""
+"""A grid per image: the predictor is fitted, written, loaded, and refused if it does not fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Fitted = tuple[Path, TokenStore, DynamicReport]
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    """Shared, and changed by no test."""
+    """A folder of champions with its predictor that all tests share and none changes."""
     folder = tmp_path_factory.mktemp("fitted")
     store = write_store(folder / "store", num_images=320)
     champions = write_champions(folder / "champions", store, GRIDS)
@@ -48,7 +48,7 @@ def copy(fitted: Fitted, tmp_path: Path) -> Path:
 
 
 def middle_target(fitted: Fitted) -> float:
-    """A target at which some images need another grid than others."""
+    """Return a target at which images get different grids."""
     return min(fitted[2].dynamic, key=lambda row: abs(row.tokens - 6)).target
 
 
@@ -83,7 +83,7 @@ def test_the_report_is_about_images_that_were_not_fitted_on(fitted: Fitted) -> N
     assert tokens == sorted(tokens, reverse=True)
 
 
-def test_halves_depend_on_the_keys_alone() -> None:
+def test_halves_depend_only_on_the_keys() -> None:
     keys = [f"image-{number}" for number in range(101)]
     first, second = halves(keys)
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(101))
@@ -93,7 +93,7 @@ def test_halves_depend_on_the_keys_alone() -> None:
 
 
 def test_fitting_again_writes_the_same_bytes(fitted: Fitted, copy: Path) -> None:
-    (copy / "dynamic" / "leftover").write_text("of the older one")
+    (copy / "dynamic" / "leftover").write_text("from the older one")
     fit_dynamic(copy, fitted[1], device="cpu")
     again, before = files_of(copy), files_of(fitted[0])
     assert set(again) == set(before)
@@ -139,7 +139,7 @@ def test_every_image_gets_what_its_grid_gives(fitted: Fitted) -> None:
         torch.testing.assert_close(part, compressed[grid][number], rtol=1e-5, atol=1e-5)
     index, meets = dynamic.choose(tokens)
     assert torch.equal(torch.tensor(GRIDS)[index], grids)
-    # At the default confidence the bound is the prediction, moved by the median residual, which is small.
+    # At the default confidence the bound is the prediction plus the median residual, which is small.
     same = torch.tensor(GRIDS)[choose(predicted, target)[0]] == grids
     assert float(same.double().mean()) > 0.8
     assert meets.any()
@@ -176,14 +176,14 @@ def test_targets_and_confidence_move_the_choice_one_way(fitted: Fitted) -> None:
     assert (grids(middle_target(fitted), 0.9) >= grids(middle_target(fitted), 0.3)).all()
 
 
-def test_no_images_are_no_tokens(fitted: Fitted) -> None:
+def test_no_images_give_no_tokens(fitted: Fitted) -> None:
     parts, grids = load_dynamic(fitted[0], target_fvu=0.1)(torch.zeros(0, 36, 8))
     assert parts == []
     assert grids.shape == (0,)
 
 
 @pytest.mark.parametrize("target", [0.0, -0.1, math.nan, math.inf])
-def test_a_target_that_is_none_is_refused(fitted: Fitted, target: float) -> None:
+def test_a_target_that_is_not_positive_and_finite_is_refused(fitted: Fitted, target: float) -> None:
     with pytest.raises(ConfigError, match=r"target_fvu: got .*; must be a positive number"):
         load_dynamic(fitted[0], target_fvu=target)
 
@@ -260,7 +260,7 @@ def test_compressors_of_other_sizes_are_refused(fitted: Fitted, copy: Path, tmp_
         load_dynamic(copy, target_fvu=0.1)
 
 
-def test_what_an_interrupted_export_left_is_no_compressor(copy: Path) -> None:
+def test_what_an_interrupted_export_left_is_ignored(copy: Path) -> None:
     shutil.copytree(copy / "grid-03", copy / ".grid-03.0a1b2c3d.tmp")
     assert load_dynamic(copy, target_fvu=0.1).grids.tolist() == list(GRIDS)
 
@@ -271,7 +271,7 @@ def test_shipped_without_decoders_it_still_loads(copy: Path) -> None:
     assert load_dynamic(copy, target_fvu=0.1).grids.tolist() == list(GRIDS)
 
 
-def test_a_fresh_interpreter_needs_torch_and_safetensors_alone(fitted: Fitted) -> None:
+def test_a_fresh_interpreter_needs_only_torch_and_safetensors(fitted: Fitted) -> None:
     code = (
         "import json, sys\nimport tokconv\n"
         "assert 'torch' not in sys.modules\n"

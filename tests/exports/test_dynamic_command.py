@@ -1,4 +1,4 @@
-"""`tokconv dynamic` and `tokconv compress --target-fvu`, as a user meets them."""
+"""`tokconv dynamic` and `tokconv compress --target-fvu` from the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_champions(Path("champions"), TokenStore.open(path), (8, 12))
         assert main(["dynamic", "champions", "--device", "cpu"]) == 0
     for number in range(6):
-        # Blank ones and ones full of noise: some easy, some hard.
+        # Blank images are easy, noise is hard.
         noise = torch.randint(0, 256, (24, 24), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
         pixels = noise.numpy() if number % 2 else (0 * noise).numpy()
         Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -40,7 +40,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it that a test may change, as the current directory."""
+    """A copy of `digits` that a test may change, as the current directory."""
     shutil.copytree(digits, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -64,7 +64,7 @@ def test_compress_by_target(here: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert f"{grid} x {grid}: {int((ragged.grids == grid).sum())} image" in text
     with Image.open("p.png") as picture:
         assert picture.format == "PNG"
-    # Batches change nothing, and one grid alone gives what that grid's compressor gives.
+    # The batch size changes nothing, and images of one grid get what that grid's compressor gives.
     assert main([*champions, "--target-fvu", str(target), "--out", "b.safetensors", "--batch-size", "4"]) == 0
     again = load_ragged("b.safetensors")
     assert torch.equal(again.grids, ragged.grids)
@@ -90,7 +90,7 @@ def _between(images: list[str]) -> float:
     return math.sqrt(float(bounds[2] * bounds[3]))
 
 
-def test_the_command_reports_and_leaves_the_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes_the_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree("champions/dynamic")
     (store,) = Path("runs/stores").iterdir()
     for command in (["dynamic", "champions"], ["dynamic", "champions", str(store)]):
@@ -125,7 +125,7 @@ def test_compress_refuses(here: Path, arguments: list[str], expected: str, capsy
     assert files_of(here) == before
 
 
-def test_the_command_refuses_a_store_of_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_a_store_of_other_compressors(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(here / "other", num_images=100)
     assert main(["dynamic", "champions", "other"]) == 2
     assert "were not trained on other" in capsys.readouterr().err

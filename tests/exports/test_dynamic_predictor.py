@@ -1,4 +1,4 @@
-"""What the choice of a grid is made from, the prediction, and the rule, on plain tensors."""
+"""The features that the choice of a grid is based on, the prediction, and the rule, on plain tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def spectrum_of(dim: int) -> Spectrum:
 
 
 def synthetic(images: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Energies [n, 12] and errors [n, 3] that are products of powers of them, times a lognormal disturbance."""
+    """Return energies [n, 12], and errors [n, 3] that are products of their powers times a lognormal disturbance."""
     generator = torch.Generator().manual_seed(seed)
     energies = torch.randn(images, 12, generator=generator).exp()
     powers = torch.rand(12, 3, generator=torch.Generator().manual_seed(99)) / 4
@@ -41,7 +41,7 @@ def test_bands_hold_all_the_energy(token_grid: int, bands: int) -> None:
     energies = spectrum_of(8)(tokens)
     assert energies.shape == (4, 8 * bands)
     total = ((tokens - 0.5) / 2).square().sum((1, 2)) / token_grid**2
-    # A pyramid of sides that are all even or end at 3 is an orthogonal decomposition.
+    # A pyramid whose side lengths are even until it ends at 3 is an orthogonal decomposition.
     torch.testing.assert_close(energies.sum(1), total, rtol=1e-4, atol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_wide_tokens_are_summed_in_groups() -> None:
     torch.testing.assert_close(energies.sum(1), ((tokens - 0.5) / 2).square().sum((1, 2)) / 36, rtol=1e-4, atol=1e-4)
 
 
-def test_coarse_and_fine_patterns_are_told_apart() -> None:
+def test_coarse_and_fine_patterns_are_in_different_bands() -> None:
     checkers = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     fine, coarse = checkers.repeat(4, 4), checkers.repeat_interleave(4, 0).repeat_interleave(4, 1)
     tokens = torch.stack([fine, coarse, torch.ones(8, 8)]).flatten(1)[..., None].repeat(1, 1, 2)
@@ -90,7 +90,7 @@ def test_a_synthetic_relation_is_recovered(images: int, noise: float, least: flo
 
 
 def test_noise_is_not_fitted() -> None:
-    """With as many features as images and nothing to find, the mean is the best prediction."""
+    """With nearly as many features as images and nothing to find, the mean is the best prediction."""
     energies, _ = synthetic(14, 0.0)
     errors = torch.randn(14, 3, generator=torch.Generator().manual_seed(5)).exp().double()
     predicted = fit_predictor(spectrum_of(4), energies, errors).log_error(synthetic(200, 0.0, seed=1)[0])
@@ -112,13 +112,13 @@ def test_more_confidence_is_a_wider_margin() -> None:
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 1.5, math.nan, 0.99])
-def test_a_confidence_that_cannot_be_told_is_refused(confidence: float) -> None:
+def test_a_confidence_beyond_the_fitted_images_is_refused(confidence: float) -> None:
     predictor = fit_predictor(spectrum_of(4), *synthetic(60, 0.3))
-    with pytest.raises(ConfigError, match=r"at most 0\.9836, what the 60 images"):
+    with pytest.raises(ConfigError, match=r"at most 0\.9836, because the predictor was fitted on 60 images"):
         predictor.margin(confidence)
 
 
-def test_a_lossless_grid_and_a_constant_feature_are_no_trouble() -> None:
+def test_a_lossless_grid_and_a_constant_feature_give_finite_predictions() -> None:
     energies, errors = synthetic(60, 0.1)
     energies[:, 3], energies[:, 4], errors[:, 2] = 0, 7, 0
     predictor = fit_predictor(spectrum_of(4), energies, errors)
@@ -127,13 +127,13 @@ def test_a_lossless_grid_and_a_constant_feature_are_no_trouble() -> None:
     assert float(predicted[:, 2].max()) < 1e-8
 
 
-def test_a_predictor_of_its_own_tensors_is_the_same() -> None:
+def test_a_predictor_rebuilt_from_its_tensors_is_the_same() -> None:
     predictor = fit_predictor(spectrum_of(12), *synthetic(60, 0.1))
     state = predictor.state_dict()
     again = ErrorPredictor(Spectrum(*(state[f"spectrum.{name}"] for name in ("mean", "axes", "scale"))), state)
     energies, _ = synthetic(5, 0.1, seed=1)
     assert torch.equal(again.upper_of(energies, 0.7), predictor.upper_of(energies, 0.7))
-    with pytest.raises(ValueError, match="differ"):
+    with pytest.raises(ValueError, match="different numbers"):
         ErrorPredictor(spectrum_of(12), state | {"bias": torch.zeros(2)})
 
 
@@ -174,14 +174,14 @@ def test_mixtures_of_fixed_grids_cost_what_they_should() -> None:
     wanted = torch.tensor([0.9, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
     expected = torch.tensor([4, 4, 6.5, 9, 12.5, 16, 16])
     torch.testing.assert_close(mixed_tokens(wanted, fixed.expand(7, -1), sizes), expected)
-    # A middle grid above the line between its neighbours is not worth having.
+    # A middle grid above the line between its neighbours never pays.
     poor = torch.tensor([0.5, 0.49, 0.1])
     found = mixed_tokens(torch.tensor([0.3]), poor[None], sizes)
     torch.testing.assert_close(found, torch.tensor([10.0]))
 
 
 def test_knowing_the_errors_saves_tokens_and_guessing_does_not() -> None:
-    """Hard and easy images: the oracle gives the hard ones more. A choice by someone else's errors is a mixture."""
+    """Test hard and easy images: the oracle gives hard ones more; a choice by other images' errors is a mixture."""
     generator = torch.Generator().manual_seed(0)
     hardness = torch.randn(400, 1, generator=generator).mul(0.8).exp().double()
     errors = hardness * torch.tensor([0.04, 0.02, 0.01])

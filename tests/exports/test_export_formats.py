@@ -37,7 +37,7 @@ def tokens_of(batch: int) -> torch.Tensor:
 
 
 def small(kind: str) -> Compressor:
-    """Every weight of it is random, also those that start at zero."""
+    """Return a small compressor whose weights are all random, including those that start at zero."""
     compressor = build_compressor(kind, token_grid=7, dim=8, output_grid_size=3, hidden_dim=8, **KINDS[kind])
     for parameter in compressor.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -49,7 +49,7 @@ def test_every_kind_has_both_formats(tmp_path: Path, kind: str) -> None:
     compressor = small(kind)
     assert _error(compressor, _write_pt2(compressor, tmp_path / "m"), 3) == 0
     run = _write_onnx(compressor, tmp_path / "n")
-    # Any batch size, and not by chance: other tokens give another result.
+    # Any batch size works, and other tokens give another result.
     assert 0 < max(_error(compressor, run, batch) for batch in (1, 2, 5)) < 1e-5
     assert not torch.equal(run(torch.zeros(1, 49, 8)), run(torch.ones(1, 49, 8)))
 
@@ -73,7 +73,7 @@ def test_formats_are_added_measured_and_described(tmp_path: Path, capsys: pytest
     assert "- `model.pt2`: torch.export, float32, any batch size; bit-identical" in card
     said = "bit-identical" if measured["onnx"]["max_error"] == 0 else f"{measured['onnx']['max_error']:.1e}"
     assert said in next(line for line in card.splitlines() if line.startswith("- `model.onnx`: ONNX, opset 20"))
-    # Again, in place, and what cannot be.
+    # Formats can be added again in place; the rest is refused.
     assert main(["export", str(folder), "--format", "pt2"]) == 0
     assert (folder / "model.pt2").exists()
     capsys.readouterr()
@@ -90,7 +90,7 @@ def test_formats_are_added_measured_and_described(tmp_path: Path, capsys: pytest
 
 
 def test_one_folder_serves_tokconv_and_transformers(tmp_path: Path) -> None:
-    # Windows that overlap are computed when a compressor is made, and are in no file.
+    # Overlapping windows are computed when a compressor is built, and no file holds them.
     folder = write_export(tmp_path / "mine", token_grid=5, grid=2)
     tokens = torch.randn(3, 25, 8, generator=torch.Generator().manual_seed(3))
     expected = tokconv.load_compressor(folder)(tokens)

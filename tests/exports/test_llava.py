@@ -1,4 +1,4 @@
-"""A LLaVA with a compressor inside: the same numbers as by hand, and back to what it was."""
+"""A LLaVA with a compressor inside computes the same as by hand, and detaching restores it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tokconv.integrations.llava import attach
 from tokconv.models.compressor import ResidualCompressor
 
 GRID = 5
-"""Divides 24 not, so that no patch size could stand for it."""
+"""Does not divide 24, so that no patch size could give it."""
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compressor of the bundled tower's tokens, trained for an epoch."""
+    """A compressor for the bundled tower's tokens, trained for one epoch."""
     root = tmp_path_factory.mktemp("llava")
     overrides = [*SMALL, f"model.compressor.output_grid_size={GRID}", "data.subset=48", "data.num_workers=0"]
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def pictures(count: int) -> list[Image.Image]:
 
 
 def prompt(processor: LlavaProcessor, images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
-    """A batch; every prompt may have several images."""
+    """Return a batch of prompts, each with one or more images."""
     text = ["user : " + "<image> " * len(own) + "what is this ?" for own in images]
     return dict(processor(images=images, text=text, return_tensors="pt", padding=True))
 
@@ -75,7 +75,7 @@ def test_it_computes_what_is_computed_by_hand(
         assert torch.equal(torch.stack(list(found)), expected)
         generated = llava.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert generated.shape == (2, inputs["input_ids"].shape[1] + 4)
-    # A batch has the logits of its members.
+    # A batch gives the logits of its members.
     alone = prompt(processor, [[images[0]]])
     with torch.inference_mode():
         together, one = llava(**inputs).logits[0, -1], llava(**alone).logits[0, -1]
@@ -110,7 +110,7 @@ def test_gradients_reach_the_compressor_and_only_what_is_not_frozen(
     assert reached
     assert all(".compressor." in name for name in reached)
     assert all(parameter.grad is not None for parameter in attachment.compressor.parameters())
-    # One step of it lowers the loss that it was taken on.
+    # One gradient step lowers its own loss.
     before = llava(**inputs, labels=inputs["input_ids"]).loss.item()
     torch.optim.SGD(attachment.compressor.parameters(), lr=1e-2).step()
     assert llava(**inputs, labels=inputs["input_ids"]).loss.item() < before
@@ -189,7 +189,7 @@ def test_a_mismatch_is_refused_and_changes_nothing(
 
 
 def test_a_layer_counted_from_the_end_is_known_too(exported: Path, llava: LlavaForConditionalGeneration) -> None:
-    """As of a compressor that was trained on tokens from a file."""
+    """A compressor that was trained on tokens from a file records such a layer."""
     compressor = load_compressor(exported)
     assert compressor.description is not None
     compressor.description["encoder"]["layer"] = -1

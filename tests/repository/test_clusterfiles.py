@@ -1,4 +1,4 @@
-"""The files in cluster/: valid by the schemas of what reads them, and what our sweeps need beyond a schema."""
+"""The files in cluster/ are valid by the schemas of their readers, and hold what our sweeps need beyond a schema."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def manifest(name: str) -> dict[str, Any]:
 
 
 def autoscaling(name: str) -> dict[str, Any]:
-    """A file's cluster as Ray's autoscaler sees it."""
+    """Return a file's cluster as Ray's autoscaler reads it."""
     if name in LAUNCHERS:
         found: dict[str, Any] = prepare_config(read(name))
         return found
@@ -69,7 +69,7 @@ def test_ray_takes_the_launcher_files(name: str) -> None:
     config = prepare_config(read(name))
     validate_config(config)
     assert config["idle_timeout_minutes"] > 0
-    # Its defaults install a development version of Ray; ours is in the image.
+    # The defaults install a development version of Ray; the image has ours.
     assert not any(config[key] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"))
 
 
@@ -81,7 +81,7 @@ def test_ray_refuses_a_misspelt_key(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_clouds_start_from_no_worker_and_prefer_spot(name: str) -> None:
+def test_clouds_start_without_workers_and_prefer_spot(name: str) -> None:
     config = prepare_config(read(name))
     types = config["available_node_types"]
     head, workers = types[config["head_node_type"]], {k: v for k, v in types.items() if k != config["head_node_type"]}
@@ -94,7 +94,7 @@ def test_clouds_start_from_no_worker_and_prefer_spot(name: str) -> None:
         assert worker["resources"]["GPU"] > 0
         assert "tokconv_driver" not in worker["resources"]
     preferred, fallback = workers["gpu_spot"], workers["gpu_on_demand"]
-    # Ray's first autoscaler takes the last name of equals, the second one the higher priority.
+    # Among equals, Ray's first autoscaler takes the last name, the second one the higher priority.
     assert preferred["priority"] > fallback["priority"]
     assert max(workers) == "gpu_spot"
     assert "spot" in str(preferred["node_config"]).lower()
@@ -117,7 +117,7 @@ def test_launched_nodes_authenticate_and_know_the_tracking_server(name: str) -> 
     assert "tokconv_driver" not in join
 
 
-def test_manifests_are_what_kubernetes_and_kuberay_know() -> None:
+def test_manifests_follow_the_schemas_of_kubernetes_and_kuberay() -> None:
     kinds = []
     for path in sorted((CLUSTER / "kuberay").glob("*.yaml")):
         for found in yaml.safe_load_all(path.read_text()):
@@ -189,7 +189,7 @@ def test_rays_scheduler_starts_spot_machines_for_trials_and_others_when_there_ar
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_pods_know_their_surroundings_and_what_ray_counts_is_what_they_reserve(name: str) -> None:
+def test_pods_have_their_environment_and_reserve_what_ray_counts(name: str) -> None:
     spec = cluster_of(manifest(name))
     assert spec["authOptions"] == {"mode": "token"}
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
@@ -217,8 +217,8 @@ def test_the_jobs_driver_stays_on_the_head() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # what MLflow's own imports warn about
-def test_mlflow_has_its_database_from_a_secret_and_listens_inside_only() -> None:
+@pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
+def test_mlflow_reads_its_database_from_a_secret_and_listens_only_inside() -> None:
     deployment, service = yaml.safe_load_all((CLUSTER / "kuberay/mlflow.yaml").read_text())
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     environment = {entry["name"]: entry for entry in container["env"]}
@@ -248,12 +248,12 @@ def test_no_file_holds_a_secret(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["AKIAABCDEFGHIJKLMNOP", "postgresql://mlflow:hunter2@db/x", "auth_token: c0ffee1234"])
-def test_a_secret_would_be_seen(text: str) -> None:
+def test_a_secret_would_be_found(text: str) -> None:
     assert SECRET.search(f"value: {text}")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_what_is_to_be_filled_in_stands_in_one_place_and_in_the_table(path: Path) -> None:
+def test_placeholders_are_in_one_place_and_in_the_table(path: Path) -> None:
     text, guide = path.read_text(), (CLUSTER / "README.md").read_text()
     (block,) = FILLED.findall(text)
     assert text.index(block) < 900
@@ -271,7 +271,7 @@ def test_the_dockerfile_passes_its_linter() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_image_is_of_the_tested_versions_and_not_root() -> None:
+def test_the_image_has_the_tested_versions_and_is_not_root() -> None:
     text = (CLUSTER / "Dockerfile").read_text()
     assert re.findall(r"^FROM (\S+)$", text, re.MULTILINE) == [f"rayproject/ray:{ray_version()}-py311-cpu"]
     assert "--constraint constraints.txt" in text
@@ -285,7 +285,7 @@ def test_the_image_is_of_the_tested_versions_and_not_root() -> None:
             assert (ROOT / name).exists()
 
 
-def test_a_job_uploads_the_package_and_the_specs_and_nothing_large(tmp_path: Path) -> None:
+def test_a_job_uploads_the_package_and_the_specs_but_nothing_large(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:

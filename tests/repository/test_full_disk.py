@@ -1,6 +1,6 @@
-"""Disks that fill up: a sentence, nothing written before is lost, and the same command goes on when there is room.
+"""A full disk gives one sentence and loses nothing written before; with room again, the same command goes on.
 
-The disks are small file systems in memory, which takes the right to mount them: without it the tests are skipped.
+The disks are small file systems in memory. The tests are skipped if this process may not mount them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TINY = [
 
 
 class Disk:
-    """A file system of a few MB, in memory."""
+    """A file system of a few MB in memory."""
 
     def __init__(self, place: Path) -> None:
         self.place, self._filler = place, place / "filler"

@@ -1,4 +1,4 @@
-"""Hostile files and secrets: no pickle is run, nothing absurd is read, no secret is written anywhere."""
+"""Hostile files and secrets: no pickle is run, no absurd size is read, no secret is written anywhere."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parents[0])))
-def test_nothing_that_runs_what_it_reads_is_in_the_source(path: Path) -> None:
+def test_the_source_calls_nothing_that_runs_what_it_reads(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for pattern, what in FORBIDDEN.items():
         assert re.search(pattern, text) is None, f"{pattern}: {what}"
 
 
 class Bomb:
-    """Makes a directory when it is unpickled."""
+    """An object that makes a directory when it is unpickled."""
 
     def __init__(self, crater: Path) -> None:
         self.crater = crater
@@ -78,7 +78,7 @@ def exported(tmp_path: Path) -> Path:
 
 
 def pickled(path: Path, crater: Path) -> None:
-    """A planted pickle in the place of a file, as plain pickle and as torch writes it."""
+    """Replace a file by a pickle, a plain one or one in torch's format."""
     path.write_bytes(pickle.dumps({"state": Bomb(crater)}, protocol=2))
 
 
@@ -112,7 +112,7 @@ def test_planted_pickles_are_refused_and_not_run(
             file.write_bytes(before)
 
 
-def test_a_tower_of_pickles_alone_is_refused(tmp_path: Path, crater: Path) -> None:
+def test_a_tower_with_only_pickles_is_refused(tmp_path: Path, crater: Path) -> None:
     tower = write_tower(tmp_path / "tower")
     (tower / "model.safetensors").unlink()
     torch_pickled(tower / "pytorch_model.bin", crater)
@@ -137,7 +137,7 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path: Path, exporte
     [{"token_grid": 10**6}, {"dim": 10**9}, {"hidden_dim": 10**9}, {"num_layers": 10**7}, {"kind": "__class__"}],
     ids=str,
 )
-def test_an_export_that_asks_for_absurd_networks_is_refused(exported: Path, changes: dict[str, object]) -> None:
+def test_an_export_that_describes_absurd_networks_is_refused(exported: Path, changes: dict[str, object]) -> None:
     path = exported / "config.json"
     description = json.loads(path.read_text())
     description["compressor"] |= changes
@@ -146,8 +146,8 @@ def test_an_export_that_asks_for_absurd_networks_is_refused(exported: Path, chan
         load_compressor(exported)
 
 
-def test_a_link_out_of_an_export_is_only_a_file_that_is_read(exported: Path, tmp_path: Path) -> None:
-    """It may point anywhere; it still has to be what it should be."""
+def test_a_link_out_of_an_export_is_checked_like_a_file(exported: Path, tmp_path: Path) -> None:
+    """Check that a link may point anywhere, but its target must be a valid file."""
     (tmp_path / "secret.txt").write_text("not tensors")
     (exported / "model.safetensors").unlink()
     (exported / "model.safetensors").symlink_to(tmp_path / "secret.txt")
@@ -156,7 +156,7 @@ def test_a_link_out_of_an_export_is_only_a_file_that_is_read(exported: Path, tmp
     assert "not tensors" not in str(raised.value)
 
 
-def test_ragged_offsets_that_lie_are_refused(tmp_path: Path) -> None:
+def test_wrong_ragged_offsets_are_refused(tmp_path: Path) -> None:
     content = {"tokens": torch.zeros(4, 8), "offsets": torch.tensor([0, 10**9]), "grids": torch.tensor([2])}
     save_file(content, tmp_path / "ragged.safetensors")
     with pytest.raises(TokconvError):
@@ -169,7 +169,7 @@ SECRET = "pl4nted-s3cret"
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_secret_of_the_environment_is_written_nowhere(tmp_path: Path) -> None:
-    """Not into the record, the database of MLflow, the page, the plots, the exports, or what is printed."""
+    """Check the record, MLflow's database, the page, the plots, the exports, and the output."""
     spec = write_spec(tmp_path, trials=1, base=["training.epochs=1"])
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "HF_TOKEN")
     environment = {**os.environ, **dict.fromkeys(names, SECRET), "MLFLOW_TRACKING_PASSWORD": SECRET}
