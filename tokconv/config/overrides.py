@@ -1,7 +1,7 @@
 """From `key.path=value` strings, or a plain dictionary, to a checked `Config`.
 
-Hydra's compose API reads the groups in `tokconv/configs`; unknown keys and wrong types are refused with one sentence
-before anything else happens. `OLD_NAMES` holds every published spelling that changed.
+Hydra's compose API reads the groups in `tokconv/config/groups`. Unknown keys and wrong types are refused with one
+sentence before anything else happens. `OLD_NAMES` holds every published spelling that changed.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ ConfigStore.instance().store(name="schema", node=Config)
 OLD_NAMES: dict[str, tuple[str, Mapping[Any, Any]]] = {
     "model.autoencoder.use_attention": ("model.autoencoder.kind", {True: "attention", False: "conv"}),
 }
-"""Published key -> today's key and what its values mean now."""
+"""Published key -> its current name and what its values mean now."""
 
-# Hydra's parser lets these through: numbers of more than 4,300 digits, an unfinished interpolation, deep nesting.
+# Hydra's parser does not catch these: numbers of more than 4,300 digits, an unfinished interpolation, deep nesting.
 _PARSER_ERRORS = (HydraException, ValueError, IndexError, RecursionError)
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
-    """The checked config for these overrides.
+    """Compose the defaults and these overrides to a checked config.
 
     Args:
         overrides: `dotted.key=value` or `data=GROUP`, in Hydra's grammar.
 
     Raises:
-        ConfigError: an unknown key (with the nearest one), a wrong type, or a value out of its bounds.
+        ConfigError: a key is unknown (with the nearest one), or a value has the wrong type or is out of its bounds.
 
     Example:
         >>> compose(["model.compressor.output_grid_size=8", "training.epochs=5"]).training.epochs
@@ -57,10 +57,10 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """Overrides as (key, value) pairs in today's names, every key known.
+    """Return overrides as (key, value) pairs under current names; every key is known.
 
     Raises:
-        ConfigError: not `key=value`, a Hydra form that makes no sense here, or an unknown key.
+        ConfigError: a text is not `key=value`, is a Hydra form that is not supported, or has an unknown key.
     """
     pairs: list[tuple[str, Any]] = []
     for text in overrides:
@@ -70,14 +70,17 @@ def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             rule = "write key=value, as in training.epochs=5, and quotes around a text with special characters"
             raise ConfigError(f"{text!r}: not an override; {rule}: data.root='/photos (old)'") from error
         pairs.append((_plain_key(override, text), _plain_value(override)))
-    today = _translate(pairs)
-    for key, value in today:
+    current = _translate(pairs)
+    for key, value in current:
         _check_plain(key, value)
-    return today
+    return current
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The inverse of `tokconv.config.tree.to_dict`, checked like overrides; values are taken as they stand."""
+    """Return the config of a dictionary from `tokconv.config.tree.to_dict`, checked like overrides.
+
+    Values are taken literally. Raises ConfigError.
+    """
     pairs = list(flatten(tree).items())
     for key, value in pairs:
         check_key(key)
@@ -89,7 +92,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy of the config with some dotted keys replaced, checked. Raises ConfigError."""
+    """Return a checked copy of the config with some dotted keys replaced. Raises ConfigError."""
     for key, value in values.items():
         check_key(key)
         _check_literal(key, value)
@@ -122,7 +125,7 @@ def _plain_value(override: Override) -> Any:
 
 
 def _check_plain(key: str, value: Any) -> None:
-    """Refuse what no key can hold: lists, mappings, OmegaConf's mark for a missing value, numbers no float can hold."""
+    """Refuse lists, mappings, OmegaConf's mark for a missing value, and numbers that no float can hold."""
     too_large = isinstance(value, int) and abs(value) > sys.float_info.max
     if isinstance(value, list | tuple | Mapping) or value == "???" or too_large:
         wanted = _type_name(KEYS[key]) if key in KEYS else "a name"
@@ -130,42 +133,42 @@ def _check_plain(key: str, value: Any) -> None:
 
 
 def _check_literal(key: str, value: Any) -> None:
-    """Also refuse `${...}`: a stored config must not read the environment of whoever loads it."""
+    """Refuse `${...}` as well: a stored config must not read the environment of the process that loads it."""
     _check_plain(key, value)
     if isinstance(value, str) and "${" in value:
         raise ConfigError(f"{key}: got {value!r}; ${{...}} is possible in key=value overrides only")
 
 
 def _translate(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Today's names for published ones, unknown names refused."""
+    """Replace published names by current ones, and refuse unknown names."""
     given = dict(pairs)
-    today: list[tuple[str, Any]] = []
+    current: list[tuple[str, Any]] = []
     for key, value in pairs:
         if key == "data.use_subset":
             if not isinstance(value, bool):
-                raise ConfigError(f"{key}: got {value!r}; allowed: true, false (today's name is data.subset)")
+                raise ConfigError(f"{key}: got {value!r}; allowed: true, false (the current name is data.subset)")
             if value and "data.subset_size" not in given:
                 raise ConfigError("data.use_subset: data.subset_size is missing; or write data.subset=1000 alone")
         elif key == "data.subset_size":
             if given.get("data.use_subset", True):
-                today.append(("data.subset", value))
+                current.append(("data.subset", value))
         elif key in OLD_NAMES:
             name, values = OLD_NAMES[key]
             if not isinstance(value, bool):
-                raise ConfigError(f"{key}: got {value!r}; allowed: true, false (today's name is {name})")
-            today.append((name, values[value]))
+                raise ConfigError(f"{key}: got {value!r}; allowed: true, false (the current name is {name})")
+            current.append((name, values[value]))
         elif key in GROUPS:
             if value not in GROUPS[key]:
                 raise ConfigError(f"{key}: got {value!r}; {suggest(str(value), GROUPS[key])}")
-            today.append((key, value))
+            current.append((key, value))
         else:
             check_key(key)
-            today.append((key, value))
-    return today
+            current.append((key, value))
+    return current
 
 
 def _quote(value: Any) -> str:
-    """A value in Hydra's grammar; strings are quoted so that no path or name is taken for syntax."""
+    """Write a value in Hydra's grammar; strings are quoted so that no path or name is read as syntax."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -176,7 +179,7 @@ def _quote(value: Any) -> str:
 
 
 def _explain(error: Exception, pairs: Sequence[tuple[str, Any]]) -> str:
-    """One sentence naming the key, the value and the wanted type."""
+    """Return one sentence with the key, the value and the expected type."""
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)

@@ -1,4 +1,4 @@
-"""The pieces the networks share: the scale of the tokens, and a cheap convolutional block."""
+"""The pieces that networks share: the scale of the tokens, and a cheap convolutional block."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Standardise(nn.Module):
-    """Tokens in their own units <-> tokens with mean 0 and unit average variance.
+    """The map between tokens in their own units and tokens with mean 0 and unit average variance.
 
-    One scale for all channels, so that distances keep their shape: (tokens - mean) / scale.
+    All channels share one scale, so that distances keep their proportions: (tokens - mean) / scale.
 
     Args:
         dim: C.
         mean: [C], per-channel mean of the store's training split; None is zero until a state dict is loaded.
-        scale: root of the average channel variance.
+        scale: square root of the average channel variance.
     """
 
     mean: Tensor
@@ -34,12 +34,12 @@ class Standardise(nn.Module):
 
 
 class DepthwiseConv(nn.Conv2d):
-    """Depthwise 3x3 convolution that keeps the grid's size.
+    """A depthwise 3x3 convolution that keeps the grid's size.
 
     Args:
         dim: channels in and out, [B, dim, H, W].
-        padding: zeros, or partial: at the borders the sum over the k tokens that exist counts 9 / k times, so that a
-            border token is not darkened by the missing ones (Liu et al. 2018, arXiv:1811.11718, eq. 2).
+        padding: zeros, or partial, which multiplies the sum over the k existing tokens at a border by 9 / k, so that
+            missing tokens do not shrink it (Liu et al. 2018, arXiv:1811.11718, eq. 2).
     """
 
     def __init__(self, dim: int, padding: str = "zeros") -> None:
@@ -59,7 +59,7 @@ class DepthwiseConv(nn.Conv2d):
 class ConvBlock(nn.Module):
     """Depthwise 3x3, norm, and a two-layer MLP per token, with a skip (Liu et al. 2022, arXiv:2201.03545, fig. 4).
 
-    A dense 3x3 costs 9 C^2 a token; this costs 9 C + 4 C^2. The norm is per token, never across tokens or images, as
+    A dense 3x3 costs 9 C^2 per token; this costs 9 C + 4 C^2. The norm is per token, never across tokens or images, as
     WGAN-GP requires of a critic.
 
     Args:
@@ -82,12 +82,12 @@ class ConvBlock(nn.Module):
 
 
 def make_norm(norm: str, dim: int) -> nn.Module:
-    """layer: LayerNorm over the channels of a token; none: the identity."""
+    """Return, for layer, a LayerNorm over the channels of a token; for none, the identity."""
     return nn.LayerNorm(dim) if norm == "layer" else nn.Identity()
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with weights and bias at zero, so that the branch it ends starts as nothing."""
+    """Set weights and bias of a branch's last layer to zero, so that the branch adds nothing at first; return it."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

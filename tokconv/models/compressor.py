@@ -1,4 +1,4 @@
-"""The compressor: G x G tokens in, k x k tokens out, in the same units and width."""
+"""Compressors: G x G tokens in, k x k tokens out, in the same units and width."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Compressor(WindowNetwork):
 class ResidualCompressor(Compressor):
     """Window projection (one strided convolution) + residual branch that starts at zero.
 
-    Both read the w x w window of each output cell; the branch then mixes neighbouring cells. So whatever closed-form
-    linear compressor fills `projection` is where training starts, never below it.
+    Both read the w x w window of each output cell; the branch then mixes neighbouring cells. Training starts exactly at
+    the closed-form linear compressor that fills `projection`.
 
     Args: as `Compressor`, and
         num_layers: blocks of the branch.
@@ -85,7 +85,7 @@ class ResidualCompressor(Compressor):
 
 
 class Branch(nn.Module):
-    """Cells -> hidden -> blocks over the k x k grid -> cells; the last layer starts at zero.
+    """A network from cells to cells: hidden, blocks over the k x k grid, and a last layer that starts at zero.
 
     Args:
         in_dim, hidden_dim, out_dim: channels of a cell before, inside and after.

@@ -1,7 +1,7 @@
-"""Critics: how real do k x k tokens look? One score an image.
+"""Critics: how real k x k tokens look, one score per image.
 
-No BatchNorm and no dropout: the gradient penalty is per sample (Gulrajani et al. 2017, section 4). Never compile one:
-torch.compile has no double backward.
+They have no BatchNorm and no dropout: the gradient penalty is per sample (Gulrajani et al. 2017, section 4). They are
+never compiled: torch.compile has no double backward.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class GridCritic(nn.Module):
 
 
 class TokenCritic(nn.Module):
-    """An MLP on every token by itself, averaged: it sees what tokens look like, not how they are arranged.
+    """An MLP on every token alone, averaged: it sees what tokens look like, not how they are arranged.
 
     Args: as `GridCritic`; num_layers counts hidden layers with a skip.
     """
@@ -67,11 +67,12 @@ class TokenCritic(nn.Module):
 
 
 class MultiScaleCritic(nn.Module):
-    """A `GridCritic` each on the k x k grid and on grids of half and a quarter of its side, averaged (Wang et al. 2018,
-    arXiv:1711.11585, section 3.2): fine texture and coarse arrangement have their own judge.
+    """The average of three `GridCritic`s, on the k x k grid and on grids of half and a quarter of its side.
+
+    Fine texture and coarse arrangement each have a critic (Wang et al. 2018, arXiv:1711.11585, section 3.2).
 
     Args: as `GridCritic`, and
-        num_scales: critics; a side never falls below 1.
+        num_scales: number of critics; a side is at least 1.
     """
 
     def __init__(
@@ -94,9 +95,9 @@ class MultiScaleCritic(nn.Module):
 
 
 def with_spectral_norm(critic: nn.Module) -> nn.Module:
-    """The critic with the largest singular value of every layer at 1 (Miyato et al. 2018, arXiv:1802.05957, eq. 7).
+    """Keep the largest singular value of every layer at 1 (Miyato et al. 2018, arXiv:1802.05957, eq. 7).
 
-    Its estimates are buffers, updated by one power iteration a forward pass in training mode.
+    The estimates are buffers; a forward pass in training mode updates them by one power iteration.
     """
     for module in critic.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

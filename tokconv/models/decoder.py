@@ -1,4 +1,4 @@
-"""The decoder: k x k tokens back to G x G tokens; it measures what the compressor kept."""
+"""Decoders: k x k tokens back to G x G tokens; they measure what a compressor kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Decoder(WindowNetwork):
         return self.unfold(self.projection(standardised_BKC))
 
     def unfold(self, windows_BKD: Tensor) -> Tensor:
-        """[B, K, W*C] -> [B, N, C]; where windows overlap, their mean."""
+        """[B, K, W*C] -> [B, N, C]; overlapping windows are averaged."""
         return self.windows.join(windows_BKD.unflatten(2, (self.windows.window_size, -1)))
 
 
@@ -106,7 +106,7 @@ class AttentionDecoder(Decoder):
 
 
 class CrossAttention(nn.Module):
-    """Attention from N queries to K tokens, then an MLP, each after a norm and with a skip.
+    """Attention from N queries to K tokens, then an MLP; both follow a norm and have a skip.
 
     Args:
         dim: channels, a multiple of num_heads.

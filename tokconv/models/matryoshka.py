@@ -1,8 +1,10 @@
-"""One compressor and one decoder for several grids at once (Kusupati et al. 2022, arXiv:2205.13147; for visual tokens
-Cai et al. 2024, arXiv:2405.17430). Training draws a grid a batch; `select` says which grid is used.
+"""One compressor and one decoder for several grids at once.
 
-What the grids share is the nonlinear trunk, which works on the finest of them. A grid's own are its window projection
-(so that every grid starts at its closed form) and one layer that folds the finest grid into its cells.
+Sources: Kusupati et al. 2022, arXiv:2205.13147; for visual tokens Cai et al. 2024, arXiv:2405.17430. Training draws one
+grid per batch; `select` chooses the grid that is used.
+
+The grids share a nonlinear trunk, which works on the finest of them. Each grid has its own window projection, so that it
+starts at its closed form, and one layer that folds the finest grid into its cells.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ class ManyGrids(WindowNetwork):
 
 
 class MatryoshkaCompressor(ManyGrids, Compressor):
-    """Window projection of the selected grid + shared trunk on the finest grid, folded, starting at zero.
+    """Window projection of the selected grid + shared trunk on the finest grid, folded, which starts at zero.
 
     Args: as `tokconv.models.compressor.ResidualCompressor`, and
-        output_grid_size: the grid selected at first.
-        grids: every grid it serves, ascending.
+        output_grid_size: the grid that is selected first.
+        grids: every grid that it serves, ascending.
 
     Raises:
-        ConfigError: output_grid_size is none of the grids.
+        ConfigError: output_grid_size is not one of the grids.
 
     Example:
         >>> compressor = MatryoshkaCompressor(24, 64, 6, grids=(4, 6, 12))

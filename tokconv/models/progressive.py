@@ -1,4 +1,4 @@
-"""The progressive compressor: strided convolutions that shrink the grid step by step, as the published one does."""
+"""The progressive compressor: strided convolutions shrink the grid step by step, as in the published design."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
 def stage_sizes(token_grid: int, output_grid: int, num_layers: int) -> list[int]:
-    """Side lengths from G to k over `num_layers` stages, in equal ratios: [24, 15, 10, 6] for 24 to 6 in 3.
+    """Return the side lengths from G to k over `num_layers` stages, in equal ratios: [24, 15, 10, 6] for 24 to 6 in 3.
 
-    The last one is k exactly, whether k divides G or not.
+    The last one is exactly k, whether or not k divides G.
     """
     ratio = output_grid / token_grid
     sizes = [round(token_grid * ratio ** (stage / num_layers)) for stage in range(num_layers)]
@@ -24,17 +24,17 @@ def stage_sizes(token_grid: int, output_grid: int, num_layers: int) -> list[int]
 
 
 class ConvCompressor(Compressor):
-    """Progressive strided convolutions, each stage a block at its resolution and a strided projection to the next.
+    """Progressive strided convolutions; each stage is a block at its resolution and a strided projection to the next.
 
     A stage from side s to side t is one strided convolution with windows of ceil(s / t), spread evenly, so the output
-    has exactly t x t tokens whatever s and t are (a fixed kernel, stride and padding cannot: `output_padding` errors
-    and lost border tokens are where published versions broke).
+    has exactly t x t tokens for any s and t. A fixed kernel, stride and padding cannot do that: published versions fail
+    with `output_padding` errors and lost border tokens.
 
     Args: as `Compressor`, and
         num_layers: stages.
         hidden_dim: width of the stages.
         use_residual: true adds the window projection from G to k as a skip around all stages, which then start at
-            zero: training begins at the closed form. false leaves the stages alone, randomly initialised: the
+            zero: training starts at the closed form. false keeps the stages alone, randomly initialised: the
             published design, for comparison.
         norm, padding: of the blocks, see `ConvBlock`.
 
@@ -79,7 +79,7 @@ class ConvCompressor(Compressor):
 
 
 class Stage(nn.Module):
-    """A block over the s x s grid, then one strided convolution to t x t.
+    """A block over the s x s grid, then one strided convolution to the t x t grid.
 
     Args:
         dim: channels in and out.
@@ -91,7 +91,7 @@ class Stage(nn.Module):
         self.block = ConvBlock(dim, norm=norm, padding=padding)
         self.windows = Windows(before, after)
         self.shrink = nn.Linear(self.windows.window_size * dim, dim)
-        # It starts as the average of its window, plus what every tap has of its own.
+        # It starts as the average of its window plus a small random weight per tap.
         with torch.no_grad():
             size = self.windows.window_size
             self.shrink.weight.mul_(0.1).add_(torch.eye(dim).repeat(1, size) / size)

@@ -1,4 +1,4 @@
-"""Token sequence <-> grid, and the windows (receptive fields) of a k x k output grid.
+"""Token sequences and grids, and the windows (receptive fields) of a k x k output grid.
 
 Shape suffixes here and in the models: B images, N tokens (N = G*G, row by row), C channels, K cells (K = k*k),
 W tokens of a window (W = w*w).
@@ -16,7 +16,7 @@ from tokconv.system.devices import send
 
 
 def side_length(num_tokens: int) -> int:
-    """G of a square token grid. Raises ConfigError when the count is not a square."""
+    """Return G of a square token grid. Raises ConfigError if the count is not a square."""
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
         raise ConfigError(f"{num_tokens} tokens are not a square grid; tokconv needs G x G patch tokens, without CLS")
@@ -24,10 +24,10 @@ def side_length(num_tokens: int) -> int:
 
 
 def window_starts(token_grid: int, output_grid: int) -> list[int]:
-    """First row (or column) of each of the k windows of width ceil(G / k), spread evenly from edge to edge.
+    """Return the first row (or column) of each of the k windows of width ceil(G / k), spread evenly from edge to edge.
 
-    When k divides G the windows tile the grid. Otherwise neighbours overlap by a few rows: every token is covered,
-    and one projection still serves all windows because all have the same size.
+    If k divides G, the windows tile the grid. Otherwise neighbours overlap by a few rows: every token is covered, and
+    one projection still serves all windows because all have the same size.
     """
     width = math.ceil(token_grid / output_grid)
     if output_grid == 1:
@@ -37,7 +37,7 @@ def window_starts(token_grid: int, output_grid: int) -> list[int]:
 
 
 def compression_ratio(token_grid: int, output_grid: int) -> float:
-    """Tokens in / tokens out: 16.0 for 24 x 24 to 6 x 6."""
+    """Return tokens in / tokens out: 16.0 for 24 x 24 to 6 x 6."""
     return token_grid**2 / output_grid**2
 
 
@@ -53,10 +53,10 @@ DEFAULT_GRIDS = (4, 6, 8, 12)
 
 
 def chosen_grids(text: str | None, token_grid: int) -> list[int]:
-    """The output grids of a `--grids 4,6,8,12`, ascending; for None the default ones that compress.
+    """Return the output grids of `--grids 4,6,8,12`, ascending; for None those of the default grids that compress.
 
     Raises:
-        ConfigError: not side lengths with commas between, or one that is not in 1..G.
+        ConfigError: the text is not side lengths with commas between, or one of them is not in 1..G.
     """
     if text is None:
         return [grid for grid in DEFAULT_GRIDS if grid < token_grid] or [max(1, token_grid // 2)]
@@ -83,8 +83,8 @@ def to_tokens(grid_BHWC: Tensor) -> Tensor:
 class Windows(nn.Module):
     """The windows of a k x k output grid over a G x G token grid.
 
-    Holds no weights and nothing that is saved. For k that divides G, `split` and `join` are inverse rearrangements;
-    otherwise `join` averages the predictions where windows overlap.
+    They have no weights and nothing that is saved. If k divides G, `split` and `join` are inverse rearrangements;
+    otherwise `join` averages overlapping windows.
 
     Raises:
         ConfigError: k is not in 1..G.
@@ -110,7 +110,7 @@ class Windows(nn.Module):
         self.register_buffer("shares", shares, persistent=False)
 
     def _invert(self, members: Tensor) -> tuple[Tensor, Tensor]:
-        """For every token the (cell, place) slots that hold it, padded, and each slot's share of the average."""
+        """Return the padded (cell, place) slots that hold each token, and each slot's share of the average."""
         order = torch.argsort(members, stable=True)
         counts = torch.bincount(members, minlength=self.token_grid**2)
         first = torch.cumsum(counts, 0) - counts
@@ -129,7 +129,7 @@ class Windows(nn.Module):
         return tokens_BNC[:, self.members].unflatten(1, (self.num_cells, self.window_size))
 
     def join(self, windows_BKWC: Tensor) -> Tensor:
-        """[B, K, W, C] -> [B, N, C]; where windows overlap, their mean."""
+        """[B, K, W, C] -> [B, N, C]; overlapping windows are averaged."""
         batch, _, _, channels = windows_BKWC.shape
         if self.tiles:
             k, w = self.output_grid, self.width
@@ -143,8 +143,8 @@ class Windows(nn.Module):
     ) -> Tensor:
         """[B, N, C] -> [B, K, C]: one uniformly random token of each window.
 
-        The choice is drawn on the CPU for a batch of `total` images of which these are `first` and the following,
-        so that every worker of a group takes its share of the same draw.
+        The choice is drawn on the CPU for a batch of `total` images, in which these start at index `first`, so that
+        every worker of a group takes its share of the same draw.
         """
         batch = tokens_BNC.shape[0]
         shape = (total or batch, self.num_cells)

@@ -1,7 +1,7 @@
 """What a training function may know about where it runs.
 
-`tokconv.training.loop.run_trial` receives one `Runtime` and reports through it alone. `LocalRuntime` is a plain process;
-the Ray runtimes live in `tokconv.sweep.trials.trial`, so that nothing below them knows that Ray exists.
+`tokconv.training.loop.run_trial` receives one `Runtime` and reports through it alone. `LocalRuntime` is a plain
+process; the Ray runtimes live in `tokconv.sweep.trials.trial`, so that nothing below them knows that Ray exists.
 """
 
 from __future__ import annotations

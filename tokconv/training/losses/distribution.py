@@ -49,7 +49,8 @@ def sliced_wasserstein_loss(fake: Tensor, real: Tensor, generator: torch.Generat
 def sinkhorn_loss(fake: Tensor, real: Tensor, *, scaling: float = SINKHORN_SCALING) -> Tensor:
     """Return the debiased Sinkhorn divergence with cost |x - y|^2 / 2, computed by geomloss.
 
-    Source: Feydy et al. 2019, arXiv:1810.08278, eq. 3. The blur is a tenth of the tokens' root mean square norm, sqrt(C) for standardised ones.
+    Source: Feydy et al. 2019, arXiv:1810.08278, eq. 3. The blur is a tenth of the tokens' root mean square norm, which
+    is sqrt(C) for standardised tokens.
 
     Args:
         fake, real: [n, C] float32; the first 256 rows of each are compared.
