@@ -1,4 +1,4 @@
-"""A full disk gives one sentence and loses nothing written before; with room again, the same command goes on.
+"""A full disk gives one sentence and loses nothing written before; with room again, the same command continues.
 
 The disks are small file systems in memory. The tests are skipped if this process may not mount them.
 """

@@ -22,7 +22,8 @@ from tokconv.errors import MissingExtraError, TokconvError, first_line
 
 Check = Callable[[], str]
 MODULES = {"hydra-core": "hydra", "scikit-learn": "sklearn", "scikit-image": "skimage", "PyYAML": "yaml"}
-"""Packages whose module has another name."""
+MODULES |= {"Jinja2": "jinja2", "markdown-it-py": "markdown_it"}
+"""The modules of packages whose module has another name."""
 RAY_TMPDIR = 36
 """Characters: Ray appends up to 70 to TMPDIR for a socket, and Linux allows 107."""
 
@@ -216,7 +217,10 @@ def _mlflow() -> str:
 
 
 REQUIRED = ("numpy", "transformers", "huggingface_hub", "safetensors", "hydra-core", "omegaconf", "filelock")
-SWEEP = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "PyYAML")
+SWEEP = (
+    *("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib", "scipy", "PyYAML", "psutil", "plotly", "Jinja2"),
+    "markdown-it-py",
+)
 
 
 def _extra(name: str, *packages: str) -> Part:
@@ -240,5 +244,5 @@ PARTS = (
         extra="ray",
         packages=("ray",),
     ),
-    Part("mlflow", _mlflow, _install("sweep"), extra="sweep", packages=("mlflow",)),
+    Part("mlflow", _mlflow, _install("sweep"), extra="sweep", packages=SWEEP),
 )

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         store = encode_and_print(config, device=args.device, encode_with=encode_with)
     except KeyboardInterrupt:
-        print("stopped; finished shards are kept, the same command goes on")
+        print("stopped; finished shards are kept, the same command continues")
         raise
     if args.verify:
         TokenStore.open(store.path, verify=True)

@@ -132,17 +132,17 @@ def fit_dynamic(
     spectrum = _spectrum(store)
     measured = measure(champions, spectrum, store, device=device, progress=progress)
     first, second = halves(measured.keys)
-    judged = fit_predictor(spectrum, measured.energies[first], measured.errors[first])
+    evaluated = fit_predictor(spectrum, measured.energies[first], measured.errors[first])
     energies, errors = measured.energies[second], measured.errors[second]
     targets = targets_between(measured.errors[first])
-    report = _judge(judged, energies, errors, grids, targets, len(first))
+    report = _report(evaluated, energies, errors, grids, targets, len(first))
     final = fit_predictor(spectrum, measured.energies, measured.errors)
     with atomic_path(folder / FOLDER) as temporary:
         temporary.mkdir()
         save_file({name: value.contiguous() for name, value in final.state_dict().items()}, temporary / PREDICTOR)
         if importlib.util.find_spec("matplotlib") is not None:
             curve = targets_between(measured.errors[first], CURVE_TARGETS)
-            predicted = judged.upper_of(energies, MEDIAN)
+            predicted = evaluated.upper_of(energies, MEDIAN)
             plotted = (savings(errors, by, grids, curve) for by in (predicted, errors))
             plot.draw(temporary / PICTURE, errors, grids, *plotted)
         description = {
@@ -191,7 +191,7 @@ def halves(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
     return torch.tensor(sorted(order[::2])), torch.tensor(sorted(order[1::2]))
 
 
-def _judge(
+def _report(
     predictor: ErrorPredictor,
     energies: Tensor,
     errors: Tensor,
