@@ -180,7 +180,7 @@ def test_a_shared_path_can_be_read_through_the_cache_too(
 
 def test_a_store_that_was_replaced_is_not_taken_for_the_one_it_was(server: ObjectServer, tmp_path: Path) -> None:
     put_store(server, tmp_path / "store")
-    with pytest.raises(StoreError, match="holds another store than it did"):
+    with pytest.raises(StoreError, match="holds another store than before"):
         StorePlace(URL, "0" * 64).open()
 
 

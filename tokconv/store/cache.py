@@ -78,6 +78,16 @@ class Tensors:
             return tensors, file.metadata() or {}
 
 
+def has_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Callable[[Mapping[str, Tensor]], None]:
+    """Return a check that the tensors are these, by name and shape; it does not read the values."""
+
+    def check(tensors: Mapping[str, Tensor]) -> None:
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+            raise ValueError("tensors are missing, unknown or of another shape")
+
+    return check
+
+
 def computed_once(
     store: TokenStore,
     name: str,

@@ -2,7 +2,7 @@
 
 Shapes: n images of a shard, N = G * G tokens, C channels. A shard is a safetensors file with `tokens` [n, N, C],
 `scale` [n, N, 1] float32 (int8 only), `items` [n] int64 (index in the source) and `labels` [n] int64 (labelled sources
-only). Its metadata carries the digest of the settings and the images that were skipped, so that a shard says by itself
+only). Its metadata holds the digest of the settings and the images that were skipped, so that a shard alone tells
 whether it belongs to a store and is whole.
 """
 
@@ -35,12 +35,12 @@ MAX_HEADER_BYTES = 2**24
 DTYPES = {"float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16"), "int8": (torch.int8, "I8")}
 """`data.dtype` -> torch's and safetensors' name for it."""
 LIMITS = {"num_items": 2**40, "token_grid": 2**12, "dim": 2**20, "shard_size": 2**20}
-"""Beyond these a settings value is damage or an attack, not a store."""
+"""Larger values in settings are damage or an attack, not a store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSettings:
-    """All that decides what is in a store; stores of equal settings are interchangeable."""
+    """Everything that determines the content of a store; stores with equal settings are interchangeable."""
 
     encoder: dict[str, Any]
     """`EncoderSpec.identity()`."""
@@ -54,10 +54,11 @@ class StoreSettings:
     val_fraction: float = 0.1
     class_names: tuple[str, ...] = ()
     shard_size: int = MAX_SHARD_IMAGES
-    """Source images a shard covers: shard s holds those of [s * shard_size, (s + 1) * shard_size)."""
+    """Source images per shard: shard s covers [s * shard_size, (s + 1) * shard_size)."""
 
     @property
     def num_tokens(self) -> int:
+        """N."""
         return self.token_grid**2
 
     @property
@@ -65,15 +66,16 @@ class StoreSettings:
         return -(-self.num_items // self.shard_size)
 
     def shard_items(self, number: int) -> range:
-        """The source indices that a shard covers."""
+        """Return the source indices that a shard covers."""
         return range(number * self.shard_size, min((number + 1) * self.shard_size, self.num_items))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the settings as a JSON object."""
         return {**dataclasses.asdict(self), "class_names": list(self.class_names)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StoreSettings:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        """Invert `to_json`. Raises KeyError, TypeError or ValueError for any other object."""
         settings = cls(**{**value, "class_names": tuple(value["class_names"])})
         if settings.dtype not in DTYPES or not isinstance(settings.val_fraction, float):
             raise ValueError(f"dtype {settings.dtype!r}, val_fraction {settings.val_fraction!r}")
@@ -84,12 +86,13 @@ class StoreSettings:
         return settings
 
     def digest(self) -> str:
+        """Return the sha256 of the settings."""
         return digest(self.to_json())
 
     def difference(self, wanted: StoreSettings) -> str | None:
-        """The most telling setting that is not as wanted, with both values; None when they are equal."""
+        """Return the most telling setting that differs from the wanted one, with both values; None if all are equal."""
         mine, theirs = _flatten(self.to_json()), _flatten(wanted.to_json())
-        # Another encoder or other images also differ in what follows from them.
+        # A different encoder or source entails other differences; it is the one to report.
         for key in sorted(
             {*mine, *theirs}, key=lambda k: (k != "encoder.name", not k.startswith(("encoder.", "source.")), k)
         ):
@@ -108,35 +111,36 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says of itself."""
+    """What the header of a shard holds."""
 
     count: int
     skipped: tuple[Skipped, ...]
 
 
 def image_bytes(token_grid: int, dim: int, dtype: str) -> int:
-    """Bytes that the tokens of one image take."""
+    """Return how many bytes the tokens of one image take."""
     per_token = dim * torch.empty((), dtype=DTYPES[dtype][0]).element_size()
     return token_grid**2 * (per_token + (4 if dtype == "int8" else 0))
 
 
 def default_shard_size(token_grid: int, dim: int, dtype: str) -> int:
-    """Images a shard: at most MAX_SHARD_IMAGES, and MAX_SHARD_BYTES together."""
+    """Return the images per shard: at most MAX_SHARD_IMAGES, with at most MAX_SHARD_BYTES in total."""
     return max(1, min(MAX_SHARD_IMAGES, MAX_SHARD_BYTES // image_bytes(token_grid, dim, dtype)))
 
 
 def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
     return f"tokens-{number:05d}.safetensors"
 
 
 def pack(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
-    """Tokens [n, N, C] of any float dtype and device to what a shard stores, on the CPU.
+    """Convert tokens [n, N, C] of any float dtype and device to what a shard stores, on the CPU.
 
     Raises:
         StoreError: a value is not finite, or too large for the dtype.
     """
     if dtype == "int8":
-        # One scale a token: CLIP's tokens differ in norm by far more than their channels do.
+        # One scale per token: CLIP's tokens differ in norm far more than their channels do.
         scale = tokens.float().abs().amax(dim=-1, keepdim=True) / 127
         steps = (tokens.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(-127, 127)
         packed = {"tokens": steps.to(torch.int8), "scale": scale}
@@ -148,9 +152,9 @@ def pack(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
 
 
 def unpack(packed: Mapping[str, Tensor], row: int, out: Tensor) -> None:
-    """The tokens of one row into `out` [N, C] float32; only its pages of a mapped file are read.
+    """Write the tokens of one row to `out` [N, C] float32; of a mapped file only the pages of that row are read.
 
-    Straight into its place: an intermediate copy costs more than the reading.
+    They are written straight to their place: an intermediate copy costs more than the reading.
     """
     out.copy_(packed["tokens"][row])
     if "scale" in packed:
@@ -158,17 +162,17 @@ def unpack(packed: Mapping[str, Tensor], row: int, out: Tensor) -> None:
 
 
 def read_header(path: Path, settings: StoreSettings, number: int) -> ShardHeader:
-    """Check that a file is the whole shard `number` of these settings, from its first bytes and its size.
+    """Read a shard's header; check by it and the size that the file is the whole shard `number` of these settings.
 
     Raises:
-        StoreError: missing, truncated, damaged in its header, or of other settings.
+        StoreError: the file is missing, truncated, damaged in its header, or a shard of other settings.
     """
     tensors, metadata = _safetensors_header(path)
     try:
-        says = json.loads(metadata[METADATA])
-        if says["settings"] != settings.digest() or says["shard"] != number:
+        content = json.loads(metadata[METADATA])
+        if content["settings"] != settings.digest() or content["shard"] != number:
             raise StoreError(f"{path}: is a shard of another store")
-        skipped = tuple(Skipped(item, reason) for item, reason in says["skipped"])
+        skipped = tuple(Skipped(item, reason) for item, reason in content["skipped"])
         count = len(settings.shard_items(number)) - len(skipped)
         found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}
     except (KeyError, TypeError, ValueError) as error:
@@ -187,16 +191,16 @@ def read_header(path: Path, settings: StoreSettings, number: int) -> ShardHeader
 
 
 def map_shard(path: Path) -> dict[str, Tensor]:
-    """All tensors of a shard as views of the mapped file: nothing is read yet, and no file stays open."""
+    """Return all tensors of a shard as views of the mapped file: nothing is read yet, and no file stays open."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except Exception as error:  # safetensors' own error is a bare Exception
+    except Exception as error:  # safetensors' own error derives from Exception alone
         raise StoreError(f"{path}: cannot be read ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises StoreError when it cannot be read."""
+    """Read a JSON object. Raises StoreError if it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -207,7 +211,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def stored_settings(path: Path) -> StoreSettings:
-    """The settings of the store in a directory, finished or not. Raises StoreError when they cannot be read."""
+    """Read the settings of the store in a directory, finished or not. Raises StoreError if they cannot be read."""
     stored = read_json(path / INDEX).get("settings") if (path / INDEX).exists() else read_json(path / SETTINGS)
     try:
         return StoreSettings.from_json(stored or {})
@@ -216,7 +220,7 @@ def stored_settings(path: Path) -> StoreSettings:
 
 
 def check_settings(path: Path, wanted: StoreSettings) -> None:
-    """Raise StoreError, naming the first setting that differs, when a directory holds a store of other settings."""
+    """Raise StoreError, naming the most telling difference, if a directory holds a store of other settings."""
     difference = stored_settings(path).difference(wanted)
     if difference is not None:
         raise StoreError(
@@ -226,25 +230,25 @@ def check_settings(path: Path, wanted: StoreSettings) -> None:
 
 
 def digest(value: Any) -> str:
-    """sha256 of JSON in its canonical form."""
+    """Return the sha256 of a JSON value in its canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Tensor entries and metadata; checks the file's size, which reading by memory map would not survive."""
+    """Read tensor entries and metadata; check the file's size, since reading past its end through a memory map crashes."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(size - 8, MAX_HEADER_BYTES):
-                raise ValueError("header longer than the file")
+                raise ValueError("the header is longer than the file")
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
         end = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
     except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise StoreError(f"{path}: missing, truncated or damaged ({type(error).__name__})") from error
     if end != size:
-        raise StoreError(f"{path}: has {size} bytes, its header says {end}")
+        raise StoreError(f"{path}: has {size} bytes instead of the {end} of its header")
     return header, metadata
 
 

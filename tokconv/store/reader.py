@@ -1,9 +1,9 @@
-"""The token store, reading: encoded once, shared by every trial, read by memory map. `writer.py` is its mirror.
+"""Reading a token store, which is encoded once, shared by all trials, and memory-mapped. `writer.py` is the mirror.
 
-Shapes: B images asked for, N = G * G tokens, C channels.
+Shapes: B requested images, N = G * G tokens, C channels.
 
-A directory of shards (`format.py` holds the format) and an `index.json` that is written last, so that a store with an
-index is complete.
+A store is a directory of shards (`format.py` describes them) and an `index.json` that is written last, so that a store
+with an index is complete.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ class _Shard:
 
 
 class TokenStore:
-    """A complete store, read only; open one with `TokenStore.open`. It can be pickled, and used after a fork.
+    """A complete store, read-only; open one with `TokenStore.open`. It can be pickled, and used after a fork.
 
     Attributes:
-        path, settings, fingerprint: the fingerprint is a sha256 over the index, thus over every shard.
-        origin: the URL that the store was fetched from (`tokconv.store.remote`); None for a store in its own place.
-        token_grid, num_tokens, dim, num_images: G, N, C, and the images that could be read.
+        path, settings, fingerprint: the fingerprint is a sha256 of the index, and thereby of every shard.
+        origin: the URL that the store was fetched from (`tokconv.store.remote`); None if it was not fetched.
+        token_grid, num_tokens, dim, num_images: G, N, C, and the number of images that could be read.
         mean: [C] float32, of the training split.
-        scale: with tokens minus mean over scale, the average channel has unit variance.
-        class_names, keys: keys of the images in order.
+        scale: of (tokens - mean) / scale the average channel has unit variance.
+        class_names, keys: names of the classes; keys of the images, in order.
         train_indices, val_indices: int64, ascending.
         skipped: images that could not be read, with the reason.
-        derived_dir: for figures computed from the store; no part of the fingerprint.
+        derived_dir: for what is computed from the store (`tokconv.store.cache`); no part of the fingerprint.
     """
 
     def __init__(self, path: Path, index: Mapping[str, Any]) -> None:
@@ -92,13 +92,13 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
-        """Open a store; headers and sizes of all shards are checked.
+        """Open a store; check headers and sizes of all shards.
 
         Args:
             verify: also check the sha256 of every shard, which reads them all.
 
         Raises:
-            StoreError: missing, incomplete, of another format version, or damaged.
+            StoreError: the store is missing, incomplete, of another format version, or damaged.
 
         Example:
             >>> TokenStore.open("runs/stores/digits").tokens(torch.tensor([0, 5])).shape      # doctest: +SKIP
@@ -124,10 +124,10 @@ class TokenStore:
 
     @classmethod
     def find(cls, path: Path, settings: StoreSettings) -> TokenStore | None:
-        """The complete store of these settings, or None when there is none yet.
+        """Return the complete store of these settings, or None if there is none yet.
 
         Raises:
-            StoreError: it is damaged, or its settings differ.
+            StoreError: the store is damaged, or its settings differ.
         """
         if not (path / INDEX).exists() and not (path / SETTINGS).exists():
             return None
@@ -136,12 +136,12 @@ class TokenStore:
 
     @classmethod
     def with_fingerprint(cls, stores: Path, fingerprint: str | None) -> TokenStore | None:
-        """The store of this fingerprint in a directory of stores, None when it is not there.
+        """Return the store of this fingerprint from a directory of stores, or None if it is not there.
 
-        Only indices are read to find it; a damaged one belongs to another store.
+        Only indices are read to find it; a damaged index is that of another store.
 
         Raises:
-            StoreError: it is there, and its shards are damaged.
+            StoreError: the shards of this store are damaged.
         """
         for path in sorted(stores.glob(f"*/{INDEX}")):
             try:
@@ -154,20 +154,22 @@ class TokenStore:
 
     @property
     def derived_dir(self) -> Path:
+        """The folder of what is computed from the store; it need not exist."""
         return self.path / "derived"
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """int64 [num_images], -1 for an image without a class; None for an unlabelled source."""
+        """[num_images] int64, -1 for an image without a class; None for an unlabelled source."""
         if not self.class_names:
             return None
         return torch.cat([self._shard(number)["labels"] for number in range(len(self._shards))])
 
     def tokens(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
-        """The tokens of some images, in the order asked for: [B, N, C] float32.
+        """Read the tokens of some images, in the given order: [B, N, C] float32.
 
         Args:
-            out: [at least B, N, C] float32 on the CPU to write them to; a part of it comes back. New memory costs
+            indices: [B] int64.
+            out: [at least B, N, C] float32 on the CPU to write them to; a view of it is returned. New memory costs
                 several times as much as the reading.
 
         Raises:
@@ -183,11 +185,11 @@ class TokenStore:
         return out
 
     def batches(self, batches: Sequence[Tensor], *, ahead: bool = False) -> Iterator[Tensor]:
-        """The tokens of batch after batch, as `tokens` gives them; each is good until the next is asked for.
+        """Yield the tokens of batch after batch, as `tokens` returns them; each is valid until the next one is requested.
 
         Args:
-            ahead: a thread reads the next batch meanwhile, into pinned memory where there is a GPU. Beside work on the
-                CPU's own cores that thread costs more than the reading (measured in the README).
+            ahead: a thread reads the next batch meanwhile, into pinned memory if there is a GPU. While the CPU's
+                cores are busy, that thread costs more than the reading (docs/performance.md has the measurement).
         """
         if not batches:
             return
@@ -207,7 +209,7 @@ class TokenStore:
                 yield tokens
 
     def standardise(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., C] with the training split's mean removed, over its scale, wherever they are."""
+        """Subtract the training split's mean from tokens [..., C] on any device, and divide them by its scale."""
         return (tokens - self.mean.to(tokens.device)) / self.scale
 
     def __getstate__(self) -> dict[str, Any]:

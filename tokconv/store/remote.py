@@ -1,11 +1,11 @@
-"""A token store at a URL, read through a copy on this node: fetched once, verified by hash, then mapped as any other.
+"""A token store at a URL, read through a copy on this node: fetched once, verified by hash, mapped like any other.
 
     TOKCONV_CACHE/stores/FINGERPRINT/      the copy; `index.json` arrives last, so that a copy with an index is whole
     TOKCONV_CACHE/stores/FINGERPRINT.lock  two processes at once: one fetches, the other waits
-    TOKCONV_CACHE/stores/encoding-KEY/     where a store is encoded before it is whole; its shards leave as they finish
+    TOKCONV_CACHE/stores/encoding-KEY/     where a store is encoded; its shards are uploaded as they finish
 
-What is computed from a store (`derived/`) stays beside the copy, so each node computes it once. At the URL lie the
-files of an ordinary store and, beside each shard, its sha256: an encode that was interrupted goes on anywhere.
+What is computed from a store (`derived/`) stays with the copy, so each node computes it once. The URL holds the files
+of an ordinary store and the sha256 of each shard, so that any machine can resume an interrupted encode.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from tokconv.system.storage import Remote, cache_dir, check_url, is_url, storage
 from tokconv.system.terminal import progress_line
 
 DOWNLOADS = 8
-"""Shards under way at once."""
+"""Shards fetched at the same time."""
 DRAIN_SECONDS = 600.0
-"""How long the end of an encode waits for its last shards to arrive."""
+"""How long the end of an encode waits for the upload of its last shards."""
 
 
 @dataclass(frozen=True)
 class StorePlace:
-    """Where a store is, for any process on any node: its directory, or its URL and the fingerprint of what lies there.
+    """Where a store is, for any process on any node: its directory or URL, and the fingerprint of what is there.
 
     Example:
         >>> StorePlace("s3://bucket/stores/digits", fingerprint).open()     # doctest: +SKIP
@@ -55,91 +55,91 @@ class StorePlace:
     fingerprint: str
 
     def open(self) -> TokenStore:
-        """Open it; a copy that this node has is opened without asking the server.
+        """Open the store; if this node has a copy, the server is not asked.
 
         Raises:
-            StoreError: missing, damaged, or another store than it was.
+            StoreError: the store is missing, damaged, or was replaced by another one.
             StorageError: the server refuses or does not answer.
         """
         if not is_url(self.place):
             return TokenStore.open(self.place)
         if (copy_of(self.fingerprint) / INDEX).exists():
-            return _opened(copy_of(self.fingerprint), self.place)
+            return _open_fetched(copy_of(self.fingerprint), self.place)
         store = open_remote(self.place)
         if store.fingerprint != self.fingerprint:
-            raise StoreError(f"{self.place}: holds another store than it did; encode to another place instead")
+            raise StoreError(f"{self.place}: holds another store than before; encode to another place instead")
         return store
 
 
 def place_of(store: TokenStore) -> StorePlace:
-    """The place of an open store."""
+    """Return the place of an open store."""
     return StorePlace(store.origin or str(store.path.resolve()), store.fingerprint)
 
 
 def open_place(place: str | Path) -> TokenStore:
-    """The store that a user names by a directory or a URL. Raises as `TokenStore.open` and `open_remote`."""
+    """Open the store that a user names by a directory or a URL. Raises what `TokenStore.open` and `open_remote` raise."""
     return open_remote(check_url("store", str(place))) if is_url(place) else TokenStore.open(place)
 
 
 def stores_dir() -> Path:
-    """Where this node keeps its copies of stores."""
+    """Return where this node has its copies of stores."""
     return cache_dir() / "stores"
 
 
 def copy_of(fingerprint: str) -> Path:
-    """The directory of this node's copy of a store; it need not exist."""
+    """Return the directory of this node's copy of a store; it need not exist."""
     return stores_dir() / fingerprint
 
 
 def staging_dir(url: str, settings: StoreSettings) -> Path:
-    """Where a store is encoded before it is whole at its URL."""
+    """Return where a store is encoded before all of it is at its URL."""
     return stores_dir() / f"encoding-{digest([url, settings.digest()])[:16]}"
 
 
 def open_remote(url: str) -> TokenStore:
-    """The store at a URL, fetched when this node has no copy.
+    """Open the store at a URL; fetch it if this node has no copy.
 
     Raises:
-        StoreError: there is none, it is incomplete, or a shard did not arrive as it was written.
+        StoreError: the store is missing or incomplete, or a shard arrived with another content than was written.
         StorageError: the server refuses or does not answer.
     """
     content = (Remote(url) / INDEX).read()
     if content is None:
         raise StoreError(f"there is no complete token store {url}; run: tokconv encode data.store={url}")
-    return _copied(Remote(url), content)
+    return _open_copy(Remote(url), content)
 
 
 def find_remote(url: str, settings: StoreSettings) -> TokenStore | None:
-    """The complete store of these settings at a URL, or None.
+    """Open the complete store of these settings at a URL; return None if there is none.
 
     Raises:
-        StoreError: other settings, or as `open_remote`.
+        StoreError: the store there has other settings; or as `open_remote`.
         StorageError: as `open_remote`.
     """
     content = (Remote(url) / INDEX).read()
     if content is None:
         return None
-    _check(url, settings, _parsed(url, content).get("settings"))
-    return _copied(Remote(url), content)
+    _check_remote_settings(url, settings, _parse(url, content).get("settings"))
+    return _open_copy(Remote(url), content)
 
 
 def exists_remote(url: str, settings: StoreSettings) -> bool:
-    """Whether the complete store of these settings is at a URL; nothing is fetched but its index."""
+    """Return whether the complete store of these settings is at a URL; only its index is fetched."""
     with storage_advice("data.store"):
         content = (Remote(url) / INDEX).read()
     if content is not None:
-        _check(url, settings, _parsed(url, content).get("settings"))
+        _check_remote_settings(url, settings, _parse(url, content).get("settings"))
     return content is not None
 
 
 def encode_remote(url: str, settings: StoreSettings, encode: Callable[[Path], TokenStore]) -> TokenStore:
-    """The store of these settings at a URL, encoded to it when it is not there.
+    """Return the store of these settings at a URL; encode it if it is not there.
 
-    It is encoded on this node, in `staging_dir`, and each shard leaves as soon as it is whole; the index leaves last.
-    What an interrupted encode left at the URL, from whichever machine, is fetched instead of encoded again.
+    It is encoded on this node, in `staging_dir`. Each shard is uploaded as soon as it is whole, the index last. What an
+    interrupted encode of any machine left at the URL is fetched instead of encoded again.
 
     Args:
-        encode: encodes to a directory, where some shards may be already.
+        encode: encodes to a directory that may already hold some shards.
 
     Raises:
         StoreError: another store is there.
@@ -164,11 +164,11 @@ def encode_remote(url: str, settings: StoreSettings, encode: Callable[[Path], To
         ):
             store = encode(staging)
         (remote / INDEX).upload(staging / INDEX)
-        return _moved(staging, store.fingerprint, url)
+        return _make_copy(staging, store.fingerprint, url)
 
 
-def _moved(staging: Path, fingerprint: str, url: str) -> TokenStore:
-    """What was encoded here is this node's copy."""
+def _make_copy(staging: Path, fingerprint: str, url: str) -> TokenStore:
+    """Make what was encoded on this node its copy of the store."""
     copy = copy_of(fingerprint)
     with FileLock(f"{copy}.lock"):
         if not (copy / INDEX).exists():
@@ -176,16 +176,16 @@ def _moved(staging: Path, fingerprint: str, url: str) -> TokenStore:
                 staging.rename(temporary)
         else:
             shutil.rmtree(staging)
-        return _opened(copy, url)
+        return _open_fetched(copy, url)
 
 
 def _fetch_unfinished(remote: Remote, staging: Path, settings: StoreSettings) -> None:
-    """The whole shards that an interrupted encode left at the URL."""
+    """Fetch the whole shards that an interrupted encode left at the URL."""
     content = (remote / SETTINGS).read()
     if content is None:
         return
-    stored = _parsed(remote.url, content)
-    _check(remote.url, settings, stored)
+    stored = _parse(remote.url, content)
+    _check_remote_settings(remote.url, settings, stored)
     if not (staging / SETTINGS).exists():
         write_text(staging / SETTINGS, json.dumps(settings.to_json(), indent=2) + "\n")
     check_settings(staging, settings)
@@ -199,39 +199,40 @@ def _fetch_unfinished(remote: Remote, staging: Path, settings: StoreSettings) ->
 
     def fetch(number: int) -> None:
         name = shard_name(number)
-        told = (remote / f"{name}{SHA256}").read() or b""
+        # As sha256sum writes it: the digest, two spaces, the name.
+        checksum = (remote / f"{name}{SHA256}").read() or b""
         try:
             with atomic_path(staging / name) as temporary:
-                _fetch(remote / name, temporary, told.decode("ascii", "replace").split(" ")[0])
+                _fetch(remote / name, temporary, checksum.decode("ascii", "replace").split(" ")[0])
                 read_header(temporary, settings, number)
         except StoreError as error:
             print(f"{error}; it is encoded again")
 
-    _at_once(fetch, wanted, "fetching shards")
+    _in_parallel(fetch, wanted, "fetching shards")
 
 
-def _copied(remote: Remote, content: bytes) -> TokenStore:
-    """This node's copy of the store with this index, fetched when it is missing or unfinished."""
-    index = _parsed(remote.url, content)
+def _open_copy(remote: Remote, content: bytes) -> TokenStore:
+    """Open this node's copy of the store with this index; fetch it if it is missing or unfinished."""
+    index = _parse(remote.url, content)
     fingerprint = digest(index)
     copy = copy_of(fingerprint)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{copy}.lock"):
         if not (copy / INDEX).exists():
-            _fill(remote, copy, index)
+            _fetch_missing(remote, copy, index)
             with atomic_path(copy / INDEX) as temporary:
                 temporary.write_bytes(content)
-        return _opened(copy, remote.url)
+        return _open_fetched(copy, remote.url)
 
 
-def _opened(copy: Path, url: str) -> TokenStore:
+def _open_fetched(copy: Path, url: str) -> TokenStore:
     store = TokenStore.open(copy)
     store.origin = url
     return store
 
 
-def _fill(remote: Remote, copy: Path, index: Mapping[str, Any]) -> None:
-    """Fetch the shards that are not there yet: what is there was verified before it got its name."""
+def _fetch_missing(remote: Remote, copy: Path, index: Mapping[str, Any]) -> None:
+    """Fetch the missing shards; those that are there were verified before they got their names."""
     try:
         digests = {str(entry["name"]): str(entry["sha256"]) for entry in index["shards"]}
     except (KeyError, TypeError) as error:
@@ -245,7 +246,7 @@ def _fill(remote: Remote, copy: Path, index: Mapping[str, Any]) -> None:
             _fetch(remote / name, temporary, digests[name])
 
     missing = [name for name in digests if not (copy / name).exists()]
-    _at_once(fetch, missing, "fetching the token store's shards", already=len(digests) - len(missing))
+    _in_parallel(fetch, missing, "fetching the token store's shards", already=len(digests) - len(missing))
 
 
 def _fetch(remote: Remote, path: Path, sha256: str) -> None:
@@ -253,13 +254,13 @@ def _fetch(remote: Remote, path: Path, sha256: str) -> None:
     found = file_digest(path)
     if found != sha256:
         raise StoreError(
-            f"{remote}: arrived with sha256 {found[:12]}..., {sha256[:12]}... was written; it is not used and the next "
-            "try fetches it again. If that fails too, the object is damaged: remove the store there and encode again"
+            f"{remote}: arrived with sha256 {found[:12]}..., but {sha256[:12]}... was written; it is not used, and the "
+            "next try fetches it again. If that fails too, the object is damaged: remove that store and encode again"
         )
 
 
-def _at_once(work: Callable[[Any], None], items: list[Any], label: str, already: int = 0) -> None:
-    """Several at a time; the first error is raised when those under way have ended."""
+def _in_parallel(work: Callable[[Any], None], items: list[Any], label: str, already: int = 0) -> None:
+    """Work on several items at a time; raise the first error when those in progress have ended."""
     if not items:
         return
     with progress_line(label) as line, ThreadPoolExecutor(DOWNLOADS) as pool:
@@ -276,18 +277,18 @@ def _shards_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.glob("*") if SHARD_NAME.fullmatch(path.name))
 
 
-def _parsed(url: str, content: bytes) -> dict[str, Any]:
+def _parse(url: str, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise StoreError(f"{url}: holds no token store that can be read; remove what is there, or choose another place")
+        raise StoreError(f"{url}: holds no readable token store; remove what is there, or choose another place")
     return value
 
 
-def _check(url: str, wanted: StoreSettings, stored: Any) -> None:
-    """Refuse a URL where a store of other settings lies."""
+def _check_remote_settings(url: str, wanted: StoreSettings, stored: Any) -> None:
+    """Raise StoreError if the stored settings are not the wanted ones."""
     try:
         difference = StoreSettings.from_json(stored).difference(wanted)
     except (KeyError, TypeError, ValueError) as error:

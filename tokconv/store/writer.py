@@ -1,9 +1,9 @@
-"""The token store, writing: shards first, `index.json` last. `tokconv.store.reader` is its mirror.
+"""Writing a token store: shards first, `index.json` last. `tokconv.store.reader` is the mirror.
 
 Shapes: n images of a shard, N = G * G tokens, C channels.
 
 An interrupted encode resumes at the first shard that is missing or damaged. `settings.json`, written first, is the only
-other state: it tells an unfinished store of other settings from one to resume.
+other state: it distinguishes an unfinished store of other settings from one to resume.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ CHUNK = 16
 
 
 class StoreWriter:
-    """Writes one store, alone: a second writer of the same directory waits for the first.
+    """The only writer of a store: a second writer of the same directory waits for the first.
 
     Use it as a context manager; leaving it early, by an error or Ctrl-C, keeps every finished shard.
 
     Args:
-        directory: created when missing.
+        directory: is created if it is missing.
         settings: what the store will hold.
 
     Raises:
@@ -69,7 +69,7 @@ class StoreWriter:
             raise StoreError(f"data.store: cannot create {self.directory} ({error.strerror})") from error
         self._lock.acquire()
         try:
-            self._claim()
+            self._check_or_write_settings()
         except BaseException:
             self._lock.release()
             raise
@@ -82,11 +82,11 @@ class StoreWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether the index is there: another writer may have finished while this one waited."""
+        """Whether the index exists: another writer may have finished while this one waited."""
         return (self.directory / INDEX).exists()
 
     def headers(self) -> dict[int, ShardHeader]:
-        """The shards that are on disk and whole, by number."""
+        """Return the headers of the shards that are on disk and whole, by number."""
         found: dict[int, ShardHeader] = {}
         for number in range(self.settings.num_shards):
             try:
@@ -108,43 +108,43 @@ class StoreWriter:
         Args:
             packed: `pack` of the tokens [n, N, C].
             items: their source indices, ascending.
-            labels: theirs, when the settings have class names.
+            labels: classes of the items, if the settings have class names.
             skipped: the other images that the shard covers.
 
         Raises:
-            StoreError: what was given is not the whole shard.
+            StoreError: items and skipped images are not all that the shard covers.
         """
         covered = sorted([*items, *(image.item for image in skipped)])
         if covered != list(self.settings.shard_items(number)):
-            raise StoreError(f"shard {number} must account for every one of its images, stored or skipped")
+            raise StoreError(f"shard {number} must account for every one of its images, as stored or skipped")
         tensors = {name: value.contiguous() for name, value in packed.items()}
         tensors["items"] = torch.tensor(items, dtype=torch.int64)
         if labels is not None:
             tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
         reasons = [[image.item, image.reason] for image in skipped]
-        # One entry: safetensors writes several in random order, and a resumed shard must have the same bytes.
-        says = json.dumps({"settings": self.settings.digest(), "shard": number, "skipped": reasons})
+        # A single entry: safetensors writes several in random order, and a resumed shard must have the same bytes.
+        content = json.dumps({"settings": self.settings.digest(), "shard": number, "skipped": reasons})
         with atomic_path(self._path(number)) as temporary:
-            save_file(tensors, temporary, {METADATA: says})
+            save_file(tensors, temporary, {METADATA: content})
             read_header(temporary, self.settings, number)
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process left half written; nobody else may be writing."""
+        """Remove what a killed process left half written; no other process may be writing."""
         for leftover in self.directory.glob(".*.tmp"):
             leftover.unlink()
 
     def stored_items(self) -> list[int]:
-        """The source indices of all stored images, in the order of the store. Raises StoreError, see `read_header`."""
+        """Return the source indices of all stored images, in order. Raises StoreError as `read_header` does."""
         covered = range(self.settings.num_items)
         missing = {image.item for number in range(self.settings.num_shards) for image in self._header(number).skipped}
         return [item for item in covered if item not in missing]
 
     def finish(self, keys: Sequence[str], splits: Sequence[str]) -> None:
-        """Hash the shards, measure the training split, write the index.
+        """Hash the shards, compute the moments of the training split, write the index.
 
         Args:
-            keys: of every stored image.
-            splits: train or val for each.
+            keys: of all stored images, in order.
+            splits: "train" or "val" for each of them.
 
         Raises:
             StoreError: a shard is missing or damaged, the lengths differ, or there are no training images.
@@ -175,8 +175,8 @@ class StoreWriter:
         }
         write_json(self.directory / INDEX, index)
 
-    def _claim(self) -> None:
-        """Settings first: an unfinished store must also be able to say which of them differs."""
+    def _check_or_write_settings(self) -> None:
+        """Write the settings before any shard, so that an unfinished store can also tell which of them differ."""
         path = self.directory / SETTINGS
         if path.exists() or self.complete:
             check_settings(self.directory, self.settings)
@@ -193,9 +193,9 @@ class StoreWriter:
         return read_header(self._path(number), self.settings, number)
 
     def _moments(self, is_train: Tensor) -> tuple[list[float], list[float]]:
-        """Mean and variance [C] over the training tokens as stored, one pass, a few images in memory.
+        """Compute mean and variance [C] of the training tokens as stored, in one pass, a few images in memory.
 
-        Summed in float64 and kept as float32, so that the number of threads does not show in the fingerprint.
+        Sums are float64 and results float32, so that the number of threads does not change the fingerprint.
         """
         total, squares = torch.zeros(2, self.settings.dim, dtype=torch.float64)
         buffer = torch.empty(CHUNK, self.settings.num_tokens, self.settings.dim)
