@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: the system's, or the one of a wheel."""
+"""A real PostgreSQL for tests: the system's, or that of a wheel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOBODY = "nobody"
 
 
 def programs() -> Path:
-    """The directory of `initdb` and `pg_ctl`."""
+    """Return the directory of `initdb` and `pg_ctl`."""
     on_path = shutil.which("pg_ctl")
     places = [Path(on_path).resolve().parent] if on_path else []
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -33,13 +33,13 @@ def programs() -> Path:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The `postgresql://` URI of a server with an empty database, which runs while the block does, on this machine."""
-    # Not below pytest's directories: those are closed to other users, and another user is what root has to become.
+    """Run a server with an empty database on this machine during the block, and yield its `postgresql://` URI."""
+    # Not below pytest's directories: other users cannot enter those, and root has to become another user.
     home = Path(tempfile.mkdtemp(prefix="tokconv-postgres-"))
     bin_dir, other = programs(), {}
     if os.getuid() == 0:
         if bin_dir.is_relative_to(sys.prefix):
-            # As it lies in the wheel: the programs find their libraries beside the package.
+            # The layout of the wheel: the programs find their libraries next to the package.
             package = bin_dir.parents[1]
             shutil.copytree(bin_dir.parent, home / package.name / bin_dir.parent.name)
             for libraries in package.parent.glob(f"{package.name}.libs"):

@@ -1,4 +1,4 @@
-"""A small sweep in a record, and what MLflow then holds of it."""
+"""A small sweep in a record, and what MLflow holds after its delivery."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATES = {"00000": "complete", "00001": "pruned", "00002": "failed", "00003": "c
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 EPOCHS = 5
 OPENED: list[Record] = []
-"""Closed after each test."""
+"""Records to close after each test."""
 Points = dict[str, dict[str, set[tuple[int, int, float]]]]
 
 
@@ -113,7 +113,7 @@ def client(root: Path, uri: str | None = None) -> Any:
 
 
 def runs(mlflow_client: Any, kind: str = "trial") -> dict[str, Any]:
-    """Runs of a kind by their uid; each once."""
+    """Return the runs of a kind by uid, each once."""
     experiment = mlflow_client.get_experiment_by_name("demo").experiment_id
     found = mlflow_client.search_runs([experiment], f"tags.`tokconv.kind` = '{kind}'")
     key = "tokconv.sweep_uid" if kind == "sweep" else "tokconv.trial_uid"
@@ -123,7 +123,7 @@ def runs(mlflow_client: Any, kind: str = "trial") -> dict[str, Any]:
 
 
 def recorded_points(path: Path) -> Points:
-    """What MLflow must hold: uid -> metric -> (step, time, value)."""
+    """Return what MLflow must hold: uid -> metric -> (step, time, value)."""
     points: Points = {}
     for event, _ in read_events(path):
         if event["event"] == "trial_started":
@@ -162,7 +162,7 @@ def runs_of_first_sweep(root: Path) -> list[Any]:
 
 
 class Flaky:
-    """A client whose calls fail at random, before or after they did their work."""
+    """A client whose calls fail at random, before or after they have taken effect."""
 
     def __init__(self, inner: Any, numbers: random.Random) -> None:
         self._inner, self._numbers, self.failures = inner, numbers, 0
@@ -180,7 +180,7 @@ class Flaky:
 
 
 class Server:
-    """A real `mlflow server` on a port of its own; its tables and artifacts go below `root` unless told otherwise."""
+    """A real `mlflow server` on its own port; tables and artifacts are below `root` unless they are given."""
 
     def __init__(self, root: Path, port: int, *, tables: str = "", artifacts: str = "") -> None:
         self.uri = f"http://127.0.0.1:{port}"
@@ -201,8 +201,7 @@ class Server:
 
 
 class Proxy:
-    """A server in front of another one that answers some requests with 500, before or after they did their work, and
-    all of them slowly."""
+    """A slow server in front of another one that answers some requests with 500, before or after they took effect."""
 
     def __init__(self, to: str, port: int, *, share: float, delay: float) -> None:
         self.uri, self.failures = f"http://127.0.0.1:{port}", 0
@@ -222,7 +221,7 @@ class Proxy:
                             found = answer.status, answer.read(), answer.headers.get("Content-Type", "")
                     except urllib.error.HTTPError as error:
                         found = error.code, error.read(), error.headers.get("Content-Type", "")
-                    except urllib.error.URLError:  # it is not up yet
+                    except urllib.error.URLError:  # the server is not up yet
                         found = status, content, kind
                     if when >= share:
                         status, content, kind = found
@@ -236,7 +235,7 @@ class Proxy:
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815 (as http.server has it)
 
             def log_message(self, *args: object) -> None:
-                """Nothing."""
+                """Print nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The judgement of a sweep: whoever wins a grid wins it by the rule, and only complete trials are in the race."""
+"""The judgement of a sweep: the champion of a grid wins by the rule, and only complete trials compete."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def point(found: TrialRecord) -> tuple[float, float]:
 
 
 @given(sweeps())
-def test_one_verdict_a_grid_over_its_complete_trials_alone(trials: list[TrialRecord]) -> None:
+def test_each_grid_has_one_verdict_over_its_complete_trials_alone(trials: list[TrialRecord]) -> None:
     found = verdicts(trials)
     assert [verdict.grid for verdict in found] == sorted(GRIDS)
     for verdict in found:
@@ -51,7 +51,7 @@ def test_one_verdict_a_grid_over_its_complete_trials_alone(trials: list[TrialRec
 
 
 @given(sweeps())
-def test_the_front_is_what_no_complete_trial_of_the_grid_dominates(trials: list[TrialRecord]) -> None:
+def test_no_complete_trial_of_the_grid_dominates_the_front(trials: list[TrialRecord]) -> None:
     for verdict in verdicts(trials):
         rivals = complete_at(trials, verdict)
         expected = {t.uid for t in rivals if not any(dominates(point(r), point(t)) for r in rivals)}
@@ -61,7 +61,7 @@ def test_the_front_is_what_no_complete_trial_of_the_grid_dominates(trials: list[
 
 
 @given(sweeps())
-def test_the_champion_has_the_lowest_fvu_of_those_that_meet_every_target(trials: list[TrialRecord]) -> None:
+def test_the_champion_has_the_lowest_fvu_among_trials_that_meet_every_target(trials: list[TrialRecord]) -> None:
     for verdict in verdicts(trials):
         good = [t for t in complete_at(trials, verdict) if all(g.met(t.figures) for g in RULE.subject_to)]
         assert verdict.meets_targets == bool(good)
@@ -72,7 +72,7 @@ def test_the_champion_has_the_lowest_fvu_of_those_that_meet_every_target(trials:
 
 
 @given(sweeps())
-def test_otherwise_it_is_the_nearest_and_says_what_it_misses(trials: list[TrialRecord]) -> None:
+def test_without_such_trials_the_champion_is_the_nearest_and_names_what_it_misses(trials: list[TrialRecord]) -> None:
     rule = Champion(subject_to=(Target(metric="val/swd", sign="<=", limit=0.001),))
     for verdict in verdicts(trials, rule):
         rivals = complete_at(trials, verdict)
@@ -83,7 +83,7 @@ def test_otherwise_it_is_the_nearest_and_says_what_it_misses(trials: list[TrialR
             assert verdict.missed == (f"val/swd <= 0.001 (it has {verdict.champion.figures['val/swd']:.4g})",)
 
 
-def test_a_target_of_zero_does_not_drown_the_others() -> None:
+def test_a_target_of_zero_does_not_outweigh_the_others() -> None:
     rule = Champion(
         subject_to=(Target(metric="val/gain", sign=">=", limit=0), Target(metric="val/swd", sign="<=", limit=0.1))
     )
@@ -92,7 +92,7 @@ def test_a_target_of_zero_does_not_drown_the_others() -> None:
     assert found.champion is slightly_worse_than_pooling
 
 
-def test_a_figure_that_the_store_cannot_give_is_missed_by_name() -> None:
+def test_a_target_on_a_figure_that_no_trial_has_is_missed_by_name() -> None:
     rule = Champion(subject_to=(Target(metric="val/probe_kept", sign=">=", limit=0.95),))
     found = verdicts([trial("0", fvu=0.03), trial("1", fvu=0.02)], rule)[1]
     assert found.champion is not None

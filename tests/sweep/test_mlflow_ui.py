@@ -1,4 +1,4 @@
-"""What a person sees of a sweep in MLflow's UI, in a real browser."""
+"""What a person sees of a sweep in MLflow's UI, checked in a real browser."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from selenium.webdriver.remote.webelement import WebElement
 from support.ports import answers, free_port
 from support.records import write_sweep
 
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
-from tokconv.sweep.report.results import summary_markdown
+from tokconv.sweep.report.table import summary_markdown
 from tokconv.sweep.tracking.mlflow_place import local_uri, ui_command
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 
@@ -35,17 +36,17 @@ pytestmark = [
 ]
 Found = TypeVar("Found")
 SHOT = os.environ.get("TOKCONV_SCREENSHOT")
-"""Where to keep what the browser shows of the table."""
+"""Path of a screenshot of the table, if one is wanted."""
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
-    """One with 14 trials and its confirmations, in a database."""
+    """A sweep of 14 trials and its confirmations, in a database."""
     root = tmp_path_factory.mktemp("ui")
     directory = write_sweep(root, trials=14)
     view = read_sweep(directory)
     record = Record(directory.events)
-    summary = summary_markdown(view.verdicts)
+    summary = summary_markdown(view)
     record.append("sweep_ended", state="finished", champions={}, evidence={}, artifacts=None, summary=summary)
     record.close()
     runs = root / "runs"
@@ -64,7 +65,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
 
 @pytest.fixture(scope="module")
 def server(sweep: SweepDirectory) -> Iterator[str]:
-    """The command that a sweep prints, on a free port."""
+    """Run the command that a sweep prints, on a free port."""
     runs, port = sweep.path.parents[1], free_port()
     line = ui_command(local_uri(runs), runs).replace("--port 5000", f"--port {port}")
     assert "--host 127.0.0.1" in line
@@ -100,24 +101,24 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture
 def table(browser: webdriver.Chrome, server: str) -> webdriver.Chrome:
-    """The link that a sweep prints, opened."""
+    """Open the link that a sweep prints."""
     browser.get("about:blank")
     browser.get(f"{server}/#/experiments/1/runs?viewStateShareKey=tokconv")
     _until(lambda: _rows(browser), 60)
     return browser
 
 
-def test_the_table_compares_ratios_without_configuration(table: webdriver.Chrome, sweep: SweepDirectory) -> None:
+def test_the_table_compares_ratios_without_any_setup(table: webdriver.Chrome, sweep: SweepDirectory) -> None:
     trials = [trial for trial in read_sweep(sweep).trials.values() if trial.figures]
     expected = sorted(trials, key=lambda trial: trial.figures["val/fvu"])
-    names = [f"{t.ratio:.3g}x k={round(24 / t.ratio**0.5)} #{t.uid}" for t in expected]
-    # The best first, trials only: no parent run, no confirmation. The grid draws the first rows.
+    names = [f"{t.ratio:.3g}x k={t.grid} #{t.uid}" for t in expected]
+    # Trials only, the best first: no parent run and no confirmation. The browser draws only the first rows.
     assert [row.splitlines()[-2] for row in _rows(table)][:8] == names[:8]
     headings = [element.text for element in _all(table, "[role=columnheader]") if element.text]
     assert {"Run Name", "compression_ratio", "val/fvu", "val/gain"} <= set(headings)
     ratios = _column(table, "compression_ratio")[:8]
     assert ratios == [f"{trial.ratio:.6g}" for trial in expected[:8]]
-    assert "share of the tokens' variance that is lost" in _text(table).replace("\n", " ")
+    assert FIGURES["val/fvu"].meaning in _text(table).replace("\n", " ")
     if SHOT is not None:
         table.save_screenshot(SHOT)
 
@@ -128,7 +129,7 @@ def test_the_charts_plot_ratio_against_fidelity(table: webdriver.Chrome) -> None
     _until(lambda: titles()[:4] == ["compression_ratio", "val/fvu", "val/fvu", "val/swd"], 60)
 
 
-def test_chosen_runs_are_compared(table: webdriver.Chrome) -> None:
+def test_selected_runs_are_compared(table: webdriver.Chrome) -> None:
     boxes = _all(table, ".ag-row .ag-selection-checkbox .ag-checkbox-input-wrapper")
     names = [row.splitlines()[-2] for row in _rows(table)]
     for index in (0, 3, 5):
@@ -141,7 +142,7 @@ def test_chosen_runs_are_compared(table: webdriver.Chrome) -> None:
     assert f"compression_ratio {ratios}" in text
 
 
-def test_the_parent_run_says_what_was_found(browser: webdriver.Chrome, server: str, sweep: SweepDirectory) -> None:
+def test_the_parent_run_shows_the_result(browser: webdriver.Chrome, server: str, sweep: SweepDirectory) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(local_uri(sweep.path.parents[1]))
@@ -161,7 +162,7 @@ def _until(reached: Callable[[], Found], seconds: float) -> Found:
             found = None  # type: ignore[assignment]
         if found:
             return found
-        assert time.monotonic() < deadline, "the page does not come to that"
+        assert time.monotonic() < deadline, "the page never reaches that state"
         time.sleep(0.3)
 
 
@@ -170,12 +171,12 @@ def _all(browser: webdriver.Chrome, selector: str) -> list[WebElement]:
 
 
 def _rows(browser: webdriver.Chrome) -> list[str]:
-    """Texts of the pinned part of each row: name and age."""
+    """Return the text of the pinned part of each row: name and age."""
     return [row.text for row in _all(browser, ".ag-pinned-left-cols-container .ag-row") if row.text]
 
 
 def _column(browser: webdriver.Chrome, name: str) -> list[str]:
-    """Texts of a column, from the top."""
+    """Return the texts of a column, from the top."""
     rows = _all(browser, ".ag-center-cols-container .ag-row")
     rows.sort(key=lambda row: int(row.get_attribute("row-index") or 0))
     return [row.find_element(By.CSS_SELECTOR, f"[col-id*='metric'][col-id*='{name}']").text for row in rows]

@@ -1,4 +1,4 @@
-"""What is shown while work runs: lines in a log, one view of a fixed size on a terminal."""
+"""The display while work runs: lines in a log, a view of a fixed size on a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATES = ("complete", "pruned", "failed", "running")
 
 @dataclass
 class Trials:
-    """What a display reads of a `Record`."""
+    """The part of a `Record` that a display reads."""
 
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     confirmations: dict[str, TrialRecord] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def lines(console: Console) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_a_log_gets_a_line_when_a_trial_starts_and_one_when_it_ends(log: Console, clock: Clock) -> None:
+def test_a_log_has_a_line_when_a_trial_starts_and_one_when_it_ends(log: Console, clock: Clock) -> None:
     record = Trials()
     with display(log, clock) as shown:
         shown.update(record.put(trial("00000", state="running", epochs=0)))
@@ -98,7 +98,7 @@ def test_a_log_gets_a_line_when_a_trial_starts_and_one_when_it_ends(log: Console
     assert "\x1b" not in "".join(lines(log))
 
 
-def test_a_log_of_a_resumed_sweep_does_not_repeat_what_had_finished(log: Console, clock: Clock) -> None:
+def test_the_log_of_a_resumed_sweep_does_not_repeat_finished_trials(log: Console, clock: Clock) -> None:
     record = Trials().put(*(trial(f"{i:05d}") for i in range(3)), trial("00003", state="running", epochs=4))
     with display(log, clock) as shown:
         shown.update(record)
@@ -107,7 +107,7 @@ def test_a_log_of_a_resumed_sweep_does_not_repeat_what_had_finished(log: Console
     ]
 
 
-def test_a_log_gets_a_progress_line_now_and_then_with_the_time_left(log: Console, clock: Clock) -> None:
+def test_a_log_has_a_progress_line_now_and_then_with_the_time_left(log: Console, clock: Clock) -> None:
     record = Trials().put(trial("00000", state="running", epochs=0))
     with display(log, clock) as shown:
         shown.update(record)
@@ -120,7 +120,7 @@ def test_a_log_gets_a_progress_line_now_and_then_with_the_time_left(log: Console
     assert progress[0] == "0/4 trials finished; 1 running (20 s, about 5 min 40 s left)"
 
 
-def test_the_time_left_counts_only_what_this_run_did(log: Console, clock: Clock) -> None:
+def test_the_time_left_counts_only_the_epochs_of_this_run(log: Console, clock: Clock) -> None:
     record = Trials().put(trial("00000"), trial("00001"), trial("00002"), trial("00003", state="running", epochs=1))
     with display(log, clock) as shown:
         shown.update(record)
@@ -129,7 +129,7 @@ def test_the_time_left_counts_only_what_this_run_did(log: Console, clock: Clock)
     assert "(20 s, about 2 min 20 s left)" in "\n".join(lines(log))
 
 
-def test_confirmations_are_counted_apart_and_take_their_time(log: Console, clock: Clock) -> None:
+def test_confirmations_are_counted_separately_and_take_time(log: Console, clock: Clock) -> None:
     def repeat(uid: str, state: str, epochs: int) -> TrialRecord:
         return replace(trial(uid, state=state, epochs=epochs), confirms="00000")
 
@@ -144,7 +144,7 @@ def test_confirmations_are_counted_apart_and_take_their_time(log: Console, clock
         record.confirmations = {"c06-1": repeat("c06-1", "complete", EPOCHS)}
         shown.update(record)
     text = "\n".join(lines(log))
-    # One epoch in 20 seconds; 7 of this one and 9 of each of the other two are left.
+    # One epoch takes 20 seconds; 7 of this confirmation and 9 of each of the other two are left.
     assert "4/4 trials finished: 4 complete; 0/3 confirmations; 1 running (20 s, about 8 min 20 s left)" in text
     assert "c06-1 (confirms trial 00000) complete after epoch 9" in text
     assert "4/4 trials finished: 4 complete; 1/3 confirmations" in lines(log)[-1]
@@ -200,7 +200,7 @@ def test_the_live_view_runs_on_a_terminal_and_leaves_one_line(clock: Clock) -> N
     assert text.rstrip().endswith("sweep demo-001: 1/4 trials finished: 1 complete (0 s)")
 
 
-def test_names_of_values_are_as_short_as_they_can_be() -> None:
+def test_names_of_values_are_as_short_as_possible() -> None:
     values = {
         "model.compressor.output_grid_size": 6,
         "model.compressor.num_layers": 2,
@@ -229,7 +229,7 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_progress_line_in_a_log_is_seldom_and_plain() -> None:
+def test_progress_lines_in_a_log_are_rare_and_plain() -> None:
     clock, stream = Clock(), io.StringIO()
     show = progress_line("encoding", stream, clock)
     for done in range(1, 101):
@@ -244,7 +244,7 @@ def test_a_progress_line_in_a_log_is_seldom_and_plain() -> None:
     ]
 
 
-def test_a_progress_line_reckons_without_what_an_earlier_run_did() -> None:
+def test_a_progress_line_estimates_without_the_work_of_an_earlier_run() -> None:
     clock, stream = Clock(), io.StringIO()
     show = progress_line("encoding", stream, clock)
     show(90, 100)
@@ -265,7 +265,7 @@ def test_a_progress_line_on_a_terminal_stays_one_line(monkeypatch: pytest.Monkey
     before, after = text.split("epoch 1/2\n")
     assert "\n" not in before
     assert all(len(frame) < 60 for frame in before.split("\r"))
-    # Interrupted: the bar stands below the message, and what follows starts on a line of its own.
+    # After the interruption the bar stands below the message, and what follows starts on its own line.
     assert after.startswith("\rtraining [####")
     assert after.endswith("\n")
 
@@ -277,7 +277,7 @@ def test_a_finished_progress_line_ends_once() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
-def test_a_notebook_gets_plain_lines_although_it_has_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_has_plain_lines_although_it_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     assert can_redraw(Terminal())
     assert not can_redraw(io.StringIO())

@@ -1,4 +1,4 @@
-"""The result of a sweep: the same judgement as a table, as Markdown, as files and as pictures."""
+"""The result of a sweep: one judgement as a table, as Markdown, as files and as pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow: every event arrives once, whatever fails, and nobody waits for it."""
+"""MLflow gets every event once, whatever fails, and the sweep never waits for it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Short waits, and a working directory that must stay empty."""
+    """Shorten the waits, and check that the working directory stays empty."""
     monkeypatch.setattr(follower, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(follower, "FIRST_WAIT", 0.02)
     monkeypatch.setattr(follower, "LONGEST_WAIT", 0.1)
@@ -78,7 +78,7 @@ def _patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tables as MLflow makes them: it takes seconds, so once."""
+    """MLflow's own tables; creating them takes seconds, so it is done once."""
     path = tmp_path_factory.mktemp("mlflow") / DATABASE
     connect(f"sqlite:///{path}").search_experiments()
     return path
@@ -86,21 +86,21 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path, empty_database: Path) -> Path:
-    """A storage root, with a blank in its name."""
+    """A storage root with a blank in its name."""
     path = tmp_path / "my runs"
     path.mkdir()
     (path / DATABASE).write_bytes(empty_database.read_bytes())
     return path
 
 
-def test_importing_it_does_not_import_mlflow() -> None:
+def test_importing_the_writer_does_not_import_mlflow() -> None:
     heavy = "{'mlflow', 'torch', 'ray'}"
     code = f"import sys, tokconv.sweep.tracking.mlflow_writer; sys.exit(bool({heavy} & set(sys.modules)))"
     root = Path(tracking.__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 
 
-def test_the_spec_goes_before_the_environment_and_that_before_a_file(
+def test_the_uri_comes_from_the_spec_else_the_environment_else_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tracking_uri(None, tmp_path) == local_uri(tmp_path)
@@ -111,13 +111,13 @@ def test_the_spec_goes_before_the_environment_and_that_before_a_file(
     assert tracking_uri(None, tmp_path) == local_uri(tmp_path)
 
 
-def test_nothing_is_said_on_the_terminal(root: Path, export: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_on_the_terminal(root: Path, export: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole_sweep(root, export)
     deliver(root, f"sqlite:///{root / 'fresh.db'}")
     assert capfd.readouterr() == ("", "")
 
 
-def test_everything_of_the_record_arrives(root: Path, export: Path) -> None:
+def test_the_whole_record_arrives(root: Path, export: Path) -> None:
     record = whole_sweep(root, export)
     delivery = deliver(root)
     assert "all 31 events" in str(delivery)
@@ -126,11 +126,11 @@ def test_everything_of_the_record_arrives(root: Path, export: Path) -> None:
     assert delivered_points(reader) == recorded_points(record.path)
     trials = runs(reader)
     for uid, state in STATES.items():
-        run, told = trials[uid], record.trials[uid]
+        run, recorded = trials[uid], record.trials[uid]
         assert run.info.run_name == f"4x k=2 #{uid}"
         assert run.info.status == STATUS[state]
-        assert (run.info.start_time, run.info.end_time) == (told.started, told.ended)
-        assert (run.data.tags["tokconv.state"], run.data.tags["tokconv.reason"]) == (state, told.reason)
+        assert (run.info.start_time, run.info.end_time) == (recorded.started, recorded.ended)
+        assert (run.data.tags["tokconv.state"], run.data.tags["tokconv.reason"]) == (state, recorded.reason)
         assert run.data.tags["tokconv.protocol"] == "2"
         assert run.data.params == {
             "training.n_critic": str(int(uid)),
@@ -168,13 +168,14 @@ def test_the_prepared_view_and_the_description_are_on_the_experiment(root: Path)
     view = json.loads(tags["mlflow.sharedViewState.tokconv"])
     assert "metrics.`val/fvu`" in view["selectedColumns"]
     assert "params.`training.n_critic`" in view["selectedColumns"]
+    assert "tags.`tokconv.protocol`" in view["selectedColumns"], "the tag that every run has"
     assert view["compareRunCharts"][0]["xaxis"]["key"] == "compression_ratio"
     assert "compression_ratio" in tags["mlflow.note.content"]
 
 
 @pytest.mark.parametrize("cursor", [None, '{"place": "', "[1]", '{"place": "elsewhere", "offset": 900}'])
 def test_delivering_all_again_adds_nothing(root: Path, export: Path, cursor: str | None) -> None:
-    """As after a death between a delivery and the writing of its cursor, or with a torn one."""
+    """As after a crash between a delivery and the write of its cursor, or with a torn cursor."""
     record = whole_sweep(root, export)
     deliver(root)
     if cursor is None:
@@ -189,18 +190,18 @@ def test_delivering_all_again_adds_nothing(root: Path, export: Path, cursor: str
     assert {uid: run.info.status for uid, run in runs(reader).items()} == {u: STATUS[s] for u, s in STATES.items()}
 
 
-def test_a_cursor_of_a_deleted_database_is_not_believed(root: Path, export: Path, empty_database: Path) -> None:
+def test_a_cursor_of_a_deleted_database_is_ignored(root: Path, export: Path, empty_database: Path) -> None:
     record = whole_sweep(root, export)
     deliver(root)
     (root / DATABASE).unlink()
-    # A new name: MLflow keeps connections to the old file.
+    # A new name, since MLflow keeps connections to the old file.
     (root / "new.db").write_bytes(empty_database.read_bytes())
     uri = f"sqlite:///{root / 'new.db'}"
     deliver(root, uri)
     assert delivered_points(client(root, uri)) == recorded_points(record.path)
 
 
-def test_two_sweeps_of_one_name_stay_two(root: Path, tmp_path: Path) -> None:
+def test_two_sweeps_of_one_name_stay_separate(root: Path, tmp_path: Path) -> None:
     for folder in (root, tmp_path / "another machine"):
         record = new_record(folder)
         start_sweep(record)
@@ -212,7 +213,7 @@ def test_two_sweeps_of_one_name_stay_two(root: Path, tmp_path: Path) -> None:
     assert len(reader.search_runs([experiment])) == 4
 
 
-def test_a_resumed_trial_goes_on_in_its_run(root: Path) -> None:
+def test_a_resumed_trial_continues_its_run(root: Path) -> None:
     record = new_record(root)
     start_sweep(record)
     values = {"training.n_critic": 1}
@@ -239,7 +240,7 @@ def test_a_resumed_trial_goes_on_in_its_run(root: Path) -> None:
     assert delivered_points(reader) == recorded_points(record.path)
 
 
-def test_a_server_that_is_down_holds_nothing_up_and_loses_nothing(root: Path, export: Path) -> None:
+def test_a_server_that_is_down_delays_nothing_and_loses_nothing(root: Path, export: Path) -> None:
     messages: list[str] = []
     record = new_record(root)
     start_sweep(record)
@@ -265,7 +266,7 @@ def test_a_server_that_is_down_holds_nothing_up_and_loses_nothing(root: Path, ex
     assert delivered_points(client(root)) == recorded_points(record.path)
 
 
-def test_random_failures_end_with_the_exact_figures(root: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_random_failures_the_figures_are_exact(root: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = client(root)
     flaky = Flaky(reader, random.Random(0))
     monkeypatch.setattr(tracking, "connect", lambda uri: flaky)
@@ -278,7 +279,7 @@ def test_random_failures_end_with_the_exact_figures(root: Path, export: Path, mo
     assert len(reader.search_model_versions("name = 'tokconv-demo-2x2'")) == 1
 
 
-def test_the_champion_is_registered_and_predicts_as_the_export_does(root: Path, export: Path) -> None:
+def test_the_champion_is_registered_and_predicts_like_the_export(root: Path, export: Path) -> None:
     whole_sweep(root, export)
     deliver(root)
     reader = client(root)
@@ -340,7 +341,9 @@ def test_a_confirmation_is_a_run_of_its_own_kind_and_holds_the_model(root: Path,
     assert parent.data.tags["tokconv.evidence.2x2"] == "proven, 3 seeds"
 
 
-def test_what_is_proven_no_longer_loses_the_alias_and_what_is_unproven_never_gets_it(root: Path, export: Path) -> None:
+def test_a_champion_no_longer_proven_loses_the_alias_and_an_unproven_one_never_gets_it(
+    root: Path, export: Path
+) -> None:
     def alias() -> str | None:
         [model] = client(root).search_registered_models("name = 'tokconv-demo-2x2'")
         return model.aliases.get("champion")
@@ -351,8 +354,8 @@ def test_what_is_proven_no_longer_loses_the_alias_and_what_is_unproven_never_get
     for champions in ({}, {"2": {"trial": "00003", "run": "00003", "export": str(export), "meets_targets": True}}):
         for champion in champions.values():
             champion["evidence"] = "unproven"
-        told = {"champions": champions, "evidence": {"2": "unproven, 3 seeds: pooling is at least as good"}}
-        record.append("sweep_ended", state="finished", artifacts=None, summary="", **told)
+        ended = {"champions": champions, "evidence": {"2": "unproven, 3 seeds: pooling is at least as good"}}
+        record.append("sweep_ended", state="finished", artifacts=None, summary="", **ended)
         deliver(root)
         assert alias() is None
     tags = [version.tags["tokconv.evidence"] for version in client(root).search_model_versions("")]
@@ -369,7 +372,7 @@ def test_a_record_from_before_confirmation_is_delivered_as_unconfirmed(root: Pat
     assert runs(client(root))["00000"].data.tags["tokconv.evidence"] == "unconfirmed"
 
 
-def test_what_was_removed_meanwhile_is_named_and_holds_nothing_back(root: Path, tmp_path: Path) -> None:
+def test_files_removed_meanwhile_are_named_and_delay_nothing(root: Path, tmp_path: Path) -> None:
     record = new_record(root)
     start_sweep(record)
     run_trial(record, "00000")
@@ -381,7 +384,7 @@ def test_what_was_removed_meanwhile_is_named_and_holds_nothing_back(root: Path, 
     assert run.info.status == "FINISHED"
 
 
-def test_events_appended_while_it_follows_arrive(root: Path) -> None:
+def test_events_appended_during_delivery_arrive(root: Path) -> None:
     record = new_record(root)
     start_sweep(record)
     following = writer(root)
@@ -392,18 +395,18 @@ def test_events_appended_while_it_follows_arrive(root: Path) -> None:
     assert delivered_points(client(root)) == recorded_points(record.path)
 
 
-def test_without_any_event_there_is_nothing_to_say_to_mlflow(root: Path) -> None:
+def test_without_events_mlflow_is_not_contacted(root: Path) -> None:
     assert writer(root, "http://127.0.0.1:1").close(5).complete
 
 
-def test_ui_command_is_a_shell_line_for_this_machine_only(root: Path) -> None:
+def test_the_ui_command_serves_this_machine_only(root: Path) -> None:
     line = ui_command(local_uri(root), root)
     assert "--host 127.0.0.1" in line
     assert f"'{local_uri(root)}'" in line
     assert ui_command("https://me:secret@mlflow.example.org", root) == "https://mlflow.example.org"
 
 
-def test_check_tracking_says_what_it_did(root: Path) -> None:
+def test_check_tracking_reports_what_it_did(root: Path) -> None:
     assert mlflow.__version__ in check_tracking(root)
 
 
@@ -415,7 +418,7 @@ def test_the_view_is_left_out_for_other_releases_of_mlflow() -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_in_the_middle_gets_everything_when_it_is_back(root: Path, export: Path) -> None:
+def test_a_server_that_dies_in_between_gets_everything_once_it_is_back(root: Path, export: Path) -> None:
     port = free_port()
     record = new_record(root)
     messages: list[str] = []

@@ -1,4 +1,4 @@
-"""An MLflow server as a team has one: tables in PostgreSQL, artifacts on S3-compatible storage, sweeps at once."""
+"""An MLflow server of a team: tables in PostgreSQL, artifacts on S3-compatible storage, several sweeps at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 
-def test_sweeps_at_once_arrive_exactly_once_though_the_server_dies(
+def test_simultaneous_sweeps_arrive_exactly_once_although_the_server_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     export = write_export(tmp_path / "artefact" / "compressor")
@@ -43,7 +43,7 @@ def test_sweeps_at_once_arrive_exactly_once_though_the_server_dies(
         place = {"tables": tables, "artifacts": "s3://tokconv/mlflow"}
         server = Server(tmp_path, port, **place)
         try:
-            # Only the server knows the bucket: drivers hand their artifacts to it.
+            # Only the server knows the bucket: drivers upload their artifacts to the server.
             for name in client_environment():
                 monkeypatch.delenv(name)
             sweeps = {name: _Sweep(tmp_path / name, name, server.uri) for name in ("demo-001", "demo-002")}
@@ -70,16 +70,16 @@ def test_sweeps_at_once_arrive_exactly_once_though_the_server_dies(
                 assert run.info.status == STATUS[STATES[uid]]
                 assert run.info.artifact_uri.startswith("mlflow-artifacts:")
             for name in sweeps:
-                kept = artifacts(reader, trials[name, "00000"])
-                assert {"compressor/model.safetensors", "compressor/config.json"} <= kept
+                uploaded = artifacts(reader, trials[name, "00000"])
+                assert {"compressor/model.safetensors", "compressor/config.json"} <= uploaded
             versions = reader.search_model_versions("name = 'tokconv-demo-2x2'")
             assert sorted(version.run_id for version in versions) == sorted(
                 trials[name, "00000"].info.run_id for name in sweeps
             )
             weights = (export / "model.safetensors").read_bytes()
-            kept_there = (objects.files / "mlflow").glob("*/*/artifacts/compressor/model.safetensors")
-            assert [path.read_bytes() for path in kept_there] == [weights] * 2
-            # A driver that lost its cursor delivers all of it again.
+            stored = (objects.files / "mlflow").glob("*/*/artifacts/compressor/model.safetensors")
+            assert [path.read_bytes() for path in stored] == [weights] * 2
+            # A driver that lost its cursor delivers everything again.
             for sweep in sweeps.values():
                 sweep.cursor.unlink()
                 assert sweep.again().close(120).complete
@@ -93,7 +93,7 @@ def test_sweeps_at_once_arrive_exactly_once_though_the_server_dies(
 
 
 class _Sweep:
-    """A driver's side: a record that grows and the writer that follows it."""
+    """The driver's side: a record that grows and the writer that follows it."""
 
     def __init__(self, root: Path, name: str, uri: str) -> None:
         root.mkdir()
@@ -129,7 +129,7 @@ class _Sweep:
 
 
 def _trials(reader: Any, experiment: str) -> dict[tuple[str, str], Any]:
-    """Runs of trials by sweep and uid, each once."""
+    """Return the runs of trials by sweep and uid, each once."""
     found = reader.search_runs([experiment], "tags.`tokconv.kind` = 'trial'")
     by_uid = {tuple(run.data.tags["tokconv.trial_uid"].split("/")): run for run in found}
     assert len(by_uid) == len(found)

@@ -1,4 +1,4 @@
-"""Two MLflow UIs and a sweep on one SQLite file, all at once."""
+"""Two MLflow UIs and a sweep use one SQLite file at the same time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_two_uis_read_what_a_sweep_writes(tmp_path: Path) -> None:
             until(lambda server=server: answers(f"{server.uri}/health"))
         for uid in list(STATES)[1:]:
             run_trial(record, uid)
-            for server in servers:  # somebody looks while it is written
+            for server in servers:  # somebody reads while the sweep writes
                 client(tmp_path, server.uri).search_experiments()
         record.append("trial_artifacts", trial="00000", path=str(export.parent))
         end_sweep(record, "00000", export, tmp_path / "report")
@@ -60,7 +60,7 @@ def test_two_uis_read_what_a_sweep_writes(tmp_path: Path) -> None:
             server.kill()
 
 
-def test_two_sweeps_make_the_tables_of_one_database(tmp_path: Path) -> None:
+def test_two_sweeps_create_the_tables_of_one_database(tmp_path: Path) -> None:
     processes = []
     for name in ("one", "two"):
         root = tmp_path / name
@@ -68,9 +68,11 @@ def test_two_sweeps_make_the_tables_of_one_database(tmp_path: Path) -> None:
         record = new_record(root)
         start_sweep(record)
         run_trial(record, "00000")
-        program = f"from tracked import *; said = []; at = Path({str(root)!r}); uri = {local_uri(tmp_path)!r}"
-        program += "; print(writer(at, uri, said).close(60).message, said)"
-        time.sleep(0.01)  # the moment that a sweep started is part of its name
+        program = (
+            f"from support.tracked import *; messages = []; at = Path({str(root)!r}); uri = {local_uri(tmp_path)!r}"
+        )
+        program += "; print(writer(at, uri, messages).close(60).message, messages)"
+        time.sleep(0.01)  # the time of its start is part of a sweep's identity
         command = [sys.executable, "-c", program]
         here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         processes.append(

@@ -1,4 +1,4 @@
-"""The record in Weights & Biases: what its offline files hold is what the sweep said."""
+"""Weights & Biases: its offline files hold what the record of the sweep holds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records_of(path: Path) -> Iterator[Any]:
-    """The protobuf records of a .wandb file: LevelDB's log format behind a header of 7 bytes."""
+    """Yield the protobuf records of a .wandb file: LevelDB's log format after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, parts = path.read_bytes(), 7, b""
@@ -54,7 +54,7 @@ def records_of(path: Path) -> Iterator[Any]:
 
 
 def whole(path: Path) -> list[Any]:
-    """Its records once they are all there: W&B's own process writes them, and ends after the run has."""
+    """Return the records of a file once all are written: W&B's own process writes them, and outlives the run."""
     deadline = time.monotonic() + 20
     while True:
         records = list(records_of(path))
@@ -64,7 +64,7 @@ def whole(path: Path) -> list[Any]:
 
 
 def read_back(root: Path) -> dict[str, dict[str, Any]]:
-    """By run name: id, group, kind, config, and figures by step."""
+    """Return id, group, kind, config, and figures by step, for each run name."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((root / "wandb").glob("offline-run-*/*.wandb")):
         history: list[dict[str, Any]] = []
@@ -103,7 +103,7 @@ def test_every_trial_is_a_run_with_its_values_and_figures(tmp_path: Path) -> Non
             assert row["val/fvu"] == pytest.approx(known["val/fvu"], rel=1e-5)
 
 
-def test_a_sweep_that_goes_on_adds_to_its_runs(tmp_path: Path) -> None:
+def test_a_resumed_sweep_adds_to_its_runs(tmp_path: Path) -> None:
     directory = write_sweep(tmp_path, trials=2, ended=False)
     assert WandbWriter(directory.events, project="tiny", sweep=directory.name, root=tmp_path).close(60).complete
     before = {name: run["id"] for name, run in read_back(tmp_path).items()}
@@ -117,10 +117,10 @@ def test_a_sweep_that_goes_on_adds_to_its_runs(tmp_path: Path) -> None:
     assert [row["_step"] for name, run in after.items() if "#00001" in name for row in run["history"]][-1] == 3
 
 
-def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpecError, match=r"tracking\.wandb: got 'yes'"):
         parse_spec(spec(tmp_path, tracking={"wandb": "yes"}))
-    # As Python does it for a module that cannot be imported.
+    # The way in which Python marks a module that cannot be imported.
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tokconv\[wandb\]'"):
         run_sweep(parse_spec(spec(tmp_path, tracking={"wandb": True})))

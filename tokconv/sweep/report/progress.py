@@ -122,7 +122,7 @@ class SweepDisplay:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self.message(f"sweep {self._name}: {self._counts()} ({duration(self._clock() - self._started)})")
+        self.message(f"sweep {self._name}: {self._counts_text()} ({duration(self._clock() - self._started)})")
 
     def message(self, text: str) -> None:
         """Print a line of text; the live view stays below it."""
@@ -153,7 +153,7 @@ class SweepDisplay:
             self._states[trial.uid] = trial.state
         if self._live is None and self._clock() >= self._line_due:
             self._line_due = self._clock() + LOG_INTERVAL
-            self.message(f"{self._counts()} ({self._time()})")
+            self.message(f"{self._counts_text()} ({self._time()})")
 
     def _take(self, record: Record, ended: list[TrialRecord], running: list[TrialRecord]) -> _Progress:
         before, counts = self._progress, Counter(self._counts.searched)
@@ -176,7 +176,7 @@ class SweepDisplay:
     def _judge(self, trials: list[TrialRecord]) -> list[Verdict]:
         return judge(trials, self._rule, self._token_grid, self._baselines)
 
-    def _counts(self) -> str:
+    def _counts_text(self) -> str:
         now = self._progress
         states = ", ".join(f"{now.counts[state]} {STATES[state]}" for state in FINISHED if now.counts[state])
         running = f"; {len(now.running)} running" if now.running else ""
@@ -199,7 +199,7 @@ class SweepDisplay:
             ProgressBar(total=self._total + self._confirmations, completed=now.finished + now.confirmed, width=20),
             self._time(),
         )
-        parts: list[Any] = [header, Text(self._counts(), overflow="ellipsis", no_wrap=True)]
+        parts: list[Any] = [header, Text(self._counts_text(), overflow="ellipsis", no_wrap=True)]
         if now.last_failure is not None:
             parts.append(Text(event_text(now.last_failure), style="red", overflow="ellipsis", no_wrap=True))
         best = best_table(now.verdicts)

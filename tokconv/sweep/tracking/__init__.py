@@ -1,1 +1,1 @@
-"""Delivery of the record to MLflow and Weights & Biases."""
+"""Delivers the record of a sweep to MLflow and Weights & Biases."""

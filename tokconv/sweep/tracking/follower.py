@@ -1,7 +1,7 @@
-"""Delivers a sweep's record to another program, in order and at least once, however often that program is away.
+"""Delivers a sweep's record to another program, in order and at least once, even if that program is often away.
 
-The record is the only queue: a thread reads what was appended to it, hands it over in batches, and keeps in a small
-file how far it came. Nothing is ever waited for while events are written.
+The record is the only queue: a thread reads what was appended to it, hands it over in batches, and writes to a small
+file how far it came. Whoever appends events never waits for the delivery.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
 
 
 class Destination(Protocol):
-    """Where events go. Both methods may raise anything; both are called again after that."""
+    """Where events go. Both methods may raise anything, and are then called again."""
 
     def open(self) -> str:
-        """Connect afresh, and say which place this is: another answer than last time starts from the first event."""
+        """Connect anew and return which place this is; after a change, delivery starts from the first event."""
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """Take events in. Events that were delivered before must change nothing."""
+        """Write events. Events that were delivered before must change nothing."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How far a follower came: `str()` is the sentence for the user."""
+    """How far a follower came; `str()` is the sentence for the user."""
 
     delivered: int
     total: int
@@ -55,9 +55,10 @@ class Follower:
 
     Args:
         events: the record's file; it need not exist yet.
-        cursor: written after every batch. When it is missing, damaged or of another place, all events go again.
-        name: the destination's, in messages.
-        on_message: told once, from the thread, when delivery first fails.
+        cursor: a file, written after every batch. If it is missing, damaged or of another place, every event is
+            delivered again.
+        name: the destination's name in messages.
+        on_message: called once, from the thread, when delivery first fails.
     """
 
     def __init__(
@@ -69,15 +70,15 @@ class Follower:
         self._offset = 0
         self._size = BATCH_EVENTS
         self._error = ""
-        self._told = self._closing = self._abandoned = False
+        self._warned = self._closing = self._abandoned = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"deliver to {name}", daemon=True)
         self._thread.start()
 
     def close(self, timeout: float) -> Delivery:
-        """Deliver what is left, for at most `timeout` seconds, and say how far it came. Never raises for trouble there.
+        """Deliver the rest, for at most `timeout` seconds, and return how far it came. Failures there are not raised.
 
-        Calling it again changes nothing.
+        Calling it twice has no further effect.
         """
         self._closing = True
         self._wake.set()
@@ -98,12 +99,12 @@ class Follower:
     def _run(self) -> None:
         wait = FIRST_WAIT
         while not self._abandoned:
-            # Read before the record is: then everything appended before close() is seen by the last look.
+            # Read before the record is read: the last pass then sees everything that was appended before close().
             closing = self._closing
             try:
                 moved = self._advance()
-            except Exception as error:  # Another program's trouble must never become the sweep's.
-                # A server that fails now and then lets a few events through where it would fail over many.
+            except Exception as error:  # A failure of another program must never become one of the sweep.
+                # A server that fails now and then may take a few events where it would fail over many.
                 self._place, self._size = None, max(1, self._size // 4)
                 self._note(error)
                 self._pause(wait)
@@ -116,7 +117,7 @@ class Follower:
                 self._pause(POLL_SECONDS)
 
     def _advance(self) -> bool:
-        """Deliver one batch; false when there is nothing new."""
+        """Deliver one batch; return False if there is nothing new."""
         if self._place is None:
             if next(read_events(self._events), None) is None:
                 return False
@@ -132,33 +133,33 @@ class Follower:
 
     def _read_cursor(self, place: str) -> int:
         try:
-            kept = json.loads(self._cursor.read_text(encoding="utf-8"))
-            offset = int(kept["offset"]) if kept["place"] == place else 0
+            cursor = json.loads(self._cursor.read_text(encoding="utf-8"))
+            offset = int(cursor["offset"]) if cursor["place"] == place else 0
         except (OSError, ValueError, TypeError, KeyError):
             return 0
         return offset if 0 <= offset <= self._events.stat().st_size else 0
 
     def _note(self, error: Exception) -> None:
         self._error = _one_line(error)
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             self._on_message(
                 f"{self._name}: cannot be reached ({self._error}); the sweep goes on, and what it reports is "
                 "delivered later"
             )
 
     def _pause(self, seconds: float) -> None:
-        """Wait; the first moment of `close` ends it early, so that one more attempt is made at once."""
+        """Wait; `close` ends the wait early, so that one more attempt is made at once."""
         self._wake.wait(seconds)
         self._wake.clear()
 
 
 def _one_line(error: Exception) -> str:
-    """An error as a clause: its first 200 characters."""
+    """Return the first 200 characters of an error on one line."""
     text = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def without_credentials(text: str) -> str:
-    """A text to print: `//user:password@host` becomes `//host`."""
+    """Return a text that is safe to print: `//user:password@host` becomes `//host`."""
     return re.sub(r"//[^/@\s]+@", "//", text)

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 MOST_TAG = 5000
-"""Characters of a tag."""
+"""Characters that a tag holds."""
 MODEL_PATH = "model"
-"""Below the artifacts of the trial's run."""
+"""The model's directory among the artifacts of the trial's run."""
 MISSING = "tokconv.missing"
-"""Tag of a run: what was to be uploaded but is gone."""
+"""Tag of a run: the path of what should have been uploaded but is gone."""
 SERVING = Path(__file__).with_name("serving.py")
 
 
 def register_all(
     client: MlflowClient, experiment: str, event: Mapping[str, Any], sweep_run: str, run_of: Callable[[str], str]
 ) -> None:
-    """Register what a sweep exported, say on its run how well each grid is proven, and withdraw what no longer holds.
+    """Register what a sweep exported, tag its run with the evidence per grid, and withdraw what no longer holds.
 
     Args:
-        experiment: as a name of models may be.
-        event: `sweep_ended` of a finished sweep. Those written before confirmation existed name neither the exported
+        experiment: the experiment's name, valid as part of a model's name.
+        event: `sweep_ended` of a finished sweep. Events written before confirmation existed name neither the exported
             run nor any evidence.
-        sweep_run: id of the parent run.
+        sweep_run: the id of the parent run.
         run_of: uid of a trial or confirmation -> id of its run.
     """
     for grid, champion in event["champions"].items():
@@ -54,19 +54,19 @@ def register_all(
 def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champion: Mapping[str, Any]) -> None:
     """Register the compressor of a trial's run, and let the alias `champion` point at it.
 
-    A run has one version, however often this is called. The alias stays where it is when another sweep has a newer
-    version: delivering an old sweep again must not dethrone the present champion. Only what is proven gets it.
+    A run has one version, however often this is called. The alias stays where it is if another sweep has a newer
+    version: delivering an old sweep again must not replace the present champion. Only a proven champion gets the alias.
 
     Args:
-        name: of the registered model.
-        run_id: of the trial.
-        sweep_run: id of its parent run.
+        name: the name of the registered model.
+        run_id: the id of the trial's run.
+        sweep_run: the id of its parent run.
         champion: `export` (the directory that `tokconv.export` wrote), `meets_targets` and `evidence`. An export
             that is gone is named in a tag of the run.
 
     Raises:
         OSError, ValueError: the export cannot be read.
-        MlflowException: MLflow cannot be reached or refuses.
+        MlflowException: MLflow cannot be reached, or refuses.
     """
     export = Path(champion["export"])
     if not export.is_dir():
@@ -99,7 +99,7 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
 
 
 def withdraw(client: MlflowClient, name: str, sweep_run: str) -> None:
-    """Take the alias `champion` from a version of this sweep, if it has it: it was given for an earlier judgement."""
+    """Remove the alias `champion` from a version of this sweep, which an earlier judgement gave it."""
     for model in client.search_registered_models(f"name = '{name}'"):
         version = model.aliases.get(ALIAS)
         if version is None:
@@ -110,7 +110,7 @@ def withdraw(client: MlflowClient, name: str, sweep_run: str) -> None:
 
 def save_model(export: Path, out: Path, description: Mapping[str, Any]) -> None:
     """Write the pyfunc model: the code of `serving.py`, the export as its artifact, nothing pickled."""
-    # Its example would be stored as JSON, and the signature below says more.
+    # An example would be stored as JSON, and the signature below says more.
     warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
     import numpy as np
     from mlflow.models import ModelSignature
@@ -127,7 +127,7 @@ def save_model(export: Path, out: Path, description: Mapping[str, Any]) -> None:
             inputs=Schema([TensorSpec(float32, (-1, sizes["token_grid"] ** 2, dim))]),
             outputs=Schema([TensorSpec(float32, (-1, sizes["output_grid_size"] ** 2, dim))]),
         ),
-        # Named, since inferring them costs seconds. The "+cpu" of a local build is on no package index.
+        # Named, since inferring them takes seconds. The "+cpu" of a local build is on no package index.
         pip_requirements=[f"tokconv=={__version__}", f"torch=={installed('torch').split('+')[0]}"],
     )
 

@@ -1,4 +1,4 @@
-"""Where a sweep is tracked: MLflow's address, the command that opens it, and a client that says nothing."""
+"""Where a sweep is tracked: MLflow's address, the command that opens its UI, and a client that prints nothing."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ LOCAL_UI = "http://127.0.0.1:5000"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Else it prints two lines, with pictures, for every run that ends on a server.
+    # Otherwise it prints two lines, with emoji, for every run that ends on a server.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # The follower has its own patience; MLflow's own is four minutes.
+    # The follower tries again by itself; MLflow would for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # Seconds, also for an upload that the server hands on to its own storage.
+    # Seconds; they also cover an upload that the server forwards to its own storage.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 
 
 def tracking_uri(named: str | None, root: Path) -> str:
-    """Where a sweep is tracked: what its spec names, else MLFLOW_TRACKING_URI, else a SQLite file in `root`."""
+    """Return where a sweep is tracked: what its spec names, else MLFLOW_TRACKING_URI, else a SQLite file in `root`."""
     return named or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
 
 
 def local_uri(root: Path) -> str:
-    """A SQLite file in `root`."""
+    """Return the URI of the SQLite file in `root`."""
     return f"sqlite:///{Path(root).expanduser().resolve() / DATABASE}"
 
 
 def ui_command(uri: str, root: Path) -> str:
-    """The shell line that opens MLflow's UI on this machine only; for a server, its address."""
+    """Return the shell command that opens MLflow's UI, on this machine only; for a server, its address."""
     if not is_local(uri):
         return without_credentials(uri)
     artifacts = Path(root).expanduser().resolve() / ARTIFACTS
-    # Without job execution the server starts in a third of the time and needs a quarter of the memory.
+    # Without job execution the server starts in a third of the time and takes a quarter of the memory.
     return (
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
         f"{shlex.quote(sys.executable)} -m mlflow server --host 127.0.0.1 --port 5000 --workers 1 "
@@ -58,21 +58,21 @@ def ui_command(uri: str, root: Path) -> str:
 
 
 def check_tracking(root: Path) -> str:
-    """Write a figure to a new database in `root` and read it back; for `tokconv doctor`. Raises what MLflow raises."""
+    """Write a figure to a new database in `root` and read it back, for `tokconv doctor`. Raises what MLflow raises."""
     client = connect(local_uri(root))
     run_id = client.create_run(client.create_experiment("doctor", Path(root).resolve().as_uri())).info.run_id
     client.log_metric(run_id, "val/fvu", 0.25)
     found = client.get_run(run_id).data.metrics
     if found != {"val/fvu": 0.25}:
-        raise SweepError(f"MLflow was told val/fvu = 0.25 and says {found}")
+        raise SweepError(f"MLflow was given val/fvu = 0.25 and returns {found}")
     return f"MLflow {version('mlflow')}: a figure was written to a new SQLite database and read back"
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client that says nothing on the terminal. Raises MissingExtraError without MLflow."""
+    """Return a client that prints nothing on the terminal. Raises MissingExtraError without MLflow."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # MLflow warns about its own type hints while it is imported, and about its own use of SQLAlchemy later.
+    # MLflow warns about its own type hints during its import, and about its own use of SQLAlchemy later.
     warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\b")
     mlflow = import_extra("mlflow", "sweep")
@@ -82,8 +82,8 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
-def alone(uri: str) -> AbstractContextManager[object]:
-    """Two drivers that make the tables of one new file at once would fail each other (MLflow 3.17)."""
+def database_lock(uri: str) -> AbstractContextManager[object]:
+    """Return a lock on a SQLite file: two drivers that create its tables at once make each other fail (MLflow 3.17)."""
     if not is_local(uri):
         return nullcontext()
     file = Path(uri.removeprefix("sqlite:///"))

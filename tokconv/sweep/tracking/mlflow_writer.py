@@ -1,13 +1,13 @@
-"""The sweep in MLflow: a parent run for the sweep, a child run for each trial, a registered model for each champion.
+"""Writes a sweep to MLflow: a parent run per sweep, a child run per trial, a registered model per champion.
 
-One writer, in the driver, follows the sweep's own record. So a tracking server that is away neither holds up the sweep
-nor loses anything, and delivering the record twice adds nothing: runs are found again by their tags, a metric point is
-itself by (key, time, step, value), a model version by its run.
+One writer, in the driver, follows the sweep's own record. A tracking server that is away therefore neither holds up the
+sweep nor loses anything, and delivering the record twice adds nothing: a run is identified by its tags, a metric point
+by (key, time, step, value), a model version by its run.
 
-    tags of a run   tokconv.kind (sweep | trial | confirm), tokconv.sweep, tokconv.evaluation.protocol, tokconv.state,
+    tags of a run   tokconv.kind (sweep | trial | confirm), tokconv.sweep, tokconv.protocol, tokconv.state,
                     tokconv.reason; tokconv.evidence on the run of an exported champion, tokconv.evidence.GRID on the
-                    sweep's
-    found again by  tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
+                    run of the sweep
+    identified by   tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import Any
 
 import yaml
 
-from tokconv.evaluation.protocol import protocol_of
-from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.record.events import Event
 from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.tracking.mlflow_models import MISSING, register_all
-from tokconv.sweep.tracking.mlflow_place import ARTIFACTS, LOCAL_UI, alone, connect, is_local
+from tokconv.sweep.tracking.mlflow_place import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
 from tokconv.sweep.tracking.mlflow_view import (
-    DESCRIPTION,
+    description,
     rounded,
     run_name,
     run_note,
@@ -37,11 +36,12 @@ from tokconv.sweep.tracking.mlflow_view import (
     view_tags,
     view_url,
 )
+from tokconv.sweep.tracking.replay import Replay
 
 BATCH_METRICS = 1000
-"""MLflow takes no more in one call."""
+"""The most that MLflow takes in one call."""
 STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
-"""State of a trial or a sweep -> status of its run, where that is not the same word."""
+"""State of a trial or a sweep -> status of its run, if that is another word."""
 NOTE = "mlflow.note.content"
 
 
@@ -50,11 +50,12 @@ class MlflowWriter:
 
     Args:
         events: the record's file.
-        uri: of the tracking server or database; it need not answer.
-        artifact_root: where the artifacts of a local database go (`mlartifacts` below it); a server has its own place.
-        sweep: its unique name.
-        cursor: the file that remembers how far delivery came.
-        on_message: told when MLflow first fails, from the writer's thread.
+        uri: the tracking server or database; it need not answer.
+        experiment: the experiment's name.
+        artifact_root: the artifacts of a local database go to `mlartifacts` below it; a server has its own storage.
+        sweep: the sweep's unique name.
+        cursor: the file that holds how far delivery came.
+        on_message: called when MLflow first fails, from the writer's thread.
 
     Example:
         >>> writer = MlflowWriter(events, uri=local_uri(root), experiment="demo", artifact_root=root,
@@ -79,7 +80,7 @@ class MlflowWriter:
         self._follower = Follower(events, self._runs, cursor=cursor, name="MLflow", on_message=on_message)
 
     def close(self, timeout: float) -> Delivery:
-        """Deliver what is left, for at most `timeout` seconds. What then stays behind is delivered by `--resume`."""
+        """Deliver the rest, for at most `timeout` seconds. What then remains is delivered by `--resume`."""
         delivery = self._follower.close(timeout)
         if not delivery.complete or self._runs.experiment_id is None:
             return delivery
@@ -89,7 +90,7 @@ class MlflowWriter:
 
 
 class _Runs:
-    """The destination of the follower: events in, runs and models out."""
+    """The destination of the follower: turns events into runs and models."""
 
     def __init__(self, events: Path, uri: str, experiment: str, artifact_root: Path | None, sweep: str) -> None:
         self._events, self._uri, self._experiment = events, uri, experiment
@@ -97,26 +98,20 @@ class _Runs:
         self.experiment_id: str | None = None
 
     def open(self) -> str:
-        """Connect, find or create experiment and parent run; the parent run's id comes back."""
-        self._born = self._token_grid = 0
-        self._judged: dict[str, str] = {}
-        self._started: dict[str, Event] = {}
-        self._reported: dict[str, Event] = {}
+        """Connect, find or create experiment and parent run, and return the parent run's id."""
+        self._replay = Replay(self._events)
         self._trial_runs: dict[str, str] = {}
-        # Names and params of a trial stand in events that may lie far before the cursor.
-        for event, _ in read_events(self._events):
-            self._learn(event)
-        with alone(self._uri):
+        with database_lock(self._uri):
             self._client = connect(self._uri)
             self.experiment_id = self._find_experiment()
         tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
-        self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._born, tags)
+        self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._replay.born, tags)
         return self._parent
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """Take events in; neighbours of one trial go in one call."""
+        """Write events; adjacent events of one trial go in one call."""
         for event in events:
-            self._learn(event)
+            self._replay.apply(event)
         for of_trials, group in groupby(events, key=lambda event: "trial" in event):
             if of_trials:
                 by_trial: dict[str, list[Event]] = {}
@@ -128,21 +123,12 @@ class _Runs:
                 for event in group:
                     self._deliver_sweep(event)
 
-    def _learn(self, event: Event) -> None:
-        self._born = self._born or event["time"]
-        if event["event"] == "sweep_started":
-            self._token_grid, self._judged = (
-                event["token_grid"],
-                {"tokconv.protocol": str(protocol_of(event))},
-            )
-        elif event["event"] == "trial_started":
-            self._started.setdefault(event["trial"], event)
-        elif event["event"] == "trial_reported":
-            self._reported[event["trial"]] = event
+    def _protocol(self) -> dict[str, str]:
+        return {"tokconv.protocol": str(self._replay.protocol)}
 
     def _deliver_sweep(self, event: Event) -> None:
         if event["event"] == "sweep_started":
-            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()} | self._judged
+            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()} | self._protocol()
             tags["tokconv.store_fingerprint"] = event["store_fingerprint"]
             tags["mlflow.source.git.commit"] = event["git_commit"]
             self._set_state(self._parent, "running", "", tags)
@@ -164,11 +150,11 @@ class _Runs:
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
 
     def _place(self, path: str) -> str:
-        """A path as the record has it: relative to the sweep's directory, or absolute in older records."""
+        """Return the path of a record's entry: relative to the sweep's directory, or absolute in older records."""
         return str(self._events.parent / path)
 
     def _stop_running_trials(self, event: Event) -> None:
-        """A sweep that was cut off takes its trials along; each runs again when it is resumed."""
+        """Mark running trials as interrupted, since their sweep was; each runs again once the sweep is resumed."""
         wanted = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
         for run in self._client.search_runs([str(self.experiment_id)], wanted):
             self._set_state(run.info.run_id, "interrupted", "", end_time=event["time"])
@@ -191,31 +177,35 @@ class _Runs:
         for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
             ended = event["time"] if event["event"] == "trial_ended" else None
             state, reason = event.get("state", "running"), event.get("reason", "")
-            note = run_note(self._started[uid], self._token_grid, self._reported.get(uid), state, reason)
+            note = run_note(self._replay.trial(uid), self._replay.token_grid, state, reason)
             self._set_state(run_id, state, reason, {NOTE: note}, ended)
 
     def _trial_run(self, uid: str) -> str:
-        """The run of a trial, with its params, found or created."""
+        """Return the id of a trial's run, found or created with its params."""
         from mlflow.entities import Metric, Param
 
         if uid in self._trial_runs:
             return self._trial_runs[uid]
-        started, ratio = self._started[uid], self._started[uid]["ratio"]
+        trial = self._replay.trial(uid)
         # Confirmations are of another kind than trials, so that the prepared view lists the search alone.
-        kind = started.get("kind", "trial")
+        kind = "trial" if trial.confirms is None else "confirm"
         run_id = self._find_run(
             "tokconv.trial_uid",
             f"{self._sweep}/{uid}",
-            run_name(uid, ratio, self._token_grid),
-            started["time"],
-            {"tokconv.kind": kind, "tokconv.sweep": self._sweep, "mlflow.parentRunId": self._parent} | self._judged,
+            run_name(trial),
+            trial.started,
+            {
+                "tokconv.kind": kind,
+                "tokconv.sweep": self._sweep,
+                "mlflow.parentRunId": self._parent,
+                **self._protocol(),
+            },
         )
-        params = run_params(started, self._token_grid)
         self._client.log_batch(
             run_id,
-            # As a metric too: a param groups, a metric can be an axis. Known before the first epoch.
-            metrics=[Metric("compression_ratio", rounded(ratio), started["time"], 0)],
-            params=[Param(name, shown(value)) for name, value in params.items()],
+            # Also a metric: a param groups runs, a metric can be an axis. It is known before the first epoch.
+            metrics=[Metric("compression_ratio", rounded(trial.ratio), trial.started, 0)],
+            params=[Param(name, shown(value)) for name, value in run_params(trial).items()],
         )
         self._trial_runs[uid] = run_id
         return run_id
@@ -227,14 +217,14 @@ class _Runs:
         location = None
         if is_local(self._uri) and self._artifact_root is not None:
             location = (self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)).as_uri()
-        return self._client.create_experiment(self._experiment, location, tags={NOTE: DESCRIPTION})
+        return self._client.create_experiment(self._experiment, location, tags={NOTE: description()})
 
     def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
-        """A run by its uid; created when there is none.
+        """Return the id of the run of a uid, found or created.
 
-        Two machines may both have a sweep `demo-001` on one server: the moment it was started tells them apart.
+        Two machines may both have a sweep `demo-001` on one server: the time of its start distinguishes them.
         """
-        identity = {tag: uid, "tokconv.sweep_started": str(self._born)}
+        identity = {tag: uid, "tokconv.sweep_started": str(self._replay.born)}
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
         found = self._client.search_runs([str(self.experiment_id)], wanted, max_results=1)
         if found:
@@ -259,5 +249,5 @@ class _Runs:
         if Path(directory).is_dir():
             self._client.log_artifacts(run_id, directory, artifact_path)
         else:
-            # Somebody removed it before MLflow was reachable: no reason to hold back all later events.
+            # Somebody removed it before MLflow could be reached; later events must not wait for it.
             self._client.set_tag(run_id, MISSING, directory)

@@ -1,8 +1,8 @@
-"""The sweep in Weights & Biases, beside MLflow: a run for each trial, all in the sweep's group.
+"""Writes a sweep to Weights & Biases, in addition to MLflow: one run per trial, all in the sweep's group.
 
-A follower of the sweep's record, as MLflow is. A run has an id that follows from the sweep and the trial, so that
+It follows the sweep's record, as the MLflow writer does. The id of a run follows from the sweep and the trial, so that
 delivering twice adds nothing on a server; offline (WANDB_MODE=offline) it leaves one more directory of the same run.
-The key is W&B's own business (WANDB_API_KEY, `wandb login`) and in no spec.
+W&B finds its key by itself (WANDB_API_KEY, `wandb login`); no spec holds it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import import_extra
-from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.record.events import Event
 from tokconv.sweep.tracking.follower import Delivery, Follower
 from tokconv.sweep.tracking.mlflow_view import rounded, run_name, run_params, slug
+from tokconv.sweep.tracking.replay import Replay
 
 CURSOR = "wandb.cursor"
 
@@ -25,10 +26,10 @@ class WandbWriter:
 
     Args:
         events: the record's file.
-        project: where the runs are.
-        sweep: its unique name, the runs' group.
-        root: `wandb/`, W&B's own files, goes below it.
-        on_message: told when W&B first fails, from the writer's thread.
+        project: the project of the runs.
+        sweep: the sweep's unique name, the group of the runs.
+        root: W&B's own files go to `wandb/` below it.
+        on_message: called when W&B first fails, from the writer's thread.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class WandbWriter:
         )
 
     def close(self, timeout: float) -> Delivery:
-        """Deliver what is left, for at most `timeout` seconds. What then stays behind is delivered by `--resume`."""
+        """Deliver the rest, for at most `timeout` seconds. What then remains is delivered by `--resume`."""
         delivery = self._follower.close(timeout)
         if delivery.complete:
             self._runs.leave()
@@ -57,33 +58,21 @@ class _Runs:
     def open(self) -> str:
         self._wandb = import_extra("wandb", "wandb")
         self._open.clear()
-        self._born = 0
-        self._token_grid = 0
-        self._started: dict[str, Event] = {}
-        # What trials are stands in events that may lie far before the cursor.
-        for event, _ in read_events(self._events):
-            self._learn(event)
-        return f"{self._project}/{self._sweep}/{self._born}"
+        self._replay = Replay(self._events)
+        return f"{self._project}/{self._sweep}/{self._replay.born}"
 
     def deliver(self, events: Sequence[Event]) -> None:
         for event in events:
-            self._learn(event)
+            self._replay.apply(event)
             if event["event"] == "sweep_ended":
                 self.leave()
             elif "trial" in event:
                 self._deliver_trial(event)
 
     def leave(self) -> None:
-        """Finish the runs that are open; a trial's that has not ended is opened again when the sweep goes on."""
+        """Finish the open runs; the run of an unfinished trial is opened again once the sweep goes on."""
         for uid in list(self._open):
             self._finish(uid)
-
-    def _learn(self, event: Event) -> None:
-        self._born = self._born or event["time"]
-        if event["event"] == "sweep_started":
-            self._token_grid = event["token_grid"]
-        elif event["event"] == "trial_started":
-            self._started.setdefault(event["trial"], event)
 
     def _deliver_trial(self, event: Event) -> None:
         uid, run = event["trial"], self._run(event["trial"])
@@ -92,7 +81,7 @@ class _Runs:
             run.log(figures, step=event["epoch"])
         elif event["event"] == "trial_ended":
             run.summary.update({"state": event["state"], "reason": event.get("reason", "")})
-            # A complete one's compressor follows; opening its run again for it would take a second.
+            # The compressor of a complete trial follows; opening its run again would take a second.
             if event["state"] != "complete":
                 self._finish(uid)
         elif event["event"] == "trial_artifacts":
@@ -105,15 +94,15 @@ class _Runs:
 
     def _run(self, uid: str) -> Any:
         if uid not in self._open:
-            started = self._started[uid]
-            identity = f"{self._sweep} {self._born} {uid}"
+            trial = self._replay.trial(uid)
+            identity = f"{self._sweep} {self._replay.born} {uid}"
             self._open[uid] = self._wandb.init(
                 project=self._project,
                 group=self._sweep,
-                job_type=started.get("kind", "trial"),
+                job_type="trial" if trial.confirms is None else "confirm",
                 id=hashlib.sha256(identity.encode()).hexdigest()[:16],
-                name=run_name(uid, started["ratio"], self._token_grid),
-                config=run_params(started, self._token_grid),
+                name=run_name(trial),
+                config=run_params(trial),
                 resume="allow",
                 reinit="create_new",
                 dir=str(self._root),
