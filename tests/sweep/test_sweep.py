@@ -1,4 +1,4 @@
-"""Whole sweeps on real Ray, Optuna and MLflow, small: results, equality of runners, failures, resuming."""
+"""Whole small sweeps on real Ray, Optuna and MLflow: results, equality of runners, failures, resuming."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.towers import write_vit_b_16
 
 import tokconv
 from tokconv.config.overrides import with_values
-from tokconv.encoding.progress import open_store
+from tokconv.encoding.console import encode_and_print
 from tokconv.errors import ConfigError, SpecError, SweepError
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.verdicts import judge
@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path) -> None:
-    # Four epochs may or may not beat every baseline; what is tested is that all of it arrives.
+    # Four epochs may or may not beat every baseline; the test is about everything that a sweep writes.
     result = run_sweep(parse_spec(spec(root)), allow_unproven=True)
     assert [trial.state for trial in result.trials.values()] == ["complete"] * 4
     assert [verdict.grid for verdict in result.verdicts] == [4, 8]
@@ -73,7 +73,7 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
         assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"compressor", "reconstruction.png"}
     for grid in (4, 8):
         (version,) = client.search_model_versions(f"name = 'tokconv-tiny-{grid}x{grid}'")
-        # One seed proves nothing: registered, but no champion by alias.
+        # One seed proves nothing: the model is registered, but does not get the alias.
         assert version.tags["tokconv.evidence"] in ("unconfirmed", "unproven")
         assert not version.aliases
         assert version.run_id == by_uid[champions(result.directory)[str(grid)]["trial"]].info.run_id
@@ -83,11 +83,11 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
 def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a driver that is busy while a trainer ends hears its last report all the same."""
-    heard = Listener.on_trial_result
+    """A driver that is busy while a trainer ends still receives the last report."""
+    on_trial_result = Listener.on_trial_result
 
     def slow(self: Listener, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any]) -> None:
-        heard(self, iteration, trials, trial, result)
+        on_trial_result(self, iteration, trials, trial, result)
         time.sleep(8 if result.get("epoch") == 3 else 0)
 
     one = {"trials": 2, "search": {"loss.weights.wgan": {"choice": [0.01]}, "training.n_critic": {"choice": [2, 1]}}}
@@ -100,7 +100,7 @@ def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(
         other = nested.trials[uid]
         assert trial.values == other.values
         plain = run_trial(
-            with_values(config, trial.values), open_store(config), LocalRuntime(tmp_path / uid, device="cpu")
+            with_values(config, trial.values), encode_and_print(config), LocalRuntime(tmp_path / uid, device="cpu")
         )
         assert _timeless(trial.history) == _timeless(other.history) == _timeless(plain.history)
 
@@ -168,7 +168,7 @@ def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, ru
 
 
 @pytest.mark.slow
-def test_photographs_seen_by_a_vit_b_16_can_be_swept(tmp_path: Path) -> None:
+def test_a_sweep_runs_on_photographs_and_a_vit_b_16(tmp_path: Path) -> None:
     tower = write_vit_b_16(tmp_path / "vit-b-16")
     plain = spec(
         tmp_path, name="photographs", trials=2, search={"model.compressor.output_grid_size": {"choice": [4, 7]}}
@@ -181,7 +181,7 @@ def test_photographs_seen_by_a_vit_b_16_can_be_swept(tmp_path: Path) -> None:
         f"model.clip.model_name={tower}",
         "training.epochs=1",
     ]
-    # One epoch on a tower that was never trained beats no baseline; what is tested is that all of it runs.
+    # One epoch on an untrained tower beats no baseline; the test is about the whole chain.
     result = run_sweep(parse_spec(plain), allow_unproven=True)
     assert [trial.state for trial in result.trials.values()] == ["complete"] * 2
     for verdict in result.verdicts:
@@ -195,8 +195,8 @@ def test_photographs_seen_by_a_vit_b_16_can_be_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_spec_twice_has_the_same_trials_and_figures(root: Path) -> None:
-    """One trial at a time, on one machine; with several at a time the order of their ends guides the search."""
+def test_running_a_spec_twice_gives_the_same_trials_and_figures(root: Path) -> None:
+    """One trial at a time, on one machine: with several at a time, the order in which they end guides the search."""
     changes = {"concurrency": 1, "trials": 3, "search": {"training.learning_rate": {"log": [1e-4, 1e-2]}}}
     first, second = (run_sweep(parse_spec(spec(root, name=f"again-{n}", **changes))) for n in range(2))
     assert [trial.values for trial in first.trials.values()] == [trial.values for trial in second.trials.values()]
@@ -213,7 +213,7 @@ def test_the_budget_of_a_finished_sweep_can_grow(root: Path) -> None:
     search = {**spec(root)["search"], "model.compressor.output_grid_size": {"choice": [8]}}
     narrower = run_sweep(parse_spec(spec(root, name="grows", trials=5, search=search)), resume=True)
     assert [trial.values["model.compressor.output_grid_size"] for trial in narrower.trials.values()][3:] == [8, 8]
-    assert {verdict.grid for verdict in narrower.verdicts} == {4, 8}, "what ran before stays in the table"
+    assert {verdict.grid for verdict in narrower.verdicts} == {4, 8}, "earlier trials stay in the table"
     with pytest.raises(SweepError, match="search: differs"):
         run_sweep(parse_spec(spec(root, name="grows", search={})), resume=True)
 
@@ -243,7 +243,7 @@ def test_a_sweep_judged_by_another_protocol_is_not_resumed(tmp_path: Path, proto
     ("metric", "num_classes", "message"),
     [("val/reader_kept", 0, "needs labels"), ("val/cka", 2, "needs 12 held-out images, and .* has 10")],
 )
-def test_figures_that_a_store_cannot_have_are_refused(
+def test_objectives_that_the_store_cannot_measure_are_refused(
     tmp_path: Path, metric: str, num_classes: int, message: str
 ) -> None:
     store = write_store(tmp_path / "store", num_classes=num_classes)
@@ -262,7 +262,7 @@ def test_a_probe_needs_a_label_among_the_held_out_images(tmp_path: Path) -> None
         check_figures(judged, store)
 
 
-def test_the_judgement_of_a_record_needs_no_sweep(tmp_path: Path) -> None:
+def test_a_grid_without_trials_has_no_champion(tmp_path: Path) -> None:
     assert judge([], parse_spec(spec(tmp_path)).champion, 24, {4: {}})[0].champion is None
 
 

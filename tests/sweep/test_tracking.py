@@ -341,7 +341,7 @@ def test_a_confirmation_is_a_run_of_its_own_kind_and_holds_the_model(root: Path,
     assert parent.data.tags["tokconv.evidence.2x2"] == "proven, 3 seeds"
 
 
-def test_a_champion_no_longer_proven_loses_the_alias_and_an_unproven_one_never_gets_it(
+def test_a_champion_no_longer_proven_loses_the_alias_and_an_unproven_one_gets_none(
     root: Path, export: Path
 ) -> None:
     def alias() -> str | None:
