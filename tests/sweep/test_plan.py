@@ -10,12 +10,14 @@ import torch
 
 from tokconv.cli.main import main
 from tokconv.config.overrides import compose
+from tokconv.encoding.pipeline import encode
 from tokconv.errors import ConfigError, DataError
 from tokconv.models.registry import build_compressor, build_decoder
 from tokconv.sweep.plan.plan import Accelerator, SweepPlan, epochs_share, plan_sweep
 from tokconv.sweep.plan.space import draw_points
 from tokconv.sweep.plan.text import plan_text
 from tokconv.sweep.plan.tokens import plan_tokens
+from tokconv.sweep.record.layout import stores_place
 from tokconv.sweep.spec.file import load_spec, parse_spec
 from tokconv.training.flops import count
 from tokconv.training.networks import TokenShape, network_arguments
@@ -101,6 +103,18 @@ def test_the_demos_plan_agrees_with_its_spec(monkeypatch: pytest.MonkeyPatch, tm
     assert plan.tokens.store is None
     assert plan.steps_per_epoch == plan.tokens.train_images // 32
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_below_the_specs_storage_is_found(tiny: dict[str, object], tmp_path: Path) -> None:
+    """The plan looks where the sweep puts it."""
+    storage = tmp_path / "elsewhere"
+    spec = parse_spec(tiny | {"base": ["data=digits", "data.subset=32"], "storage": str(storage)})
+    assert plan_tokens(spec.base_config(), stores_place(str(storage))).store is None
+    store = encode(spec.base_config(), stores=stores_place(str(storage)))
+    plan = plan_sweep(spec, GPU)
+    assert plan.tokens.store is not None
+    assert plan.tokens.store.path == store.path
+    assert store.path.parent == storage / "stores"
 
 
 def test_hours_are_flops_over_speed(tiny: dict[str, object]) -> None:

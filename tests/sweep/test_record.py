@@ -125,6 +125,18 @@ def test_an_event_of_an_unknown_trial_is_refused_before_it_is_written(open_recor
     assert path.read_bytes() == b""
 
 
+def test_events_of_an_older_version_give_the_grid_by_the_ratio(open_record: Open, path: Path) -> None:
+    record = open_record(path)
+    with pytest.raises(SweepError, match="00000 has no grid"):
+        record.append("trial_started", trial="00000", values={}, ratio=16.0)
+    assert path.read_bytes() == b""
+    record.append("sweep_started", token_grid=24)
+    record.append("trial_started", trial="00000", values={}, ratio=16.0)
+    record.append("trial_started", trial="00001", values={"model.compressor.output_grid_size": 5}, ratio=576 / 25)
+    for known in (record, open_record(path)):
+        assert [(trial.grid, trial.ratio) for trial in known.trials.values()] == [(6, 16.0), (5, 576 / 25)]
+
+
 def test_a_full_disk_leaves_no_half_line(open_record: Open, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = open_record(path)
     start(record)

@@ -21,7 +21,7 @@ from tokconv.sweep.record import lease as leases
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import LEASE, Lease
-from tokconv.sweep.record.remote import RemoteRoot, kept, open_root
+from tokconv.sweep.record.remote import RemoteRoot, mirrored, open_root
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
@@ -160,7 +160,7 @@ def test_two_drivers_do_not_work_on_one_sweep(
     (place / LEASE).write(json.dumps({"id": "x", "host": "elsewhere", "pid": 1, "beat": 7}).encode())
     with Lease(place) as taken:
         assert taken.held
-        assert "a driver on elsewhere did not say that it ended" in capsys.readouterr().out
+        assert "a driver on elsewhere has not signed off" in capsys.readouterr().out
         # And when it comes back, whoever finds out stops.
         (place / LEASE).write(json.dumps({"id": "x", "host": "elsewhere", "pid": 1, "beat": 8}).encode())
         with pytest.raises(KeyboardInterrupt):
@@ -227,7 +227,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepDirectory:
     directory.journal.write_text('{"op": 1}\n')
     record.append("trial_started", trial="00000", values={}, grid=2, ratio=4.0)
     record.append("trial_reported", trial="00000", epoch=1, figures={"val/fvu": 0.3, "epoch": 1}, checkpoint=None)
-    with kept(directory, record):
+    with mirrored(directory, record):
         pass
     record.close()
     return directory
@@ -249,13 +249,13 @@ def test_the_newest_truth_is_gone_on_from(
     assert (other.events.read_bytes(), other.spec.read_text()) == (first, "name: tiny\n")
     assert other.journal.read_bytes() == shared.journal.read_bytes()
     record = Record(other.events)
-    with kept(other, record):
+    with mirrored(other, record):
         record.append("trial_ended", trial="00000", state="complete")
     record.close()
     # The first one comes back: what it alone knew is not the sweep any more.
     monkeypatch.setenv(CACHE, str(tmp_path / "one"))
     late = Record(shared.events)
-    with pytest.raises(SweepError, match="another driver went on with it"), kept(shared, late):
+    with pytest.raises(SweepError, match="another driver went on with it"), mirrored(shared, late):
         pass
     late.close()
     assert open_root(url).newest("tiny").events.read_bytes() == other.events.read_bytes()
@@ -267,7 +267,7 @@ def test_what_the_mirror_missed_is_read_from_checkpoints(shared: SweepDirectory)
     (shared.remote / "trials/00000/epoch-0003/state.json").write(json.dumps({"history": rows}).encode())
     (shared.remote / "trials/00001/epoch-0002/state.json").write(b"{}")
     record = Record(shared.events)
-    with kept(shared, record):
+    with mirrored(shared, record):
         assert [row["epoch"] for row in record.trials["00000"].history] == [1, 2, 3]
         assert record.trials["00000"].figures["val/fvu"] == 1 / 3
         assert record.trials["00000"].checkpoint == f"{shared.remote}/trials/00000/epoch-0003"
@@ -278,7 +278,7 @@ def test_what_the_mirror_missed_is_read_from_checkpoints(shared: SweepDirectory)
 @pytest.mark.parametrize(
     ("storage", "message"),
     [
-        ("s3://key:s3cr3t@bucket/runs", "storage: the s3 URL holds credentials"),
+        ("s3://key:s3cr3t@bucket/runs", "storage: the s3 URL contains credentials"),
         ("s3://tokconv/runs", "AWS_ENDPOINT_URL"),
         ("gs://bucket/runs", "pip install gcsfs"),
     ],

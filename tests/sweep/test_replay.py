@@ -19,7 +19,7 @@ from tokconv.sweep.spec.schema import EarlyStopping, Spec
 from tokconv.system.files import write_text
 
 GRIDS = (4, 6)
-POOLING = {576 / grid**2: (0.1, 0.11) for grid in GRIDS}
+POOLING = dict.fromkeys(GRIDS, (0.1, 0.11))
 FIGURE = st.integers(1, 9).map(lambda n: n / 100)
 RULES = st.builds(EarlyStopping, min_epochs=st.integers(1, 10), reduction=st.integers(2, 20))
 
@@ -39,7 +39,7 @@ def chain(count: int) -> list[TrialRecord]:
 def test_without_a_rule_nothing_is_saved_and_nothing_is_lost(trials: list[TrialRecord]) -> None:
     found = replay(trials, None, pooling=POOLING, orders=3)
     assert found.saved == found.lost_to_pooling == found.lost_to_worst == (0, 0, 0)
-    assert found.best_kept == 1
+    assert found.best_survives == 1
 
 
 @given(sweeps(), RULES, st.sampled_from([AXES, AXES[:1], AXES[1:]]), st.integers(1, 5))
@@ -81,16 +81,16 @@ def test_the_best_trial_stopped_early_costs_what_it_alone_dominated() -> None:
     last_of_all = 1 - (0.08 * 0.09) / (0.09 * 0.10)
     assert found.lost_to_pooling[1:] == pytest.approx((0, last_of_all))
     # It is saved only where it comes first, one order in nine, and finds nobody at the rung.
-    assert found.best_kept == pytest.approx(1 / 9, abs=0.08)
+    assert found.best_survives == pytest.approx(1 / 9, abs=0.08)
 
 
 def test_comparing_both_figures_keeps_a_front_that_one_figure_cuts() -> None:
     trials = [trial(f"{i:05d}", fvu=0.01 + 0.005 * i, swd=0.09 - 0.005 * i) for i in range(12)]
     rule = EarlyStopping(min_epochs=1, reduction=3)
     both = replay(trials, rule, pooling=POOLING, orders=50)
-    alone = [replay(trials, rule, axes=(axis,), pooling=POOLING, orders=50) for axis in AXES]
+    each = [replay(trials, rule, axes=(axis,), pooling=POOLING, orders=50) for axis in AXES]
     assert both.saved == both.lost_to_pooling == (0, 0, 0)
-    assert all(found.saved[0] > 0.2 and found.lost_to_pooling[0] > 0.1 for found in alone)
+    assert all(found.saved[0] > 0.2 and found.lost_to_pooling[0] > 0.1 for found in each)
 
 
 def test_a_harder_rule_saves_more_of_a_chain() -> None:
@@ -109,6 +109,9 @@ def write_sweep(directory: Path, trials: list[TrialRecord], *, report: bool = Tr
         if found.state != "running":
             record.append("trial_ended", trial=found.uid, state=found.state)
     record.append("trial_started", trial="c06-1", values={}, grid=6, ratio=16.0, kind="confirm", confirms="00000")
+    record.append("trial_reported", trial="c06-1", epoch=1, figures={"val/fvu": 0.1, "val/swd": 0.1})
+    record.append("trial_started", trial="c06-1", values={}, grid=6, ratio=16.0, kind="confirm", confirms="00000")
+    record.append("trial_ended", trial="c06-1", state="complete")
     record.close()
     write_text(directory / "spec.yaml", to_yaml(Spec(name="full", trials=4, concurrency=2)))
     if report:
@@ -122,7 +125,7 @@ def test_a_sweep_on_disk_is_read_without_its_confirmations_and_its_divergences(t
     before = (write_sweep(tmp_path, trials) / "events.jsonl").read_bytes()
     found, pooling, concurrency = load_complete(tmp_path)
     assert [each.uid for each in found] == [each.uid for each in chain(6)]
-    assert pooling == {16.0: (0.1, 0.11)}
+    assert pooling == {6: (0.1, 0.11)}
     assert concurrency == 2
     assert (tmp_path / "events.jsonl").read_bytes() == before
 

@@ -235,7 +235,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (_group(gpus_per_worker=0.5), "resources.gpus_per_worker: got 0.5 with 3 workers; NCCL refuses two workers"),
         (_group(), "training.batch_size: 32 is not a multiple of resources.workers, 3"),
         (_group(search={"int": [30, 33]}), "training.batch_size: 31 is not a multiple of resources.workers, 3"),
-        (changed("storage", "s3://key:secret@bucket/runs"), "storage: the s3 URL holds credentials"),
+        (changed("storage", "s3://key:secret@bucket/runs"), "storage: the s3 URL contains credentials"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_with_what_is_allowed(tree: Any, message: str) -> None:

@@ -1,1 +1,1 @@
-"""What a sweep takes, before it runs."""
+"""The plan of a sweep: what it will take, before it runs."""

@@ -1,11 +1,11 @@
-"""What a sweep will take, said before anything runs: trials, epochs, store, accelerator hours, storage, memory.
+"""The plan of a sweep before anything runs: trials, epochs, store, accelerator hours, storage, memory.
 
     a step             FLOPs / (peak * utilisation), or the seconds it took on the device at hand
-    a trial            start + epochs * (steps / its share of accelerators + reading its tokens + evaluation)
+    a trial            start + epochs * (steps / its share of accelerators + reading tokens + evaluation)
     accelerator hours  a trial's hours * its accelerators, summed over trials and confirmations
 
-FLOPs, seconds and bytes come from real training steps of the networks that the search can build. What is assumed is
-listed with the plan. `tokconv.sweep.plan.text` prints it.
+FLOPs, seconds and bytes come from real training steps of the networks that the search can build. The plan lists its
+assumptions. `tokconv.sweep.plan.text` formats it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tokconv.store.sample import MAX_IMAGES as MAX_FITTED
 from tokconv.sweep.plan.space import GridCost, draw_points, space_cost
 from tokconv.sweep.plan.tokens import PlannedTokens, plan_tokens
 from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.layout import stores_place
 from tokconv.sweep.search.early_stopping import AXES
 from tokconv.sweep.search.replay import replay
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
@@ -35,26 +36,26 @@ from tokconv.system.devices import resolve_device
 from tokconv.training.step_cost import StepMeter, evaluation_seconds, read_seconds
 
 START_SECONDS = {"torch_trainer": 12.0, "inline": 2.0}
-"""Of a trial's processes; measured on 2 CPU cores, overlapping with nothing."""
+"""Seconds until a trial's processes have started; measured on 2 CPU cores without other work."""
 UTILISATION = 0.3
 READ_GBS = 2.0
 REGRESSIONS = 2 + len(SELECTIONS)
-"""Baselines whose decoders are fitted from cells to windows at once."""
+"""Baselines whose decoders are regressions from cells to windows, fitted at the same time."""
 ORDERS, MAX_SIMULATED = 20, 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """What trials are planned on: by its data sheet, or, without `tflops`, the device at hand, timed."""
+    """The accelerator of a plan: described by its data sheet or, without `tflops`, this machine's device, timed."""
 
     tflops: float | None = None
-    """Peak of one, at the precision of training."""
+    """Peak of one accelerator at the precision of training, in TFLOP/s."""
     utilisation: float = UTILISATION
-    """Share of the peak that training reaches: small convolutions, norms and optimizers are bound by memory."""
+    """Share of the peak that training reaches; small convolutions, norms and optimizers are bound by memory."""
     gpus: float | None = None
-    """How many there are; None: as many as the spec's concurrency can use."""
+    """Number of accelerators; None: as many as the spec's concurrency can use."""
     read_gbs: float = READ_GBS
-    """GB/s at which one worker reads tokens, from a local disk or the page cache."""
+    """GB per second at which one worker reads tokens from a local disk or the page cache."""
 
     def __post_init__(self) -> None:
         for name in ("tflops", "utilisation", "gpus", "read_gbs"):
@@ -67,48 +68,48 @@ class Accelerator:
 
 @dataclass(frozen=True, kw_only=True)
 class GridPlan:
-    """One grid: a step, an epoch and a trial, means over the search space."""
+    """The cost of a step and an epoch at one grid, as means over the search space."""
 
     cost: GridCost
     step_seconds: float
-    """On one whole accelerator, or on the CPUs of one worker."""
+    """Seconds of a step on one whole accelerator, or on the CPUs of one worker."""
     epoch_seconds: float
-    """Of a trial, with evaluation and reading, on its share of accelerators."""
+    """Seconds of a trial's epoch, with evaluation and reading, on its share of accelerators."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """Hours and bytes of a whole sweep."""
+    """The hours and bytes of a whole sweep."""
 
     spec: Spec
     accelerator: Accelerator
     where: str
-    """The device that was timed, or what was given."""
+    """The device that was timed, or the given accelerator."""
     tokens: PlannedTokens
     grids: tuple[GridPlan, ...]
     trials: int
     confirmations: int
     epochs: int
-    """Of a trial that runs to its end."""
+    """Epochs of a trial that runs to its end."""
     share: tuple[float, float]
-    """Of the trials' epochs that early stopping leaves, at least and at most."""
+    """Share of the trials' epochs that early stopping leaves: the least and the most."""
     batch_size: int
     steps_per_epoch: int
     read_seconds: float
-    """Of the tokens of an epoch, by one trial."""
+    """Seconds in which one trial reads the tokens of an epoch."""
     assumed: tuple[str, ...]
 
     @property
     def accelerators_of_a_trial(self) -> float:
-        """GPUs, or CPUs when there are none."""
+        """GPUs per trial, or CPUs if it uses none."""
         return _accelerators(self.spec)
 
     def trial_seconds(self, grid: GridPlan, *, share: float = 1.0) -> float:
-        """Of one trial that runs this share of its epochs."""
+        """Return the seconds of one trial that runs this share of its epochs."""
         return START_SECONDS[self.spec.resources.runner] + share * self.epochs * grid.epoch_seconds
 
     def hours(self, share: float) -> float:
-        """Accelerator hours of the sweep when trials run this share of their epochs; confirmations run them all."""
+        """Return the accelerator hours of the sweep if trials run this share of their epochs; confirmations run all."""
         seconds = self.trials * fmean(self.trial_seconds(grid, share=share) for grid in self.grids)
         seconds += self.confirmations * fmean(map(self.trial_seconds, self.grids))
         return seconds * self.accelerators_of_a_trial / 3600
@@ -120,24 +121,24 @@ class SweepPlan:
         return most if self.accelerator.gpus is None else min(most, self.accelerator.gpus)
 
     def flops(self, share: float) -> float:
-        """Of all training."""
+        """Return the FLOPs of all training."""
         epochs = self.epochs * (self.trials * share + self.confirmations)
         images = epochs * self.steps_per_epoch * self.batch_size
         return images * fmean(grid.cost.flops for grid in self.grids)
 
     @property
     def checkpoint_bytes(self) -> float:
-        """One kept for every trial and confirmation."""
+        """Bytes of the checkpoints: one per trial and confirmation."""
         return (self.trials + self.confirmations) * fmean(grid.cost.checkpoint_bytes for grid in self.grids)
 
     @property
     def artifact_bytes(self) -> float:
-        """Compressor and decoder of each that may run to its end, in the sweep's directory and again in MLflow."""
+        """Bytes of the compressors and decoders of complete trials, in the sweep's directory and again in MLflow."""
         return 2 * (self.trials + self.confirmations) * fmean(grid.cost.export_bytes for grid in self.grids)
 
     @property
     def driver_bytes(self) -> float:
-        """What fitting the baselines holds at the widest window: regressions in float64, and a sample of windows."""
+        """Memory of fitting the baselines at the widest window: regressions in float64, and a sample of windows."""
         shape, smallest = self.tokens.shape, min(grid.cost.grid for grid in self.grids)
         width = math.ceil(shape.token_grid / smallest) ** 2 * shape.dim
         sample = 4 * width * smallest**2 * min(MAX_FITTED, self.tokens.train_images)
@@ -149,15 +150,15 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
     """Plan a sweep; nothing is encoded and nothing is written.
 
     Raises:
-        ConfigError: a grid that does not fit the tower.
-        DataError: a tower or images that are neither here nor of published size.
+        ConfigError: a grid does not fit the tower.
+        DataError: the tower or the images are neither on this machine nor of published size.
 
     Example:
         >>> plan_sweep(load_spec(Path("sweeps/demo.yaml"))).trials    # doctest: +SKIP
         12
     """
     accelerator, config = accelerator or Accelerator(), spec.base_config()
-    tokens = plan_tokens(config)
+    tokens = plan_tokens(config, stores_place(spec.storage))
     for grid in spec.grids():
         check_output_grid(grid, tokens.shape.token_grid)
     batch = min(config.training.batch_size, tokens.train_images)
@@ -174,14 +175,16 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
     grids = []
     for cost, judged in zip(costs, evaluation, strict=True):
         step = _step_seconds(cost, accelerator, batch)
-        # Rank 0 evaluates alone.
+        # Only rank 0 evaluates.
         held_out = judged if judged is not None else min(MAX_IMAGES, tokens.val_images) * step / batch
         epoch = steps * step / _speed(spec, spec.resources.workers) + held_out / _speed(spec, 1) + read
         grids.append(GridPlan(cost=cost, step_seconds=step, epoch_seconds=epoch))
     if not timed:
         assumed.append(f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)")
     elif spec.resources.gpus_per_worker and device.type == "cpu":
-        assumed.append("the spec asks for GPUs and there is none here: hours are of this CPU; give --tflops")
+        assumed.append(
+            "the spec asks for GPUs and this machine has none: the hours are those of its CPU; give --tflops"
+        )
     trials = min(spec.trials, len(draw_points(spec))) if spec.sampler.kind == "grid" else spec.trials
     assumed.append(f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start")
     return SweepPlan(
@@ -202,36 +205,36 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
 
 
 def epochs_share(spec: Spec, trials: int) -> tuple[float, float]:
-    """Share of the trials' epochs that early stopping leaves, by its own rule on made-up figures.
+    """Return the least and the most of the trials' epochs that early stopping leaves, by its rule on simulated figures.
 
-    At least, when fvu and swd agree on every trial, and at most, when they have nothing to do with each other, which
-    makes more trials that nothing dominates; means over random orders. For the demo with 24 trials this says 70 to 76 %
-    (reduction 2) and 64 to 71 % (3); `tokconv replay` of its real trials found 68 and 54 %.
+    The least is left if fvu and swd agree on every trial, the most if they are independent, because then nothing
+    dominates more of the trials; both are means over random orders. For the demo with 24 trials this predicts 70 to
+    76 % (reduction 2) and 64 to 71 % (3); `tokconv replay` of its real trials found 68 and 54 %.
     """
     if spec.early_stopping is None:
         return 1.0, 1.0
     epochs, found = spec.base_config().training.epochs, []
     for agree in (True, False):
         draw = Random(0)
-        records = [_made_up(number, spec, epochs, agree, draw) for number in range(min(trials, MAX_SIMULATED))]
-        outcome = replay(records, spec.early_stopping, concurrency=spec.concurrency, orders=ORDERS)
-        found.append(1 - outcome.saved[0])
+        records = [_simulated(number, spec, epochs, agree, draw) for number in range(min(trials, MAX_SIMULATED))]
+        result = replay(records, spec.early_stopping, concurrency=spec.concurrency, orders=ORDERS)
+        found.append(1 - result.saved[0])
     return min(found), max(found)
 
 
-def _made_up(number: int, spec: Spec, epochs: int, agree: bool, draw: Random) -> TrialRecord:
+def _simulated(number: int, spec: Spec, epochs: int, agree: bool, draw: Random) -> TrialRecord:
     grids = spec.grids()
-    ratio = float(grids[number % len(grids)])
+    grid = grids[number % len(grids)]
     first = draw.random()
     figures = dict(zip(AXES, (first, first if agree else draw.random()), strict=True))
-    history = [{**figures, "epoch": epoch, "compression_ratio": ratio} for epoch in range(1, epochs + 1)]
-    return TrialRecord(uid=str(number), values={}, ratio=ratio, started=0, state="complete", history=history)
+    history = [{**figures, "epoch": epoch, "compression_ratio": float(grid)} for epoch in range(1, epochs + 1)]
+    return TrialRecord(str(number), {}, grid, float(grid), started=0, state="complete", history=history)
 
 
 def _evaluation(
     spec: Spec, cost: GridCost, tokens: PlannedTokens, device: torch.device, timed: bool, assumed: list[str]
 ) -> float | None:
-    """Seconds of one epoch's figures, None when they cannot be measured."""
+    """Return the seconds of one epoch's figures; None if they cannot be measured."""
     if timed and tokens.store is not None:
         config = with_values(spec.base_config(), {GRID_KEY: cost.grid})
         return evaluation_seconds(config, tokens.store, device=device)
@@ -242,10 +245,10 @@ def _evaluation(
 
 
 def _read_seconds(tokens: PlannedTokens, accelerator: Accelerator, timed: bool, assumed: list[str]) -> float:
-    """Of one image."""
+    """Return the seconds in which one image's tokens are read."""
     if timed and tokens.store is not None:
         return read_seconds(tokens.store)
-    assumed.append(f"a worker reads {accelerator.read_gbs:g} GB of tokens a second (--read-gbs)")
+    assumed.append(f"a worker reads {accelerator.read_gbs:g} GB of tokens per second (--read-gbs)")
     return tokens.image_bytes / (accelerator.read_gbs * 1e9)
 
 
@@ -257,7 +260,7 @@ def _step_seconds(cost: GridCost, accelerator: Accelerator, batch: int) -> float
 
 
 def _speed(spec: Spec, workers: int) -> float:
-    """How many times as fast as what was timed: several workers are faster, a share of a GPU is slower."""
+    """Return the speed relative to what was timed: several workers are faster, a share of a GPU is slower."""
     return workers * (spec.resources.gpus_per_worker or 1)
 
 
@@ -276,7 +279,7 @@ def _where(device: torch.device, accelerator: Accelerator, spec: Spec) -> str:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """As many as a worker will have."""
+    """Give torch as many threads as a worker will have."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

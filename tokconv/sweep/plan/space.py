@@ -1,7 +1,7 @@
-"""What the trials of a search space cost at every grid: the mean over random points of the space.
+"""The cost of a trial at every grid: the mean over random points of the search space.
 
-Each network the points can build takes a few real training steps (`tokconv.training.step_cost`). Points that compute
-the same share one measurement, and `training.n_critic`, in which the cost is linear, needs two.
+Every network that the points can build runs a few real training steps (`tokconv.training.step_cost`). Points that
+compute the same share one measurement. The cost is linear in `training.n_critic`, which needs two.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ FREE = {
     *("training.learning_rate", "training.critic_learning_rate", "training.seed", "training.grad_clip"),
     *("loss.wgan.start", "model.compressor.init", N_CRITIC),
 }
-"""Keys whose value changes nothing that a step computes, and the one that is told apart."""
+"""Keys whose value does not change what a step computes, and n_critic, which is measured separately."""
 SWITCHES = ("loss.weights.", "loss.wgan.lambda_gp")
-"""Keys that matter only by being 0 or not."""
+"""Keys of which only matters whether they are 0."""
 Measure = Callable[[Config], StepCost]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridCost:
-    """Means over the points of one grid."""
+    """The mean cost over the points of one grid."""
 
     grid: int
     parameters: float
     checkpoint_bytes: float
     export_bytes: float
     flops: float
-    """Of a training step, an image."""
+    """FLOPs of a training step, per image."""
     seconds: float | None
-    """Of a training step, where it was timed."""
+    """Seconds of a training step; None if it was not timed."""
 
 
 def space_cost(spec: Spec, measure: Measure) -> tuple[GridCost, ...]:
-    """The mean cost of a trial at every grid of a spec.
+    """Return the mean cost of a trial at every grid of a spec.
 
     Args:
-        measure: what one config costs.
+        measure: returns the cost of one config.
     """
     space = _Space(spec.base_config(), measure)
     points = draw_points(spec)
@@ -58,7 +58,7 @@ def space_cost(spec: Spec, measure: Measure) -> tuple[GridCost, ...]:
 
 
 def draw_points(spec: Spec, count: int = POINTS) -> list[dict[str, Any]]:
-    """Random points of the search space, the same every time; of a grid sampler all of them."""
+    """Return random points of the search space, the same every time; every point for a grid sampler."""
     if spec.sampler.kind == "grid":
         return grid_points(spec)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -68,7 +68,7 @@ def draw_points(spec: Spec, count: int = POINTS) -> list[dict[str, Any]]:
 
 
 class _Space:
-    """The costs of points, each kind of step measured once."""
+    """The costs of points; each kind of step is measured once."""
 
     def __init__(self, base: Config, measure: Measure) -> None:
         self._base, self._measure = base, measure
@@ -77,19 +77,19 @@ class _Space:
     def cost(self, point: Mapping[str, Any]) -> StepCost:
         wanted = int(point.get(N_CRITIC, get(self._base, N_CRITIC)))
         if point.get(WGAN, get(self._base, WGAN)) == 0:
-            # Without a critic its updates do not matter.
+            # Without a critic the number of its updates does not matter.
             return self._at(point, 1)
         one, two = self._at(point, 1), self._at(point, 2)
 
         def at(first: float, second: float) -> float:
-            # Timing noise must not make an update gain time.
+            # Timing noise must not give an update a negative cost.
             return first + (wanted - 1) * max(0.0, second - first)
 
         seconds = None if one.seconds is None or two.seconds is None else at(one.seconds, two.seconds)
         return dataclasses.replace(one, flops=at(one.flops, two.flops), seconds=seconds)
 
     def _at(self, point: Mapping[str, Any], n_critic: int) -> StepCost:
-        # What a step computes, as far as it depends on the point.
+        # The part of the point on which a step's computation depends.
         parts = {
             key: bool(value) if key.startswith(SWITCHES) else value for key, value in point.items() if key not in FREE
         }

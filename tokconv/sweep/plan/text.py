@@ -11,7 +11,7 @@ GRID_ROW = "{:>8} {:>12} {:>15} {:>12} {:>14} {:>16}"
 
 
 def plan_text(plan: SweepPlan) -> str:
-    """Everything a person decides by before a sweep starts, and at the end what of it is assumed."""
+    """Return everything that a person needs to decide on a sweep before it starts, and last the assumptions."""
     spec, tokens = plan.spec, plan.tokens
     low, high = plan.share
     stopping = (
@@ -27,11 +27,11 @@ def plan_text(plan: SweepPlan) -> str:
         f"{tokens.shape.token_grid**2} tokens of {tokens.shape.dim} channels",
         f"store          {data_size(tokens.bytes)} in {tokens.shards:,} shards, {tokens.where}",
         f"trials         {plan.trials:,} and at most {plan.confirmations} confirmations, {spec.concurrency} at a time",
-        f"epochs         {plan.epochs} a trial; {whole:,} of trials and {confirmed:,} of confirmations; {stopping}",
-        f"steps          {plan.steps_per_epoch:,} an epoch, {plan.batch_size} images each",
+        f"epochs         {plan.epochs} per trial; {whole:,} of trials and {confirmed:,} of confirmations; {stopping}",
+        f"steps          {plan.steps_per_epoch:,} per epoch, {plan.batch_size} images each",
         f"device         {plan.where}",
         "",
-        GRID_ROW.format("grid", "parameters", "FLOPs an image", "a step", "a whole trial", "its checkpoint"),
+        GRID_ROW.format("grid", "parameters", "FLOPs/image", "step", "whole trial", "checkpoint"),
     ]
     for grid in plan.grids:
         cost = grid.cost
@@ -62,12 +62,12 @@ def _totals(plan: SweepPlan) -> list[str]:
         f"{unit} hours      {hours} ({_number(plan.hours(1.0))} if no trial is stopped)",
         f"wall time      {_seconds(plan.hours(low) * 3600 / usable)} to {_seconds(plan.hours(high) * 3600 / usable)} "
         f"on {usable:g} {unit}s{few}",
-        f"reading        {data_size(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens an "
+        f"reading        {data_size(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens per "
         f"epoch and trial, {reading:.0%} of its time",
         f"checkpoints    at most {data_size(plan.checkpoint_bytes)} (the newest of each trial)",
         f"artifacts      at most {data_size(plan.artifact_bytes)} (compressors and decoders, in the sweep's directory "
         "and in MLflow)",
-        f"driver memory  at least {data_size(plan.driver_bytes)} while baselines are fitted, once a grid",
+        f"driver memory  at least {data_size(plan.driver_bytes)} while baselines are fitted, once per grid",
     ]
 
 

@@ -1,7 +1,7 @@
 """The tokens a sweep will train on, as far as they can be known before they are encoded.
 
-A store that is there is measured; a tower and images that are there are counted; of published towers and data sets the
-published sizes are taken, without asking the network, and said to be assumed.
+An existing store is measured; a tower and images on this machine are counted. For published towers and data sets the
+published sizes are assumed, without asking the network, and the plan lists the assumption.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 
 from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.images import assign_split, describe_tokens, open_source
-from tokconv.encoding.plan import plan as plan_encode
+from tokconv.encoding.job import STORES, open_job
+from tokconv.encoding.plan import plan_job
 from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
 from tokconv.errors import DataError
 from tokconv.store.format import INDEX, default_shard_size, image_bytes
@@ -26,7 +27,7 @@ PUBLISHED_SIZES = {"imagenet": (1_281_167, 50_000), "coco": (118_287, 5_000)}
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTokens:
-    """A token store that is there, or what it would be."""
+    """An existing token store, or the one that would be encoded."""
 
     shape: TokenShape
     train_images: int
@@ -36,7 +37,7 @@ class PlannedTokens:
     store: TokenStore | None
     where: str
     assumed: tuple[str, ...]
-    """Sentences about what was not found here."""
+    """Sentences about what was not found on this machine."""
 
     @property
     def images(self) -> int:
@@ -47,16 +48,19 @@ class PlannedTokens:
         return self.bytes / self.images
 
 
-def plan_tokens(config: Config) -> PlannedTokens:
-    """Size and shape of the token store of a config.
+def plan_tokens(config: Config, stores: str | Path = STORES) -> PlannedTokens:
+    """Return size and shape of the token store of a config.
+
+    Args:
+        stores: the directory or URL of the stores that `data.store` does not name.
 
     Raises:
-        DataError: a tower that is neither published nor here, or data that is neither.
+        DataError: the tower or the data are neither published nor on this machine.
     """
     assumed: list[str] = []
     grid, dim = _tower(config, assumed)
     shape = TokenShape(grid, dim, torch.zeros(dim))
-    store = _store(config, published=bool(assumed))
+    store = _store(config, stores, published=bool(assumed))
     if store is not None:
         train, val, where = len(store.train_indices), len(store.val_indices), f"{store.path}, encoded already"
     else:
@@ -76,23 +80,23 @@ def plan_tokens(config: Config) -> PlannedTokens:
 
 
 def _tower(config: Config, assumed: list[str]) -> tuple[int, int]:
-    """Token grid and channels."""
+    """Return the token grid and the number of channels."""
     name = SHORT_NAMES.get(config.model.clip.model_name, config.model.clip.model_name)
     if name not in PUBLISHED_SHAPES or config.data.source == "features":
         spec = describe_tokens(config)
         return spec.token_grid, spec.dim
     image_size, patch_size, dim, _, _ = PUBLISHED_SHAPES[name]
-    assumed.append(f"{name} has its published shape; it was not looked for")
+    assumed.append(f"{name} has its published shape; the tower itself was not looked for")
     return image_size // patch_size, dim
 
 
-def _store(config: Config, *, published: bool) -> TokenStore | None:
+def _store(config: Config, stores: str | Path, *, published: bool) -> TokenStore | None:
     if published:
-        # Which store a tower's config leads to is known from the tower's files alone; a named one can be looked at.
+        # Only the tower's own files tell which store its config leads to; a store that is named can be opened.
         named = Path(config.data.store or "").expanduser()
         return TokenStore.open(named) if config.data.store and (named / INDEX).is_file() else None
     try:
-        found = plan_encode(config)
+        found = plan_job(open_job(config, stores))
     except DataError:
         if config.data.source not in PUBLISHED_SIZES:
             raise
@@ -101,7 +105,7 @@ def _store(config: Config, *, published: bool) -> TokenStore | None:
 
 
 def _images(data: DataConfig, assumed: list[str]) -> tuple[int, int]:
-    """Training and held-out images."""
+    """Return the numbers of training and held-out images."""
     try:
         splits = assign_split(open_source(data).items, data.val_fraction)
     except DataError:
@@ -110,9 +114,9 @@ def _images(data: DataConfig, assumed: list[str]) -> tuple[int, int]:
     else:
         return splits.count("train"), splits.count("val")
     train, val = PUBLISHED_SIZES[data.source]
-    assumed.append(f"{data.source} has its published {train:,} + {val:,} images; data.root is not here")
+    assumed.append(f"{data.source} has its published {train:,} + {val:,} images; data.root is not on this machine")
     if data.subset is None or data.subset >= train + val:
         return train, val
-    # A subset is drawn from both parts alike.
+    # A subset draws from both splits in proportion.
     held_out = max(1, round(data.subset * val / (train + val)))
     return data.subset - held_out, held_out

@@ -1,1 +1,1 @@
-"""What a sweep has done: the event log, its files, and the process that drives it."""
+"""The record of a sweep: its event log, its files, and the process that drives it."""

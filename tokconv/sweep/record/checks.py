@@ -1,8 +1,9 @@
-"""What a sweep is refused for before it starts or goes on."""
+"""Why a sweep refuses to start or to go on."""
 
 from __future__ import annotations
 
 from tokconv.errors import SpecError, SweepError
+from tokconv.evaluation.figures import FIGURES, LABELS, NEIGHBOURS
 from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, other_protocol
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import read_events
@@ -12,16 +13,16 @@ from tokconv.sweep.spec.schema import Spec
 
 
 def check_figures(spec: Spec, store: TokenStore) -> None:
-    """A store without labels has no probe, one of a few images no neighbours, so nothing may be judged by them."""
+    """Raise SpecError if a spec judges by a figure that needs labels or more images than the store has."""
     named = [*spec.judged_by, spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
     images = len(store.val_indices)
     labelled = store.labels is not None and bool((store.labels[store.val_indices] >= 0).any())
     for name in named:
-        if name.startswith(("val/probe", "val/reader")) and not labelled:
+        if FIGURES[name].needs == LABELS and not labelled:
             raise SpecError(
                 f"{name}: needs labels, and no held-out image of {store.path} has one; judge by val/fvu and val/swd"
             )
-        if name in ("val/knn_overlap", "val/cka") and images < MIN_NEIGHBOUR_IMAGES:
+        if FIGURES[name].needs == NEIGHBOURS and images < MIN_NEIGHBOUR_IMAGES:
             raise SpecError(
                 f"{name}: needs {MIN_NEIGHBOUR_IMAGES} held-out images, and {store.path} has {images}; judge by "
                 "val/fvu and val/swd, or encode more images"
@@ -29,7 +30,10 @@ def check_figures(spec: Spec, store: TokenStore) -> None:
 
 
 def check_same_experiment(spec: Spec, before: Spec) -> None:
-    """A resumed sweep must ask the same question; its budget and resources may change, its ranges may be narrower."""
+    """Raise SweepError if a resumed sweep asks another question.
+
+    Its budget and resources may change, and its ranges may be narrower.
+    """
     narrower = spec.search.keys() == before.search.keys() and all(
         found.within(before.search[key]) for key, found in spec.search.items()
     )
@@ -43,7 +47,7 @@ def check_same_experiment(spec: Spec, before: Spec) -> None:
 
 
 def check_same_protocol(directory: SweepDirectory) -> None:
-    """Trials that were judged by another protocol share no front and no table with new ones."""
+    """Raise SweepError if a sweep's trials were judged by another protocol: new ones cannot share a front with them."""
     for event, _ in read_events(directory.events):
         if event["event"] == "sweep_started" and (difference := other_protocol(event)):
             raise SweepError(

@@ -1,4 +1,4 @@
-"""Counts over a record that grows: what has ended is looked at once, however often the counts are asked for."""
+"""Counts over a growing record, which look at each trial only until it ends, however often they are updated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
 
 
 class TrialCounts:
-    """What has ended, counted once; what has not, by uid."""
+    """The numbers of ended trials, confirmations and epochs of a record."""
 
     def __init__(self) -> None:
         self.searched: Counter[str] = Counter()
         """Trials of the search that ended, by state."""
         self.confirmed = 0
+        """Confirmations that ended."""
         self._epochs = 0
         self._known = [0, 0]
         self._open: tuple[list[str], list[str]] = ([], [])
 
-    def take_in(self, record: Record) -> tuple[list[TrialRecord], list[TrialRecord]]:
-        """Those that ended since the last look, and those that run; the search's before confirmations."""
+    def update(self, record: Record) -> tuple[list[TrialRecord], list[TrialRecord]]:
+        """Return the trials that ended since the last update, and those that run; the search's before confirmations."""
         ended: list[TrialRecord] = []
         running: list[TrialRecord] = []
         for number, trials in enumerate((record.trials, record.confirmations)):
@@ -41,5 +42,5 @@ class TrialCounts:
         return ended, running
 
     def epochs(self, running: list[TrialRecord]) -> int:
-        """Epochs of everything, ended or not."""
+        """Return the epochs of all trials and confirmations, ended or not."""
         return self._epochs + sum(len(trial.history) for trial in running)

@@ -1,4 +1,4 @@
-"""Who drives a sweep: a file in its directory while a process works there, so that others can see and stop it."""
+"""The driver of a sweep: a file in its directory while a process works there, so that others can see and stop it."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ SAME_START = 1.0
 
 @dataclass(frozen=True)
 class Driver:
-    """A process that said it works on a sweep."""
+    """A process that has registered as working on a sweep."""
 
     pid: int
     host: str
     started: float
-    """When the process was started, seconds since the epoch: another process may have its pid by now."""
+    """When the process was started, in seconds since 1970: another process may have its pid by now."""
     signal: int
-    """That it stops at."""
+    """The signal that stops it."""
 
     @property
     def is_here(self) -> bool:
+        """Whether the process is one of this machine."""
         return self.host == socket.gethostname()
 
     def process(self) -> psutil.Process | None:
-        """It, if it runs on this machine."""
+        """Return the process if it runs on this machine."""
         if not self.is_here:
             return None
         try:
@@ -50,7 +51,7 @@ class Driver:
 
 @contextmanager
 def registered(directory: Path) -> Iterator[None]:
-    """Say that this process drives the sweep, while the block runs. The caller holds the sweep's lock."""
+    """Register this process as the sweep's driver while the block runs. The caller holds the sweep's lock."""
     own = psutil.Process()
     driver = Driver(own.pid, socket.gethostname(), own.create_time(), stop_signal())
     write_json(directory / FILE, asdict(driver))
@@ -61,32 +62,33 @@ def registered(directory: Path) -> Iterator[None]:
 
 
 def stop_signal() -> signal.Signals:
-    """What this process stops at: Ctrl-C's SIGINT, unless it was started with that ignored.
+    """Return the signal that stops this process: Ctrl-C's SIGINT, unless the process was started with that ignored.
 
-    Shells do so with what runs in the background. Not SIGTERM for all: at it Ray prints the stack of its C++ threads.
+    Shells start background processes that way. SIGTERM is not the rule, because on it Ray prints the stacks of its C++
+    threads.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     return signal.SIGTERM if ignored else signal.SIGINT
 
 
 def driver_of(directory: Path) -> Driver | None:
-    """Who drives the sweep: a living process of this machine, or one of another machine that did not say that it ended.
+    """Return the sweep's driver: a living process of this machine, or one of another machine that has not signed off.
 
-    None when there is nobody, or when the process is gone.
+    None if there is none, or if the process is gone.
     """
     try:
-        said = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        driver = Driver(int(said["pid"]), str(said["host"]), float(said["started"]), int(said["signal"]))
+        found = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        driver = Driver(int(found["pid"]), str(found["host"]), float(found["started"]), int(found["signal"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return driver if not driver.is_here or driver.process() is not None else None
 
 
 def stop(directory: Path, *, timeout: float) -> None:
-    """Ask the driver to stop, as Ctrl-C would, and wait until it has written its end.
+    """Ask the driver to stop, as Ctrl-C does, and wait until it has ended.
 
     Raises:
-        SweepError: nobody drives the sweep, somebody on another machine does, or it did not end in time.
+        SweepError: the sweep has no driver, its driver is on another machine, or it did not end in time.
     """
     driver = driver_of(directory)
     if driver is None:

@@ -126,11 +126,13 @@ class Trials:
         found.apply(event)
 
     def check(self, event: Event) -> None:
-        """Raise SweepError if the event is about a trial that was never started."""
+        """Raise SweepError if the event is about a trial that was never started, or starts one of an unknown grid."""
         uid = event.get("trial")
-        known = uid in self.trials or uid in self.confirmations
-        if uid is not None and not known and event["event"] != "trial_started":
+        if uid is None or uid in self.trials or uid in self.confirmations:
+            return
+        if event["event"] != "trial_started":
             raise SweepError(f"{self.path}: {event['event']} of trial {uid}, which was never started")
+        self._grid(event)
 
     def find(self, uid: str) -> TrialRecord:
         """Return a trial or a confirmation by its uid. Raises KeyError."""

@@ -1,4 +1,4 @@
-"""How a trial ended, read from its last result: one rule for the study, the record and the table."""
+"""The final state of a trial, read from its last result: one rule for the study, the record and the table."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from enum import Enum
 from typing import Any
 
 FAILURE = "failure"
-"""Result key with the reason of a trial that ended itself, such as a diverged one."""
+"""Key of a result that holds the reason of a trial that ended itself, such as a diverged one."""
 
 
 class FinalState(Enum):
+    """How a trial ended."""
+
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
 
 
 def final_state(result: Mapping[str, Any] | None, *, error: bool, judged_by: Iterable[str]) -> FinalState:
-    """A trial is complete when its last epoch was reported, pruned when it was stopped before, else failed.
+    """Return complete if the last epoch was reported, pruned if the trial was stopped before it, else failed.
 
     Args:
-        result: the last result Ray Tune has; `epoch` and `epochs` are ours.
+        result: the last result that Ray Tune has; `epoch` and `epochs` are our own counts.
         error: whether Ray Tune counts the trial as errored.
-        judged_by: the objectives' figures; a trial that ran to its end without one of them cannot be judged: failed.
+        judged_by: the objectives' figures; a trial that ends without one of them cannot be judged and has failed.
     """
     if error or not result or FAILURE in result or "epoch" not in result:
         return FinalState.FAILED
@@ -32,5 +34,5 @@ def final_state(result: Mapping[str, Any] | None, *, error: bool, judged_by: Ite
 
 
 def missing_objectives(result: Mapping[str, Any], judged_by: Iterable[str]) -> list[str]:
-    """The objectives' figures that a result lacks."""
+    """Return the objectives' figures that a result lacks."""
     return [name for name in judged_by if name not in result]

@@ -8,7 +8,7 @@ Below the spec's `storage`, here ROOT:
         artifacts/UID/                               exported compressor and picture of a finished trial
         champions/grid-06/                           the exported winner of each grid
         report/                                      results.csv, champions.json, plots
-        mlflow.cursor  .lock  driver.json            how far MLflow is; who works here now
+        mlflow.cursor  .lock  driver.json            how far MLflow is; the driver
     ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
 
 A path in the record that lies below the sweep's directory is relative to it, so that the sweep can go on elsewhere.
@@ -28,6 +28,9 @@ from tokconv.sweep.record.driver import registered
 from tokconv.system.files import new_numbered, newest_numbered
 from tokconv.system.storage import Remote, is_url
 
+DEFAULT_STORAGE = "runs"
+"""A spec's `storage` if it names none."""
+
 
 @dataclass(frozen=True)
 class SweepDirectory:
@@ -35,7 +38,7 @@ class SweepDirectory:
 
     path: Path
     remote: Remote | None = None
-    """Its mirror, when `storage` is a URL (`tokconv.sweep.record.remote`); the trials put their checkpoints there."""
+    """Its mirror if `storage` is a URL (`tokconv.sweep.record.remote`); the trials put their checkpoints there."""
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ class SweepDirectory:
 
     @property
     def trials(self) -> str:
-        """A path, or a URL: where the trials keep their checkpoints."""
+        """The path or URL where the trials keep their checkpoints."""
         return str(self.path / "trials") if self.remote is None else f"{self.remote}/trials"
 
     @property
@@ -73,6 +76,7 @@ class SweepDirectory:
         return self.report / "report.html"
 
     def artifacts(self, uid: str) -> Path:
+        """Return the directory of a trial's exported compressor and picture."""
         return self.path / "artifacts" / uid
 
     @property
@@ -80,11 +84,12 @@ class SweepDirectory:
         return self.path / "champions"
 
     def champion(self, grid: int) -> Path:
+        """Return the directory of a grid's exported winner."""
         return self.champions / f"grid-{grid:02d}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while a driver works here. Raises SweepError when another one does."""
+        """Hold the directory's lock while a driver works here. Raises SweepError if another one does."""
         try:
             with FileLock(self.path / ".lock", timeout=0), registered(self.path):
                 yield
@@ -93,18 +98,19 @@ class SweepDirectory:
 
 
 def new_directory(root: Path, name: str) -> SweepDirectory:
-    """Create the next free directory of a spec's name."""
+    """Create and return the next free directory of a spec's name."""
     return SweepDirectory(new_numbered(root / "sweeps", name).resolve())
 
 
 def newest_directory(root: Path, name: str) -> SweepDirectory:
-    """The last run of a spec. Raises SweepError when there is none."""
+    """Return the last run of a spec. Raises SweepError if there is none."""
     found = newest_numbered(root / "sweeps", name)
     if found is None:
         raise SweepError(f"{root / 'sweeps'}: holds no run of {name!r} to resume; start it without --resume")
     return SweepDirectory(found.resolve())
 
 
-def stores_place(storage: str) -> str:
-    """Return the directory or URL of a sweep's token stores, unless `data.store` names one: below its `storage`."""
+def stores_place(storage: str | None) -> str:
+    """Return the directory or URL below a sweep's `storage` that holds its stores, unless `data.store` names one."""
+    storage = storage or DEFAULT_STORAGE
     return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")

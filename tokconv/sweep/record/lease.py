@@ -1,4 +1,4 @@
-"""Who works on a sweep that lies at a URL, said in an object there."""
+"""The lease on a sweep that lies at a URL: an object there names the driver."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tokconv.system.storage import Remote
 LEASE = "driver.json"
 BEAT_SECONDS = 10.0
 WATCH_SECONDS = 45.0
-"""A driver that has not written for so long is gone. Only changes are watched: no clocks are compared."""
+"""A driver that has not written for this long is gone. Only changes count: no clocks are compared."""
 
 
 class Lease:
-    """Says that a driver is at work, in an object that it writes again every BEAT_SECONDS.
+    """An object that the driver at work writes again every BEAT_SECONDS.
 
     It protects against the ordinary accident: a sweep resumed on one machine while it runs on another. The second
-    driver sees the object change and refuses, or sees that it does not and takes over. A driver that was cut off for so
-    long that another one took over stops when it finds out. It is no lock in the strict sense: two drivers that start
-    within the same second may both pass, and the next beat then stops one of them; until then both write.
+    driver refuses if it sees the object change, and takes over if it does not. A driver that was cut off for so long
+    that another one took over stops as soon as it finds out. This is not a strict lock: two drivers that start within
+    the same second may both pass; both then write until the next beat stops one of them.
     """
 
     def __init__(self, remote: Remote) -> None:
@@ -38,7 +38,7 @@ class Lease:
     def __enter__(self) -> Lease:
         self._wait_for_others()
         self._write()
-        # Whoever wrote last has it.
+        # The last writer holds the lease.
         if not self._mine(self._read()):
             raise self._refusal(self._read())
         self.held = True
@@ -61,8 +61,8 @@ class Lease:
         if before is None or before.get("ended") or _has_died_here(before):
             return
         print(
-            f"a driver on {before.get('host')} did not say that it ended; watching for {WATCH_SECONDS:g} s whether it "
-            "is still at work",
+            f"a driver on {before.get('host')} has not signed off; watching for {WATCH_SECONDS:g} s whether it is "
+            "still at work",
             flush=True,
         )
         self._end.wait(WATCH_SECONDS)
@@ -81,7 +81,7 @@ class Lease:
                     return
                 self._write()
             except StorageError:
-                # The mirror says that the server is away; whoever takes over meanwhile is seen when it is back.
+                # The mirror reports the outage; afterwards this loop sees whether another driver took over.
                 continue
 
     def _read(self) -> dict[str, Any] | None:
@@ -94,8 +94,8 @@ class Lease:
 
     def _write(self) -> None:
         self._count += 1
-        told = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._count}
-        self._object.write(json.dumps(told).encode())
+        content = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._count}
+        self._object.write(json.dumps(content).encode())
 
     def _mine(self, found: dict[str, Any] | None) -> bool:
         return found is not None and found.get("id") == self._id
@@ -106,7 +106,7 @@ class Lease:
 
 
 def _has_died_here(found: dict[str, Any]) -> bool:
-    """Whether the driver was a process of this machine that is no more."""
+    """Return whether the driver was a process of this machine that no longer exists."""
     if found.get("host") != socket.gethostname() or not isinstance(found.get("pid"), int):
         return False
     try:

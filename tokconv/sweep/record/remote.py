@@ -4,10 +4,10 @@
         events.jsonl/00000 ...  study.journal/00000 ...   the record and the study, in pieces (`tokconv.system.mirror`)
         spec.yaml  champions/  artifacts/  report/  mlflow.cursor
         trials/UID/epoch-NNNN/                            checkpoints, put there by the trials themselves
-        driver.json                                       who works on it (`Lease`)
+        driver.json                                       the driver that works on it (`Lease`)
 
-While a driver lives its directory is the truth. A machine that lost it, or another one, starts from the mirror: it may
-lack the last seconds of the record, and what a trial did in them is read from its checkpoint.
+While a driver lives, its directory is the truth. Another machine, or one that lost the directory, starts from the
+mirror, which may lack the last seconds of the record; what a trial did in them is read from its checkpoint.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class LocalRoot:
     local: Path
 
     def new(self, name: str) -> SweepDirectory:
-        """The next free directory of a spec's name."""
+        """Create and return the next free directory of a spec's name."""
         return new_directory(self.local, name)
 
     def newest(self, name: str) -> SweepDirectory:
-        """The last run of a spec. Raises SweepError when there is none."""
+        """Return the last run of a spec. Raises SweepError if there is none."""
         return newest_directory(self.local, name)
 
 
@@ -57,10 +57,10 @@ class RemoteRoot:
 
     @classmethod
     def open(cls, url: str) -> RemoteRoot:
-        """Check that it can be written, before anything is built on it.
+        """Return the root at a URL after checking that it can be written.
 
         Raises:
-            StorageError: it cannot; why, and what to check.
+            StorageError: it cannot be written; why, and what to check.
             MissingExtraError: the driver of such URLs is not installed.
         """
         remote = Remote(url)
@@ -69,14 +69,14 @@ class RemoteRoot:
         return cls(remote, cache_dir() / "sweeps" / f"{url.split('://')[0]}-{name}")
 
     def new(self, name: str) -> SweepDirectory:
-        """The next free directory of a spec's name, here and there."""
+        """Return the next directory of a spec's name that is free both on this machine and at the URL."""
         for taken in (self.remote / "sweeps").folders():
             if number_of(taken, name) is not None:
                 (self.local / "sweeps" / taken).mkdir(parents=True, exist_ok=True)
         return self._directory(new_numbered(self.local / "sweeps", name).name)
 
     def newest(self, name: str) -> SweepDirectory:
-        """The last run of a spec, brought here unless this machine has it. Raises SweepError when there is none."""
+        """Return the last run of a spec, downloaded unless this machine has it. Raises SweepError if there is none."""
         found = {number: taken for taken in (self.remote / "sweeps").folders() if (number := number_of(taken, name))}
         if not found:
             raise SweepError(f"{self.remote}/sweeps: holds no run of {name!r} to resume; start it without --resume")
@@ -91,7 +91,7 @@ class RemoteRoot:
 
 
 def open_root(storage: str) -> LocalRoot | RemoteRoot:
-    """The place that a spec's `storage` names.
+    """Return the place that a spec's `storage` names.
 
     Raises:
         SpecError: it is a file.
@@ -101,12 +101,12 @@ def open_root(storage: str) -> LocalRoot | RemoteRoot:
         return RemoteRoot.open(storage.rstrip("/"))
     root = Path(storage).expanduser().resolve()
     if root.exists() and not root.is_dir():
-        raise SpecError(f"storage: {root} is a file; name a directory, it is created when missing")
+        raise SpecError(f"storage: {root} is a file; name a directory; it is created if it is missing")
     return LocalRoot(root)
 
 
 def restore(directory: SweepDirectory) -> None:
-    """Make a working directory what its mirror says, unless it is that and more.
+    """Make a working directory equal to its mirror, unless it already has all that the mirror has.
 
     Raises:
         StorageError: the mirror cannot be read, or is damaged.
@@ -124,35 +124,35 @@ def restore(directory: SweepDirectory) -> None:
     remote.download_all([*names, *([position] if (remote / position).read() is not None else [])], directory.path)
     write_state(directory.path, signatures(directory.path, names))
     directory.journal.write_bytes(logs[directory.journal.name])
-    # The record last: a directory without it is no sweep, and is restored again.
+    # The record comes last: a directory without it is not a sweep yet and is restored again.
     directory.events.write_bytes(logs[directory.events.name])
-    print(f"brought here from {remote}: {directory.path}", flush=True)
+    print(f"downloaded from {remote}: {directory.path}", flush=True)
 
 
 @contextmanager
 def mirrored(directory: SweepDirectory, record: Record) -> Iterator[None]:
-    """Mirror a sweep's directory while the block runs; nobody else may work on it meanwhile.
+    """Mirror a sweep's directory while the block runs; no other driver may work on it meanwhile.
 
-    Trials that the record does not know, since its last seconds were lost, start afresh; what others did in those
-    seconds is taken from their checkpoints.
+    If the last seconds of the record were lost, trials that it does not know start afresh, and what the others did in
+    those seconds is taken from their checkpoints.
 
     Raises:
         SweepError: another driver works on it.
-        StorageError: after the block, when not everything arrived.
+        StorageError: not everything had arrived after the block.
     """
     if directory.remote is None:
         yield
         return
     with Lease(directory.remote) as lease:
         if not directory.events.read_bytes().startswith(fetch_log(directory.remote, directory.events.name)):
-            raise SweepError(f"{directory.remote}: another driver went on with it just now; the same command sees that")
+            raise SweepError(f"{directory.remote}: another driver went on with it just now; run the same command again")
         _drop_unknown(directory.remote, record)
         _catch_up(directory.remote, record)
         with Mirror(
             directory.path,
             directory.remote,
             files=lambda: _mirrored_files(directory.path),
-            # The study first: it must know every trial that the record speaks of.
+            # The study comes first: it must know every trial in the record.
             logs=(directory.journal.name, directory.events.name),
             positions=(directory.cursor.name,),
             may_write=lambda: lease.held,
@@ -163,7 +163,7 @@ def mirrored(directory: SweepDirectory, record: Record) -> Iterator[None]:
 
 
 def _drop_unknown(remote: Remote, record: Record) -> None:
-    """Remove the checkpoints of trials that the record does not know: their names are given to others."""
+    """Remove the checkpoints of trials that the record does not know: new trials will have their names."""
     known = record.trials.keys() | record.confirmations.keys()
     trials = remote / "trials"
     for uid in trials.folders():
@@ -172,7 +172,7 @@ def _drop_unknown(remote: Remote, record: Record) -> None:
 
 
 def _catch_up(remote: Remote, record: Record) -> None:
-    """Record the epochs of running trials that only their checkpoints know."""
+    """Record the epochs of running trials that so far only their checkpoints hold."""
     for trial in record.unfinished():
         checkpoint = newest_checkpoint(remote / "trials" / trial.uid)
         if checkpoint is None:
@@ -199,7 +199,7 @@ def _mirrored_files(directory: Path) -> list[str]:
 
 
 def _is_mirrored(name: str) -> bool:
-    """No temporary file, whose name starts with a dot."""
+    """Return whether a file belongs in the mirror; temporary files, whose names start with a dot, do not."""
     parts = name.split("/")
     return (name == "spec.yaml" or parts[0] in FILES) and not any(part.startswith(".") for part in parts)
 

@@ -1,4 +1,4 @@
-"""The checkpoints of one trial at a URL: `epoch-NNNN/` each, only the newest kept. Used in a trial's own process."""
+"""The checkpoints of one trial at a URL, `epoch-NNNN/`, of which only the newest stays. Used in the trial's process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from tokconv.system.storage import Remote, retry
 from tokconv.training.runtime import epoch_of
 
 STATE = "state.json"
-"""Of a checkpoint, the file that is put there last: one without it is not whole."""
+"""The file of a checkpoint that is uploaded last: a checkpoint without it is not whole."""
 OUTAGE_SECONDS = 600.0
-"""A server that is away for less than this costs a trial nothing but the time."""
+"""An outage of the server that is shorter than this costs a trial only the time."""
 
 
 class RemoteCheckpoints:
-    """Puts checkpoints there and brings the newest back.
+    """The checkpoints of one trial, uploaded as they are written; the newest can be downloaded again.
 
     Args:
         url: the trial's own prefix.
-        scratch: a local directory for what is brought back.
+        scratch: a local directory for downloads.
     """
 
     def __init__(self, url: str, scratch: Path) -> None:
@@ -26,7 +26,7 @@ class RemoteCheckpoints:
         self._newest: Path | None = None
 
     def keep(self, checkpoint: Path) -> str:
-        """Upload a checkpoint directory, remove the older ones there; its URL comes back.
+        """Upload a checkpoint directory, remove the older ones at the URL, and return its URL.
 
         Raises:
             StorageError: the server was away for longer than OUTAGE_SECONDS.
@@ -37,7 +37,7 @@ class RemoteCheckpoints:
         return place.url
 
     def latest(self) -> Path | None:
-        """A local copy of the newest whole checkpoint there; None when there is none. Raises StorageError as `keep`."""
+        """Return a local copy of the newest whole checkpoint; None if there is none. Raises StorageError as `keep`."""
         if self._newest is None:
             self._newest = retry(self._fetch, OUTAGE_SECONDS)
         return self._newest
@@ -55,11 +55,11 @@ class RemoteCheckpoints:
         for name in names:
             (self._remote / checkpoint.name / name).upload(checkpoint / name)
         older = [name for name in self._remote.files() if epoch_of(name.split("/")[0]) < epoch_of(checkpoint.name)]
-        # Its state first: a checkpoint that lost only its weights would be taken for a whole one.
+        # The state goes first: a checkpoint that lost only its weights would pass for a whole one.
         self._remote.remove(sorted(older, key=lambda name: not name.endswith(STATE)))
 
 
 def newest_checkpoint(trial: Remote) -> Remote | None:
-    """The newest whole checkpoint of a trial, by the trial's prefix."""
+    """Return the newest whole checkpoint below a trial's prefix; None if there is none."""
     whole = [name.split("/")[0] for name in trial.files() if name.endswith(f"/{STATE}")]
     return trial / max(whole, key=epoch_of) if whole else None

@@ -1,1 +1,1 @@
-"""Where trials come from and which of them are stopped early."""
+"""The search: which trials run, and which of them are stopped early."""

@@ -1,12 +1,12 @@
-"""Early stopping judged: what it saves, and what it costs in the front, by replaying a sweep that had none.
+"""What early stopping saves, and what it costs in the front: a replay of a sweep that ran without it.
 
-Every trial of the record ran to its end, so what any rule would have stopped, and what would then be missing from the
-front, is known. The trials are replayed in many random arrival orders through the scheduler's own `Rungs`. Not
+Every trial of the record ran to its end, so it is known what any rule would have stopped, and what the front would then
+lack. The trials are replayed in many random arrival orders through the scheduler's own `Rungs`. Two effects are not
 modelled: a sampler that sees fewer complete trials suggests others, and an early end makes room for more trials.
 
     hypervolume (pooling)    area between a grid's final (fvu, swd) front and pooling's figures
     hypervolume (worst)      area between that front and the worst fvu and swd of any trial of that grid: stricter,
-                             since a front that lies far below pooling loses little of the area up to it
+                             because a front far below pooling loses little of the area up to pooling
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.schema import EarlyStopping
 
 PACE = (0.8, 1.25)
-"""A trial's epochs take between these, drawn once an order: trials reach their rungs out of step, as on machines."""
+"""Range of the time per epoch, drawn per trial and order: as on machines, trials reach their rungs out of step."""
 COMPARED = {"fvu and swd": AXES, "fvu alone": AXES[:1], "swd alone": AXES[1:]}
-"""How the table calls it -> the figures that trials are compared on."""
+"""Name in the table -> the figures that trials are compared on."""
 Span = tuple[float, float, float]
 """Mean, and the 2.5 and 97.5 % points over the orders: what one sweep may see."""
-Box = Mapping[float, Point]
-"""Ratio of a grid -> reference point."""
+References = Mapping[int, Point]
+"""Output grid -> reference point of its hypervolume."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one rule does to one sweep, over all orders. Shares between 0 and 1."""
+class ReplayResult:
+    """What one rule does to one sweep, over all orders, as shares between 0 and 1."""
 
     rule: EarlyStopping | None
     axes: tuple[str, ...]
     saved: Span
-    """Of all trial epochs."""
+    """Share of all trial epochs."""
     lost_to_pooling: Span
-    """Of the hypervolume up to pooling, mean over the grids where the front dominates pooling."""
+    """Share of the hypervolume up to pooling, mean over the grids where the front dominates pooling."""
     lost_to_worst: Span
-    """Of the hypervolume up to the worst figures of any trial, mean over the grids where that is an area."""
-    best_kept: float
+    """Share of the hypervolume up to the worst figures of any trial, mean over the grids where that is an area."""
+    best_survives: float
     """Share of grids, over all orders, whose trial of the lowest fvu ran to its end."""
 
 
-def load_complete(directory: Path) -> tuple[list[TrialRecord], Box, int]:
-    """The trials of a sweep, pooling's point at every ratio, and the sweep's concurrency.
+def load_complete(directory: Path) -> tuple[list[TrialRecord], References, int]:
+    """Return the trials of a sweep, pooling's point at every grid, and the sweep's concurrency.
 
-    Trials that diverged are left out: no rule is needed to stop them.
+    Confirmations are left out, because no rule stops them, and so are trials that diverged and stopped by themselves.
 
     Raises:
-        SweepError: no sweep there, or one with trials that were stopped early or are unfinished.
+        SweepError: the directory holds no sweep, or some trials were stopped early or are unfinished.
     """
     events = directory / "events.jsonl"
     if not events.is_file():
@@ -79,30 +79,30 @@ def replay(
     rule: EarlyStopping | None,
     *,
     axes: Sequence[str] = AXES,
-    pooling: Box | None = None,
+    pooling: References | None = None,
     concurrency: int = 1,
     orders: int = 200,
     seed: int = 0,
-) -> Outcome:
-    """Replay complete trials under an early-stopping rule; none stops nothing.
+) -> ReplayResult:
+    """Replay complete trials under an early-stopping rule; without a rule nothing is stopped.
 
     Args:
         trials: all complete, each with the figures of every epoch.
-        pooling: ratio -> pooling's (fvu, swd); a grid without it is left out there.
-        concurrency: trials at a time. The next of the order starts when one ends.
-        orders: how many random orders.
+        pooling: output grid -> pooling's (fvu, swd); a grid without it does not count there.
+        concurrency: trials at a time. If one ends, the next of the order starts.
+        orders: number of random orders.
 
     Example:
         >>> replay(trials, EarlyStopping(min_epochs=2, reduction=3)).saved    # doctest: +SKIP
         (0.51, 0.42, 0.58)
     """
-    grids: dict[float, dict[str, Point]] = {}
+    grids: dict[int, dict[str, Point]] = {}
     for trial in trials:
-        grids.setdefault(trial.ratio, {})[trial.uid] = _point(trial)
-    worst = {ratio: tuple(map(max, *points.values())) for ratio, points in grids.items() if len(points) > 1}
+        grids.setdefault(trial.grid, {})[trial.uid] = _point(trial)
+    worst = {grid: tuple(map(max, *points.values())) for grid, points in grids.items() if len(points) > 1}
     best = {min(points, key=lambda uid: (points[uid], uid)) for points in grids.values()}
     total = sum(len(trial.history) for trial in trials)
-    saved, to_pooling, to_worst, kept = [], [], [], []
+    saved, to_pooling, to_worst, best_survives = [], [], [], []
     draw = Random(seed)
     for _ in range(orders):
         order = draw.sample(trials, len(trials))
@@ -110,8 +110,8 @@ def replay(
         saved.append(1 - epochs / total)
         to_pooling.append(_lost(grids, survivors, pooling or {}))
         to_worst.append(_lost(grids, survivors, worst))
-        kept.append(len(best & survivors) / len(best))
-    return Outcome(rule, tuple(axes), _span(saved), _span(to_pooling), _span(to_worst), fmean(kept))
+        best_survives.append(len(best & survivors) / len(best))
+    return ReplayResult(rule, tuple(axes), _span(saved), _span(to_pooling), _span(to_worst), fmean(best_survives))
 
 
 def print_replay(
@@ -122,7 +122,7 @@ def print_replay(
     orders: int,
     seed: int,
 ) -> None:
-    """`tokconv replay`: every rule asked for, on both figures and on one alone, a row each.
+    """Print the table of `tokconv replay`: one row per rule, on both figures and on each alone.
 
     Raises:
         ConfigError: a number out of bounds.
@@ -149,11 +149,10 @@ def print_replay(
             found = replay(trials, rule, axes=axes, pooling=pooling, concurrency=concurrency, orders=orders, seed=seed)
             to_pooling = _text(found.lost_to_pooling) if pooling else "-"
             spans = [f"{cell:>18}" for cell in (_text(found.saved), to_pooling, _text(found.lost_to_worst))]
-            lines.append(
-                f"{rule.min_epochs:>10}  {rule.reduction:>9}  {name:<11}  {'  '.join(spans)}  {found.best_kept:>9.0%}"
-            )
+            start = f"{rule.min_epochs:>10}  {rule.reduction:>9}  {name:<11}"
+            lines.append("  ".join([start, *spans, f"{found.best_survives:>9.0%}"]))
     lines += [
-        "lost: share of the hypervolume of the final (fvu, swd) fronts that is gone, mean over the grids, up to",
+        "lost: share of the hypervolume of the final (fvu, swd) fronts that is lost, mean over the grids, up to",
         "pooling's figures, and up to the worst of all trials; best kept: grids whose trial of the lowest fvu survives",
     ]
     if not pooling:
@@ -164,10 +163,10 @@ def print_replay(
 def _run(
     order: Sequence[TrialRecord], rule: EarlyStopping | None, axes: Sequence[str], concurrency: int, draw: Random
 ) -> tuple[set[str], int]:
-    """Uids that ran to their end, and the trial epochs that were run."""
+    """Return the uids that ran to their end, and the number of trial epochs that were run."""
     rungs = None if rule is None else Rungs(rule, max(len(trial.history) for trial in order), axes)
     waiting, survivors, epochs = iter(order), set[str](), 0
-    # (time, tie, trial, its epochs so far, its pace): the reports to come, soonest first.
+    # The reports to come, soonest first: (time, tie-breaker, trial, its epochs so far, its pace).
     queue: list[tuple[float, float, str, int, float]] = []
     histories = {trial.uid: trial.history for trial in order}
 
@@ -192,15 +191,15 @@ def _run(
     return survivors, epochs
 
 
-def _lost(grids: Mapping[float, Mapping[str, Point]], survivors: set[str], references: Box) -> float:
-    """Share of the hypervolume that is gone, mean over the grids that have any."""
+def _lost(grids: Mapping[int, Mapping[str, Point]], survivors: set[str], references: References) -> float:
+    """Return the share of the hypervolume that is lost, mean over the grids that have any."""
     shares = []
-    for ratio, points in grids.items():
-        if ratio not in references:
+    for grid, points in grids.items():
+        if grid not in references:
             continue
-        full = hypervolume(list(points.values()), references[ratio])
+        full = hypervolume(list(points.values()), references[grid])
         if full > 0:
-            left = hypervolume([point for uid, point in points.items() if uid in survivors], references[ratio])
+            left = hypervolume([point for uid, point in points.items() if uid in survivors], references[grid])
             shares.append(1 - left / full)
     return fmean(shares) if shares else 0.0
 
@@ -220,18 +219,18 @@ def _text(span: Span) -> str:
     return f"{mean:.1f} % ({low:.1f}-{high:.1f})"
 
 
-def _pooling(directory: Path) -> Box:
-    """Pooling's point at every ratio, from the sweep's report; empty without one."""
+def _pooling(directory: Path) -> References:
+    """Return pooling's point at every grid, from the sweep's report; empty without one."""
     path = directory / "report" / "champions.json"
     return dict(_read_pooling(path)) if path.is_file() else {}
 
 
-def _read_pooling(path: Path) -> Iterator[tuple[float, Point]]:
+def _read_pooling(path: Path) -> Iterator[tuple[int, Point]]:
     try:
         grids: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for found in grids.values():
+        for grid, found in grids.items():
             figures = found["baselines"].get("pooling")
             if figures is not None:
-                yield found["compression_ratio"], tuple(figures[axis] for axis in AXES)
+                yield int(grid), tuple(figures[axis] for axis in AXES)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SweepError(f"{path}: damaged; resume the sweep and it is written again") from error
+        raise SweepError(f"{path}: damaged; resume the sweep to write it again") from error

@@ -1,1 +1,1 @@
-"""What a sweep is: the spec, and the YAML file it is read from."""
+"""The spec of a sweep, and the YAML file that it is read from."""

@@ -1,1 +1,1 @@
-"""Trials on Ray: the Tune function, the TorchTrainer, and what they report."""
+"""Trials on Ray: the Tune function, the TorchTrainer, and their reports."""

@@ -220,7 +220,7 @@ def _error_text(trial: Trial) -> str:
 
 
 def _check_disk(error: str) -> None:
-    """Stop the sweep if a full disk ended the trial: no trial fails for it, and the sweep can be resumed with more room.
+    """Stop the sweep if a full disk ended the trial: no trial fails for it, and the sweep can be resumed.
 
     Raises:
         OSError: the disk is full.
