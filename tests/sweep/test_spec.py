@@ -201,7 +201,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("sampler/kind", "tpr"), "sampler.kind: got 'tpr'; did you mean tpe?"),
         (changed("resources/runner", "in_line"), "resources.runner: got 'in_line'; did you mean inline?"),
         (changed("search/training.n_critics", {"int": [1, 3]}), "unknown; did you mean training.n_critic?"),
-        (changed("search/training.n_critic", {"integer": [1, 3]}), "'integer' is no kind of range; did you mean int?"),
+        (changed("search/training.n_critic", {"integer": [1, 3]}), "'integer' is not a kind of range; did you mean int?"),
         (changed("base", ["training.epoch=5"]), "base: training.epoch: unknown; did you mean training.epochs?"),
         (changed("search/training.n_critic", {"int": [3, 1]}), "the lower end must come first, as in [1, 3]"),
         (changed("search/training.n_critic", {"int": [3, 3]}), "the lower end must come first"),

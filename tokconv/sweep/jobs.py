@@ -1,4 +1,4 @@
-"""Submitting a sweep as a Ray job: the same command, run by the cluster's head in a copy of the current directory."""
+"""Submits a sweep as a Ray job: the cluster's head runs the same command in a copy of the current directory."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 STOP_SECONDS = 60
-"""What `ray job stop` gives a sweep to write down what is finished; Ray's own 3 s end in a kill."""
+"""Seconds that `ray job stop` gives a sweep to record what is finished; Ray's own 3 s end in a kill."""
 OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-"""Ray's job client prefers these to the address it is given."""
+"""Variables that Ray's job client prefers to the address it is given."""
 
 TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Ray's loggers that tell every step of an upload."""
+"""Ray's loggers that report every step of an upload."""
 
 
 def submit(
@@ -38,21 +38,21 @@ def submit(
 ) -> int:
     """Run `tokconv sweep` on a cluster and follow its output; Ctrl-C leaves the job running.
 
-    The current directory is uploaded as `ray job submit --working-dir .` does it, without what `.gitignore` and
+    The current directory is uploaded as by `ray job submit --working-dir .`, without the files that `.gitignore` and
     `.rayignore` name.
 
     Args:
-        address: of the head's dashboard, `http://HOST:8265` or `HOST:8265`.
+        address: the address of the head's dashboard, `http://HOST:8265` or `HOST:8265`.
         path: the spec's file, below the current directory.
-        spec: the same, with its overrides, checked.
-        overrides, options: of the command.
+        spec: the checked spec of that file and the overrides.
+        overrides, options: the arguments of the command.
         wait: follow the output until the job has ended.
 
     Returns:
-        0 when the job succeeded, or was submitted without waiting; 1 when it failed or was stopped.
+        0 if the job succeeded, or was submitted without waiting; 1 if it failed or was stopped.
 
     Raises:
-        SpecError: the spec names no place that outlives the job.
+        SpecError: the results would not outlive the job, or the file is outside the current directory.
         SweepError: no head answers at this address, or it refuses the token.
     """
     inside = _below_here(path)
@@ -67,7 +67,7 @@ def submit(
             metadata={"tokconv.sweep": spec.name},
         )
         at = f"--address {address}"
-        print(f"job {job} is submitted; see what it does: ray job logs {at} {job} --follow", flush=True)
+        print(f"job {job} is submitted; follow it: ray job logs {at} {job} --follow", flush=True)
         print(f"  stop it: ray job stop {at} {job}; go on with it: the same command with --resume", flush=True)
         if not wait:
             return 0
@@ -84,7 +84,7 @@ def submit(
 
 
 def check_spec(spec: Spec) -> None:
-    """Refuse a sweep whose results would be deleted with the job's directory.
+    """Raise SpecError if a sweep's results would be deleted with the job's directory.
 
     Raises:
         SpecError: `storage` or `data.store` is missing or relative.
@@ -95,7 +95,7 @@ def check_spec(spec: Spec) -> None:
     for key, place in places.items():
         if place is None or not ("://" in place or Path(place).is_absolute()):
             raise SpecError(
-                f"{key}: {place or 'not set'}; a job's own directory is deleted with it, so name a place that every "
+                f"{key}: {place or 'not set'}; a job's own directory is deleted with it; name a place that every "
                 "node sees, as in storage=/shared/tokconv"
             )
 
@@ -121,7 +121,7 @@ def _client(address: str) -> JobSubmissionClient:
 
 @contextmanager
 def _talking_to(address: str) -> Iterator[None]:
-    """Ray's errors as sentences, and its overriding variables out of the way."""
+    """Turn Ray's errors into sentences, and unset the variables that override the address."""
     aside = {name: os.environ.pop(name) for name in OVERRIDING if name in os.environ}
     from ray.exceptions import AuthenticationError
 

@@ -1,9 +1,9 @@
 """Multi-objective asynchronous successive halving (Schmucker et al. 2021, arXiv:2106.12639), per output grid.
 
 Rungs lie at min_epochs * reduction^i of our own epoch count. At a rung a trial is compared with the trials of the same
-grid that have reached it: non-dominated rank on (val/fvu, val/swd) first, crowding distance second. It goes on when
-it is among the best 1/reduction, and also whenever nothing dominates it: unlike the paper's selection, which may drop
-part of a front larger than the quota, because a sweep is read for its front.
+grid that have reached it: by non-dominated rank on (val/fvu, val/swd), then by crowding distance. It goes on if it is
+among the best 1/reduction, and also if nothing dominates it. The paper's selection may drop part of a front that is
+larger than the quota; this one does not, because the front is what a sweep is for.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ AXES = ("val/fvu", "val/swd")
 
 
 class Rungs:
-    """What every rung of every grid has seen; the decision, without Ray.
+    """The rungs of every grid with the trials that reached them, and the decision at a rung, without Ray.
 
     Args:
-        rule: first rung and the share kept, 1/reduction.
-        epochs: a trial's length; there is no rung at its end.
-        axes: the figures that are compared; a single one makes it plain successive halving.
+        rule: the first rung, and the share that goes on, 1/reduction.
+        epochs: the length of a trial; there is no rung at its end.
+        axes: the figures that are compared; with a single one this is plain successive halving.
     """
 
     def __init__(self, rule: EarlyStopping, epochs: int, axes: Sequence[str] = AXES) -> None:
@@ -41,14 +41,14 @@ class Rungs:
         self._seen: dict[tuple[float, int], dict[str, Point]] = defaultdict(dict)
 
     def replay(self, trials: Iterable[TrialRecord]) -> None:
-        """Take in what trials of an earlier driver reported."""
+        """Enter what trials of an earlier driver reported."""
         for trial in trials:
             for figures in trial.history:
-                self._take_in(trial.uid, figures)
+                self._enter(trial.uid, figures)
 
     def goes_on(self, uid: str, figures: Any) -> bool:
-        """Take in one epoch's figures; whether the trial should go on."""
-        rung = self._take_in(uid, figures)
+        """Enter one epoch's figures and return whether the trial should go on."""
+        rung = self._enter(uid, figures)
         if rung is None:
             return True
         uids, points = list(rung), list(rung.values())
@@ -60,8 +60,8 @@ class Rungs:
         better = sum(r < rank[uid] for r in rank.values()) + sum(c > crowd[uid] for c in crowd.values())
         return better < len(points) / self.reduction
 
-    def _take_in(self, uid: str, figures: Any) -> dict[str, Point] | None:
-        """The rung with this trial in it; None between rungs."""
+    def _enter(self, uid: str, figures: Any) -> dict[str, Point] | None:
+        """Enter figures into their rung and return it; None between rungs."""
         epoch = int(figures["epoch"])
         if epoch not in self.levels:
             return None
@@ -71,7 +71,7 @@ class Rungs:
 
 
 class ParetoHalving(FIFOScheduler):
-    """Ray Tune's view of `Rungs`."""
+    """A Ray Tune scheduler that decides by `Rungs`."""
 
     def __init__(self, rungs: Rungs) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped_calls_exclude does not reach through super()

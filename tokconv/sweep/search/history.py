@@ -1,6 +1,6 @@
-"""A sampler that is shown a bounded part of a long study, so that a suggestion costs the same at any length.
+"""A sampler that sees a bounded part of a long study, so that a suggestion costs the same at any length.
 
-TPE sorts, and builds a density of, every finished trial for every suggestion: at ten thousand it would cost seconds.
+For every suggestion TPE sorts all finished trials and builds densities of them, which takes seconds with ten thousand.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tokconv.sweep.judge.pareto import Point, dominates
 
-# A tuple: members are found by identity, without the hash of an enum's member.
+# A tuple finds members by identity, without hashing them.
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 class BoundedHistory(BaseSampler):
-    """Hands its work to another sampler, which sees of the finished trials the front and the newest.
+    """A sampler that delegates to another one, which of the finished trials sees only the front and the newest.
 
-    Shorter studies are shown whole, so that their suggestions are those of the other sampler alone. The front takes at
-    most half of the room. Running trials are all shown.
+    A shorter study is shown whole, and its suggestions are those of the other sampler. The front takes at most half of
+    the places. All running trials are shown.
 
     Args:
         sampler: one that reads the study through `get_trials`.
-        limit: the most finished trials it is shown.
+        limit: the largest number of finished trials that it sees.
 
     Example:
         >>> study.sampler = BoundedHistory(TPESampler(seed=0), limit=500)    # doctest: +SKIP
@@ -39,31 +39,31 @@ class BoundedHistory(BaseSampler):
         self._part: _Part | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(self._of(study), trial)
+        return self._sampler.infer_relative_search_space(self._part_of(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._sampler.sample_relative(self._of(study), trial, search_space)
+        return self._sampler.sample_relative(self._part_of(study), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._sampler.sample_independent(self._of(study), trial, param_name, param_distribution)
+        return self._sampler.sample_independent(self._part_of(study), trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._of(study).look()
+        self._part_of(study).refresh()
         self._sampler.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._sampler.after_trial(study, trial, state, values)
         if state is TrialState.COMPLETE and values is not None:
-            self._of(study).admit(trial.number, values)
+            self._part_of(study).admit(trial.number, values)
 
     def reseed_rng(self) -> None:
         self._sampler.reseed_rng()
 
-    def _of(self, study: Study) -> _Part:
+    def _part_of(self, study: Study) -> _Part:
         if self._part is None:
             self._part = _Part(study, self._limit)
         return self._part
@@ -79,17 +79,17 @@ class _Part(Study):
         self._front: dict[int, Point] = {}
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             self.admit(trial.number, trial.values)
-        self.look()
+        self.refresh()
 
     def admit(self, number: int, values: Sequence[float]) -> None:
-        """Take a complete trial into the front unless another one dominates it."""
+        """Add a complete trial to the front unless another one dominates it."""
         point = [sign * value for sign, value in zip(self._signs, values, strict=True)]
         if any(dominates(member, point) for member in self._front.values()):
             return
         self._front = {n: member for n, member in self._front.items() if not dominates(point, member)} | {number: point}
 
-    def look(self) -> None:
-        """See the study as it is now; to be called once a suggestion, because it takes a look at every trial."""
+    def refresh(self) -> None:
+        """Update the shown part; called once per suggestion, because it looks at every trial."""
         trials = self._whole.get_trials(deepcopy=False)
         front = set(sorted(self._front)[-(self._limit // 2) :])
         # A trial's number is its place in the study.

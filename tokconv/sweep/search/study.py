@@ -1,8 +1,8 @@
-"""Where trials come from: an Optuna study behind Ray Tune's searcher interface.
+"""The source of trials: an Optuna study behind Ray Tune's searcher interface.
 
-Ray's own OptunaSearch tells every stopped trial to Optuna as complete, with the value it had when it was stopped; that
-value then guides the sampler and enters the Pareto front. Here a trial stopped early is told as pruned, a diverged or
-crashed one as failed, and a resumed sweep asks the same study on.
+Ray's own OptunaSearch reports every stopped trial to Optuna as complete, with its value at that moment; the value then
+guides the sampler and enters the Pareto front. Here a trial that was stopped early is reported as pruned, a diverged or
+crashed one as failed, and a resumed sweep goes on asking the same study.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from tokconv.sweep.spec.schema import GRID_KEY, Spec
 STARTUP_TRIALS = 10
 """Random trials before a model-based sampler trusts its model (Optuna's own default for TPE)."""
 TPE_HISTORY = 500
-"""Finished trials that TPE is shown: the time it takes for a suggestion grows faster than they do. Twice as many find
-nothing better (simulated sweeps of 1,500 trials, three seeds)."""
+"""Finished trials that TPE sees: its time per suggestion grows faster than their number. Twice as many find nothing
+better (simulated sweeps of 1,500 trials, three seeds)."""
 
 
 def open_study(spec: Spec, journal: Path) -> optuna.Study:
-    """The sweep's study, created with its first trials queued, or read back from its journal.
+    """Return the sweep's study, created with its first trials queued, or read back from its journal.
 
-    The first trials are the base config at every grid: what the published defaults do is part of every result.
+    The first trials are the base config at every grid, so that every result includes what the defaults achieve.
     """
     logging.getLogger("optuna").setLevel(logging.WARNING)
     _drop_torn_end(journal)
@@ -62,7 +62,7 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
 
 
 def _drop_torn_end(journal: Path) -> None:
-    """Cut off a last line that a full disk or a kill left unfinished: the next one would be glued to it."""
+    """Cut off a last line that a full disk or a kill left unfinished, because the next one would run into it."""
     if not journal.exists():
         return
     content = journal.read_bytes()
@@ -72,7 +72,7 @@ def _drop_torn_end(journal: Path) -> None:
 
 
 def first_points(spec: Spec) -> list[dict[str, Any]]:
-    """The base config at every grid, in the searched keys; a value that a range does not hold is moved to it."""
+    """Return the base config at every grid, in the searched keys; a value outside its range is moved into it."""
     config = spec.base_config()
     point = {key: found.nearest(get(config, key)) for key, found in spec.search.items()}
     if GRID_KEY not in spec.search:
@@ -81,7 +81,7 @@ def first_points(spec: Spec) -> list[dict[str, Any]]:
 
 
 def grid_points(spec: Spec) -> list[dict[str, Any]]:
-    """Every point of a grid sampler's grid, in an order that the seed shuffles."""
+    """Return every point of a grid sampler's grid, in an order that the seed shuffles."""
     points = product(*(found.members() for found in spec.search.values()))
     found = [dict(zip(spec.search, point, strict=True)) for point in points]
     Random(spec.sampler.seed).shuffle(found)
@@ -89,19 +89,19 @@ def grid_points(spec: Spec) -> list[dict[str, Any]]:
 
 
 class StudySearcher(Searcher):
-    """Ray Tune asks it for configs and tells it results.
+    """A Ray Tune searcher that takes configs from a study and reports results to it.
 
     A config is `{"uid": "00007", "values": {dotted key: value}}`; the uid is the Optuna trial number. Trials that were
     running when an earlier driver died come first, with the config they had, then those that it asked for and never
     started.
 
-    A resumed sweep may have narrower ranges. Optuna's choices cannot change within a study: of those that are left one
-    is drawn at random, and the sampler chooses the rest.
+    A resumed sweep may have narrower ranges. Optuna's choices cannot change within a study, so one of the remaining
+    choices is drawn at random, and the sampler chooses the other values.
 
     Args:
-        study: `open_study`.
+        study: from `open_study`.
         trials: those of the sweep's record.
-        given_up: whether no more trials shall be started.
+        given_up: returns whether the search should start no more trials.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class StudySearcher(Searcher):
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next config; `Searcher.FINISHED` when a grid has no point left, or the search is given up."""
+        """Return the next config; `Searcher.FINISHED` if a grid has no point left or the search is given up."""
         if self._given_up():
             return Searcher.FINISHED
         if self._waiting:
@@ -140,19 +140,20 @@ class StudySearcher(Searcher):
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: a study with several objectives has no intermediate values."""
+        """Do nothing: a study with several objectives has no intermediate values."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Report the end of a trial to the study."""
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
         found = final_state(result, error=error, judged_by=self._spec.judged_by)
         if found is FinalState.COMPLETE and result is not None:
-            told: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
+            end: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
         else:
-            told = {"state": TrialState.PRUNED if found is FinalState.PRUNED else TrialState.FAIL}
-        # A driver that died between telling the study and the record runs the trial's end again.
-        self._study.tell(number, **told, skip_if_finished=True)
+            end = {"state": TrialState.PRUNED if found is FinalState.PRUNED else TrialState.FAIL}
+        # If a driver died between reporting to the study and to the record, the trial ends a second time.
+        self._study.tell(number, **end, skip_if_finished=True)
 
     def _ask(self) -> dict[str, Any]:
         while True:
@@ -163,11 +164,11 @@ class StudySearcher(Searcher):
                 asked = self._study.ask(self._distributions)
             if all(self._spec.search[key].holds(value) for key, value in asked.params.items()):
                 return {"uid": _uid(asked.number), "values": dict(asked.params)}
-            # It was queued before the ranges were narrowed.
+            # This point was queued before the ranges were narrowed.
             self._study.tell(asked, state=TrialState.FAIL)
 
     def _narrowed_choices(self) -> dict[str, tuple[Any, ...]]:
-        """The choices that are left of those the study began with, which its distributions have to keep."""
+        """Return the remaining choices of keys whose distributions must keep those that the study began with."""
         narrowed = {}
         for trial in self._study.get_trials(deepcopy=False):
             for key, before in trial.distributions.items():
@@ -177,7 +178,7 @@ class StudySearcher(Searcher):
         return narrowed
 
     def _queue_grid_point(self) -> bool:
-        """Queue the next point of the grid unless trials are queued; false when every point was tried."""
+        """Queue the next point of the grid unless trials are queued; return false if every point was tried."""
         if self._untried is None or self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return True
         point = next(self._untried, None)
@@ -186,24 +187,24 @@ class StudySearcher(Searcher):
         return point is not None
 
     def _points_left(self, points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Those that no trial has, the queued ones neither."""
+        """Return the points that no trial has, queued ones included."""
         trials = self._study.get_trials(deepcopy=False)
         tried = {_key(trial.params or trial.system_attrs.get("fixed_params", {})) for trial in trials}
         return (point for point in points if _key(point) not in tried)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, see `save`."""
+        """Return nothing, see `save`."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's journal and the sweep's record hold everything."""
+        """Do nothing: the study's journal and the sweep's record hold everything."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
+        """Do nothing, see `save`."""
 
 
 class GivenSearcher(Searcher):
-    """Hands configs to Ray Tune one after the other, and learns nothing from them."""
+    """A Ray Tune searcher that returns given configs in order and learns nothing from their results."""
 
     def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
         super().__init__()
@@ -213,17 +214,17 @@ class GivenSearcher(Searcher):
         return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: the sweep's record holds everything."""
+        """Return nothing: the sweep's record holds everything."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, see `__getstate__`."""
+        """Do nothing, see `__getstate__`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `__getstate__`."""
+        """Do nothing, see `__getstate__`."""
 
 
 def _uid(number: int) -> str:
@@ -235,7 +236,7 @@ def _key(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def distribution(found: Range) -> BaseDistribution:
-    """A range as Optuna's distribution."""
+    """Return a range as Optuna's distribution."""
     if found.kind == "choice":
         return CategoricalDistribution(found.values)
     low, high = found.values
@@ -253,5 +254,5 @@ def _sampler(spec: Spec, seed: int) -> BaseSampler:
         return NSGAIISampler(seed=seed)
     if kind == "gp":
         return GPSampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
-    # Of a grid every trial is queued with all its values (`StudySearcher`), so that its sampler draws nothing.
+    # Trials of a grid are queued with all their values (`StudySearcher`), so that the sampler draws nothing.
     return RandomSampler(seed=seed)

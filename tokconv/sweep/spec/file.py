@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.sweep.spec.schema import Section, Spec
 
-# PyYAML and OmegaConf let the last seven through: a value that its tag cannot be made of, a number of more than 4,300
-# digits, an alias inside what it stands for.
+# PyYAML and OmegaConf let the last seven through: a value that does not fit its tag, a number of more than 4,300
+# digits, an alias inside its own anchor.
 _YAML_ERRORS = (
     yaml.YAMLError,
     OmegaConfBaseException,
@@ -34,13 +34,13 @@ START = "sweeps/demo.yaml is one to start from"
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
-    """Read and check a spec file.
+    """Return the checked spec of a file.
 
     Args:
         overrides: `key=value` pairs laid over the file, as in `trials=4` or `resources.runner=inline`.
 
     Raises:
-        SpecError: what is wrong, what is allowed.
+        SpecError: the file or an override is wrong; what is wrong, and what is allowed.
 
     Example:
         >>> load_spec(Path("sweeps/demo.yaml"), ["trials=4"]).trials    # doctest: +SKIP
@@ -76,7 +76,7 @@ def _reason(error: BaseException) -> str:
 
 
 def parse_spec(tree: Any) -> Spec:
-    """Check a spec given as plain dictionaries and lists; see `load_spec`."""
+    """Return the checked spec of plain dictionaries and lists; raises as `load_spec`."""
     if not isinstance(tree, dict):
         raise SpecError(f"a spec is a mapping with at least name and trials; {START}")
     try:

@@ -1,4 +1,4 @@
-"""One searched key and where its values may lie.
+"""Ranges: where the values of a searched key may lie.
 
 In a spec: `{choice: [4, 6, 8]}`, `{int: [1, 10]}`, `{float: [0.0, 1.0]}` or `{log: [0.1, 100]}`; both ends included.
 """
@@ -19,28 +19,28 @@ KINDS = ("choice", "int", "float", "log")
 
 @dataclass(frozen=True)
 class Range:
-    """A searched key: `values` are the choices, or the two ends."""
+    """The range of a searched key: `values` are the choices, or the two ends."""
 
     key: str
     kind: str
     values: tuple[Any, ...]
 
     def members(self) -> tuple[Any, ...]:
-        """Every choice, every whole number of an int range, or the two ends."""
+        """Return every choice, every whole number of an int range, or the two ends."""
         return tuple(range(self.values[0], self.values[1] + 1)) if self.kind == "int" else self.values
 
     def holds(self, value: Any) -> bool:
-        """Whether a trial with this value belongs to the range."""
+        """Return whether a trial with this value belongs to the range."""
         if self.kind == "choice":
             return value in self.values
         return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
 
     def within(self, other: Range) -> bool:
-        """Whether it is a part of another range of the same key, or the same."""
+        """Return whether another range of the same key contains this one."""
         return self.kind == other.kind and all(other.holds(value) for value in self.values)
 
     def nearest(self, value: Any) -> Any:
-        """The value itself when the range holds it, else the nearest, or the first choice; the lower end for None."""
+        """Return the value if the range holds it, else the nearest one or the first choice; for None the lower end."""
         if self.kind == "choice":
             return value if value in self.values else self.values[0]
         low, high = self.values
@@ -50,10 +50,10 @@ class Range:
 
 
 def parse_range(key: str, raw: Any) -> Range:
-    """Check one entry of `search`.
+    """Return one checked entry of `search`.
 
     Raises:
-        SpecError: unknown key, unknown kind, reversed or empty range, a value the key cannot have.
+        SpecError: an unknown key or kind, a reversed or empty range, or a value that the key cannot have.
     """
     try:
         check_key(key)
@@ -63,7 +63,7 @@ def parse_range(key: str, raw: Any) -> Range:
         raise SpecError(f"search.{key}: got {raw!r}; write one of {_forms()}")
     kind, values = next(iter(raw.items()))
     if kind not in KINDS:
-        raise SpecError(f"search.{key}: {kind!r} is no kind of range; {suggest(str(kind), KINDS)}")
+        raise SpecError(f"search.{key}: {kind!r} is not a kind of range; {suggest(str(kind), KINDS)}")
     if not isinstance(values, list) or not values:
         raise SpecError(f"search.{key}.{kind}: got {values!r}; write a list, as in {_forms()}")
     if kind != "choice":
@@ -91,7 +91,7 @@ def _check_ends(key: str, kind: str, values: list[Any]) -> None:
 
 
 def _as_member(key: str, value: Any) -> Any:
-    """The value as this key holds it; it must make a config that is otherwise the default one."""
+    """Return the value as this key holds it; the default config must be valid with it."""
     tree: dict[str, Any] = {}
     branch = tree
     *parents, leaf = key.split(".")
