@@ -10,14 +10,14 @@ from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY
 
 MIN_TRIALS = 10
-"""Complete trials of a grid; with fewer the shares are mostly chance."""
+"""Complete trials per grid; with fewer, the shares are mostly chance."""
 
 
 def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metric: str) -> dict[str, float]:
-    """Share of each searched key, the largest first, over the complete trials of one grid; the grid is not among them.
+    """Return the share of each searched key but the grid, the largest first, over the complete trials of one grid.
 
-    The shares are of how the good tenth of the trials differs from all, key by key. Empty with fewer than MIN_TRIALS
-    trials or nothing to tell apart.
+    A share is a key's part in how the best tenth of the trials differs from all of them. The result is empty if there
+    are fewer than MIN_TRIALS trials, or if all of them are alike.
     """
     import optuna
     from optuna.exceptions import ExperimentalWarning
@@ -34,7 +34,7 @@ def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metri
     ]
     if len(usable) < MIN_TRIALS or not spaces or len({trial.figures[metric] for trial in usable}) < 2:
         return {}
-    # It says on the terminal that a study was created; other uses of Optuna have raised this level before.
+    # Optuna prints that a study was created, unless something has raised this level before.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
     study.add_trials(

@@ -70,7 +70,11 @@ def page(sweep: SweepSnapshot) -> str:
     figures = {figure.key: _plain(figure.plot) for section in sections for figure in section.figures}
     shown, pictures, cards = shown_figures(sweep.verdicts), list(_pictures(sweep)), list(_cards(sweep))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    contents = [("winners", "winners"), *((s.anchor, s.title.lower()) for s in sections), ("cost", "what it took")]
+    contents = [
+        ("winners", "winners"),
+        *((s.anchor, s.title.lower()) for s in sections),
+        ("cost", "what the sweep took"),
+    ]
     contents += [("pictures", "pictures")] * bool(pictures) + [("cards", "model cards")] * bool(cards)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=sweep.directory.name,

@@ -14,7 +14,7 @@ from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Figures, Verdict
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.plots import CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, shown, swd_floor
+from tokconv.sweep.report.plots import CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, axis_title, shown, swd_floor
 from tokconv.sweep.report.text import judged_text, values_text
 
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left"}
@@ -62,7 +62,7 @@ def front_figure(sweep: SweepSnapshot) -> go.Figure:
         tickvals=[v.ratio for v in sweep.verdicts],
         ticktext=[f"{v.ratio:.3g}x<br>{v.grid} x {v.grid}" for v in sweep.verdicts],
     )
-    figure.update_yaxes(type="log", title=FIGURES[FVU].label, **LOG_TICKS)
+    figure.update_yaxes(type="log", title=axis_title(FVU), **LOG_TICKS)
     return figure
 
 
@@ -106,7 +106,7 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
         if floor is not None:
             line = {"color": STOPPED, "dash": "dash", "width": 1}
             figure.add_vline(x=max(floor, LOWEST), line=line, row=place["row"], col=place["col"])
-    figure.update_xaxes(type="log", title=FIGURES[SWD].label, **LOG_TICKS)
+    figure.update_xaxes(type="log", title=axis_title(SWD), **LOG_TICKS)
     figure.update_yaxes(type="log", title=FIGURES[FVU].title, **LOG_TICKS)
     return figure
 

@@ -1,4 +1,4 @@
-"""The page's figures of the searched keys: how the trials lie in them, and which of them matter."""
+"""The page's figures of the searched keys: the values of every trial, and which keys matter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.report.page_figures import FVU, SWD
@@ -17,33 +18,33 @@ from tokconv.sweep.spec.schema import GRID_KEY
 
 
 def parallel_figure(sweep: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
-    """The searched keys of a grid's complete trials in parallel coordinates, coloured by fvu; None with none."""
+    """Return a grid's complete trials in parallel coordinates of keys, coloured by fvu; None for fewer than two."""
     trials = [trial for trial in verdict.trials if FVU in trial.figures]
     keys = [key for key in sweep.spec.search if key != GRID_KEY and any(key in trial.values for trial in trials)]
     if len(trials) < 2 or not keys:
         return None
     dimensions = [_dimension(key, sweep.spec.search[key], [trial.values.get(key) for trial in trials]) for key in keys]
-    for metric, label in ((SWD, "swd"), (FVU, "fvu")):
+    for metric in (SWD, FVU):
         values = [shown(trial.figures, metric) for trial in trials]
-        dimensions.append(_log_dimension(label, values))
+        dimensions.append(_log_dimension(FIGURES[metric].title, values))
     colors = [math.log10(shown(trial.figures, FVU)) for trial in trials]
     return go.Figure(
         go.Parcoords(
             dimensions=dimensions,
-            # Cividis looks alike to the colour-blind; dark is low, which is good.
+            # The colour-blind see Cividis like everybody else. Dark is low, which is good.
             line={"color": colors, "colorscale": "Cividis", "cmin": min(colors), "cmax": max(colors)},
         )
     )
 
 
 def importance_figure(found: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Bars of what each searched key explains: figure -> key -> share."""
+    """Return bars of what each searched key explains, from figure -> key -> share."""
     figure = go.Figure()
     for color, (metric, shares) in zip((CHAMPION, TRIAL), found.items(), strict=False):
         figure.add_bar(
             y=[key.split(".", 1)[-1] for key in shares],
             x=list(shares.values()),
-            name=metric.removeprefix("val/"),
+            name=FIGURES[metric].title,
             orientation="h",
             marker={"color": color},
         )
@@ -57,7 +58,7 @@ def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, An
     label = key.rsplit(".", 1)[-1]
     if searched.kind == "choice":
         names = [str(value) for value in searched.values]
-        # A value that a resumed sweep no longer searches gets a place of its own.
+        # A value that a resumed sweep no longer searches still gets its own tick.
         names += sorted({str(value) for value in values} - set(names))
         places = list(range(len(names)))
         found = [names.index(str(value)) for value in values]

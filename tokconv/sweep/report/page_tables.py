@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokconv.evaluation.baselines.registry import BASELINES
-from tokconv.evaluation.figures import FIGURES, TRIALS, Figure, shown_in
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON, TRIALS, Figure, shown_in
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
@@ -39,14 +39,15 @@ def winner_headings(figures: Sequence[Figure]) -> list[str]:
 
 
 def winner(verdict: Verdict, figures: Sequence[Figure]) -> Winner:
-    """Return a grid's row of the winners' table."""
+    """Return a grid's row of the winners' table; for want of room, only judged figures have an interval."""
     grid = (_grid(verdict), str(verdict.grid**2), f"{verdict.ratio:.3g}x")
     reference = cell(FIGURES["val/fvu"], verdict.baselines.get(REFERENCE, {}))
     champion, evidence = verdict.champion, verdict.evidence
     if champion is None or evidence is None:
         return Winner((*grid, "", *[""] * len(figures), reference), "no complete trial", is_proven=False)
     kept = f"{1 - evidence.figures['val/fvu']:.1%}"
-    cells = (cell(figure, evidence.figures, evidence.half_widths) for figure in figures)
+    half_widths = {name: width for name, width in evidence.half_widths.items() if name in JUDGED_ON}
+    cells = (cell(figure, evidence.figures, half_widths) for figure in figures)
     missed = "" if verdict.meets_targets else ", misses a target"
     text = f"{evidence.label}, trial {champion.uid}{missed}"
     return Winner((*grid, kept, *cells, reference), text, is_proven=evidence.status == PROVEN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -34,8 +33,6 @@ LOWEST = 1e-5
 """Lower figures are drawn here: with one output token per token everything is lossless, and 0 has no logarithm."""
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 """Keeps a label readable over a line."""
-LABEL_WIDTH = 36
-"""Characters in a line of an axis title."""
 Point = tuple[float, float]
 
 
@@ -118,7 +115,9 @@ def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
     if swd_limit is not None and swd_limit > 0:
         axes.axvline(swd_limit, color="black", linestyle="--", linewidth=1, zorder=0.5, label="swd target")
     _floor_line(axes.axvline, verdict)
-    axes.set(xscale="log", yscale="log", xlabel=axis_title("val/swd"), ylabel=axis_title("val/fvu"))
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel(axis_title("val/swd"), fontsize="small")
+    axes.set_ylabel(axis_title("val/fvu"), fontsize="small")
     axes.set_title(_title(verdict), loc="center" if verdict.champion else "left", fontsize="medium")
     axes.margins(x=0.2, y=0.16)
     _log_scale(axes, axes.xaxis)
@@ -205,8 +204,8 @@ def swd_floor(verdict: Verdict) -> float | None:
 
 
 def axis_title(metric: str) -> str:
-    """Return a figure's title and meaning, in lines that fit an axis."""
-    return textwrap.fill(FIGURES[metric].label, LABEL_WIDTH)
+    """Return a figure's title with the first clause of its meaning, which fits an axis."""
+    return f"{FIGURES[metric].title} ({FIGURES[metric].meaning.partition(':')[0]})"
 
 
 def _title(verdict: Verdict) -> str:
