@@ -1,7 +1,7 @@
-"""The frozen reader: how much accuracy the demo tower's own last layer and head keep when they read compressed tokens.
+"""The frozen reader: the accuracy of the demo tower's own last layer and head if they read compressed tokens.
 
 The tower was trained on 24 x 24 tokens and is not retrained: its last layer attends from the class token to k x k
-compressed tokens instead, its head classifies as ever. Held-out digits only.
+compressed tokens instead, and its head classifies as before. Only held-out digits are used.
 
     python tools/frozen_reader.py runs/sweeps/demo-001/champions/*
 """
@@ -28,7 +28,7 @@ BATCH = 64
 
 
 class Reader:
-    """The bundled tower from hidden layer -2 on, and the held-out digits at that layer."""
+    """The bundled tower after hidden layer -2, and the held-out digits at that layer."""
 
     def __init__(self) -> None:
         folder = locate(BUNDLED, None).folder
@@ -51,7 +51,7 @@ class Reader:
 
     @torch.inference_mode()
     def accuracy(self, compress: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Share of the held-out digits read right, from all tokens or from compressed ones."""
+        """Return the share of held-out digits classified correctly, from all tokens or from compressed ones."""
         hits = 0
         for states, labels in zip(self.states.split(BATCH), self.labels.split(BATCH), strict=True):
             tokens = states[:, 1:] if compress is None else compress(states[:, 1:])

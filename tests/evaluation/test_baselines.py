@@ -34,12 +34,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def _tokens(store: TokenStore) -> Tensor:
-    """Standardised training tokens: what everything is fitted on."""
+    """Return the standardised training tokens, on which all baselines are fitted."""
     return torch.cat(list(standardised_batches(store, store.train_indices)))
 
 
 def _run(store: TokenStore, name: str, grid: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardised training tokens, their codes and their reconstructions."""
+    """Return standardised training tokens, their codes and their reconstructions."""
     codes, reconstructed = fitted_baselines(store, grid).codecs[name](store.tokens(store.train_indices))
     return _tokens(store), (codes - store.mean) / store.scale, (reconstructed - store.mean) / store.scale
 
@@ -49,7 +49,7 @@ def _run(store: TokenStore, name: str, grid: int) -> tuple[Tensor, Tensor, Tenso
 
 @pytest.mark.parametrize("grid", [1, 2, OVERLAPPING, 5, 6])
 @pytest.mark.parametrize("name", BASELINES)
-def test_any_grid_gives_its_tokens_and_beats_the_mean(store: TokenStore, name: str, grid: int) -> None:
+def test_every_grid_gives_k_times_k_tokens_and_beats_the_mean_token(store: TokenStore, name: str, grid: int) -> None:
     tokens, codes, reconstructed = _run(store, name, grid)
     assert codes.shape == (len(tokens), grid**2, store.dim)
     error = (reconstructed - tokens).square().sum() / tokens.square().sum()
@@ -57,7 +57,7 @@ def test_any_grid_gives_its_tokens_and_beats_the_mean(store: TokenStore, name: s
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_as_many_tokens_as_before_lose_nothing(store: TokenStore, name: str) -> None:
+def test_an_equal_number_of_tokens_loses_nothing(store: TokenStore, name: str) -> None:
     tokens, codes, reconstructed = _run(store, name, store.token_grid)
     assert torch.allclose(reconstructed, tokens, atol=1e-3)
     if name in ("pooling", "max_norm", "bilinear", *MERGING):
@@ -102,7 +102,7 @@ def test_the_decoder_of_a_window_is_the_best_affine_one(store: TokenStore, name:
 
 
 def _predicted_windows(fitted: FittedBaselines, name: str, codes: Tensor) -> Tensor:
-    """What the decoder says of each window, before overlaps are averaged; [B*K, W*C] float64."""
+    """Return the decoder's prediction of each window, before overlaps are averaged; [B*K, W*C] float64."""
     if name in fitted.linear:
         weight, bias = fitted.linear[name].decode_weight, fitted.linear[name].decode_bias
     else:
@@ -115,7 +115,7 @@ def test_the_decoder_of_merged_tokens_is_the_best_affine_one(store: TokenStore, 
     tokens, _, reconstructed = _run(store, name, 3)
     merged, groups = BASELINES[name].function(tokens, 9)
     unmerged = merged.gather(1, groups[..., None].expand_as(tokens)).double()
-    # A bias at every position is a one-hot column for each.
+    # A bias per position is one one-hot column per position.
     position = torch.eye(store.num_tokens, dtype=torch.float64).repeat(len(tokens), 1)
     x, y = torch.cat([unmerged.flatten(0, 1), position], 1), tokens.flatten(0, 1).double()
     best = x @ torch.linalg.lstsq(x, y).solution
@@ -123,7 +123,7 @@ def test_the_decoder_of_merged_tokens_is_the_best_affine_one(store: TokenStore, 
     assert (ours - y).square().sum().item() == pytest.approx((best - y).square().sum().item(), rel=1e-4)
 
 
-def test_window_pca_is_the_best_of_all_that_are_linear(store: TokenStore) -> None:
+def test_window_pca_is_the_best_linear_baseline(store: TokenStore) -> None:
     errors = {}
     for name in LINEAR:
         tokens, _, reconstructed = _run(store, name, 3)
@@ -143,7 +143,7 @@ def test_pooling_is_the_average_of_each_window(store: TokenStore, grid: int) -> 
 
 
 @pytest.mark.parametrize("grid", [3, OVERLAPPING])
-def test_max_norm_answers_with_the_longest_token_of_each_window(store: TokenStore, grid: int) -> None:
+def test_max_norm_selects_the_longest_token_of_each_window(store: TokenStore, grid: int) -> None:
     tokens, codes, _ = _run(store, "max_norm", grid)
     lengths = Windows(store.token_grid, grid).split(tokens).norm(dim=-1)
     assert torch.allclose(codes.norm(dim=-1), lengths.amax(2), atol=1e-4)
@@ -153,7 +153,7 @@ def test_max_norm_answers_with_the_longest_token_of_each_window(store: TokenStor
 
 def test_bilinear_reads_the_middle_of_each_cell(store: TokenStore) -> None:
     tokens, codes, _ = _run(store, "bilinear", 3)
-    # Between two tokens each way, so at the mean of a 2 x 2 window; at 2 the middle of a 3 x 3 window is a token.
+    # At k = 3 the middle of a 2 x 2 window is its mean; at k = 2 the middle of a 3 x 3 window is a token.
     assert torch.allclose(codes, Windows(store.token_grid, 3).split(tokens).mean(2), atol=1e-4)
     _, codes, _ = _run(store, "bilinear", 2)
     assert torch.allclose(codes, Windows(store.token_grid, 2).split(tokens)[:, :, 4], atol=1e-4)
@@ -200,7 +200,7 @@ SPECTRA = {
 
 
 @pytest.mark.parametrize("deviations", SPECTRA.values(), ids=SPECTRA)
-def test_what_a_randomised_basis_says_it_misses_bounds_what_it_misses(deviations: Tensor) -> None:
+def test_the_shortfall_of_a_randomised_basis_bounds_what_it_misses(deviations: Tensor) -> None:
     sample = torch.randn(900, 200, generator=torch.Generator().manual_seed(0)) * deviations
     covariance = (sample.T @ sample / len(sample)).double()
     exact = exact_components(covariance, 16)
@@ -211,7 +211,7 @@ def test_what_a_randomised_basis_says_it_misses_bounds_what_it_misses(deviations
     missed = 1 - captured / exact.variance.sum().item()
     assert exact.shortfall == 0
     assert -1e-9 < missed <= found.shortfall
-    # A bound that says nothing would be useless.
+    # A bound of 1 would be true and useless.
     assert found.shortfall < 0.05
 
 
@@ -222,7 +222,7 @@ def test_randomised_codecs_come_close_to_the_exact_ones(
     exact = fitting.fit_baselines(store, 2)
     monkeypatch.setattr(fitting, limit, 1)
     randomised = fitting.fit_baselines(store, 2)
-    # The same subspace: projecting one basis on the other keeps its length.
+    # The same subspace: projecting one basis on the other preserves its length.
     weights = exact["window_pca.decode_weight"], randomised["window_pca.decode_weight"]
     assert ((weights[0].T @ weights[1]).square().sum() / store.dim).item() == pytest.approx(1, abs=1e-3)
     assert exact[fitting.SHORTFALL] == 0
@@ -236,7 +236,7 @@ def test_fewer_windows_than_channels_still_give_codecs(tmp_path: Path, monkeypat
         assert all(torch.isfinite(value).all() for value in fitting.fit_baselines(few, 1).values())
 
 
-# What a store keeps
+# Files beside a store
 
 
 def test_codecs_are_fitted_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:

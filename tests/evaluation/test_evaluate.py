@@ -1,4 +1,4 @@
-"""The protocol: perfect is perfect, the mean is 1, the floor is a floor, and nothing depends on order or repetition."""
+"""The protocol: exact bounds, floors of real tokens, and figures that depend neither on batches nor on repetition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 class _Constant(nn.Module):
-    """A decoder that answers with the training mean."""
+    """A decoder that returns the training mean."""
 
     def __init__(self, store: TokenStore) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_predicting_the_mean_leaves_all_variance(store: TokenStore) -> None:
     compressor, _ = linear_networks(store, 3)
     figures = Evaluator(store, 3).evaluate(codec_of(compressor, _Constant(store)))  # type: ignore[arg-type]
     assert figures["val/fvu"] == pytest.approx(1, abs=1e-5)
-    # The raw cosine flatters: tokens share a large mean.
+    # The raw cosine is flattering: tokens share a large mean.
     assert figures["val/cosine"] > 0.9
     assert figures["val/cosine_centered"] < 0.1
     assert figures["val/cka"] == 0
@@ -69,7 +69,7 @@ def test_figures_repeat_exactly(store: TokenStore) -> None:
     assert Evaluator(store, 3).evaluate(codec_of(*networks)) == first
 
 
-def test_what_real_tokens_get_is_measured_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figures_of_real_tokens_are_measured_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = linear_networks(store, 2)
     first = Evaluator(store, 2)
     monkeypatch.setattr(Evaluator, "_measure_real", lambda _: pytest.fail("measured again"))
@@ -83,7 +83,7 @@ def test_what_real_tokens_get_is_measured_once(store: TokenStore, monkeypatch: p
     [{"store": "another"}, {"protocol": 0}, {"probe": 0}, {"real": {}}, {"real": {"mmd": {"median": 1}}}],
     ids=str,
 )
-def test_what_real_tokens_get_elsewhere_is_refused(store: TokenStore, change: dict[str, object]) -> None:
+def test_figures_of_real_tokens_with_another_origin_are_refused(store: TokenStore, change: dict[str, object]) -> None:
     Evaluator(store, 1)
     path = next(store.derived_dir.glob("real-*-grid-01.json"))
     whole = path.read_text()
@@ -110,7 +110,7 @@ def test_averages_of_whole_images_are_further_from_tokens_than_tokens_are(store:
     assert pooling["val/swd"] > pooling["val/swd_floor"]
 
 
-def test_probe_finds_what_is_linear(store: TokenStore) -> None:
+def test_the_probe_finds_linear_classes(store: TokenStore) -> None:
     found = linear_probe(store)
     assert store.labels is not None
     standardised = (store.tokens(store.val_indices) - store.mean) / store.scale
@@ -152,7 +152,7 @@ def test_compression_moves_every_figure_away_from_that_of_real_tokens(store: Tok
 
 
 def test_the_reader_needs_tokens_that_are_like_tokens(store: TokenStore) -> None:
-    """Window PCA loses as little whatever its coordinates; a frozen reader cannot read them unless they are matched."""
+    """Both window PCAs lose equally little, but a frozen reader can only read the matched one."""
     plain, matched = (
         Evaluator(store, 3).evaluate(_baseline(store, name, 3)) for name in ("window_pca", "matched_window_pca")
     )

@@ -1,4 +1,4 @@
-"""Token merging: exact counts, the right tokens first, groups that are a partition, and a way back."""
+"""Token merging: exact counts, the most similar tokens first, groups that are a partition, and unmerging."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _tokens(images: int = 3, tokens: int = 36, dim: int = 8, seed: int = 0) -> T
 
 @BOTH
 @pytest.mark.parametrize("count", [1, 2, 7, 16, 17, 18, 35, 36])
-def test_exactly_as_many_tokens_as_asked_for(merge: Merge, count: int) -> None:
+def test_the_number_of_merged_tokens_is_exact(merge: Merge, count: int) -> None:
     tokens = _tokens()
     merged, groups = merge(tokens, count)
     assert merged.shape == (3, count, 8)
@@ -44,12 +44,12 @@ def test_nothing_to_merge_is_the_identity(merge: Merge, tokens: int) -> None:
 
 
 @BOTH
-def test_images_of_a_batch_do_not_meet(merge: Merge) -> None:
+def test_images_of_a_batch_do_not_influence_each_other(merge: Merge) -> None:
     tokens = _tokens()
     together, groups = merge(tokens, 9)
     for index in range(len(tokens)):
-        alone, own = merge(tokens[index : index + 1], 9)
-        assert torch.allclose(alone[0], together[index], atol=1e-6)
+        single, own = merge(tokens[index : index + 1], 9)
+        assert torch.allclose(single[0], together[index], atol=1e-6)
         assert torch.equal(own[0], groups[index])
 
 
@@ -70,14 +70,14 @@ def test_a_merged_token_is_the_mean_of_all_its_members() -> None:
 
 def test_identical_tokens_are_merged_first() -> None:
     tokens = _tokens(images=1, tokens=24)
-    # Six pairs of equals, each a token of the first set and one of the second, far apart in the image.
+    # Six pairs of equal tokens, one in the first set and one in the second, far apart in the image.
     for first, second in ((0, 23), (2, 13), (4, 9), (6, 1), (8, 19), (10, 7)):
         tokens[0, second] = tokens[0, first]
     merged, groups = tome(tokens, 18)
     assert torch.allclose(unmerge(merged, groups), tokens, atol=1e-6)
 
 
-def test_as_many_kinds_of_token_as_are_left_come_back_exactly() -> None:
+def test_no_more_distinct_tokens_than_merged_tokens_come_back_exactly() -> None:
     kinds = torch.nn.functional.normalize(_tokens(images=1, tokens=4), dim=-1)
     choice = torch.randint(4, (1, 36), generator=torch.Generator().manual_seed(1))
     tokens = unmerge(kinds, choice)
@@ -85,14 +85,14 @@ def test_as_many_kinds_of_token_as_are_left_come_back_exactly() -> None:
     assert torch.allclose(unmerge(merged, groups), tokens, atol=1e-6)
 
 
-def test_the_longest_tokens_are_kept_and_the_others_join_the_most_similar() -> None:
+def test_the_longest_tokens_are_selected_and_the_others_join_the_most_similar() -> None:
     tokens = 0.1 * _tokens(images=1)
     tokens[0, 5], tokens[0, 20] = 10 * torch.eye(8)[0], 10 * torch.eye(8)[1]
     merged, groups = prumerge(tokens, 2)
     expected = (tokens[0, :, 1] > tokens[0, :, 0]).long()
-    # Group 0 is whichever holds the first token.
+    # Group 0 is the one that holds the first token.
     assert torch.equal(groups[0], expected if expected[0] == 0 else 1 - expected)
-    # Weighted by length, so that the kept token prevails.
+    # Weighted by length, so the selected token prevails.
     assert torch.cosine_similarity(merged[0, groups[0, 5]], tokens[0, 5], dim=0) > 0.99
 
 

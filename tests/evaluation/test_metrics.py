@@ -1,4 +1,4 @@
-"""The protocol's figures against reference libraries and plain formulas, on the same arrays, to 1e-4."""
+"""The protocol's figures agree with reference libraries and plain formulas on the same arrays, to 1e-4."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_sliced_wasserstein_agrees_with_pot(count: int, dim: int, shift: float) 
 
 
 def _plain_mmd(tokens: Tensor, reference: Tensor) -> float:
-    """Equation 3 of Gretton et al. 2012 with scikit-learn's kernels."""
+    """Evaluate equation 3 of Gretton et al. 2012 with scikit-learn's kernels."""
     x, y = tokens.double().numpy(), reference.double().numpy()
     few = y[:MEDIAN_TOKENS]
     distances = np.sqrt(((few[:, None] - few[None]) ** 2).sum(-1))[np.triu_indices(len(few), 1)]
@@ -135,7 +135,7 @@ def test_neighbour_overlap_counts_common_members() -> None:
 
 
 def _plain_cka(a: np.ndarray, b: np.ndarray) -> float:
-    """Song et al. 2012, eq. 5, term by term."""
+    """Evaluate Song et al. 2012, eq. 5, term by term."""
 
     def hsic(k: np.ndarray, other: np.ndarray) -> float:
         n, ones = len(k), np.ones(len(k))
@@ -181,7 +181,7 @@ def test_features_of_any_batch_size_have_one_gram_matrix() -> None:
 
 
 def test_a_sketch_keeps_neighbours_and_alignment() -> None:
-    """Clustered images of 20,000 values in 2,048 places."""
+    """The images are clusters of 20,000 values each, sketched in 2,048 places."""
     centers = normal(12, 20_000).repeat_interleave(20, 0)
     images = centers + 0.7 * normal(240, 20_000, seed=1)
     blurred = images + 0.3 * normal(240, 20_000, seed=2)

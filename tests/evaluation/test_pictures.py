@@ -1,4 +1,4 @@
-"""The picture of a compression: one row an image, one panel a stage, at every output grid."""
+"""The picture of a compression: one row per image, one panel per stage, at every output grid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tokens_of(batch: int) -> torch.Tensor:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[AxesImage]]]:
-    """Titles and pictures of each figure that is saved, row by row."""
+    """Collect titles and pictures of each saved figure, row by row."""
     found: list[tuple[list[str], list[AxesImage]]] = []
     save = Figure.savefig
 

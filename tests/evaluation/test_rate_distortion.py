@@ -1,5 +1,4 @@
-"""The baselines' figures: all of them, in the order that theory gives, measured once, and never read from what is not
-theirs."""
+"""The baselines' figures: complete, ordered as theory predicts, measured once, and never read from a foreign file."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ def test_every_baseline_is_measured(store: TokenStore, grid: int) -> None:
         assert (SHORTFALL in row) == name.endswith("window_pca")
 
 
-def test_a_randomised_fit_says_what_it_may_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_randomised_fit_reports_its_shortfall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = baseline_figures(write_store(tmp_path / "exact"), 2)
     assert exact["window_pca"][SHORTFALL] == exact["matched_window_pca"][SHORTFALL] == 0
     monkeypatch.setattr(fitting, "MAX_COVARIANCE", 1)
@@ -83,7 +82,7 @@ def test_a_damaged_or_foreign_cache_is_refused(store: TokenStore, change: dict[s
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"baselines": {"pooling": {"val/fvu": NaN}}}'])
-def test_a_cache_that_is_no_table_is_refused(store: TokenStore, text: str) -> None:
+def test_a_cache_without_rows_is_refused(store: TokenStore, text: str) -> None:
     baseline_figures(store, 6)
     path = next(store.derived_dir.glob("baselines-*-grid-06.json"))
     whole = path.read_text()

@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, interruptions resume to the same bits, damage and other settings are refused."""
+"""The store: tokens survive a round trip, interrupted encodes resume to the same bits, damage is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_settings(dtype: str = "float16", **changes: object) -> StoreSettings:
 
 
 def write(path: Path, dtype: str = "float16") -> list[int]:
-    """Write what is missing; the numbers of the written shards come back."""
+    """Write the missing shards; return their numbers."""
     wanted = make_settings(dtype)
     with StoreWriter(path, wanted) as writer:
         missing = sorted(set(range(wanted.num_shards)) - set(writer.headers()))
@@ -92,7 +92,7 @@ def test_round_trip(tmp_path: Path, dtype: str, error: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-def test_moments_are_those_of_the_stored_training_tokens(tmp_path: Path, dtype: str) -> None:
+def test_the_moments_are_those_of_the_stored_training_tokens(tmp_path: Path, dtype: str) -> None:
     write(tmp_path, dtype)
     store = TokenStore.open(tmp_path)
     train = store.tokens(store.train_indices).double().flatten(0, 1)
@@ -132,7 +132,7 @@ def test_shards_are_bounded(grid: int, dim: int, dtype: str) -> None:
     assert size == 1 or size * image_bytes(grid, dim, dtype) <= MAX_SHARD_BYTES
 
 
-def test_published_size() -> None:
+def test_an_image_of_the_large_tower_takes_its_published_size() -> None:
     assert image_bytes(24, 1024, "float16") == 1_179_648
 
 
@@ -170,7 +170,7 @@ def test_other_settings_are_refused_by_name(path: Path) -> None:
     assert TokenStore.find(path / "none", make_settings()) is None
 
 
-def test_other_directories_are_left_alone(tmp_path: Path) -> None:
+def test_directories_that_hold_other_files_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(StoreError, match="holds other files"), StoreWriter(tmp_path, make_settings()):
         pass
@@ -178,7 +178,7 @@ def test_other_directories_are_left_alone(tmp_path: Path) -> None:
         pass
 
 
-def test_missing_and_unknown(path: Path, tmp_path: Path) -> None:
+def test_missing_stores_and_unknown_format_versions_are_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no token store"):
         TokenStore.open(tmp_path / "none")
     edit_index(path, format_version=99)
@@ -272,7 +272,7 @@ def read_in_child(store: TokenStore, queue: multiprocessing.Queue[Any]) -> None:
     queue.put(store.tokens(torch.tensor([5, 1])).numpy())
 
 
-def test_the_store_travels_to_other_processes(path: Path) -> None:
+def test_a_store_can_be_pickled_and_used_after_a_fork(path: Path) -> None:
     store = TokenStore.open(path)
     wanted = store.tokens(torch.tensor([5, 1]))
     again = pickle.loads(pickle.dumps(store))
@@ -311,8 +311,8 @@ def resident_bytes() -> int:
     return pages * 4096
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own figures")
-def test_reading_a_few_images_maps_and_does_not_load(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_reading_a_few_images_does_not_load_the_shard(tmp_path: Path) -> None:
     large = StoreSettings(encoder={}, source={}, num_items=64, token_grid=16, dim=1024, shard_size=64)
     with StoreWriter(tmp_path, large) as writer:
         writer.write_shard(0, {"tokens": torch.zeros(64, 256, 1024, dtype=torch.float16)}, list(range(64)))

@@ -1,4 +1,4 @@
-"""A token store on a real S3-compatible server: the same bits, one fetch a node, nothing damaged ever opened."""
+"""A token store on a real S3-compatible server: the same bits, one fetch per node, no damaged shard is ever opened."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def another_node(monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
 
 
 def put_store(server: ObjectServer, path: Path) -> TokenStore:
-    """A store of three shards in the bucket, put there by other means."""
+    """Put a store of three shards into the bucket, without tokconv."""
     store = write_store(path)
     shutil.copytree(path, server.files / "stores" / "tiny", ignore=shutil.ignore_patterns(".lock", "derived"))
     return store
@@ -93,7 +93,7 @@ def test_an_encode_to_a_url_is_a_local_encode_bit_for_bit(
     assert torch.equal(fetched.tokens(torch.arange(11)), local.tokens(torch.arange(11)))
 
 
-def test_an_interrupted_encode_goes_on_on_another_machine(
+def test_an_interrupted_encode_resumes_on_another_machine(
     server: ObjectServer, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(step: EncodeProgress) -> None:
@@ -106,7 +106,7 @@ def test_an_interrupted_encode_goes_on_on_another_machine(
     assert not (there / INDEX).exists()
     with pytest.raises(StoreError, match="no complete token store"):
         open_remote(URL)
-    # As a shard whose upload was cut off before its hash was written.
+    # Like a shard whose upload was cut off before its hash was written.
     (there / shard_name(1)).write_bytes(b"half")
     another_node(monkeypatch, tmp_path / "another node")
     seen: list[int] = []
@@ -137,10 +137,10 @@ def test_a_node_fetches_once_for_all_its_processes(server: ObjectServer, tmp_pat
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert [text.splitlines()[-1] for text in said] == [store.fingerprint] * 2
-    assert sorted("fetching" in text for text in said) == [False, True]
-    # From now on the server is not asked at all.
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [text.splitlines()[-1] for text in outputs] == [store.fingerprint] * 2
+    assert sorted("fetching" in text for text in outputs) == [False, True]
+    # From here on, the server is not asked.
     place = StorePlace(URL, store.fingerprint)
     shutil.rmtree(server.files / "stores")
     again = pickle.loads(pickle.dumps(place)).open()
@@ -159,10 +159,10 @@ def test_a_damaged_shard_is_refused_and_repaired_by_the_next_try(server: ObjectS
     copy = copy_of(store.fingerprint)
     assert not (copy / INDEX).exists()
     assert not (copy / shard_name(1)).exists()
-    kept = (copy / shard_name(0)).stat().st_ino
+    inode = (copy / shard_name(0)).stat().st_ino
     shard.write_bytes(good)
     assert TokenStore.open(open_remote(URL).path, verify=True).fingerprint == store.fingerprint
-    assert (copy / shard_name(0)).stat().st_ino == kept
+    assert (copy / shard_name(0)).stat().st_ino == inode
 
 
 def test_a_shared_path_can_be_read_through_the_cache_too(
@@ -178,7 +178,7 @@ def test_a_shared_path_can_be_read_through_the_cache_too(
     assert capsys.readouterr().out == ""
 
 
-def test_a_store_that_was_replaced_is_not_taken_for_the_one_it_was(server: ObjectServer, tmp_path: Path) -> None:
+def test_a_store_that_was_replaced_is_refused(server: ObjectServer, tmp_path: Path) -> None:
     put_store(server, tmp_path / "store")
     with pytest.raises(StoreError, match="holds another store than before"):
         StorePlace(URL, "0" * 64).open()
@@ -192,10 +192,10 @@ def test_a_store_that_was_replaced_is_not_taken_for_the_one_it_was(server: Objec
         ("s3://no-such-bucket/store", {}, "no such object or bucket|NoSuchBucket"),
     ],
 )
-def test_a_server_that_refuses_is_said_before_anything_is_encoded(
+def test_a_server_that_refuses_is_reported_before_anything_is_encoded(
     server: ObjectServer, config: Config, url: str, change: dict[str, str], message: str
 ) -> None:
-    # A process of its own: a file system keeps the endpoint and the credentials it was made with.
+    # In a process of its own: a file system remembers its endpoint and credentials.
     words = [f"data.{name}={value}" for name, value in vars(config.data).items() if name in ("source", "root")]
     command = [sys.executable, "-m", "tokconv.cli.main", "encode", f"data.store={url}", *words]
     found = subprocess.run(
@@ -215,8 +215,8 @@ def test_a_server_that_refuses_is_said_before_anything_is_encoded(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("s3://key:s3cr3t@bucket/store", "holds credentials"),
-        ("s3://bucket/store?secret=s3cr3t", "holds credentials"),
+        ("s3://key:s3cr3t@bucket/store", "contains credentials"),
+        ("s3://bucket/store?secret=s3cr3t", "contains credentials"),
         ("s3:///store", "must name a bucket"),
         ("https://example.com/store", "nothing can be written there"),
         ("gs://bucket/store", "pip install gcsfs"),
@@ -229,5 +229,5 @@ def test_urls_that_cannot_be_used_are_refused(config: Config, url: str, message:
     assert "s3cr3t" not in str(raised.value)
 
 
-def test_storage_errors_are_what_users_catch() -> None:
+def test_storage_errors_are_os_errors() -> None:
     assert issubclass(StorageError, OSError)

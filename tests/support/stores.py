@@ -1,4 +1,4 @@
-"""Small token stores that tests write: real files, no encoder."""
+"""Small token stores for tests: real files, no encoder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tokconv.store.writer import StoreWriter
 def write_store(
     path: Path, *, token_grid: int = 6, dim: int = 8, num_images: int = 40, num_classes: int = 2, seed: int = 0
 ) -> TokenStore:
-    """Tokens that vary smoothly over the grid around a large common mean, a few channels more than the others, as real
-    ones do; every fourth image is held out.
+    """Write tokens that vary smoothly over the grid around a large common mean, some channels more than others, as real
+    tokens do; every fourth image is held out.
 
     The class is the sign of the first channel's average, so that a linear probe can find it.
     """

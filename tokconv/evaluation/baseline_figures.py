@@ -1,4 +1,4 @@
-"""What every baseline reaches at a grid, by the evaluation protocol: measured once a store, then read back."""
+"""The figures of every baseline at a grid, by the evaluation protocol: measured once per store, then read back."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
 
 SHORTFALL = "pca_shortfall"
-"""Figure of both window PCAs: estimated share of the optimum's captured variance that a randomised fit misses."""
+"""Figure of both window PCAs: the estimated share of the optimum's captured variance that a randomised fit misses."""
 
 
 def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
-    """Figures of every baseline at this grid, computed once per store, grid, protocol and fit, then read back.
+    """Return the figures of every baseline at this grid, computed once per store, grid, protocol and fit.
 
     `val/gain` is 1 - fvu / fvu of pooling; window PCAs also have `pca_shortfall`.
 
     Raises:
         ConfigError: the grid is not in 1..G.
-        StoreError: no training or no validation images, or a damaged cache.
+        StoreError: the store has no training or no validation images, or the file of the figures is damaged.
 
     Example:
         >>> baseline_figures(TokenStore.open("runs/stores/digits"), 6)["window_pca"]["val/fvu"]    # doctest: +SKIP
@@ -30,7 +30,7 @@ def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
     """
     check_output_grid(output_grid, store.token_grid)
     if not len(store.train_indices) or not len(store.val_indices):
-        raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
+        raise StoreError(f"{store.path}: baselines need training and validation images; encode more of them")
     return computed_once(
         store,
         f"baselines-p{PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json",

@@ -2,7 +2,7 @@
 
 Everything that shows, names or compares a figure reads it from here: tables, plots, the page of a sweep, model cards,
 MLflow's columns, the objectives and targets of a spec. To add a figure, add its entry here and compute it in
-`evaluator.py`; a figure that changes what is judged also needs a new version in `protocol.py`.
+one of the modules that `evaluator.py` names; a figure that changes what is judged also needs a new `protocol.PROTOCOL`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE = "evaluate", "card", "train", "sweep", "trials", "mlflow", "note"
-"""Places that show figures: `tokconv evaluate`, the model card, `tokconv train`, the result table of a sweep, the
-page's table of all trials, the columns of MLflow's runs, and the description of an MLflow run."""
+"""Places that show figures: `tokconv evaluate`, the model card, `tokconv train`, the result table of a sweep, the table
+of all trials on its page, the columns of MLflow's runs, and the description of an MLflow run."""
 LABELS, NEIGHBOURS = "labels", "neighbours"
-"""What a figure needs of its store: images with labels, or enough images to have neighbours."""
+"""What a figure requires of its store: images with labels, or enough images to have neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,14 @@ class Figure:
     Args:
         name: its key in an evaluation, a record and MLflow, such as "val/fvu".
         title: its short name, as it heads a column.
-        meaning: what it measures, one phrase.
-        lower_is_better: which end is good.
+        meaning: what it measures, in one phrase.
+        lower_is_better: whether low values are good.
         form: format specification of its values.
-        unit: what its values count; "" for a pure number.
-        floor: the figure that real tokens get in its place, the level to reach; "" if there is none.
+        unit: of its values; "" for a pure number.
+        floor: the name of the figure that real tokens get in its place, the level to reach; "" if there is none.
         places: where it is shown.
         objective: whether a sweep may optimise it, or set a target for it.
-        needs: `LABELS`, `NEIGHBOURS`, or "" if every store has it.
+        needs: `LABELS`, `NEIGHBOURS`, or "" if it exists for every store.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Figure:
 
     @property
     def label(self) -> str:
-        """The title with the meaning, as it stands at an axis."""
+        """The title with the meaning, for an axis."""
         return f"{self.title} ({self.meaning})"
 
 

@@ -17,19 +17,21 @@ from tokconv.models.windows import to_grid
 from tokconv.system.files import atomic_path
 
 CELL, TITLE, GAP, BAR = 2.3, 0.25, 0.06, 0.7
-"""Inches: a picture with its margin, the text above it, that margin, and the bar of the errors' colours."""
+"""In inches: a picture with its margin, the text above it, that margin, and the colour bar of the errors."""
 
 
 def draw_compression(
     compressor: Compressor, decoder: Decoder, tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
 ) -> Path:
-    """Write a PNG with a row an image: the image (when given), its tokens, the compressed grid, what the decoder makes
-    of it, and the error of each token (its squared error over the tokens' average variance: 0 perfect, 1 the mean).
+    """Write a PNG with one row per image: the image (if given), its tokens, the compressed grid, the decoder's output,
+    and the error of each token (its squared error over the tokens' average variance: 0 perfect, 1 the mean token).
 
     Colours are the three leading principal components of that image's own tokens, the same for all grids of a row.
 
     Args:
         tokens_BNC: [B, N, C] float32.
+        out: the file.
+        images: the B images.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -41,7 +43,7 @@ def draw_compression(
 def draw_compressions(
     codecs: Sequence[tuple[Compressor, Decoder]], tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
 ) -> Path:
-    """The same with a compressor and a decoder for each image: their grids may differ."""
+    """Draw the same with a compressor and a decoder per image: their grids may differ."""
     rows, maps = [], []
     for index, ((compressor, decoder), tokens) in enumerate(zip(codecs, tokens_BNC, strict=True)):
         compressed = compressor(tokens[None])
@@ -61,7 +63,7 @@ def draw_compressions(
 
 
 def _draw(rows: Sequence[Sequence[tuple[str, Any]]], errors: Sequence[Any], brightest: float, out: Path) -> None:
-    """One axes for everything, in inches: an axes for each picture takes six times as long, and every trial has one."""
+    """Draw everything in one axes, in inches: one axes per picture takes six times as long, and every trial draws."""
     figure_module = import_extra("matplotlib.figure", "sweep")
     columns = len(rows[0]) + 1
     width, height = CELL * columns + BAR, (CELL + TITLE) * len(rows)
@@ -89,12 +91,12 @@ def _draw(rows: Sequence[Sequence[tuple[str, Any]]], errors: Sequence[Any], brig
     figure.colorbar(heat, cax=bar).ax.tick_params(labelsize=8)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    # What is left refers to itself, and would be held, pixels and all, until the garbage collector looks at it.
+    # A figure refers to itself: its pixels would stay in memory until the garbage collector runs.
     figure.clear()
 
 
 class _Palette:
-    """Tokens to RGB by the three leading principal components of one image's tokens, [N, C] -> [G, G, 3] in 0..1."""
+    """A map of tokens to RGB by the three leading principal components of one image, [N, C] -> [G, G, 3] in 0..1."""
 
     def __init__(self, tokens_NC: Tensor) -> None:
         self.mean = tokens_NC.mean(0)

@@ -1,11 +1,11 @@
-"""A linear probe: can the class of an image still be read from its reconstructed tokens, or from its compressed ones?
+"""A linear probe: can the class of an image still be read from its reconstructed tokens, or from its compressed tokens?
 
 Ridge regression to one-hot labels on the uncompressed, standardised training tokens, solved in its dual form (as many
 unknowns as images); the ridge minimises the leave-one-out error of the training split. Trained once per store, never
-on reconstructions, so what it loses on them is what compression lost.
+on reconstructions, so whatever accuracy it loses on them was lost by compression.
 
-Given compressed tokens it is the frozen reader: each compressed token stands in for all tokens of its window. Nothing
-is trained for them, so only tokens that still look and mean like the real ones are read well.
+Given compressed tokens, it is the frozen reader: each compressed token stands for all tokens of its window. It is not
+trained on them, so it reads only tokens well that still look like real tokens and mean the same.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from tokconv.errors import StoreError
 from tokconv.models.windows import Windows
-from tokconv.store.cache import Tensors, computed_once
+from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
 FIT_VERSION = 1
 MAX_FEATURES = 40_000
 RIDGES = tuple(10.0**power for power in range(-5, 2))
-"""Tried ridges, as multiples of the Gram matrix's mean eigenvalue."""
+"""Candidate ridges, as multiples of the Gram matrix's mean eigenvalue."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,18 @@ class Probe:
     windows: Windows
 
     def predict(self, standardised_BNC: Tensor) -> Tensor:
-        """[B, N, C] -> [B] int64, the class of each image; tokens and weights on one device."""
+        """Classify images, [B, N, C] -> [B] int64; tokens and weights are on one device."""
         tokens = self.windows.split(standardised_BNC)
         # A mean over windows of one token would copy every value.
         tokens = tokens.squeeze(2) if tokens.shape[2] == 1 else tokens.mean(2)
         return _classes(tokens.flatten(1), self.weight, self.bias)
 
     def to(self, device: torch.device) -> Probe:
+        """Return the probe with its weights on a device."""
         return Probe(self.weight.to(device), self.bias.to(device), self.windows)
 
     def reader(self, windows: Windows) -> Reader:
-        """The same classifier for compressed tokens of these windows' cells, on the device of the weights."""
+        """Return the same classifier for the compressed tokens of these windows, on the device of the weights."""
         one_hot = torch.eye(windows.num_cells)[None, :, None].expand(-1, -1, windows.window_size, -1)
         shares = self.windows.split(windows.join(one_hot)).mean(2)[0].to(self.weight.device)
         return Reader(shares, self.weight.unflatten(0, (len(shares), -1)), self.bias)
@@ -62,19 +63,19 @@ class Reader:
     """A probe that reads each compressed token as if it were all tokens of its window.
 
     Args:
-        shares_PK: how much of each of the probe's P averaged tokens each of the K compressed ones makes up.
+        shares_PK: the share of each of the K compressed tokens in each of the probe's P averaged tokens.
         weight_PCc: the probe's, by averaged token and channel, for each class c.
         bias_c: the probe's.
     """
 
     def __init__(self, shares_PK: Tensor, weight_PCc: Tensor, bias_c: Tensor) -> None:
-        # Spreading is linear: where cells are fewer than averaged tokens it is done once, to the weights.
+        # Spreading is linear: if there are fewer cells than averaged tokens, it is applied once, to the weights.
         self._spread = shares_PK if shares_PK.shape[1] >= len(shares_PK) else None
         weight = weight_PCc if self._spread is not None else torch.einsum("pk,pcs->kcs", shares_PK, weight_PCc)
         self._weight, self._bias = _by_class(weight.flatten(0, 1)), bias_c
 
     def predict(self, standardised_BKC: Tensor) -> Tensor:
-        """[B, K, C] -> [B] int64, the class of each image."""
+        """Classify images, [B, K, C] -> [B] int64."""
         tokens = standardised_BKC
         if self._spread is not None:
             tokens = torch.einsum("pk,bkc->bpc", self._spread, tokens)
@@ -86,7 +87,7 @@ def _classes(features_BF: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _by_class(weight_Fc: Tensor) -> Tensor:
-    """The same matrix, laid out class by class: for few classes the product then takes a third of the time."""
+    """Return the same matrix, laid out class by class: for few classes the product then takes a third of the time."""
     return weight_Fc.T.contiguous().T
 
 
@@ -100,20 +101,15 @@ def linear_probe(store: TokenStore) -> Probe:
         raise StoreError(f"{store.path}: no labels, so no probe")
     labels, windows = store.labels, Windows(store.token_grid, _probe_grid(store.token_grid, store.dim))
     width, classes = windows.num_cells * store.dim, len(store.class_names)
-
-    def check(tensors: Mapping[str, Tensor]) -> None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != {"weight": (width, classes), "bias": (classes,)}:
-            raise ValueError("not the probe of this store")
-
     # Files named probe-v1.safetensors, written by earlier versions, do not say which store they are of.
     name = f"linear-probe-v{FIT_VERSION}.safetensors"
+    check = has_shapes({"weight": (width, classes), "bias": (classes,)})
     tensors = computed_once(store, name, lambda: _fit(store, windows, labels), Tensors(), check=check)
     return Probe(_by_class(tensors["weight"]), tensors["bias"], windows)
 
 
 def labelled_sample(store: TokenStore) -> Tensor:
-    """The training indices that the probe is fitted on: those of `training_sample` that have a class."""
+    """Return the training indices that the probe is fitted on: those of `training_sample` that have a class."""
     sample = training_sample(store)
     return sample[:0] if store.labels is None else sample[store.labels[sample] >= 0]
 

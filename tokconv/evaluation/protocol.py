@@ -1,7 +1,7 @@
-"""What fixes the evaluation protocol: its version, and every size and seed that a held-out figure depends on.
+"""The constants of the evaluation protocol: its version, and every size and seed that a held-out figure depends on.
 
-A change of anything here, or of what a figure computes, is a new PROTOCOL. Figures of different protocols are not
-comparable, and nothing compares them without saying so.
+A change of anything here, or of what a figure computes, needs a new PROTOCOL. Figures of different protocols are not
+comparable, and nothing compares them without a note.
 
     1  fvu, cosines, swd, probe
     2  also mmd, knn_overlap, cka, reader; the tokens that swd compares are drawn for all images at once
@@ -24,27 +24,27 @@ MAX_TOKENS = 8192
 NUM_PROJECTIONS = 512
 MAX_MMD_TOKENS = 4096
 MAX_FEATURES = 65_536
-"""Largest N * C of images that are compared as they are; longer ones are sketched to SKETCH_FEATURES."""
+"""Largest N * C at which images are compared as they are; above it they are sketched to SKETCH_FEATURES."""
 SKETCH_FEATURES = 16_384
 NEIGHBOURS = 10
 MIN_NEIGHBOUR_IMAGES = 12
-"""With fewer held-out images there are no figures of neighbours and of alignment: of 11 images every one is among the
+"""With fewer held-out images there are no figures of neighbours and of alignment: among 11 images each one is among the
 10 nearest of every other."""
 SEED = 20_001
 
 
 def at_least_as_good(baselines: Mapping[str, Mapping[str, float]], figures: Mapping[str, float]) -> tuple[str, ...]:
-    """The baselines that leave no reason to use a compressor of these figures: as good or better on both."""
+    """Return the baselines that leave no reason to use a compressor with these figures: as good or better on both."""
     return tuple(name for name, own in baselines.items() if all(own[axis] <= figures[axis] for axis in JUDGED_ON))
 
 
 def protocol_of(state: Mapping[str, Any]) -> int:
-    """The protocol that the figures of a checkpoint, an export or an event are of; the first one was not written."""
+    """Return the protocol of the figures of a checkpoint, an export or an event; version 1 was not written to files."""
     return int(state.get("protocol", 1))
 
 
 def other_protocol(state: Mapping[str, Any]) -> str:
-    """Empty when these figures are of this protocol, else the sentence that says they are not."""
+    """Return a sentence if these figures are of another protocol than this one, else ""."""
     found = protocol_of(state)
     if found == PROTOCOL:
         return ""
@@ -52,10 +52,10 @@ def other_protocol(state: Mapping[str, Any]) -> str:
 
 
 def check_resumable(state: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with a run whose history would then hold figures of two protocols.
+    """Refuse to resume a run if its history would then hold figures of two protocols.
 
     Raises:
-        CheckpointError: the state at `path` is of another protocol.
+        CheckpointError: the state at `path` has figures of another protocol.
     """
     if difference := other_protocol(state):
         raise CheckpointError(f"{path}: {difference}; go on with the tokconv that started this run, or start a new one")

@@ -5,7 +5,6 @@ The relations of real images depend on the store alone and are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +15,7 @@ from tokconv.evaluation import heldout, protocol
 from tokconv.evaluation.heldout import Batch
 from tokconv.evaluation.metrics.features import ImageFeatures
 from tokconv.evaluation.metrics.similarity import cka, nearest, neighbour_overlap
-from tokconv.store.cache import Tensors, computed_once
+from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
 
 
@@ -49,12 +48,9 @@ def real_relations(store: TokenStore, images: Tensor) -> RealRelations | None:
     if (count := len(images)) < protocol.MIN_NEIGHBOUR_IMAGES:
         return None
 
-    def check(tensors: Mapping[str, Tensor]) -> None:
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {"gram": (count, count), "halves": (2,)}:
-            raise ValueError("not the relations of these images")
-
     # Files named relations-p2.safetensors, written by earlier versions, do not say which store they are of.
     name = f"image-relations-p{protocol.PROTOCOL}.safetensors"
+    check = has_shapes({"gram": (count, count), "halves": (2,)})
     found = computed_once(store, name, lambda: _relate(store, images), Tensors(), check=check)
     return RealRelations(found["gram"], *found["halves"].tolist())
 

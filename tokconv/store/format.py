@@ -235,7 +235,7 @@ def digest(value: Any) -> str:
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Read tensor entries and metadata; check the file's size, since reading past its end through a memory map crashes."""
+    """Read tensor entries and metadata; check the file's size: reading past the end of a mapped file is a crash."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

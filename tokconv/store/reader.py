@@ -185,7 +185,7 @@ class TokenStore:
         return out
 
     def batches(self, batches: Sequence[Tensor], *, ahead: bool = False) -> Iterator[Tensor]:
-        """Yield the tokens of batch after batch, as `tokens` returns them; each is valid until the next one is requested.
+        """Yield the tokens of batch after batch, as `tokens` returns them; each is valid until the next is requested.
 
         Args:
             ahead: a thread reads the next batch meanwhile, into pinned memory if there is a GPU. While the CPU's

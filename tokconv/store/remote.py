@@ -77,7 +77,7 @@ def place_of(store: TokenStore) -> StorePlace:
 
 
 def open_place(place: str | Path) -> TokenStore:
-    """Open the store that a user names by a directory or a URL. Raises what `TokenStore.open` and `open_remote` raise."""
+    """Open the store that a user names by a directory or a URL. Raises as `TokenStore.open` and `open_remote` do."""
     return open_remote(check_url("store", str(place))) if is_url(place) else TokenStore.open(place)
 
 

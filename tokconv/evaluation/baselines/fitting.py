@@ -20,7 +20,7 @@ from tokconv.evaluation.baselines.registry import BASELINES, of_kind
 from tokconv.evaluation.baselines.regression import Regression
 from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
-from tokconv.store.cache import Tensors, computed_once
+from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import MAX_IMAGES, standardised_batches, training_sample
 
@@ -30,11 +30,11 @@ LINEAR = of_kind("projection", "pca")
 SHORTFALL = "window_pca.shortfall"
 
 FIT_VERSION = 2
-"""Grows with every change of what a fit gives, so that files of an older one are not read."""
+"""Grows with every change of what a fit computes, so that files of older fits are not read."""
 MAX_DECOMPOSED = 2560
-"""Largest D whose covariance is decomposed in full, exactly."""
+"""Largest D at which the covariance is decomposed in full, exactly."""
 MAX_COVARIANCE = 4096
-"""Largest D whose covariance is formed at all; above it components come from at most SVD_BYTES of windows."""
+"""Largest D at which the covariance is computed at all; above it components come from at most SVD_BYTES of windows."""
 SVD_BYTES = 2**31
 
 Codec = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -47,7 +47,7 @@ class FittedBaselines:
 
     codecs: by name, [B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all in token units, on the CPU.
     linear: those that are affine on both sides, on standardised tokens.
-    selecting: decoders of the other ones that return one cell per window: weight [W*C, C], bias [W*C].
+    selecting: decoders of the selections: weight [W*C, C], bias [W*C].
     pca_shortfall: `tokconv.evaluation.baselines.pca.Components.shortfall` of both window PCAs.
     """
 
@@ -67,7 +67,7 @@ def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
 
     Raises:
         ConfigError: the grid is not in 1..G.
-        StoreError: no training images, or the file of the fit is damaged.
+        StoreError: the store has no training images, or the file of the fit is damaged.
 
     Example:
         >>> compressed, reconstructed = fitted_baselines(store, 6).codecs["tome"](tokens)    # doctest: +SKIP
@@ -150,7 +150,7 @@ class _Sums:
 
     @property
     def moments(self) -> WindowMoments:
-        """What PCA needs besides the components."""
+        """Moments that the two PCAs need in addition to the components."""
         pooling = self.of_cells["pooling"]
         mean = pooling.in_mean[0]
         covariance = self._token_square / (pooling.count * self.windows.window_size) - torch.outer(mean, mean)
@@ -183,10 +183,9 @@ def _components(store: TokenStore, sums: _Sums) -> Components:
 
 
 def _check_tensors(store: TokenStore, windows: Windows, tensors: Mapping[str, Tensor]) -> None:
-    """Check names and shapes. Weights are not looked at: they stay on disk until they are used."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != _shapes(store, windows) or not 0 <= float(tensors[SHORTFALL]) <= 1:
-        raise ValueError("not the codecs of this grid")
+    has_shapes(_shapes(store, windows))(tensors)
+    if not 0 <= float(tensors[SHORTFALL]) <= 1:
+        raise ValueError(f"{SHORTFALL} is not a share")
 
 
 def _shapes(store: TokenStore, windows: Windows) -> dict[str, Shape]:

@@ -1,13 +1,13 @@
-"""Token merging: K tokens that are averages of groups of tokens, wherever in the image these lie.
+"""Token merging: K tokens that are averages of groups of tokens, wherever in the image these are.
 
 Shapes: B images, N tokens, C channels, K merged tokens.
 
-What they answer is not on a grid, and their decoder needs to know which token went into which group: an assignment map
-of N numbers an image, chosen for that image. The window codecs have no such side information, so the errors of the two
-kinds are not errors at equal bits. Merged tokens are ordered by the first token of their group, row by row.
+The merged tokens are not on a grid, and their decoder needs to know which token went into which group: an assignment
+map of N numbers per image. The codecs of windows have no such side information, so at equal ratios the two kinds do not
+use equal bits. Merged tokens are ordered by the first token of their group, row by row.
 
-The decoder puts each group's token where its members were (unmerge), then applies one affine map of least squares to
-every token, with a bias of its own at each of the N positions.
+The decoder puts each group's token where its members were (unmerge), then applies one least-squares affine map to all
+tokens, with a bias of its own at each of the N positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Merge = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class MergeCodec:
-    """Merging and its decoder, on standardised tokens. weight [C, C], bias [N, C]; float32."""
+    """A merger and its decoder, on standardised tokens. weight [C, C], bias [N, C]; float32."""
 
     merge: Merge
     num_merged: int
@@ -36,25 +36,25 @@ class MergeCodec:
     bias: Tensor
 
     def __call__(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, N, C] -> merged [B, K, C] and reconstructed [B, N, C]."""
+        """Return merged tokens [B, K, C] and reconstructed tokens [B, N, C]."""
         merged, groups = self.merge(standardised_BNC, self.num_merged)
         return merged, F.linear(unmerge(merged, groups), self.weight) + self.bias
 
 
 def unmerge(merged_BKC: Tensor, groups_BN: Tensor) -> Tensor:
-    """Each group's token at the place of each of its members: [B, K, C] and [B, N] -> [B, N, C]."""
+    """Put each group's token in the place of each of its members: [B, K, C] and [B, N] -> [B, N, C]."""
     return _pick(merged_BKC, groups_BN)
 
 
 def tome(tokens_BNC: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
-    """ToMe (Bolya et al. 2022, arXiv:2210.09461, section 3 and appendix D), for exactly K tokens.
+    """Merge as ToMe (Bolya et al. 2022, arXiv:2210.09461, section 3 and appendix D) does, to exactly K tokens.
 
-    In each round the tokens alternate between two sets; each of the first proposes its most similar of the second
-    (cosine), and the most similar pairs are merged by their mean, weighted by the tokens each stands for. The rounds
-    are as many as a ViT-B has layers, of equal size, and more where a round would merge more than half.
+    In each round tokens alternate between two sets. Each token of the first set chooses the most similar token of the
+    second (cosine), and the most similar pairs become their mean, weighted by the number of tokens that each stands
+    for. There are as many rounds of equal size as a ViT-B has layers, and more if a round would merge more than half.
 
-    The paper merges between the layers of the encoder, by the similarity of attention keys; behind a frozen encoder
-    there are only its tokens, so the similarity is theirs.
+    The paper merges between the layers of the encoder, by the similarity of attention keys. After a frozen encoder
+    there are only its tokens, so their own similarity is used.
     """
     tokens, (batch, total, _) = tokens_BNC, tokens_BNC.shape
     sizes = tokens.new_ones(batch, total, 1)
@@ -69,31 +69,31 @@ def tome(tokens_BNC: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
 
 
 def prumerge(tokens_BNC: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
-    """Selection and merging in the manner of PruMerge (Shang et al. 2024, arXiv:2403.15388), for exactly K tokens.
+    """Select and merge in the manner of PruMerge (Shang et al. 2024, arXiv:2403.15388), to exactly K tokens.
 
-    The K most important tokens are kept; every other one joins the kept one most similar to it (cosine), and a group's
-    token is the mean of its members, weighted by importance. Importance there is the class token's attention, and the
-    number kept is found from its outliers; a store holds no class token, so importance here is a token's distance from
-    the mean token (its norm, standardised). Measured on the demo store: the attention a token receives from all others
-    (no learned projections) keeps about as much, attention from the image's mean token much less.
+    The K most important tokens are selected; every other token joins the selected one that is most similar (cosine).
+    A group becomes the mean of its members, weighted by importance. In the paper, importance is the class token's
+    attention, and its outliers determine K. A store holds no class token, so importance here is a token's distance
+    from the mean token (its norm, standardised). Measured on the demo store: the attention that a token receives from
+    all others (no learned projections) retains about as much, attention from the image's mean token much less.
     """
     importance = tokens_BNC.norm(dim=-1)
-    # Stable, so that equals are kept in their order on every machine.
-    kept = importance.argsort(dim=1, descending=True, stable=True)[:, :num_merged].sort(1).values
+    # Stable, so that ties are broken by position on every machine.
+    selected = importance.argsort(dim=1, descending=True, stable=True)[:, :num_merged].sort(1).values
     directions = F.normalize(tokens_BNC, dim=-1)
-    groups = (directions @ _pick(directions, kept).mT).argmax(2)
-    groups.scatter_(1, kept, torch.arange(num_merged, device=kept.device).expand_as(kept))
+    groups = (directions @ _pick(directions, selected).mT).argmax(2)
+    groups.scatter_(1, selected, torch.arange(num_merged, device=selected.device).expand_as(selected))
     weights = importance.clamp_min(torch.finfo(importance.dtype).tiny)
-    total = torch.zeros_like(kept, dtype=weights.dtype).scatter_add_(1, groups, weights)
+    total = torch.zeros_like(selected, dtype=weights.dtype).scatter_add_(1, groups, weights)
     shares = weights / total.gather(1, groups)
-    merged = tokens_BNC.new_zeros(*kept.shape, tokens_BNC.shape[2])
+    merged = tokens_BNC.new_zeros(*selected.shape, tokens_BNC.shape[2])
     merged.scatter_add_(1, _wide(groups, tokens_BNC), shares[..., None] * tokens_BNC)
     order = _first_members(groups, num_merged).argsort(1)
     return _pick(merged, order), order.argsort(1).gather(1, groups)
 
 
 def _merge_pairs(tokens_BnC: Tensor, sizes_Bn1: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One round: `count` tokens fewer, their sizes, and where each token went, [B, n] in 0..n-count-1."""
+    """Merge `count` pairs; return the tokens, their sizes, and where each token went, [B, n] in 0..n-count-1."""
     first, second = tokens_BnC[:, ::2], tokens_BnC[:, 1::2]
     first_sizes, second_sizes = sizes_Bn1[:, ::2], sizes_Bn1[:, 1::2]
     similarity, nearest = (F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).mT).max(2)
@@ -106,7 +106,7 @@ def _merge_pairs(tokens_BnC: Tensor, sizes_Bn1: Tensor, count: int) -> tuple[Ten
     joined = (second * second_sizes).scatter_add(1, _wide(target, tokens_BnC), weighted) / joined_sizes
     moved = torch.empty(tokens_BnC.shape[:2], dtype=torch.int64, device=tokens_BnC.device)
     num_staying, places = staying.shape[1], torch.arange(tokens_BnC.shape[1], device=tokens_BnC.device)
-    # Those who stay and those who leave are all of the first set, so every entry is written.
+    # Tokens that stay and tokens that leave make up the first set, so every entry is written.
     first_moved = torch.empty_like(order).scatter_(1, staying, places[:num_staying].expand_as(staying))
     moved[:, ::2] = first_moved.scatter_(1, leaving, target + num_staying)
     moved[:, 1::2] = places[: second.shape[1]] + num_staying
@@ -115,7 +115,7 @@ def _merge_pairs(tokens_BnC: Tensor, sizes_Bn1: Tensor, count: int) -> tuple[Ten
 
 
 def _first_members(groups_BN: Tensor, count: int) -> Tensor:
-    """[B, N] -> [B, K]: the first token of each group; no group is empty."""
+    """Return the first token of each group, [B, N] -> [B, K]; no group is empty."""
     places = torch.arange(groups_BN.shape[1], device=groups_BN.device).expand_as(groups_BN)
     first = groups_BN.new_full((len(groups_BN), count), groups_BN.shape[1])
     return first.scatter_reduce(1, groups_BN, places, "amin")

@@ -1,4 +1,4 @@
-"""Window PCA: the linear limit of a window, exact or randomised, with what the randomised fit may miss.
+"""Window PCA: the linear limit of a window, exact or randomised, with a bound on what the randomised fit misses.
 
 D = W*C is the width of a window. The components are the leading C eigenvectors of the windows' covariance S [D, D].
 """
@@ -15,18 +15,20 @@ from tokconv.evaluation.baselines.linear import LinearCodec, affine_codec
 
 OVERSAMPLING = 16
 TOLERANCE = 1e-3
-"""Subspace iteration ends when it may miss no more than this share of the captured variance,"""
+"""Subspace iteration ends once it misses at most this share of the captured variance,"""
 MAX_ITERATIONS = 12
-"""or after so many products with the covariance: at 24 x 24 x 1024 tokens one takes about a minute on one core."""
+"""or after this many products with the covariance; at 24 x 24 x 1024 tokens one takes about a minute on one core."""
 ROUNDING = 1e-5
-"""Two captured variances in float32 do not differ by less in a meaningful way."""
+"""Smaller relative differences of two captured variances in float32 are rounding."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """basis [D, C], orthonormal columns, zero beyond the rank of the sample; variance [C] of the codes, falling.
+    """Leading principal components of windows.
 
-    shortfall: estimate of the share of the optimum's captured variance that the basis misses; 0 when it is exact.
+    basis: [D, C], orthonormal columns, zero beyond the rank of the sample.
+    variance: [C], of the codes, falling.
+    shortfall: estimate of the share of the optimum's captured variance that the basis misses; 0 if it is exact.
     """
 
     basis: Tensor
@@ -35,7 +37,7 @@ class Components:
 
 
 def exact_components(covariance: Tensor, dim: int) -> Components:
-    """By the full eigendecomposition of S [D, D] float64."""
+    """Compute the components by the full eigendecomposition of S [D, D] float64."""
     values, vectors = torch.linalg.eigh(covariance)
     return Components(vectors.flip(1)[:, :dim].clone(), values.flip(0)[:dim].clamp_min(0), 0.0)
 
@@ -43,20 +45,21 @@ def exact_components(covariance: Tensor, dim: int) -> Components:
 def randomised_components(
     multiply: Callable[[Tensor], Tensor], *, width: int, rank: int, dim: int, dtype: torch.dtype
 ) -> Components:
-    """Randomised subspace iteration with Rayleigh-Ritz (Halko et al. 2011, arXiv:0909.4061, algorithm 4.4).
+    """Compute them by randomised subspace iteration with Rayleigh-Ritz (Halko et al. 2011, arXiv:0909.4061, alg. 4.4).
 
     Args:
         multiply: [D, q] -> S times it.
         width: D.
-        rank: of S, at most; components beyond it are zero.
+        rank: upper bound of the rank of S; components beyond it are zero.
         dim: C.
         dtype: of `multiply`.
 
-    How much it misses is judged by its own progress. Each iteration captures more; what is still missing is a sum of
-    terms w (1 - x)^2t over directions, x their relative distance in eigenvalue from those kept. With a gap it falls
-    geometrically; without one, as in noise, like 1/t or faster. A sum that falls like 1/t has t times its last step
-    before it, every faster one has less: t times the last gain bounds what is missing, apart from directions closer to
-    each other than 1/(2t), which are worth nearly the same. A test holds it against the exact decomposition.
+    The shortfall is estimated from the progress of the iteration. Each iteration captures more; what is still missing
+    after t of them is a sum of terms w (1 - x)^2t over directions, x their relative distance in eigenvalue from the
+    captured ones. With a gap it falls geometrically; without one, as in noise, like 1/t or faster. A sum that falls
+    like 1/t still has t times its last step ahead, a faster one has less: t times the last gain bounds what is missing,
+    except for directions closer to each other than 1/(2t), which are worth nearly the same. A test compares the bound
+    with the exact decomposition.
     """
     wanted = min(dim, rank)
     generator = torch.Generator().manual_seed(0)
@@ -111,7 +114,7 @@ def matched_window_pca(components: Components, moments: WindowMoments) -> Linear
     """Map codes c of covariance V to S^1/2 Q V^-1/2 c, with the tokens' covariance S.
 
     Every rotation Q gives these moments. This one brings each compressed token nearest to its window's mean token
-    (orthogonal Procrustes), so that a compressed token still says what its place in the image says.
+    (orthogonal Procrustes), so that a compressed token still means what its place in the image means.
     """
     basis = components.basis
     token_root, token_inverse = _root(moments.token_covariance)
@@ -127,8 +130,8 @@ def matched_window_pca(components: Components, moments: WindowMoments) -> Linear
 
 
 def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root and its inverse. Directions with almost no variance in the sample are floored at 1e-4 of the mean:
-    otherwise what little a held-out image has there would be blown up without bound."""
+    """Return the square root and its inverse. No direction counts as having less than 1e-4 of the mean variance:
+    otherwise the little that a held-out image has there would be amplified without bound."""
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp_min(1e-4 * float(values.mean()))
     return (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T

@@ -1,8 +1,8 @@
-"""The registry of baselines: what each closed-form compressor is called, how it is drawn, and what computes it.
+"""The registry of baselines: what each closed-form compressor is called, how plots draw it, and what computes it.
 
 Everything that fits, names or draws a baseline reads it from here. Importing this module does not import torch:
 `Baseline.function` is looked up only when it is needed. To add a baseline, write its function and add its entry here;
-a change of what a fit gives also needs a new `fitting.FIT_VERSION`.
+a change of what a fit computes also needs a new `fitting.FIT_VERSION`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Baseline:
     Args:
         name: its key in figures and files, such as "window_pca".
         title: its name in tables and plots.
-        meaning: what it does, one phrase.
+        meaning: what it does, in one phrase.
         color, marker: how plots draw it.
         kind: what its function is, and which decoder is fitted to it (`fitting.py`).
         source: the function, "MODULE:NAME". By kind: "projection", (C, W) -> weight [C, W*C] of a fixed linear layer

@@ -1,4 +1,4 @@
-"""Least squares from sums that grow batch by batch: an affine map, with one bias or with one a position."""
+"""Least squares from sums over batches: an affine map, with one bias or with one bias per position."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-6
-"""Of the inputs' average variance: enough for inputs without any in some direction, too little to change a figure."""
+"""Share of the inputs' average variance: enough if they do not vary in some direction, too little to change a figure."""
 
 
 class Regression:
     """Ridge least squares y = weight x + bias, in float64 sums.
 
-    Inputs and outputs may lie at P positions, [n, P, in] and [n, P, out]: then all share the weight, [out, in], and
-    each has its own bias, [P, out]. Everything the sums say is about deviations from the mean of the position.
+    Inputs and outputs may be at P positions, [n, P, in] and [n, P, out]: then all positions share the weight, [out, in],
+    and each has its own bias, [P, out]. Covariances are of deviations from the mean of the position.
 
     Args:
         in_dim, out_dim: widths.
@@ -28,7 +28,7 @@ class Regression:
         self._cross = torch.zeros(in_dim, out_dim, dtype=torch.float64)
 
     def update(self, x_nPI: Tensor, y_nPO: Tensor) -> None:
-        """Add a batch of float32."""
+        """Add a batch of float32 inputs and outputs."""
         self.count += len(x_nPI)
         self.in_sum += x_nPI.sum(0, dtype=torch.float64)
         self.out_sum += y_nPO.sum(0, dtype=torch.float64)
@@ -38,26 +38,26 @@ class Regression:
 
     @property
     def in_mean(self) -> Tensor:
-        """[P, in] float64."""
+        """Mean input, [P, in] float64."""
         return self.in_sum / self.count
 
     @property
     def out_mean(self) -> Tensor:
-        """[P, out] float64."""
+        """Mean output, [P, out] float64."""
         return self.out_sum / self.count
 
     @property
     def covariance(self) -> Tensor:
-        """Of the inputs, averaged over positions, [in, in] float64."""
+        """Covariance of the inputs, averaged over positions, [in, in] float64."""
         return self._centred(self._square, self.in_mean)
 
     @property
     def cross_covariance(self) -> Tensor:
-        """Of inputs with outputs, averaged over positions, [in, out] float64."""
+        """Covariance of inputs with outputs, averaged over positions, [in, out] float64."""
         return self._centred(self._cross, self.out_mean)
 
     def solve(self) -> tuple[Tensor, Tensor]:
-        """weight [out, in] and bias [P, out], float64."""
+        """Return weight [out, in] and bias [P, out], float64."""
         covariance = self.covariance
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
         weight = torch.linalg.solve(covariance, self.cross_covariance).T

@@ -1,6 +1,7 @@
-"""Compressors of a grid that are not affine maps of windows: a token of each window, and resampling.
+"""Compressors of a grid that are not affine maps of windows: selecting one token of each window, and resampling.
 
-Standardised tokens [B, N, C] in, cells [B, K, C] out; their decoder is the least-squares map from a cell to its window.
+They map standardised tokens [B, N, C] to cells [B, K, C]; their decoder is the least-squares map from a cell to its
+window.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
 def furthest_token(standardised_BNC: Tensor, windows: Windows) -> Tensor:
-    """The token of greatest norm in each window; the first of equals.
+    """Return the token of greatest norm in each window; of ties, the first one.
 
-    The norm is of standardised tokens, so of what sets a token apart from the mean token: in token units the mean that
-    all tokens share would decide.
+    The norm of a standardised token is its distance from the mean token. In token units, the mean that all tokens share
+    would decide.
     """
     members = windows.split(standardised_BNC)
     chosen = members.square().sum(-1).argmax(2)
@@ -23,9 +24,9 @@ def furthest_token(standardised_BNC: Tensor, windows: Windows) -> Tensor:
 
 
 def resized(standardised_BNC: Tensor, windows: Windows) -> Tensor:
-    """Bilinear interpolation of the grid at the centres of the k x k cells (`align_corners=False`).
+    """Interpolate the grid bilinearly at the centres of the k x k cells (`align_corners=False`).
 
-    Each cell is a mean of the at most four tokens around its centre; the others leave no trace.
+    Each cell is a weighted mean of the at most four tokens around its centre; other tokens have no influence.
     """
     grid_BCHW = to_grid(standardised_BNC).permute(0, 3, 1, 2)
     small = F.interpolate(grid_BCHW, size=windows.output_grid, mode="bilinear", align_corners=False)

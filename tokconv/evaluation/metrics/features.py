@@ -1,4 +1,4 @@
-"""Images as vectors, and their Gram matrix: all N * C standardised values of an image, or a sketch of them.
+"""Images as vectors and their Gram matrix: all N * C standardised values of an image, or a sketch of them.
 
 The sketch (Charikar et al. 2002, "Finding frequent items in data streams"; signed hashing) adds each value, with a
 random sign, to a random one of fewer places. Inner products and so distances keep their expectation, with a relative
@@ -15,15 +15,17 @@ BLOCK = 128
 
 
 class ImageFeatures:
-    """Fed batch by batch, in order; holds [n, places] float32, never all tokens. Can be used again after `restart`:
-    new memory of this size costs more than a tenth of an evaluation.
+    """Features of images, added batch by batch; [n, places] float32 in memory, never all tokens.
+
+    Use one object again after `restart`: new memory of this size costs more than a tenth of an evaluation.
 
     Args:
         num_images: n.
         num_values: N * C.
-        limit: largest N * C that is taken as it is.
-        places: of the sketch of longer ones.
+        limit: largest N * C that is not sketched.
+        places: of the sketch.
         seed: of the sketch.
+        device: of the features.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class ImageFeatures:
         self._count = 0
 
     def add(self, standardised_BNC: Tensor) -> None:
-        """The next images."""
+        """Add the next images."""
         rows = self._features[self._count : self._count + len(standardised_BNC)]
         values = standardised_BNC.flatten(1).to(rows.device)
         if self._hash is None:
@@ -55,11 +57,11 @@ class ImageFeatures:
         self._count += len(rows)
 
     def gram(self) -> Tensor:
-        """[n, n] float64 on the CPU, symmetric."""
+        """Return the Gram matrix, [n, n] float64 on the CPU, symmetric."""
         size = len(self._features)
         gram = torch.zeros(size, size, dtype=torch.float64)
         for first in range(0, size, BLOCK):
-            # Only what is on the diagonal and right of it.
+            # Only the diagonal and what is right of it.
             block = self._features[first : first + BLOCK] @ self._features[first:].T
             gram[first : first + BLOCK, first:] = block.double().cpu()
             gram[first:, first : first + BLOCK] = block.T.double().cpu()

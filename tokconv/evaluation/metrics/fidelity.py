@@ -11,13 +11,13 @@ from torch.linalg import vecdot, vector_norm
 
 @dataclass
 class Fidelity:
-    """Sums for fvu and both cosines, fed batch by batch.
+    """Sums for fvu and both cosines, added batch by batch.
 
     fvu, the fraction of variance unexplained: sum |reconstructed - tokens|^2 / sum |tokens - mean|^2, 0 for perfect,
     1 for predicting the training mean.
 
     Args:
-        mean: [C], per-channel mean of the training split.
+        mean: [C] float32, mean token of the training split.
     """
 
     mean: Tensor
@@ -41,18 +41,21 @@ class Fidelity:
 
     @property
     def fvu(self) -> float:
+        """Fraction of variance unexplained."""
         return float(self.error / self.deviation)
 
     @property
     def cosine(self) -> float:
+        """Mean cosine of reconstructed and real tokens."""
         return float(self.cosine_sum / self.count)
 
     @property
     def cosine_centered(self) -> float:
+        """The same with the mean token removed."""
         return float(self.centered_sum / self.count)
 
 
 def _cosine(a_BNC: Tensor, b_BNC: Tensor) -> Tensor:
-    """[B, N]. `torch.cosine_similarity` gives the same in four times the time; a zero vector has cosine 0."""
+    """Return cosines [B, N], 0 for a zero vector; `torch.cosine_similarity` takes four times as long."""
     norms = vector_norm(a_BNC, dim=-1).clamp_min(1e-8) * vector_norm(b_BNC, dim=-1).clamp_min(1e-8)
     return vecdot(a_BNC, b_BNC) / norms
