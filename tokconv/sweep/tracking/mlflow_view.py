@@ -104,11 +104,10 @@ def shown(value: Any) -> str:
 
 def _state(params: list[str]) -> dict[str, Any]:
     """Return MLflow's JSON. Keys with slashes and dots stand in backquotes, as in its search language."""
-    error, likeness = JUDGED_ON
     return {
         # Without the filter the parent run folds the whole table into one row.
         "searchFilter": 'tags.`tokconv.kind` = "trial"',
-        "orderByKey": f"metrics.`{error}`",
+        "orderByKey": f"metrics.`{JUDGED_ON[0]}`",
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -128,34 +127,7 @@ def _state(params: list[str]) -> dict[str, Any]:
         "runsHidden": [],
         "runsVisibilityMap": {},
         "runsHiddenMode": "SHOWALL",
-        "compareRunCharts": [
-            _scatter("compression_ratio", error),
-            _scatter(error, likeness),
-            _chart(
-                "PARALLEL",
-                "searched keys",
-                selectedParams=params,
-                selectedMetrics=["compression_ratio", error],
-                showAllRuns=False,
-            ),
-            _chart(
-                "LINE",
-                f"{error} by epoch",
-                metricKey=error,
-                selectedMetricKeys=[error],
-                lineSmoothness=0,
-                xAxisScaleType="linear",
-                scaleType="log",
-                range={},
-                xAxisKey="step",
-                selectedXAxisMetricKey="",
-                yAxisKey="metric",
-                yAxisExpressions=[],
-                ignoreOutliers=False,
-                useGlobalXaxisKey=True,
-                useGlobalLineSmoothing=True,
-            ),
-        ],
+        "compareRunCharts": _charts(params),
         "compareRunSections": [
             {
                 "uuid": SECTION,
@@ -176,6 +148,38 @@ def _state(params: list[str]) -> dict[str, Any]:
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
+
+
+def _charts(params: list[str]) -> list[dict[str, Any]]:
+    error, likeness = JUDGED_ON
+    return [
+        _scatter("compression_ratio", error),
+        _scatter(error, likeness),
+        _chart(
+            "PARALLEL",
+            "searched keys",
+            selectedParams=params,
+            selectedMetrics=["compression_ratio", error],
+            showAllRuns=False,
+        ),
+        _chart(
+            "LINE",
+            f"{error} by epoch",
+            metricKey=error,
+            selectedMetricKeys=[error],
+            lineSmoothness=0,
+            xAxisScaleType="linear",
+            scaleType="log",
+            range={},
+            xAxisKey="step",
+            selectedXAxisMetricKey="",
+            yAxisKey="metric",
+            yAxisExpressions=[],
+            ignoreOutliers=False,
+            useGlobalXaxisKey=True,
+            useGlobalLineSmoothing=True,
+        ),
+    ]
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
