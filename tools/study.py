@@ -1,10 +1,10 @@
-"""The study behind the README's result tables: learned compressors against every baseline, what the critic buys, one
-model for all grids; every arm over several seeds, on the bundled digits and photographs.
+"""The study behind docs/results.md: learned compressors against every baseline, the benefit of a critic, one model for
+all grids; every arm over several seeds, on the bundled digits and photographs.
 
     python tools/study.py run --out runs/study                 # about an hour on 2 cores; start it twice to use both
     python tools/study.py table --out runs/study               # Markdown: mean and 95 % interval of every arm
 
-Arms that are finished are skipped, one that is being worked on is left to the process that has it.
+Finished arms are skipped, and an arm that another process is training is left to it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ FIGURES = (
 
 
 def arms() -> Iterator[tuple[str, list[str]]]:
-    """Name and overrides of every arm, without the seed."""
+    """Yield name and overrides of every arm, without the seed."""
     for grid in GRIDS:
         at = f"model.compressor.output_grid_size={grid}"
         yield f"digits/best/{grid:02d}", [*BEST, at]
@@ -123,7 +123,7 @@ def table(out: Path) -> None:
 
 
 def _interval(values: list[float]) -> str:
-    """Mean and half the 95 % interval (Student's t)."""
+    """Return mean and half of the 95 % interval (Student's t), as text."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.4f}"
@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", default="*", metavar="PATTERN", help="run only the arms of these names: 'kinds/*'")
+    parser.add_argument(
+        "--arms", default="*", metavar="PATTERN", help="run only arms with these names, such as 'kinds/*'"
+    )
     args = parser.parse_args()
     if args.action == "run":
         run(args.out, args.seeds, args.arms)

@@ -1,10 +1,10 @@
-"""Train the demo vision tower that ships in tokconv/assets/digits-tower.
+"""Train the demo vision tower that ships in tokconv/encoding/towers/assets/digits-tower.
 
-A vision tower of CLIP's own architecture (transformers.CLIPVisionModel, 96 px, patch 4: 24 x 24 = 576 patch tokens,
-as at ViT-L/14-336), trained to classify the UCI handwritten digits that ship with scikit-learn. Only the training
-split that DigitsSource declares is seen; the held-out accuracy is printed and written to the card.
+It has CLIP's own architecture (transformers.CLIPVisionModel, 96 px, patch 4: 24 x 24 = 576 patch tokens, as at
+ViT-L/14-336) and learns to classify the UCI handwritten digits that ship with scikit-learn. It sees only the training
+split that DigitsSource declares; the held-out accuracy is printed and written to the card.
 
-    python tools/train_demo_tower.py --out tokconv/assets/digits-tower     # about 20 minutes on 2 cores
+    python tools/train_demo_tower.py --out tokconv/encoding/towers/assets/digits-tower     # about 20 minutes, 2 cores
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def make_tower() -> CLIPVisionModel:
 
 
 def load_pixels(processor: CLIPImageProcessor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pixels [1797, 3, 96, 96] float32, labels [1797], and the training and held-out indices."""
+    """Return pixels [1797, 3, 96, 96] float32, labels [1797], and the training and held-out indices."""
     source = DigitsSource()
     images = [source.load(index) for index in range(len(source.items))]
     pixels = processor(images, return_tensors="pt")["pixel_values"]

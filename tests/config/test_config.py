@@ -45,7 +45,7 @@ from tokconv.training.workers import SINGLE_PROCESS
 
 Result = TypeVar("Result")
 EXTRA = {"data.root": "/photos"}
-"""What a config needs beside a value under test, for sources that read images from somewhere."""
+"""What a config needs next to the value under test, for sources that read images from a folder."""
 
 PUBLISHED = [
     (["model.compressor.output_grid_size=8"], {"model.compressor.output_grid_size": 8}),
@@ -66,7 +66,7 @@ CHOICES = [(key, bound) for key, bound in BOUNDS.items() if bound.choices]
 
 
 def just_outside_and_edge(key: str, bound: Bound) -> tuple[list[float], list[float]]:
-    """The values nearest to a bound that it must refuse and accept."""
+    """Return the values nearest to a bound that it must refuse, and those that it must accept."""
     whole = key in INTEGERS
     outside: list[float] = []
     inside: list[float] = []
@@ -284,7 +284,7 @@ def test_unknown_group_value() -> None:
         ("training={epochs:5}", "unknown"),
     ],
 )
-def test_forms_that_make_no_sense_here_are_refused(text: str, reason: str) -> None:
+def test_override_forms_that_are_not_supported_are_refused(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         compose([text])
 
@@ -361,7 +361,7 @@ def test_published_attention_switch() -> None:
         (["model.autoencoder.kind=attention"], "has a decoder of its own, leave it at conv"),
     ],
 )
-def test_a_matryoshka_that_cannot_be_is_refused(overrides: list[str], expected: str) -> None:
+def test_an_impossible_matryoshka_is_refused(overrides: list[str], expected: str) -> None:
     quoted = [text.replace("4,6", "'4,6'") for text in overrides]
     with pytest.raises(ConfigError, match=re.escape(expected)):
         compose(["model.compressor.kind=matryoshka", *quoted])
@@ -405,7 +405,7 @@ PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 
 @given(text=PLAIN_TEXT.filter(lambda text: text != "???") | st.text(st.sampled_from("\\'\" a"), max_size=6))
 @settings(derandomize=True, deadline=None, max_examples=60)
-def test_any_quoted_text_arrives_as_it_is(text: str) -> None:
+def test_any_quoted_text_arrives_unchanged(text: str) -> None:
     config = compose([f"data.root={QuotedString(text=text, quote=Quote.single).with_quotes()}"])
     assert config.data.root == text
     assert from_dict(to_dict(config)) == config
@@ -440,14 +440,14 @@ def test_hostile_values_are_config_errors(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["???", ["/photos"], ("/photos",)])
-def test_values_no_key_can_hold_are_refused_everywhere(value: object) -> None:
+def test_values_that_no_key_can_hold_are_refused_everywhere(value: object) -> None:
     with pytest.raises(ConfigError, match=r"^data\.root: got .*; must be a text or null$"):
         from_dict({"data": {"root": value}})
     with pytest.raises(ConfigError, match=r"^data\.root: got .*; must be a text or null$"):
         with_values(Config(), {"data.root": value})
 
 
-def test_environment_is_read_in_overrides_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_overrides_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKCONV_PHOTOS", "/photos")
     assert compose(["data.root=${oc.env:TOKCONV_PHOTOS}"]).data.root == "/photos"
     for build in (
@@ -477,8 +477,8 @@ VALUES = st.recursive(
 )
 
 
-def outcome(build: Callable[[], Result]) -> Result | None:
-    """What was built, or None when it was refused with a message; any other exception fails the test."""
+def build_or_refuse(build: Callable[[], Result]) -> Result | None:
+    """Return what was built, or None if it was refused with a message; any other exception fails the test."""
     try:
         return build()
     except ConfigError as error:
@@ -497,15 +497,15 @@ def assert_valid(config: Config) -> None:
 @given(text=SYNTAX | st.text(max_size=20) | st.builds("{}={}".format, NAMES, SYNTAX | SCALARS.map(str)))
 @settings(derandomize=True, deadline=None, max_examples=150)
 def test_any_override_composes_or_is_a_config_error(text: str) -> None:
-    outcome(lambda: parse([text]))
-    config = outcome(lambda: compose([text]))
+    build_or_refuse(lambda: parse([text]))
+    config = build_or_refuse(lambda: compose([text]))
     if config is not None:
         assert_valid(config)
 
 
 @st.composite
 def trees(draw: st.DrawFn) -> dict[object, object]:
-    """Nested dictionaries, most of them on or near real keys."""
+    """Draw nested dictionaries, most of them on or near real keys."""
     tree = draw(st.dictionaries(st.text(max_size=5) | st.integers() | st.none(), VALUES, max_size=1))
     for key in draw(st.lists(st.sampled_from(sorted(KEYS)), max_size=3)):
         *parents, leaf = key.split(".")[: draw(st.integers(1, 4))]
@@ -520,7 +520,7 @@ def trees(draw: st.DrawFn) -> dict[object, object]:
 @given(tree=trees())
 @settings(derandomize=True, deadline=None, max_examples=400)
 def test_any_dictionary_becomes_a_config_or_a_config_error(tree: dict[str, object]) -> None:
-    config = outcome(lambda: from_dict(tree))
+    config = build_or_refuse(lambda: from_dict(tree))
     if config is not None:
         assert_valid(config)
         assert from_dict(to_dict(config)) == config
@@ -529,6 +529,6 @@ def test_any_dictionary_becomes_a_config_or_a_config_error(tree: dict[str, objec
 @given(values=st.dictionaries(st.sampled_from(sorted(KEYS)), VALUES, max_size=3))
 @settings(derandomize=True, deadline=None, max_examples=200)
 def test_any_values_on_known_keys_become_a_config_or_a_config_error(values: dict[str, object]) -> None:
-    config = outcome(lambda: with_values(Config(), values))
+    config = build_or_refuse(lambda: with_values(Config(), values))
     if config is not None:
         assert_valid(config)

@@ -1,4 +1,4 @@
-"""Windows cover every token, tile when they can, and rearrange without loss."""
+"""Windows cover every token, tile if k divides G, and rearrange without loss."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_impossible_grids_are_refused(output_grid: int) -> None:
         Windows(24, output_grid)
 
 
-def test_sequences_that_are_no_square_are_refused() -> None:
+def test_sequences_that_are_not_a_square_grid_are_refused() -> None:
     with pytest.raises(ConfigError, match="577"):
         side_length(577)
 

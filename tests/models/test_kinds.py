@@ -1,4 +1,4 @@
-"""Every compressor, decoder and critic kind: shapes at any grid, closed-form starts, gradients, resumable weights."""
+"""Every kind of compressor, decoder and critic: shapes at any grid, closed-form starts, gradients, saved weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_exact_sizes_and_a_gradient_for_every_weight(
     sizes = {"token_grid": 7, "dim": 4, "output_grid_size": output_grid, "hidden_dim": 8, **extra}
     compressor, decoder = build_compressor(compressor_kind, **sizes), build_decoder(decoder_kind, **sizes)
     for network in (compressor, decoder):
-        # Branches start at zero, behind which no gradient passes.
+        # Branches end in a layer that starts at zero, which would let no gradient pass.
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     tokens = torch.randn(2, 49, 4)
@@ -256,7 +256,7 @@ def test_spectral_norm_bounds_every_layer() -> None:
 
 @pytest.mark.parametrize("kind", ["wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan"])
 @pytest.mark.parametrize("critic", ["grid", "token", "multiscale"])
-def test_every_adversary_trains_and_repeats_itself(store: TokenStore, kind: str, critic: str) -> None:
+def test_every_adversarial_loss_trains_reproducibly(store: TokenStore, kind: str, critic: str) -> None:
     config = compose(
         [*SMALL, f"loss.wgan.kind={kind}", f"model.critic.kind={critic}", "training.n_critic=2",
          "model.compressor.output_grid_size=3"]
@@ -271,7 +271,7 @@ def test_every_adversary_trains_and_repeats_itself(store: TokenStore, kind: str,
     assert {"critic/wasserstein", "train/adversarial", "train/reconstruction"} <= set(runs[0])
 
 
-def test_the_critic_keeps_silent_until_its_start(store: TokenStore) -> None:
+def test_the_adversarial_loss_is_off_until_its_start(store: TokenStore) -> None:
     overrides = [*SMALL, "loss.weights.ae=0", "model.compressor.output_grid_size=3"]
     config = compose([*overrides, "loss.wgan.start=0.5"])
     trainer = _trainer(config, store)

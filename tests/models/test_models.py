@@ -1,4 +1,4 @@
-"""Shapes, starts and the independence that WGAN-GP asks of a critic."""
+"""Shapes, starts, and the independence of samples that WGAN-GP requires of a critic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_grid_has_its_shape_and_gradients(output_grid: int) -> None:
     assert all(p.grad is not None for p in [*compressor.parameters(), *decoder.parameters()])
 
 
-def test_the_branch_starts_as_nothing() -> None:
+def test_the_branch_adds_nothing_at_first() -> None:
     compressor = ResidualCompressor(6, 4, 3)
     tokens = torch.randn(2, 36, 4)
     linear = compressor.projection(compressor.windows.split(tokens).flatten(2))

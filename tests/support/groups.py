@@ -1,4 +1,4 @@
-"""Trials of several workers without Ray: processes that meet over gloo and speak through a runtime of their own."""
+"""Trials of several workers without Ray: processes that are connected by gloo and have a runtime of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 
 
 class ReadingStore(TokenStore):
-    """A store that remembers what was asked of it last, and may answer a step of one rank with a NaN."""
+    """A store that remembers the last indices it read, and can return a NaN to one rank."""
 
     last: list[int]
     poisoned = False
@@ -37,15 +37,15 @@ class ReadingStore(TokenStore):
 
 
 class StoppedError(Exception):
-    """Stands for the end of a machine's time."""
+    """The interruption of a run."""
 
 
 class GroupRuntime(LocalRuntime):
-    """A worker of a torch process group; every rank has a run directory of its own, so that it shows who wrote.
+    """A worker of a torch process group; every rank has its own run directory, which shows whether it wrote.
 
     Args:
-        read: takes in, step by step, which images this worker read.
-        interrupt_after: the epoch after whose report the run is cut off.
+        read: collects, step by step, the images that this worker read.
+        interrupt_after: the epoch after whose report the run is interrupted.
     """
 
     def __init__(
@@ -75,13 +75,14 @@ def train_group(
     workers: int = 2,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[str, int], dict[str, Any]]:
-    """Train every case by one group of processes, one case after the other.
+    """Train the cases one after the other by one group of processes.
 
     Args:
-        options: of a case: `interrupt_after` an epoch, `poison_rank` with a NaN in its first batch, or `resume`.
+        options: per case: `interrupt_after` an epoch, `poison_rank` with a NaN in its batches, or the run directory to
+            `resume`.
 
     Returns:
-        A function of (case, rank): history, error and the images read, and where the run directory of that rank is.
+        A function of (case, rank) that returns the history, the error and the images read.
     """
     plain = {name: to_dict(config) for name, config in cases.items()}
     mp.spawn(_worker, args=(workers, plain, str(store.path), str(out), dict(options or {})), nprocs=workers)
@@ -93,7 +94,7 @@ def run_dir(out: Path, name: str, rank: int) -> Path:
 
 
 def weights(directory: Path) -> dict[str, Tensor]:
-    """Those of the newest checkpoint in a run directory."""
+    """Return the weights of the newest checkpoint in a run directory."""
     return checkpoints.load(checkpoints_of(directory)[-1]).weights
 
 
@@ -111,14 +112,14 @@ def _worker(
         init_method=f"file://{out}/rendezvous",
         rank=rank,
         world_size=count,
-        # A worker that is left alone must fail the test, not hold it up.
+        # A worker that waits in vain must fail the test, not block it.
         timeout=datetime.timedelta(seconds=60),
     )
     for name, config in cases.items():
         chosen = options.get(name, {})
         store, read, error = ReadingStore.open(store_path), [], None
         store.poisoned = chosen.get("poison_rank") == rank
-        # To resume, every rank reads what rank 0 of the earlier run wrote.
+        # To resume, every rank reads the checkpoint of rank 0 of the earlier run.
         directory = Path(chosen.get("resume", run_dir(Path(out), name, rank)))
         runtime = GroupRuntime(directory, store, read, chosen.get("interrupt_after"), "resume" in chosen)
         history: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""Small networks: as overrides of a run that takes seconds, and as nothing but window projections."""
+"""Small networks: overrides for a run that takes seconds, and networks that are only window projections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = [
 
 
 def linear_networks(store: TokenStore, output_grid: int) -> tuple[Compressor, Decoder]:
-    """A compressor and a decoder without branches, for `LinearCodec.fill`."""
+    """Return a compressor and a decoder without branches, for `LinearCodec.fill`."""
     sizes = (store.token_grid, store.dim, output_grid)
     compressor = ResidualCompressor(*sizes, use_residual=False, mean=store.mean, scale=store.scale)
     return compressor, Decoder(*sizes, mean=store.mean, scale=store.scale)

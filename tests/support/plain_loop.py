@@ -1,6 +1,6 @@
-"""A training step written out plainly: what tokconv's must equal, and what the benchmarks compare it with.
+"""A plainly written training step: tokconv's step must equal it, and the benchmarks compare the two.
 
-Each waste can be switched off by itself, so that what its removal buys is measured. None changes the result.
+Each kind of waste can be switched off alone, so that its cost can be measured. None changes the result.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ Draw = Callable[[], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Waste:
-    """What a plain loop does more than it has to."""
+    """The unnecessary work of a plain loop."""
 
     compress_again: bool = True
     """The compressor runs again, and keeps its graph, in every critic update."""
     decode_again: bool = True
-    """So does the decoder: one model, one forward."""
+    """So does the decoder, as in one model with one forward pass."""
     separate_scores: bool = True
     """Real and compressed tokens go through the critic one after the other."""
     critic_gradients: bool = True
-    """The generator's backward pass also computes the gradient of every weight of the critic."""
+    """The generator's backward pass also computes the gradients of all the critic's weights."""
 
 
 @dataclass
 class Networks:
-    """compress: [B, N, C] -> [B, K, C]; decode: back; both on standardised tokens. critic: [B, K, C] -> [B]."""
+    """The networks of a trial: compress [B, N, C] -> [B, K, C], decode back, critic [B, K, C] -> [B]; standardised."""
 
     compress: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ def plain_step(
     grad_clip: float | None = None,
     waste: Waste = Waste(),
 ) -> dict[str, float]:
-    """One WGAN-GP generator update after its critic updates (Gulrajani et al. 2017, algorithm 1), and its losses."""
+    """Take one WGAN-GP step, critic updates first (Gulrajani et al. 2017, algorithm 1), and return its losses."""
     if not (waste.compress_again and waste.decode_again):
         compressed = networks.compress(tokens_BNC)
         reconstructed = networks.decode(compressed)

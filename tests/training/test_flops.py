@@ -1,4 +1,4 @@
-"""FLOPs against counts by hand and against torch's counter on a real tower; the budget of the default compressor."""
+"""FLOPs against counts by hand and torch's counter on a real tower, and the budget of the default compressors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_role_is_listed_at_every_grid() -> None:
 
 
 @pytest.mark.parametrize(("name", "flops"), [("ViT-L/14-336", "382 GFLOP"), ("ViT-B/32", "8.8"), ("ViT-H/14", "33")])
-def test_the_table_tells_published_towers_without_having_them(
+def test_the_table_describes_published_towers_without_loading_them(
     name: str, flops: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models", f"model.clip.model_name={name}", "--grids", "4"]) == 0
@@ -80,6 +80,6 @@ def test_the_table_reads_a_local_tower(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("grids", ["4;6", "25", "0", "", "-4"])
-def test_the_table_refuses_grids_that_cannot_be(grids: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_refuses_impossible_grids(grids: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", f"--grids={grids}"]) == 2
     assert "grid" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def _critic(seed: int = 0) -> GridCritic:
 
 
 class _Float64(nn.Module):
-    """Lets a float64 critic be called by code that computes in float32, so that differences are exact enough."""
+    """A float64 critic for code that computes in float32, so that finite differences are exact enough."""
 
     def __init__(self, critic: nn.Module) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def test_sliced_wasserstein_agrees_with_pot() -> None:
 
 
 def test_sinkhorn_agrees_with_pot() -> None:
-    """geomloss anneals its blur, POT iterates at the last one: equal when both have converged."""
+    """geomloss anneals its blur, POT iterates at the last blur: they are equal once both have converged."""
     generator = torch.Generator().manual_seed(0)
     a, b = 0.5 * torch.randn(24, 4, generator=generator), 0.6 * torch.randn(24, 4, generator=generator) + 0.5
     blur = 0.1 * 4**0.5
@@ -191,7 +191,7 @@ def test_sinkhorn_agrees_with_pot() -> None:
 
     expected = transport(a, b) - (transport(a, a) + transport(b, b)) / 2
     assert sinkhorn_loss(a, b, scaling=0.999).item() * 4 == pytest.approx(expected, rel=1e-4)
-    # What training uses is the same number, less finely annealed.
+    # Training uses the same number, annealed less finely.
     assert sinkhorn_loss(a, b).item() * 4 == pytest.approx(expected, rel=0.05)
     assert sinkhorn_loss(a, a).item() == pytest.approx(0, abs=1e-5)
 

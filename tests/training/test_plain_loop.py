@@ -1,4 +1,4 @@
-"""The training step equals one written out plainly, loss by loss and step by step, whatever the plain one wastes."""
+"""The training step equals a plainly written one, loss by loss and step by step, whatever the plain one wastes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_trainer(store: TokenStore, *overrides: str) -> Trainer:
 
 @pytest.mark.parametrize("waste", [Waste(), Waste(False, False, False, False)], ids=["wasteful", "thrifty"])
 @pytest.mark.parametrize("overrides", [[], ["loss.weights.wgan=0.1"], ["model.critic.kind=token"]], ids=" ".join)
-def test_every_loss_of_every_step_is_the_plain_ones(tmp_path: Path, waste: Waste, overrides: list[str]) -> None:
+def test_every_loss_of_every_step_equals_the_plain_one(tmp_path: Path, waste: Waste, overrides: list[str]) -> None:
     store = write_store(tmp_path / "store")
     trainer, other = make_trainer(store, *overrides), make_trainer(store, *overrides)
     networks, config = _plain(other), trainer.config
@@ -56,7 +56,7 @@ def test_every_loss_of_every_step_is_the_plain_ones(tmp_path: Path, waste: Waste
             grad_clip=config.training.grad_clip,
             waste=waste,
         )
-        # A critic is known up to a constant: the gradient of its last bias is 0 but for rounding, which Adam blows up.
+        # A critic is determined up to a constant: the gradient of its last bias is rounding, which Adam enlarges.
         adversarial = plain.pop("train/adversarial")
         if step == 0 and not waste.separate_scores:
             assert mine["train/adversarial"] == pytest.approx(adversarial, rel=1e-5)
@@ -65,7 +65,7 @@ def test_every_loss_of_every_step_is_the_plain_ones(tmp_path: Path, waste: Waste
 
 
 def _plain(trainer: Trainer) -> Networks:
-    """The trainer's networks at its start, with plain optimizers."""
+    """Return the trainer's networks at their start, with plain optimizers."""
     groups = [{**group, "fused": False, "foreach": False} for group in trainer.autoencoder_optimizer.param_groups]
     return Networks(
         trainer.compressor.compress,

@@ -1,4 +1,4 @@
-"""One training function: resumed equals uninterrupted, divergence stops before the update."""
+"""The training function: a resumed run equals an uninterrupted one, and divergence stops a run before the update."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def test_damaged_checkpoints_are_refused(store: TokenStore, config: Config, tmp_
         checkpoints.load(tmp_path / "nowhere")
 
 
-def test_a_grid_larger_than_the_tokens_is_refused_at_once(store: TokenStore, config: Config, tmp_path: Path) -> None:
+def test_a_grid_larger_than_the_token_grid_is_refused_at_once(
+    store: TokenStore, config: Config, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="between 1 and the token grid, 6"):
         run_trial(with_values(config, {"model.compressor.output_grid_size": 7}), store, LocalRuntime(tmp_path))
 

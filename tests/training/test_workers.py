@@ -1,4 +1,4 @@
-"""Several workers a trial: the run of one worker at the same global batch, each reading and writing its own."""
+"""Several workers per trial: they equal one worker with the same global batch; each reads its part, rank 0 writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES = {
 }  # fmt: skip
 ENDS = {
     "poisoned": ["loss.weights.wgan=0.05"],
-    # One step an epoch: it leaves finite but enormous weights, and what rank 0 computes with them is not finite.
+    # One step per epoch: its weights are finite but so large that the figures of rank 0 are not.
     "exploded": ["loss.weights.wgan=0", "training.batch_size=36", "training.learning_rate=1e30"],
     "interrupted": ["loss.weights.wgan=0.05"],
     "resumed": ["loss.weights.wgan=0.05"],
@@ -48,7 +48,7 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Group:
-    """What two workers did: `of(case, rank)`, and where."""
+    """The results of two workers, `of(case, rank)`, and their output directory."""
 
     of: Callable[[str, int], dict[str, Any]]
     out: Path
@@ -69,7 +69,7 @@ def _stop_after_one(metrics: Metrics, checkpoint: Path | None) -> None:
 
 @pytest.fixture(scope="module")
 def group(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Group:
-    """All cases trained by one pair of processes: they take seconds to start."""
+    """Train all cases by one pair of processes, which take seconds to start."""
     out = tmp_path_factory.mktemp("group")
     cases = {name: compose([*SMALL, *overrides]) for name, overrides in (CASES | ENDS).items()}
     with pytest.raises(_StopError):
@@ -82,14 +82,14 @@ def group(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Group:
     return Group(train_group(cases, store, out, options=options), out)
 
 
-def _alone(name: str, store: TokenStore, directory: Path, *, resume: bool = False) -> list[dict[str, float]]:
+def _single(name: str, store: TokenStore, directory: Path, *, resume: bool = False) -> list[dict[str, float]]:
     config = compose([*SMALL, *(CASES | ENDS)[name]])
     return run_trial(config, store, LocalRuntime(directory, device="cpu", resume=resume)).history
 
 
 UNDETERMINED = ("train/images_per_second", "train/adversarial")
-"""The second because a critic is known up to a constant: what shifts all its scores alike (biases only) has a gradient
-of zero, and Adam makes steps of its rounding errors. Differences of scores, all that is trained on, are compared."""
+"""A critic is determined up to a constant: a bias that shifts all scores alike has a gradient of zero, and Adam turns
+its rounding errors into steps. Only differences of scores matter to training, and those are compared."""
 
 
 def _close(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
@@ -102,7 +102,7 @@ def _close(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_workers_train_as_one_does(group: Group, store: TokenStore, tmp_path: Path, name: str) -> None:
-    history = _alone(name, store, tmp_path)
+    history = _single(name, store, tmp_path)
     _close(group.of(name, 0)["history"], history)
     ours, theirs = weights(run_dir(group.out, name, 0)), weights(tmp_path)
     assert ours.keys() == theirs.keys()
@@ -138,7 +138,7 @@ def test_every_worker_has_the_figures_of_rank_0(group: Group) -> None:
 
 
 @pytest.mark.slow
-def test_what_diverges_on_one_worker_ends_all_of_them(group: Group) -> None:
+def test_a_divergence_on_one_worker_ends_all_of_them(group: Group) -> None:
     errors = [group.of("poisoned", rank)["error"] for rank in (0, 1)]
     assert errors == [repr(DivergedError("the critic's loss", 0))] * 2
     assert not run_dir(group.out, "poisoned", 0).exists()
@@ -155,14 +155,14 @@ def test_a_figure_that_is_not_finite_ends_all_workers(group: Group) -> None:
 @pytest.mark.slow
 def test_a_run_of_two_workers_is_resumed_by_one(group: Group, store: TokenStore, tmp_path: Path) -> None:
     assert "StoppedError" in group.of("interrupted", 1)["error"]
-    resumed = _alone("interrupted", store, run_dir(group.out, "interrupted", 0), resume=True)
-    _close(resumed, _alone("interrupted", store, tmp_path))
+    resumed = _single("interrupted", store, run_dir(group.out, "interrupted", 0), resume=True)
+    _close(resumed, _single("interrupted", store, tmp_path))
 
 
 @pytest.mark.slow
 def test_a_run_of_one_worker_is_resumed_by_two(group: Group, store: TokenStore, tmp_path: Path) -> None:
     assert len(group.of("resumed", 1)["read"]) == 2 * (36 // 8)
-    _close(group.of("resumed", 0)["history"], _alone("resumed", store, tmp_path))
+    _close(group.of("resumed", 0)["history"], _single("resumed", store, tmp_path))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(store: TokenStore) -> None:
@@ -174,8 +174,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(store: TokenStore) -> None:
         check_batch(40, 36, 5)
 
 
-def test_alone_nothing_is_sent() -> None:
-    """No process group exists here: a message would raise."""
+def test_a_single_process_sends_nothing() -> None:
+    """No process group exists here, so sending would raise."""
     rows = torch.randn(4, 2, requires_grad=True)
     assert SINGLE_PROCESS.gather(rows) is rows
     assert SINGLE_PROCESS.mean(rows) is rows
@@ -185,18 +185,18 @@ def test_alone_nothing_is_sent() -> None:
 
 
 def test_figures_do_not_depend_on_who_trained(store: TokenStore, tmp_path: Path) -> None:
-    """The comparison above can tell: another batch gives other figures."""
+    """The comparisons above are sensitive: another batch size gives other figures."""
     config = with_values(compose([*SMALL, *CASES["autoencoder"]]), {"training.batch_size": 4})
     other = run_trial(config, store, LocalRuntime(tmp_path / "other", device="cpu")).figures
-    same = _alone("autoencoder", store, tmp_path / "same")[-1]
+    same = _single("autoencoder", store, tmp_path / "same")[-1]
     assert other["val/fvu"] != pytest.approx(same["val/fvu"], rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")  # of Ray, MLflow and SQLAlchemy, in their own threads
-def test_a_sweep_of_two_workers_a_trial(tmp_path: Path) -> None:
-    """Real TorchTrainers: figures of one process, one writer, and a trial that diverges is failed, not stuck."""
+def test_a_sweep_with_two_workers_per_trial(tmp_path: Path) -> None:
+    """With real TorchTrainers figures equal those of one process, rank 0 writes, and a diverging trial fails."""
     plain = spec(
         tmp_path,
         base=["training.learning_rate=1e30", "loss.weights.wgan=0.01", "loss.weights.distribution=1",
@@ -214,9 +214,9 @@ def test_a_sweep_of_two_workers_a_trial(tmp_path: Path) -> None:
     good = trials[1e-3]
     assert good.state == "complete"
     config = with_values(parse_spec(plain).base_config(), good.values)
-    alone = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path / "alone", device="cpu"))
-    names = alone.figures.keys()
-    _close([{name: row[name] for name in names} for row in good.history], alone.history)
+    single = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path / "single", device="cpu"))
+    names = single.figures.keys()
+    _close([{name: row[name] for name in names} for row in good.history], single.history)
     written = sorted(path.name for path in Path(str(good.checkpoint)).iterdir())
     assert written == ["optimizers.pt", "state.json", "weights.safetensors"]
     assert [path for path in result.directory.rglob("weights.safetensors") if good.uid in path.parts] == [

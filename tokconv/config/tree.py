@@ -50,8 +50,8 @@ class CompressorConfig:
     num_layers: int = key(3, at_least(0))
     """Blocks of the branch; stages of a conv compressor."""
     use_residual: bool = True
-    """false leaves residual its window projection alone, a linear compressor; it takes from conv the window projection
-    around the stages, which leaves the published design."""
+    """false: residual is only its window projection, a linear compressor; conv is only its stages, without the window
+    projection around them (the published design)."""
     hidden_dim: int = key(128, at_least(1))
     """Width of the branch or the stages."""
     init: str = key("pca", one_of("pca", "pooling"))

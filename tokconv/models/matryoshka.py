@@ -3,8 +3,8 @@
 Sources: Kusupati et al. 2022, arXiv:2205.13147; for visual tokens Cai et al. 2024, arXiv:2405.17430. Training draws one
 grid per batch; `select` chooses the grid that is used.
 
-The grids share a nonlinear trunk, which works on the finest of them. Each grid has its own window projection, so that it
-starts at its closed form, and one layer that folds the finest grid into its cells.
+The grids share a nonlinear trunk, which works on the finest of them. Each grid has its own window projection, so that
+it starts at its closed form, and one layer that folds the finest grid into its cells.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ SINKHORN_SCALING = 0.5
 def draw_tokens(
     tokens_BNC: Tensor, count: int, generator: torch.Generator, workers: Workers = SINGLE_PROCESS
 ) -> Tensor:
-    """[count, C]: tokens from anywhere in the images of all workers, drawn on the CPU, with replacement."""
+    """Return [count, C]: tokens from anywhere in the images of all workers, drawn on the CPU, with replacement."""
     flat = tokens_BNC.flatten(0, 1)
     return workers.rows(flat, torch.randint(workers.count * len(flat), (count,), generator=generator))
 
