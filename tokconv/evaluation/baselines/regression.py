@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-6
-"""Share of the inputs' average variance: enough if they do not vary in some direction, too little to change a figure."""
+"""Share of the inputs' average variance: enough for directions without variance, too little to change a figure."""
 
 
 class Regression:
     """Ridge least squares y = weight x + bias, in float64 sums.
 
-    Inputs and outputs may be at P positions, [n, P, in] and [n, P, out]: then all positions share the weight, [out, in],
-    and each has its own bias, [P, out]. Covariances are of deviations from the mean of the position.
+    Inputs and outputs may be at P positions, [n, P, in] and [n, P, out]: then positions share the weight, [out, in], and
+    each has its own bias, [P, out]. Covariances are of deviations from the mean of the position.
 
     Args:
         in_dim, out_dim: widths.
