@@ -1,14 +1,14 @@
-"""What a sweep costs its controller: a simulated sweep of thousands of trials on hundreds of GPUs, in minutes.
+"""Measures what a sweep costs its controller, by simulating thousands of trials on hundreds of GPUs in minutes.
 
-Search, early stopping, record, display, judgement, report and MLflow delivery are the product's own code and are timed;
-trials are a formula and the clock is virtual (`simulation.py`, `surrogate.py`).
+Search, early stopping, record, display, judgement, report and MLflow delivery run their real code and are timed; trials
+are a formula and the clock is virtual (`simulation.py`, `surrogate.py`).
 
     python tools/simulate_sweep.py --trials 10000 --slots 256                  # the table of docs/scaling.md
     python tools/simulate_sweep.py --trials 200 --slots 16 --set sampler.kind=random
     python tools/simulate_sweep.py --spec small.yaml --real                    # also runs the sweep, and compares
 
-The table is in milliseconds of processor time a trial, over the last tenth before each mark, so that growth shows.
-"With waits" is wall time: it counts what is written through to the disk.
+The table shows milliseconds of processor time per trial, over the last tenth before each mark, so that growth shows.
+"With waits" is wall time, which includes waiting for the disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tokconv.sweep.report.results import write_results
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.schema import Spec
-from tokconv.sweep.tracking.mlflow_place import local_uri
+from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 
 SPEC = Path(__file__).parents[1] / "sweeps" / "rate_distortion.yaml"
@@ -76,7 +76,7 @@ def simulate(spec: Spec, directory: SweepDirectory, *, minutes: float, seed: int
     print("|---:|" + "---:|" * (len(IN_DRIVER) + 3))
     for mark in marks:
         spent, count = noted[mark].ledger.since(noted[starts[mark]].ledger), mark - starts[mark]
-        # The last trials to run ask for no successors, hence the number of suggestions and not of trials.
+        # The last trials ask for no successors, so suggestions are averaged over their own number.
         per = {part: (spent.calls[part] or 1) if part == "suggest" else count for part in IN_DRIVER}
         cells = [1e3 * spent.seconds[part] / per[part] for part in IN_DRIVER]
         waited = sum(1e3 * spent.wall[part] / per[part] for part in IN_DRIVER)
@@ -93,7 +93,7 @@ def simulate(spec: Spec, directory: SweepDirectory, *, minutes: float, seed: int
 
 
 def after_the_search(simulation: Simulation, *, mlflow: int) -> None:
-    """What the end of a sweep and a resume of it cost; delivery of the first trials to MLflow."""
+    """Print what the end of a sweep and a resume cost, and deliver the first trials to MLflow."""
     spec, directory = simulation.spec, simulation.directory
     simulation.record.close()
     sizes = {path.name: path.stat().st_size / 1e6 for path in (directory.events, directory.journal)}
@@ -115,16 +115,16 @@ def after_the_search(simulation: Simulation, *, mlflow: int) -> None:
 
 
 def deliver(simulation: Simulation, trials: int) -> dict[str, int]:
-    """Deliver the first trials' events to a new SQLite database; its rows by table."""
+    """Deliver the first trials' events to a new SQLite database and return its rows by table."""
     root = simulation.directory.path / "delivery"
     root.mkdir()
     first = set(islice(simulation.record.trials, trials))
     events = root / "events.jsonl"
-    with simulation.directory.events.open("rb") as source, events.open("wb") as kept:
+    with simulation.directory.events.open("rb") as source, events.open("wb") as target:
         for event, _ in read_events(simulation.directory.events):
             line = source.readline()
             if event.get("trial") in first or "trial" not in event:
-                kept.write(line)
+                target.write(line)
     start = time.perf_counter()
     with simulation.ledger.measuring():
         writer = MlflowWriter(
@@ -142,26 +142,26 @@ def deliver(simulation: Simulation, trials: int) -> dict[str, int]:
     database.close()
     print(
         f"MLflow, {len(first)} trials on SQLite: {', '.join(f'{count} {table}' for table, count in rows.items())}; "
-        f"{seconds:.0f} s, {sum(rows.values()) / seconds:.0f} rows/s, {1e3 * seconds / len(first):.0f} ms a trial, "
+        f"{seconds:.0f} s, {sum(rows.values()) / seconds:.0f} rows/s, {1e3 * seconds / len(first):.0f} ms per trial, "
         f"{(root / 'mlflow.db').stat().st_size / 1e6:.1f} MB"
     )
     return rows
 
 
 def compare(predicted: Ledger, spec: Spec) -> None:
-    """Run the sweep itself and print every part's cost beside the simulation's."""
+    """Run the sweep itself and print the cost of every part next to the simulation's."""
     measured, start = Ledger(), time.perf_counter()
     with measured.measuring():
         run_sweep(spec)
     wall = time.perf_counter() - start
-    print("\n| part | predicted, ms a call | measured, ms a call | predicted, calls | measured, calls |")
+    print("\n| part | predicted, ms per call | measured, ms per call | predicted, calls | measured, calls |")
     print("|---|---:|---:|---:|---:|")
     for part in PARTS:
         cells = [f"{1e3 * found.seconds[part] / (found.calls[part] or 1):.2f}" for found in (predicted, measured)]
         counts = [str(found.calls[part]) for found in (predicted, measured)]
         print(f"| {part} | {' | '.join([*cells, *counts])} |")
     total = [1e3 * sum(found.seconds[part] for part in PARTS) / spec.trials for found in (predicted, measured)]
-    print(f"| all, ms a trial | {total[0]:.1f} | {total[1]:.1f} | | |")
+    print(f"| all, ms per trial | {total[0]:.1f} | {total[1]:.1f} | | |")
     print(f"\nthe whole sweep took {wall:.0f} s")
 
 
@@ -176,16 +176,16 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spec", type=Path, default=SPEC, help="search, objectives and stopping; rate_distortion.yaml")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="laid over the spec; repeatable"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override of the spec; repeatable"
     )
     parser.add_argument("--trials", type=int, help="instead of the spec's")
     parser.add_argument("--slots", type=int, help="trials at once, instead of the spec's concurrency")
-    parser.add_argument("--minutes", type=float, default=20.0, help="a whole trial takes, in the middle (20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the made-up results; the search has the spec's")
+    parser.add_argument("--minutes", type=float, default=20.0, help="median duration of a whole trial (20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated results; the search uses the spec's")
     parser.add_argument("--mlflow", type=int, default=500, metavar="N", help="deliver N trials to MLflow; 0 for none")
     parser.add_argument("--real", action="store_true", help="then run the sweep on Ray and compare")
     parser.add_argument("--resume", type=Path, metavar="DIRECTORY", help="go on with a simulated sweep, to --trials")
-    parser.add_argument("--out", type=Path, help="where files go; a temporary directory")
+    parser.add_argument("--out", type=Path, help="where files go; default: a temporary directory")
     return parser
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.sweep.record.events import Record, read_events
-from tokconv.sweep.tracking.mlflow_place import connect, local_uri
+from tokconv.sweep.tracking.mlflow_connection import connect, local_uri
 from tokconv.sweep.tracking.mlflow_writer import Delivery, MlflowWriter
 
 FIGURES = ("val/fvu", "val/swd", "val/gain", "train/loss")

@@ -1,4 +1,4 @@
-"""A sweep whose processes are killed at random moments: nothing is lost, nothing is there twice.
+"""A sweep whose processes are killed at random moments: nothing is lost, and nothing is recorded twice.
 
 TOKCONV_KILLS says how often (the README's figure is of 20); each time one of the driver, a trial's process, and the
 Ray node is drawn. With TOKCONV_CHAOS_RUNNER=torch_trainer, which takes minutes, also the training workers.
@@ -26,7 +26,7 @@ import tokconv
 from tokconv.sweep.record.events import read_trials
 from tokconv.sweep.search.study import open_study
 from tokconv.sweep.spec.file import load_spec
-from tokconv.sweep.tracking.mlflow_place import local_uri
+from tokconv.sweep.tracking.mlflow_connection import local_uri
 
 KILLS = int(os.environ.get("TOKCONV_KILLS", "3"))
 TRIALS, EPOCHS = 6, 16 + 4 * KILLS
@@ -44,7 +44,7 @@ pytestmark = [
 
 
 class Sweep:
-    """The command, started again as often as it takes."""
+    """The command, started again until the sweep ends."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -65,7 +65,7 @@ class Sweep:
 
 
 def victim(kind: str, driver: subprocess.Popen[str]) -> psutil.Process | None:
-    """The process to kill, None when there is none of its kind now."""
+    """Return the process to kill; None if there is none of its kind."""
     if kind == "driver":
         return psutil.Process(driver.pid)
     with contextlib.suppress(psutil.Error):
@@ -78,20 +78,20 @@ def victim(kind: str, driver: subprocess.Popen[str]) -> psutil.Process | None:
 
 
 def wait_for_end(processes: list[psutil.Process], seconds: float) -> None:
-    """What a killed driver leaves has to end by itself."""
+    """Wait for the processes of a killed driver, which must end by themselves."""
     psutil.wait_procs(processes, timeout=seconds)
     left = [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert not left, left
 
 
 def works(process: psutil.Process) -> bool:
-    """Whether it could still do something to the sweep; Ray's agents only watch, and take a minute to notice."""
+    """Return whether a process can still change the sweep; Ray's agents only watch, and take a minute to notice."""
     with contextlib.suppress(psutil.Error):
         return "ImplicitFunc" in " ".join(process.cmdline()) or process.name() in ("raylet", "gcs_server")
     return False
 
 
-def test_nothing_is_lost_and_nothing_is_there_twice(tmp_path: Path, record_property: Any) -> None:
+def test_nothing_is_lost_and_nothing_is_recorded_twice(tmp_path: Path, record_property: Any) -> None:
     draw = random.Random(int(os.environ.get("TOKCONV_CHAOS_SEED", "0")))
     sweep, killed = Sweep(tmp_path), Counter[str]()
     driver, before = sweep.start(), 0
@@ -100,7 +100,7 @@ def test_nothing_is_lost_and_nothing_is_there_twice(tmp_path: Path, record_prope
     while driver.poll() is None or driver.returncode != 0:
         assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()[-4000:]
         if driver.poll() is not None:
-            # A torn file of Ray Tune's must not matter: nothing of it is read.
+            # A torn file of Ray Tune must not matter: none of its files is read.
             for pickled in sweep.directory.glob("*/tuner.pkl"):
                 pickled.write_bytes(pickled.read_bytes()[: draw.randrange(64)])
             driver = sweep.start()
@@ -136,7 +136,7 @@ def _check(sweep: Sweep, killed: Counter[str]) -> None:
     assert sorted(trial.uid for trial in trials) == [f"{number:05d}" for number in range(TRIALS)]
     assert {trial.state for trial in trials} == {"complete"}
     assert all([row["epoch"] for row in trial.history] == list(range(1, EPOCHS + 1)) for trial in trials)
-    # An interval is one epoch: what a kill can cost is the epoch that was under way, in each of the trials at work.
+    # A kill may cost only the epoch that was under way in each running trial.
     said = Counter((e["trial"], e["epoch"]) for e in events(sweep.directory) if e["event"] == "trial_reported")
     assert max(said.values()) <= 1 + killed.total()
     assert sum(said.values()) - len(said) <= 2 * killed.total()

@@ -1,4 +1,4 @@
-"""Confirmation in whole sweeps on real Ray: a killed driver goes on in it, and what is refused leaves nothing."""
+"""Confirmations in whole sweeps on real Ray: a killed driver resumes them, and a refused champion leaves nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
-from tokconv.sweep.tracking.mlflow_place import local_uri
+from tokconv.sweep.tracking.mlflow_connection import local_uri
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def started(directory: Path) -> list[str]:
-    """Uids of the confirmations that were started, with each start."""
+    """Return the uids of the confirmations in the order of their starts."""
     if not (directory / "events.jsonl").exists():
         return []
     return [event["trial"] for event in events(directory) if event.get("kind") == "confirm"]
@@ -51,7 +51,7 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
     )
     directory = tmp_path / "runs" / "sweeps" / "repeats-001"
     driver = Driver(path, tmp_path, "--allow-unproven")
-    # One confirmation has ended, others run or wait.
+    # One confirmation has ended; others run or wait.
     driver.killed_when(lambda: bool(started(directory) and complete(directory)))
     before = Record(directory / "events.jsonl")
     done = {uid for uid, run in before.confirmations.items() if run.state == "complete"}
@@ -64,7 +64,7 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
     runs = record.confirmations
     assert sorted(runs) == ["c04-1", "c04-2", "c04-3", "c08-1", "c08-2", "c08-3"]
     assert {run.state for run in runs.values()} == {"complete"}
-    # No rung of theirs: all epochs of all of them, once.
+    # Confirmations have no rungs: each ran all of its epochs, once.
     assert all([row["epoch"] for row in run.history] == list(range(1, 13)) for run in runs.values())
     for winner in ("00000", "00001"):
         assert sorted(run.values[SEED_KEY] for run in runs.values() if run.confirms == winner) == [1, 2, 3]
@@ -84,7 +84,7 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
 def test_a_winner_that_a_baseline_matches_leaves_nothing_unless_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rate so high that training throws the good start away."""
+    """The learning rate is so high that training ruins the good start."""
     plain = spec(
         tmp_path,
         name="spoilt",
@@ -104,17 +104,17 @@ def test_a_winner_that_a_baseline_matches_leaves_nothing_unless_allowed(
     assert not out.exists()
     client = MlflowClient(local_uri(tmp_path / "runs"))
     assert not client.search_model_versions("")
-    told = json.loads((result.directory / "report" / "champions.json").read_text())["8"]
-    assert told["export"] is None
-    assert told["evidence"]["status"] == UNPROVEN
+    champion = json.loads((result.directory / "report" / "champions.json").read_text())["8"]
+    assert champion["export"] is None
+    assert champion["evidence"]["status"] == UNPROVEN
 
     allowed = run_sweep(parse_spec(plain), resume=True, allow_unproven=True)
     assert sorted(allowed.confirmations) == sorted(result.confirmations)
     assert "UNPROVEN at 8x8, exported because of --allow-unproven" in capsys.readouterr().out
     assert tokconv.load_compressor(out).output_grid_size == 8
     assert "- Evidence: unproven, 2 seeds: " in (out / "README.md").read_text()
-    told = json.loads((result.directory / "report" / "champions.json").read_text())["8"]
-    assert told["export"] == "champions/grid-08"
+    champion = json.loads((result.directory / "report" / "champions.json").read_text())["8"]
+    assert champion["export"] == "champions/grid-08"
     assert [version.tags["tokconv.evidence"] for version in client.search_model_versions("")] == [UNPROVEN]
     with pytest.raises(MlflowException):
         client.get_model_version_by_alias("tokconv-spoilt-8x8", "champion")
@@ -124,7 +124,7 @@ def test_a_winner_that_a_baseline_matches_leaves_nothing_unless_allowed(
 
 
 def test_a_longer_search_with_another_winner_confirms_that_one(tmp_path: Path) -> None:
-    """The record of a first winner is kept and counts for nobody else."""
+    """The confirmations of the first winner stay in the record and count only for that winner."""
     plain = spec(
         tmp_path,
         name="longer",
@@ -142,7 +142,7 @@ def test_a_longer_search_with_another_winner_confirms_that_one(tmp_path: Path) -
     assert after.champion is not None
     winners = Counter(run.confirms for run in longer.confirmations.values())
     assert winners == Counter({before.champion.uid: 2}) | Counter({after.champion.uid: 2})
-    # What the search's own trials say is the same with and without the confirmations beside them.
-    alone = judge(longer.trials.values(), parse_spec(plain).champion, 24, {after.grid: after.baselines})
-    assert alone[0].champion == after.champion
-    assert alone[0].front == after.front
+    # The judgement of the search's own trials is the same with and without confirmations.
+    unconfirmed = judge(longer.trials.values(), parse_spec(plain).champion, 24, {after.grid: after.baselines})
+    assert unconfirmed[0].champion == after.champion
+    assert unconfirmed[0].front == after.front

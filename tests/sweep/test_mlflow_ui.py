@@ -23,7 +23,7 @@ from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report.table import summary_markdown
-from tokconv.sweep.tracking.mlflow_place import local_uri, ui_command
+from tokconv.sweep.tracking.mlflow_connection import local_uri, ui_command
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)

@@ -28,7 +28,7 @@ from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import new_directory
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec, to_yaml
-from tokconv.sweep.tracking.mlflow_place import local_uri
+from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.sweep.trials.listener import Listener
 from tokconv.system.files import write_text
 from tokconv.training.loop import run_trial

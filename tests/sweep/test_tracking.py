@@ -40,7 +40,7 @@ from support.tracked import (
 from tokconv import load_compressor
 from tokconv.sweep.tracking import follower
 from tokconv.sweep.tracking import mlflow_writer as tracking
-from tokconv.sweep.tracking.mlflow_place import (
+from tokconv.sweep.tracking.mlflow_connection import (
     DATABASE,
     ENVIRONMENT,
     check_tracking,
@@ -341,9 +341,7 @@ def test_a_confirmation_is_a_run_of_its_own_kind_and_holds_the_model(root: Path,
     assert parent.data.tags["tokconv.evidence.2x2"] == "proven, 3 seeds"
 
 
-def test_a_champion_no_longer_proven_loses_the_alias_and_an_unproven_one_gets_none(
-    root: Path, export: Path
-) -> None:
+def test_a_champion_no_longer_proven_loses_the_alias_and_an_unproven_one_gets_none(root: Path, export: Path) -> None:
     def alias() -> str | None:
         [model] = client(root).search_registered_models("name = 'tokconv-demo-2x2'")
         return model.aliases.get("champion")

@@ -25,7 +25,7 @@ from support.tracked import (
     writer,
 )
 
-from tokconv.sweep.tracking.mlflow_place import local_uri
+from tokconv.sweep.tracking.mlflow_connection import local_uri
 
 pytestmark = [
     pytest.mark.slow,

@@ -210,7 +210,7 @@ def _ray() -> str:
 
 
 def _mlflow() -> str:
-    from tokconv.sweep.tracking.mlflow_place import check_tracking
+    from tokconv.sweep.tracking.mlflow_connection import check_tracking
 
     with tempfile.TemporaryDirectory() as scratch:
         return check_tracking(Path(scratch))

@@ -34,7 +34,7 @@ from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
 from tokconv.sweep.spec.file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
-from tokconv.sweep.tracking.mlflow_place import tracking_uri, ui_command
+from tokconv.sweep.tracking.mlflow_connection import tracking_uri, ui_command
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.listener import Listener

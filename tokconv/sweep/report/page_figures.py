@@ -69,7 +69,7 @@ def front_figure(sweep: SweepSnapshot) -> go.Figure:
 def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu against swd, one panel per grid: trials, front, baselines, champion, and the floor of swd."""
     figure, panels = _panels(sweep, height=320)
-    for verdict, place in panels:
+    for verdict, panel in panels:
         _points(
             figure,
             list(verdict.trials),
@@ -77,7 +77,7 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
             name="complete",
             color=TRIAL,
             symbol="circle",
-            **place,
+            **panel,
         )
         figure.add_scatter(
             x=[shown(trial.figures, SWD) for trial in verdict.front],
@@ -87,7 +87,7 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
             line={"color": TRIAL, "shape": "hv", "width": 1},
             hoverinfo="skip",
             legendgroup="front",
-            **place,
+            **panel,
         )
         for entry in shown_in(PLOTS):
             if entry.name in verdict.baselines and entry.name not in WITHOUT_POINT:
@@ -98,14 +98,14 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
                     mode="markers",
                     marker={"symbol": SYMBOLS[entry.marker], "color": entry.color, "size": 9},
                     legendgroup=entry.title,
-                    **place,
+                    **panel,
                 )
         if verdict.champion is not None and verdict.evidence is not None:
-            _champions(figure, [verdict], [shown(verdict.evidence.figures, SWD)], place, SWD)
+            _champions(figure, [verdict], [shown(verdict.evidence.figures, SWD)], panel, SWD)
         floor = swd_floor(verdict)
         if floor is not None:
             line = {"color": STOPPED, "dash": "dash", "width": 1}
-            figure.add_vline(x=max(floor, LOWEST), line=line, row=place["row"], col=place["col"])
+            figure.add_vline(x=max(floor, LOWEST), line=line, row=panel["row"], col=panel["col"])
     figure.update_xaxes(type="log", title=axis_title(SWD), **LOG_TICKS)
     figure.update_yaxes(type="log", title=FIGURES[FVU].title, **LOG_TICKS)
     return figure
@@ -115,7 +115,7 @@ def curves_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu by epoch, one panel per grid; all trials of one state are one line with gaps."""
     figure, panels = _panels(sweep, height=300)
     by_state = _by_state(sweep)
-    for verdict, place in panels:
+    for verdict, panel in panels:
         for state, (label, color, _) in CURVES.items():
             own = [t for t in by_state.get(state, ()) if verdict.covers(t) and t.history]
             points = [point for trial in own for point in (*_curve(trial), (None, None, None))]
@@ -131,7 +131,7 @@ def curves_figure(sweep: SweepSnapshot) -> go.Figure:
                 line={"color": color, "width": 1},
                 hovertemplate="trial %{text}, epoch %{x}: %{y:.4f}<extra></extra>",
                 legendgroup=label,
-                **place,
+                **panel,
             )
         if verdict.champion is not None:
             curve = _curve(verdict.champion)
@@ -142,7 +142,7 @@ def curves_figure(sweep: SweepSnapshot) -> go.Figure:
                 mode="lines+markers",
                 line={"color": CHAMPION, "width": 2},
                 legendgroup="champion",
-                **place,
+                **panel,
             )
     figure.update_xaxes(title="epoch")
     figure.update_yaxes(type="log", title=FIGURES[FVU].title, **LOG_TICKS)
@@ -179,11 +179,11 @@ def _panels(sweep: SweepSnapshot, *, height: int) -> tuple[go.Figure, list[tuple
     titles = [title(verdict) for verdict in sweep.verdicts]
     figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
     figure.update_layout(height=height * rows + 80)
-    places = [
+    positions = [
         {"row": index // columns + 1, "col": index % columns + 1, "showlegend": index == 0}
         for index in range(len(sweep.verdicts))
     ]
-    return figure, list(zip(sweep.verdicts, places, strict=True))
+    return figure, list(zip(sweep.verdicts, positions, strict=True))
 
 
 def _by_state(sweep: SweepSnapshot) -> dict[str, list[TrialRecord]]:
@@ -201,7 +201,7 @@ def _points(
     name: str,
     color: str,
     symbol: str,
-    **place: Any,
+    **panel: Any,
 ) -> None:
     if trials:
         figure.add_scatter(
@@ -213,7 +213,7 @@ def _points(
             marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.7},
             hovertemplate="%{text}<extra></extra>",
             legendgroup=name,
-            **place,
+            **panel,
         )
 
 
@@ -221,7 +221,7 @@ def _champions(
     figure: go.Figure,
     verdicts: Sequence[Verdict],
     x: Sequence[float],
-    place: Mapping[str, Any],
+    panel: Mapping[str, Any],
     x_metric: str | None,
 ) -> None:
     known: list[tuple[Figures, Figures]] = [
@@ -240,7 +240,7 @@ def _champions(
         marker={"symbol": "star", "size": 15, "color": CHAMPION, "line": {"width": 1, "color": "white"}},
         hovertemplate="%{text}<extra></extra>",
         legendgroup="champion",
-        **place,
+        **panel,
     )
 
 

@@ -60,14 +60,14 @@ def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, An
         names = [str(value) for value in searched.values]
         # A value that a resumed sweep no longer searches still gets its own tick.
         names += sorted({str(value) for value in values} - set(names))
-        places = list(range(len(names)))
+        ticks = list(range(len(names)))
         found = [names.index(str(value)) for value in values]
         return {
             "label": label,
             "values": found,
-            "tickvals": places,
+            "tickvals": ticks,
             "ticktext": names,
-            "range": [0, max(1, places[-1])],
+            "range": [0, max(1, ticks[-1])],
         }
     if searched.kind == "log":
         return _log_dimension(label, [float(value) for value in values], searched.values)

@@ -46,11 +46,11 @@ def pareto_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord], sw
     columns = min(2, len(verdicts))
     rows = math.ceil(len(verdicts) / columns)
     figure = Figure(figsize=(5.2 + 3.7 * columns, max(5.4, 0.9 + 2.9 * rows)), layout="constrained")
-    places = figure.add_gridspec(rows, 1 + columns, width_ratios=(1.35, *[1.0] * columns))
-    _draw_ratios(figure.add_subplot(places[:, 0]), verdicts, trials)
+    cells = figure.add_gridspec(rows, 1 + columns, width_ratios=(1.35, *[1.0] * columns))
+    _draw_ratios(figure.add_subplot(cells[:, 0]), verdicts, trials)
     for index, verdict in enumerate(verdicts):
         row, column = divmod(index, columns)
-        _draw_front(figure.add_subplot(places[row, 1 + column]), verdict, swd_limit)
+        _draw_front(figure.add_subplot(cells[row, 1 + column]), verdict, swd_limit)
     _legend(figure)
     return figure
 
@@ -159,10 +159,10 @@ def _winner(verdict: Verdict) -> dict[str, Any]:
     return {"markerfacecolor": "white", "label": "nearest to targets"}
 
 
-def _name(axes: Axes, place: Point, label: str, color: str, *, below: bool) -> None:
+def _name(axes: Axes, point: Point, label: str, color: str, *, below: bool) -> None:
     """Write a label at a baseline, over the vertical lines and under everything else."""
     offset = {"xytext": (0, -14 if below else 7), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(label, place, **offset, fontsize="small", color=color, zorder=1, path_effects=HALO)  # type: ignore[arg-type]
+    axes.annotate(label, point, **offset, fontsize="small", color=color, zorder=1, path_effects=HALO)  # type: ignore[arg-type]
 
 
 def _baseline_lines(axes: Axes, verdict: Verdict) -> None:

@@ -60,7 +60,7 @@ def widen(console: Console) -> Console:
 
 
 def result_table(verdicts: Sequence[Verdict], figures: Sequence[Figure]) -> Table:
-    """Return one block of rows per grid: its champion and the baselines of this place, with these figures."""
+    """Return one block of rows per grid: its champion and the baselines of the registry, with these figures."""
     from rich import box
     from rich.table import Table
 

@@ -28,7 +28,7 @@ class Destination(Protocol):
     """Where events go. Both methods may raise anything, and are then called again."""
 
     def open(self) -> str:
-        """Connect anew and return which place this is; after a change, delivery starts from the first event."""
+        """Connect anew and return its identity; after a change, delivery starts from the first event."""
 
     def deliver(self, events: Sequence[Event]) -> None:
         """Write events. Events that were delivered before must change nothing."""
@@ -55,7 +55,7 @@ class Follower:
 
     Args:
         events: the record's file; it need not exist yet.
-        cursor: a file, written after every batch. If it is missing, damaged or of another place, every event is
+        cursor: a file, written after every batch. If it is missing, damaged or of another destination, every event is
             delivered again.
         name: the destination's name in messages.
         on_message: called once, from the thread, when delivery first fails.
@@ -66,7 +66,7 @@ class Follower:
     ) -> None:
         self._events, self._destination, self._cursor = events, destination, cursor
         self._name, self._on_message = name, on_message
-        self._place: str | None = None
+        self._identity: str | None = None
         self._offset = 0
         self._size = BATCH_EVENTS
         self._error = ""
@@ -105,7 +105,7 @@ class Follower:
                 moved = self._advance()
             except Exception as error:  # A failure of another program must never become one of the sweep.
                 # A server that fails now and then may take a few events where it would fail over many.
-                self._place, self._size = None, max(1, self._size // 4)
+                self._identity, self._size = None, max(1, self._size // 4)
                 self._note(error)
                 self._pause(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
@@ -118,23 +118,23 @@ class Follower:
 
     def _advance(self) -> bool:
         """Deliver one batch; return False if there is nothing new."""
-        if self._place is None:
+        if self._identity is None:
             if next(read_events(self._events), None) is None:
                 return False
-            place = self._destination.open()
-            self._place, self._offset = place, self._read_cursor(place)
+            identity = self._destination.open()
+            self._identity, self._offset = identity, self._read_cursor(identity)
         batch = list(islice(read_events(self._events, self._offset), self._size))
         if not batch:
             return False
         self._destination.deliver([event for event, _ in batch])
         self._offset = batch[-1][1]
-        write_text(self._cursor, json.dumps({"place": self._place, "offset": self._offset}) + "\n")
+        write_text(self._cursor, json.dumps({"place": self._identity, "offset": self._offset}) + "\n")
         return True
 
-    def _read_cursor(self, place: str) -> int:
+    def _read_cursor(self, identity: str) -> int:
         try:
             cursor = json.loads(self._cursor.read_text(encoding="utf-8"))
-            offset = int(cursor["offset"]) if cursor["place"] == place else 0
+            offset = int(cursor["offset"]) if cursor["place"] == identity else 0
         except (OSError, ValueError, TypeError, KeyError):
             return 0
         return offset if 0 <= offset <= self._events.stat().st_size else 0

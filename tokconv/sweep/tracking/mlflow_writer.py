@@ -23,8 +23,8 @@ import yaml
 
 from tokconv.sweep.record.events import Event
 from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
+from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
 from tokconv.sweep.tracking.mlflow_models import MISSING, register_all
-from tokconv.sweep.tracking.mlflow_place import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
 from tokconv.sweep.tracking.mlflow_view import (
     description,
     rounded,
@@ -137,10 +137,10 @@ class _Runs:
                 self._client.set_experiment_tag(str(self.experiment_id), name, value)
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
-                self._upload(self._parent, self._place(event["artifacts"]), "report")
+                self._upload(self._parent, self._path(event["artifacts"]), "report")
             if event["state"] == "finished":
                 champions = {
-                    grid: {**champion, "export": self._place(champion["export"])}
+                    grid: {**champion, "export": self._path(champion["export"])}
                     for grid, champion in event["champions"].items()
                 }
                 event = {**event, "champions": champions}
@@ -149,7 +149,7 @@ class _Runs:
                 self._stop_running_trials(event)
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
 
-    def _place(self, path: str) -> str:
+    def _path(self, path: str) -> str:
         """Return the path of a record's entry: relative to the sweep's directory, or absolute in older records."""
         return str(self._events.parent / path)
 
@@ -173,7 +173,7 @@ class _Runs:
             self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
         for event in events:
             if event["event"] == "trial_artifacts":
-                self._upload(run_id, self._place(event["path"]))
+                self._upload(run_id, self._path(event["path"]))
         for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
             ended = event["time"] if event["event"] == "trial_ended" else None
             state, reason = event.get("state", "running"), event.get("reason", "")
