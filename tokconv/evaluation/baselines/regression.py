@@ -12,8 +12,8 @@ RIDGE = 1e-6
 class Regression:
     """Ridge least squares y = weight x + bias, in float64 sums.
 
-    Inputs and outputs may be at P positions, [n, P, in] and [n, P, out]: then positions share the weight, [out, in], and
-    each has its own bias, [P, out]. Covariances are of deviations from the mean of the position.
+    Inputs and outputs may be at P positions, [n, P, in] and [n, P, out]: then positions share the weight, [out, in],
+    and each has its own bias, [P, out]. Covariances are of deviations from the mean of the position.
 
     Args:
         in_dim, out_dim: widths.
