@@ -11,6 +11,7 @@ from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
 from tokconv.encoding.towers.hub import locate
 from tokconv.encoding.towers.spec import describe, read_config
 from tokconv.errors import DataError
+from tokconv.models.registry import COMPRESSORS
 from tokconv.models.windows import chosen_grids
 from tokconv.training.flops import costs, tower_flops
 
@@ -61,9 +62,12 @@ ROLES = ("compressor", "decoder", "critic")
 
 def _configured(config: Config, role: str) -> str:
     model = config.model
-    if role == "decoder" and model.compressor.kind == "matryoshka":
-        return "matryoshka"
-    kinds = {"compressor": model.compressor.kind, "decoder": model.autoencoder.kind, "critic": model.critic.kind}
+    own_decoder = COMPRESSORS[model.compressor.kind].decoder_kind
+    kinds = {
+        "compressor": model.compressor.kind,
+        "decoder": own_decoder or model.autoencoder.kind,
+        "critic": model.critic.kind,
+    }
     return kinds[role]
 
 

@@ -37,7 +37,7 @@ class Registry(Mapping[str, T]):
         return entry
 
     def __getitem__(self, name: str) -> T:
-        """Return the entry. Raises ConfigError, with the nearest name or all of them, if there is none."""
+        """Return the entry. Raises ConfigError, with the nearest name or all of them, if there is none; so does `get`."""
         if name not in self._entries:
             raise ConfigError(f"{self.key}: got {name!r}; {suggest(str(name), self._entries)}")
         return self._entries[name]
