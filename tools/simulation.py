@@ -1,7 +1,7 @@
 """A sweep on a virtual clock: our own search, scheduler, record, listener and display, called as Ray Tune calls them.
 
-Nothing is trained and Ray is not started; `surrogate.py` says what every trial reports and when. Tune's own `Trial` and
-`ConcurrencyLimiter` are real, its controller and the actors are not. `Ledger` measures the same parts in a real sweep.
+Nothing is trained and Ray is not started; `surrogate.py` decides what every trial reports and when. Tune's `Trial` and
+`ConcurrencyLimiter` are real, its controller and actors are not. `Ledger` measures the same parts in a real sweep.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ PARTS = {
     "next trial": (FIFOScheduler, "choose_trial_to_run"),
     "MLflow": (_Runs, "deliver"),
 }
-"""What a controller does for its trials -> the method that does it. MLflow's runs in a thread of its own."""
+"""Part of the controller's work -> the method that does it. MLflow's runs in a thread of its own."""
 
 
 class Ledger:
-    """Calls of every part, their seconds of processor and of wall time, as long as `measuring` lasts."""
+    """The calls of every part, and their seconds of processor and wall time, while `measuring` lasts."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -72,7 +72,7 @@ class Ledger:
         return self.since(Ledger())
 
     def since(self, before: Ledger) -> Ledger:
-        """What was added to an earlier copy."""
+        """Return the difference from an earlier copy."""
         found = Ledger()
         for name in ("seconds", "wall", "calls"):
             now, then = getattr(self, name), getattr(before, name)
@@ -95,18 +95,18 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Mark:
-    """The controller's state when so many trials had ended."""
+    """The controller's state at a number of ended trials."""
 
     trials: int
     ledger: Ledger
     memory_mb: float
     hours: float
-    """Of the virtual clock."""
+    """Hours of the virtual clock."""
 
 
 @dataclass
 class Controller:
-    """What searchers and schedulers see of Tune's controller."""
+    """The part of Tune's controller that searchers and schedulers see."""
 
     trials: list[Trial] = field(default_factory=list)
 
@@ -115,10 +115,10 @@ class Controller:
 
 
 class Simulation:
-    """One search of `spec.trials` trials, `spec.concurrency` at a time, in `directory`; resumed when it holds some.
+    """One search of `spec.trials` trials, `spec.concurrency` at a time, in `directory`; resumed if it holds some.
 
     Args:
-        log: where the display writes.
+        log: the stream that the display writes to.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Simulation:
         self.spec, self.directory, self.surrogate = spec, directory, surrogate
         self.ledger = ledger or Ledger()
         self.wanted: Sequence[int] = ()
-        """Numbers of ended trials at which costs are to be noted."""
+        """Numbers of ended trials at which costs are noted."""
         self.marks: list[Mark] = []
         self.record = Record(directory.events)
         self.baselines = baselines(spec.grids())
@@ -142,7 +142,7 @@ class Simulation:
         self._log = log or io.StringIO()
 
     def run(self) -> None:
-        """Run every trial to its end; the record holds what happened."""
+        """Run every trial to its end and record what happens."""
         write_text(self.directory.spec, to_yaml(self.spec))
         self.record.append(
             "sweep_started",
@@ -177,7 +177,7 @@ class Simulation:
         searcher, self._scheduler = open_search(self.spec, self.directory, self.record, self.surrogate.epochs)
         self._searcher: Searcher = ConcurrencyLimiter(searcher, max_concurrent=self.spec.concurrency)
         self._controller = Controller()
-        # (time of its next result, order of its start, trial, its results): no two have the same order.
+        # (time of the next result, order of the start, trial, its results); the order breaks ties.
         self._running: list[tuple[float, int, Trial, Iterator[dict[str, Any]]]] = []
         with self.ledger.measuring(), display:
             self._mark()
@@ -208,7 +208,7 @@ class Simulation:
             self.most_at_once = max(self.most_at_once, len(self._running))
 
     def _step(self) -> None:
-        """One result of the trial whose turn it is; the order of calls is `TuneController`'s."""
+        """Process one result of the trial whose turn it is, with the calls in the order of `TuneController`."""
         self.now, order, trial, results = heapq.heappop(self._running)
         result = next(results, None)
         decision = TrialScheduler.CONTINUE
@@ -241,7 +241,7 @@ class Simulation:
 def open_search(
     spec: Spec, directory: SweepDirectory, record: Record, epochs: int
 ) -> tuple[StudySearcher, TrialScheduler]:
-    """What a driver makes of a record and a journal, first or again; see `tokconv.sweep.trials.tuning.tune`."""
+    """Return what a driver builds from a record and a journal; see `tokconv.sweep.trials.tuning.tune`."""
     scheduler: TrialScheduler = FIFOScheduler()
     if spec.early_stopping is not None:
         rungs = Rungs(spec.early_stopping, epochs)
@@ -251,6 +251,6 @@ def open_search(
 
 
 def memory_mb() -> float:
-    """The most memory that this process has held."""
+    """Return the peak memory of this process in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)

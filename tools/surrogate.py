@@ -1,7 +1,7 @@
-"""Trials that cost nothing: figures as a plausible function of the searched values, and how long an epoch takes.
+"""Simulated trials: figures that are a plausible function of the searched values, and the duration of an epoch.
 
-Every key has a best place in its range; fvu grows with the distance from it and falls over the epochs, swd is traded
-against fvu along the first key, and small grids are worse at both. All of it follows from the seed and the trial's uid.
+Every key has a best place in its range; fvu grows with the distance from it and falls over the epochs, swd trades off
+against fvu along the first key, and small grids are worse at both. All follows from the seed and the trial's uid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLOOR = 0.05
 DIVERGING = 0.03
 """Share of trials that diverge."""
 SPREAD = 0.25
-"""Of the logarithm of a trial's duration."""
+"""Standard deviation of the logarithm of a trial's duration."""
 OTHERS = (
     *(f"val/{name}" for name in ("cosine", "cosine_centered", "knn_overlap", "cka", "probe_accuracy", "probe_kept")),
     *(
@@ -30,7 +30,7 @@ OTHERS = (
     *("val/mmd", "val/mmd_floor", "train/ae", "train/wgan", "train/distribution", "train/gradient_norm"),
     *("critic/wasserstein", "critic/gradient_penalty", "train/images_per_second"),
 )
-"""Figures that nothing is judged by; they are recorded and delivered like the others."""
+"""Figures that do not enter any judgement; they are recorded and delivered like the others."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Surrogate:
     """Results of trials that were never trained.
 
     Args:
-        search: the spec's.
+        search: the spec's ranges.
         token_grid: G.
-        epochs: of a whole trial.
-        minutes: that a whole trial takes, in the middle.
+        epochs: epochs of a whole trial.
+        minutes: median duration of a whole trial.
     """
 
     search: Mapping[str, Range]
@@ -54,7 +54,7 @@ class Surrogate:
         return 60 * self.minutes / self.epochs * math.exp(Random(f"{self.seed} pace {uid}").gauss(0, SPREAD))
 
     def results(self, uid: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The results of every epoch, as Ray Tune would hand them on; a diverging trial ends with its reason."""
+        """Yield the results of every epoch as Ray Tune passes them on; a diverging trial ends with its reason."""
         draw = Random(f"{self.seed} trial {uid}")
         diverges_at = draw.randrange(1, self.epochs + 1) if draw.random() < DIVERGING else None
         grid = int(values.get(GRID_KEY, 6))
@@ -85,7 +85,7 @@ class Surrogate:
 
 
 def baselines(grids: tuple[int, ...]) -> dict[int, dict[str, dict[str, float]]]:
-    """Pooling and window PCA at every grid, as bad as such baselines are."""
+    """Return figures of pooling and window PCA at every grid, as bad as such baselines are."""
     return {
         grid: {
             "pooling": {"val/fvu": 0.6 / grid, "val/swd": 0.11, "val/swd_floor": FLOOR, "val/cosine": 0.9},
@@ -96,7 +96,7 @@ def baselines(grids: tuple[int, ...]) -> dict[int, dict[str, dict[str, float]]]:
 
 
 def _place(found: Range, value: Any) -> float:
-    """Where a value lies in its range, from 0 to 1."""
+    """Return where a value lies in its range, from 0 to 1."""
     if found.kind == "choice":
         return found.values.index(value) / max(1, len(found.values) - 1)
     low, high = found.values

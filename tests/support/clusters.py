@@ -32,9 +32,9 @@ class Head:
     """A running head.
 
     Attributes:
-        address: of the GCS, what RAY_ADDRESS names.
+        address: of the GCS, as in RAY_ADDRESS.
         dashboard: URL of the job server.
-        environment: for the processes of its clients; holds the token.
+        environment: for client processes; contains the token.
         scratch: Ray's own files.
     """
 
@@ -44,23 +44,23 @@ class Head:
     scratch: Path
 
     def get(self, path: str) -> Any:
-        """What the dashboard's REST API answers."""
+        """Return the answer of the dashboard's REST API."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
         answer = requests.get(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=30)
         answer.raise_for_status()
         return answer.json()
 
     def alive(self, what: str) -> list[dict[str, Any]]:
-        """The living `nodes` or `actors`, as Ray's State API describes them."""
+        """Return the living `nodes` or `actors` as Ray's State API describes them."""
         found = self.get(f"/api/v0/{what}?detail=1&limit=1000")["data"]["result"]["result"]
         return [entry for entry in found if entry["state"] == "ALIVE"]
 
     def pids(self) -> list[int]:
-        """Its processes, those of its worker nodes included."""
+        """Return its processes, those of its worker nodes included."""
         return [pid for pid in _processes() if str(self.scratch) in _read(f"/proc/{pid}/cmdline")]
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL a node's raylet and all its children, as when a machine is taken away."""
+        """Kill a node's raylet and all of its children with SIGKILL, as if the machine were taken away."""
         raylets = [pid for pid in self.pids() if f"--node_id={node}" in _read(f"/proc/{pid}/cmdline")]
         assert len(raylets) == 1, (node, raylets)
         for pid in [*raylets, *_descendants(raylets[0])]:
@@ -77,13 +77,13 @@ def head(
     idle_minutes: float = 0.1,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Head]:
-    """A Ray head while the block runs.
+    """Run a Ray head during the block.
 
     Args:
         scratch: a short path; Ray puts sockets below it.
         cpus, resources: of the head.
         workers: node types of the autoscaler, as in a cluster file.
-        idle_minutes: after which an idle worker is removed.
+        idle_minutes: time after which an idle worker is removed.
     """
     port, dashboard_port = free_port(), free_port()
     address = f"127.0.0.1:{port}"
@@ -99,7 +99,7 @@ def head(
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
-        # A head without CPUs hosts many small processes.
+        # A head without CPUs runs many small processes.
         "RAY_worker_maximum_startup_concurrency": "32",
         **(environment or {}),
     }
@@ -128,7 +128,7 @@ def head(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            # A head drains for half a minute while it waits for nodes that are gone.
+            # A head waits for lost nodes for half a minute before it ends.
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()

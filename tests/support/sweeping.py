@@ -34,7 +34,7 @@ BASE = [
 
 
 def spec(root: Path, **changes: Any) -> dict[str, Any]:
-    """The plain spec of a sweep whose files go below `root`; its store is shared by all that have the same root."""
+    """Return the plain spec of a sweep whose files go below `root`; specs with the same root share a store."""
     return {
         "name": "tiny",
         "base": [*BASE, f"data.store={root}/store", *changes.pop("base", [])],
@@ -54,30 +54,30 @@ def spec(root: Path, **changes: Any) -> dict[str, Any]:
 
 
 def write_spec(root: Path, **changes: Any) -> Path:
-    """The same as a YAML file."""
+    """Write the same spec to a YAML file."""
     path = root / "spec.yaml"
     path.write_text(yaml.safe_dump(spec(root, **changes)))
     return path
 
 
 def events(directory: Path) -> list[Event]:
-    """Everything in a sweep's record."""
+    """Return all events of a sweep's record."""
     return [event for event, _ in read_events(directory / "events.jsonl")]
 
 
 def champions(directory: Path) -> dict[str, Any]:
-    """The champions of the last `sweep_ended`."""
+    """Return the champions of the last `sweep_ended`."""
     found: dict[str, Any] = [e for e in events(directory) if e["event"] == "sweep_ended"][-1]["champions"]
     return json.loads(json.dumps(found))
 
 
 class Driver:
-    """`tokconv sweep` in a process of its own.
+    """A process that runs `tokconv sweep`.
 
     Args:
         spec: the YAML file.
-        cwd: where it runs.
-        options: of the command, as --allow-unproven.
+        cwd: its working directory.
+        options: of the command, such as --allow-unproven.
     """
 
     def __init__(self, spec: Path, cwd: Path, *options: str) -> None:
@@ -85,7 +85,7 @@ class Driver:
         self._cwd, self._environment = cwd, {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
 
     def killed_when(self, reached: Callable[[], bool]) -> None:
-        """Start it, and end it by SIGKILL as soon as the condition holds."""
+        """Start the process and kill it with SIGKILL as soon as the condition holds."""
         driver = subprocess.Popen(self._command, cwd=self._cwd, env=self._environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 200
         while not reached():
@@ -96,7 +96,7 @@ class Driver:
         driver.wait()
 
     def resume(self) -> None:
-        """Run it to its end with --resume, once Ray's processes have noticed that their driver is gone."""
+        """Run the sweep to its end with --resume, once Ray's processes have noticed that their driver is gone."""
         time.sleep(5)
         again = subprocess.run(
             [*self._command, "--resume"],

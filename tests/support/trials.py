@@ -1,4 +1,4 @@
-"""Sweeps as tests need them: trials with figures, and what they are compared with."""
+"""Trials with given figures, and the baselines that they are compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EPOCHS = 9
 
 
 def figures(fvu: float, swd: float, cosine: float = 0.9, **others: float) -> dict[str, float]:
-    """One epoch's figures, of a store without labels."""
+    """Return one epoch's figures for a store without labels."""
     return {
         "val/fvu": fvu,
         "val/gain": 1 - fvu / 0.1,
@@ -23,7 +23,7 @@ def figures(fvu: float, swd: float, cosine: float = 0.9, **others: float) -> dic
 
 
 def baselines(*grids: int) -> dict[int, dict[str, dict[str, float]]]:
-    """Pooling, window PCA and matched window PCA at every grid."""
+    """Return pooling, window PCA and matched window PCA at every grid."""
     names = {"pooling": (0.1, 0.11), "window_pca": (0.03, 0.45), "matched_window_pca": (0.03, 0.13)}
     return {grid: {name: figures(*pair) for name, pair in names.items()} for grid in grids}
 
@@ -37,7 +37,7 @@ def trial(
     epochs: int = EPOCHS,
     **others: Any,
 ) -> TrialRecord:
-    """A trial whose last figures are these."""
+    """Return a trial with these last figures."""
     ratio = TOKEN_GRID**2 / grid**2
     values = {"model.compressor.output_grid_size": grid, "training.n_critic": 3, "loss.weights.wgan": 0.0123456}
     found = TrialRecord(uid, values, grid, ratio, started=0, state=state, ended=None if state == "running" else 1500)

@@ -1,4 +1,4 @@
-"""A sweep on an autoscaling cluster: from no worker to four and back, drivers on the head, a node that is lost."""
+"""A sweep on an autoscaling cluster: from no workers to four and back, with drivers on the head and a lost node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORKERS = {"worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers":
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    # The head has no CPU, so nothing but drivers can run there; every worker holds one trial.
+    # The head has no CPU, so only drivers can run there; every worker node holds one trial.
     with head(tmp_path_factory.mktemp("a"), cpus=0, resources={DRIVER_RESOURCE: 100}, workers=WORKERS) as running:
         yield running
 
@@ -62,7 +62,7 @@ def test_a_sweep_grows_the_cluster_survives_a_lost_node_and_gives_the_nodes_back
         seen |= _workers(cluster)
         actors = cluster.alive("actors")
         for actor in actors:
-            # Ray tells the name with or without the function that the class was made in.
+            # Ray reports the name with or without the function that defines the class.
             places.setdefault(actor["class_name"].rsplit(".", 1)[-1], set()).add(actor["node_id"])
         epochs = _epochs(directory)
         if not lost and len(seen) == 4 and len(epochs) == 4 and min(epochs.values()) >= 2:
@@ -100,5 +100,5 @@ def _reports(directory: Path) -> list[Event]:
 
 
 def _epochs(directory: Path) -> dict[str, int]:
-    """The last epoch that every trial has reported."""
+    """Return the last epoch that every trial has reported."""
     return {event["trial"]: event["epoch"] for event in _reports(directory)}

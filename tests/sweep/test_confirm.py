@@ -1,4 +1,4 @@
-"""Whether a champion may be called one: over fresh seeds, at the worse end of the interval, against every baseline."""
+"""Champions are judged over fresh seeds, at the worse end of the interval, against every baseline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RIVALS = baselines(6)[6]
 
 
 def repeats(*pairs: tuple[float, float], state: str = "complete") -> list[TrialRecord]:
-    """Confirmations of the winner with these (fvu, swd)."""
+    """Return confirmations of the winner with these (fvu, swd)."""
     found = []
     for number, (fvu, swd) in enumerate(pairs, start=1):
         run = trial(f"c06-{number}", fvu=fvu, swd=swd, state=state)
@@ -44,7 +44,7 @@ def test_the_interval_is_students() -> None:
     assert means["val/fvu"] + half_widths["val/fvu"] == pytest.approx(test.high)
 
 
-def test_proven_when_no_baseline_is_as_good_on_both_axes() -> None:
+def test_a_champion_is_proven_if_no_baseline_is_as_good_on_both_axes() -> None:
     evidence = gather_evidence(WINNER, repeats((0.02, 0.09), (0.021, 0.091), (0.019, 0.089)), 3, RIVALS)
     assert evidence.status == PROVEN
     assert evidence.exported.uid == "c06-1"
@@ -59,7 +59,7 @@ def test_a_baseline_as_good_on_both_axes_refuses_it_by_name() -> None:
 
 
 def test_the_worse_end_of_the_interval_decides() -> None:
-    """The means beat matched window PCA (0.03, 0.13) on fvu; the spread says that this may be luck."""
+    """The means beat matched window PCA (0.03, 0.13) on fvu; the spread shows that this may be luck."""
     pairs = [(0.02, 0.14), (0.036, 0.14), (0.022, 0.14)]
     assert sum(fvu for fvu, _ in pairs) / 3 < 0.03
     assert gather_evidence(WINNER, repeats(*pairs), 3, RIVALS).beaten_by == ("matched_window_pca",)
@@ -85,7 +85,7 @@ def test_without_confirmation_nothing_is_proven() -> None:
     assert gather_evidence(beaten, [], 0, RIVALS).status == UNPROVEN
 
 
-def test_fresh_seeds_are_owed_once() -> None:
+def test_fresh_seeds_are_asked_for_once() -> None:
     trials = {WINNER.uid: WINNER}
     verdicts = judge(trials.values(), Champion(), TOKEN_GRID, baselines(6), seeds=3)
     configs = missing_confirmations(verdicts, trials, {}, seeds=3, base_seed=0)
@@ -99,7 +99,7 @@ def test_fresh_seeds_are_owed_once() -> None:
 
 
 @pytest.mark.parametrize("confirm", [{"seeds": 1}, {"seeds": "many"}, {"sees": 3}, 3, {"seeds": math.inf}])
-def test_a_confirmation_that_cannot_be_is_refused(confirm: object, tmp_path: Path) -> None:
+def test_an_impossible_confirmation_is_refused(confirm: object, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="confirm"):
         parse_spec(spec(tmp_path, confirm=confirm))
 

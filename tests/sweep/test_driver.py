@@ -1,4 +1,4 @@
-"""Who drives a sweep, and that nothing else is ever signalled."""
+"""The driver of a sweep is known, and no other process is ever signalled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def say(directory: Path, pid: int, **changes: object) -> None:
 
 
 def reporting_sweep(spec: Path, directory: Path) -> subprocess.Popen[str]:
-    """A sweep in a process of its own, started as a terminal starts it, once a trial of it has reported."""
+    """Start a sweep as a terminal does, in a process of its own, and return it once a trial has reported."""
     running = subprocess.Popen(
         [sys.executable, "-m", "tokconv.cli.main", "sweep", str(spec)],
         cwd=spec.parent,
@@ -55,7 +55,7 @@ def reporting_sweep(spec: Path, directory: Path) -> subprocess.Popen[str]:
     return running
 
 
-def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
+def test_a_driver_is_registered_as_long_as_its_block_runs(tmp_path: Path) -> None:
     assert driver_of(tmp_path) is None
     with registered(tmp_path):
         found = driver_of(tmp_path)
@@ -71,7 +71,7 @@ def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
 def test_only_the_driver_itself_is_signalled(tmp_path: Path) -> None:
     bystander = sleeper("print('ready', flush=True); import time; time.sleep(60)")
     try:
-        # It has the pid of a driver that is gone.
+        # This process has the pid of a driver that is gone.
         say(tmp_path, bystander.pid, started=1.0)
         with pytest.raises(SweepError, match="no process runs this sweep"):
             stop(tmp_path, timeout=1)
@@ -90,7 +90,7 @@ def test_only_the_driver_itself_is_signalled(tmp_path: Path) -> None:
         bystander.communicate()
 
 
-def test_a_driver_that_does_not_end_is_said(tmp_path: Path) -> None:
+def test_a_driver_that_does_not_end_is_reported(tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(2, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     stubborn = sleeper(code)
     try:
@@ -110,13 +110,13 @@ def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.Ca
     running = reporting_sweep(path, directory)
     capfd.readouterr()
     assert main(["status", "tiny", "--json", "--storage", runs]) == 0
-    told = json.loads(capfd.readouterr().out)
-    assert (told["state"], told["driver"]["pid"]) == ("running", running.pid)
+    status = json.loads(capfd.readouterr().out)
+    assert (status["state"], status["driver"]["pid"]) == ("running", running.pid)
     assert main(["report", "tiny", "--storage", runs, "--out", str(tmp_path / "page")]) == 0
     assert "running" in (tmp_path / "page" / "report.html").read_text()
     assert main(["stop", "tiny", "--storage", runs]) == 0
     assert "go on with: tokconv sweep SPEC --resume" in capfd.readouterr().out
-    # Its exit code is not asked for: `stop` waited for it, and only one may.
+    # Its exit code is unknown: `stop` waited for it, and only one process can.
     output, _ = running.communicate(timeout=10)
     assert "Stopped. Everything finished is kept in" in output
     assert "SIGTERM" not in output

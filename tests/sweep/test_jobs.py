@@ -1,4 +1,4 @@
-"""Sweeps submitted to a real Ray head with token authentication: what is refused, uploaded, stopped and resumed."""
+"""Sweeps submitted to a real Ray head with token authentication are refused, uploaded, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_place_inside_the_uploaded_tree_is_refused() -> None:
     check_outlives_job(Path("/shared/runs"), "storage")
 
 
-def test_what_cannot_be_submitted_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_submission_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_spec(tmp_path)
     checked = parse_spec(spec(tmp_path))
     (tmp_path / "elsewhere").mkdir()
@@ -138,7 +138,7 @@ def test_jobs_are_stopped_resumed_and_queued(cluster: Head, tmp_path: Path) -> N
     assert following.wait(timeout=60) == 1
     output = log.read_text()
     assert "trial 00000 started" in output  # the job's own lines were streamed
-    assert "go on with: --resume" in output  # it had the time to say how to go on
+    assert "go on with: --resume" in output  # the driver had time to print how to go on
     assert f"job {job}: stopped" in output
     assert _count(directory, "trial_ended") < 4
 

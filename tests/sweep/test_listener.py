@@ -1,4 +1,4 @@
-"""What Ray Tune tells ends up in the record, and every complete trial, no other, is finished once."""
+"""What Ray Tune reports ends up in the record, and every complete trial, and no other, is exported once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES = {"model.compressor.output_grid_size": 6}
 
 
 class Desk:
-    """A listener on a real record, with Tune's side played by hand."""
+    """A listener on a real record; the test plays Tune's part."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "events.jsonl"
@@ -59,7 +59,7 @@ class Desk:
         self.listener.on_trial_result(0, [], trial, trial.last_result)
 
     def fail(self, trial: Any, error: str) -> None:
-        """As Tune writes it down, in a file of the driver's own."""
+        """End a trial with an error, which Tune writes to a file of the driver."""
         trial.error_file = self.path.with_name("error.txt")
         with trial.error_file.open("a") as file:
             file.write(f"Failure # 1 (occurred at 2026-01-01)\n{error}\n")
@@ -97,7 +97,7 @@ def test_a_complete_trial_is_recorded_from_start_to_artifacts(desk: Desk) -> Non
     assert desk.seen == [1, 2, 3, 4, 5], "on_event comes after the event is in the record"
 
 
-def test_only_our_finite_figures_are_kept(desk: Desk) -> None:
+def test_only_our_finite_figures_are_recorded(desk: Desk) -> None:
     trial = desk.start()
     others = {"val/gain": -math.inf, "val/swd": math.nan, "train/ae": 2, "critic/wasserstein": -0.5}
     desk.report(trial, 1, **others, checkpoint_path="trials/00000/epoch-0001", config={"val/": 1})
@@ -113,7 +113,7 @@ def test_only_our_finite_figures_are_kept(desk: Desk) -> None:
     assert desk.record.trials["00000"].checkpoint == "trials/00000/epoch-0001"
 
 
-def test_results_that_are_no_epoch_are_not_recorded(desk: Desk) -> None:
+def test_results_without_an_epoch_are_not_recorded(desk: Desk) -> None:
     trial = desk.start()
     desk.listener.on_trial_result(0, [], trial, {FAILURE: "diverged", "epoch": 1, "epochs": 3})
     desk.listener.on_trial_result(0, [], trial, {"trial_id": "x", "done": True})
@@ -195,7 +195,7 @@ def test_a_trial_without_an_objectives_figure_is_failed_with_the_reason(desk: De
     assert desk.finished == []
 
 
-def test_it_is_hopeless_when_the_first_trials_all_fail_for_one_reason(desk: Desk) -> None:
+def test_a_common_failure_of_the_first_trials_is_reported(desk: Desk) -> None:
     for number in range(5):
         assert desk.listener.common_failure is None
         trial = desk.start(f"{number:05d}")
@@ -205,7 +205,7 @@ def test_it_is_hopeless_when_the_first_trials_all_fail_for_one_reason(desk: Desk
 
 
 @pytest.mark.parametrize("other", ["another reason", None])
-def test_there_is_hope_when_one_fails_otherwise_or_not_at_all(desk: Desk, other: str | None) -> None:
+def test_there_is_no_common_failure_if_one_trial_fails_otherwise_or_not_at_all(desk: Desk, other: str | None) -> None:
     for number in range(7):
         if number == 2 and other is None:
             desk.listener.on_trial_complete(0, [], desk.run(f"{number:05d}"))
@@ -236,15 +236,15 @@ def test_a_lost_process_costs_nothing_and_an_own_error_one_more_try(desk: Desk, 
 def test_a_full_disk_fails_no_trial_and_stops_the_sweep(desk: Desk) -> None:
     trial = desk.start()
     desk.fail(trial, "ray::ImplicitFunc.train()\nOSError: [Errno 28] No space left on device: '/data/trials/00000'")
-    for told in (desk.listener.on_trial_recover, desk.listener.on_trial_error):
+    for callback in (desk.listener.on_trial_recover, desk.listener.on_trial_error):
         with pytest.raises(OSError, match="No space left") as raised:
-            told(0, [], trial)
+            callback(0, [], trial)
         assert raised.value.filename == "/data/trials/00000"
     assert not desk.events("trial_ended")
 
 
-def test_epochs_that_nobody_heard_of_are_read_from_the_next_checkpoint(desk: Desk, tmp_path: Path) -> None:
-    """As after a driver's death, when its workers went on for a moment."""
+def test_unreported_epochs_are_read_from_the_next_checkpoint(desk: Desk, tmp_path: Path) -> None:
+    """After a driver's death its workers may go on for a moment."""
     history = [{"epoch": epoch, "epochs": 5, "val/fvu": 1 / epoch, "compression_ratio": 16.0} for epoch in range(1, 5)]
     (tmp_path / "state.json").write_text(json.dumps({"format": FORMAT, "history": history}))
     trial = desk.start()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokconv.sweep.judge.pareto import crowding, dominates, hypervolume, ranks
 
-# Few distinct values, so that ties and duplicates occur all the time.
+# Few distinct values, so that ties and duplicates are frequent.
 COORDINATE = st.integers(0, 6).map(float)
 
 
@@ -73,7 +73,7 @@ def test_crowding_is_the_size_of_the_gap_around_a_point() -> None:
 def test_hypervolume_counts_the_unit_cells_that_a_point_dominates(
     found: list[tuple[float, ...]], reference: tuple[float, float]
 ) -> None:
-    """On whole numbers an area is a number of unit squares."""
+    """With whole numbers an area is a number of unit squares."""
     cells = [(x, y) for x in range(int(reference[0])) for y in range(int(reference[1]))]
     expected = sum(any(px <= x and py <= y for px, py in found) for x, y in cells)
     assert hypervolume(found, reference) == expected
@@ -81,7 +81,7 @@ def test_hypervolume_counts_the_unit_cells_that_a_point_dominates(
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=8))
 def test_hypervolume_agrees_with_inclusion_and_exclusion(found: list[tuple[float, float]]) -> None:
-    """The union of boxes from each point to (1, 1), for points where no order is given."""
+    """The area is that of the union of the boxes from each point to (1, 1)."""
     expected = 0.0
     for chosen in range(1, 2 ** len(found)):
         members = [point for i, point in enumerate(found) if chosen >> i & 1]

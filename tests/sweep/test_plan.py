@@ -1,4 +1,4 @@
-"""The plan of a sweep against what the spec says, against counts by hand, and for an accelerator that is not here."""
+"""The plan of a sweep against its spec, against counts by hand, and for an accelerator that this machine lacks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def meter(*overrides: str, timed: bool = False):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """A spec on the bundled digits, in a directory without a store."""
+    """Return a spec on the bundled digits, in a directory without a store."""
     monkeypatch.chdir(tmp_path)
     base = ["data=digits", *(line for line in SMALL if "grid" not in line), "training.epochs=4"]
     search = {
@@ -57,7 +57,7 @@ def test_a_step_without_a_critic_is_three_forward_passes() -> None:
     forward = count(build_compressor(**networks["compressor"]), 1, 144, 16)[1]
     forward += count(build_decoder(**networks["decoder"]), 1, 36, 16)[1]
     found = StepMeter(SHAPE, device=CPU, timed=False)(config).flops
-    # Once forward and twice back; nobody asks for the gradient of the tokens themselves.
+    # One pass forward and two back; the gradient of the tokens themselves is not needed.
     assert 2.4 * forward <= found <= 3 * forward
 
 
@@ -71,13 +71,13 @@ def test_flops_are_linear_in_critic_updates_and_do_not_depend_on_the_batch() -> 
 def test_networks_are_counted_as_a_checkpoint_holds_them() -> None:
     with_critic, without = meter(), meter("loss.weights.wgan=0")
     assert with_critic.parameters == without.parameters
-    # Weights and two moments, four bytes each; buffers add a little.
+    # Weights and two moments take four bytes each; buffers add a little.
     assert with_critic.checkpoint_bytes == pytest.approx(12 * with_critic.parameters, rel=0.1)
     assert without.checkpoint_bytes < with_critic.checkpoint_bytes
     assert with_critic.export_bytes < with_critic.checkpoint_bytes / 2
 
 
-def test_a_meter_that_is_used_again_says_the_same() -> None:
+def test_a_meter_that_is_used_again_measures_the_same() -> None:
     one = StepMeter(SHAPE, device=CPU, timed=False)
     first = one(compose(list(SMALL)))
     one(compose([*SMALL, "loss.weights.wgan=0"]))
@@ -106,7 +106,7 @@ def test_the_demos_plan_agrees_with_its_spec(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_store_below_the_specs_storage_is_found(tiny: dict[str, object], tmp_path: Path) -> None:
-    """The plan looks where the sweep puts it."""
+    """The plan looks where the sweep puts its store."""
     storage = tmp_path / "elsewhere"
     spec = parse_spec(tiny | {"base": ["data=digits", "data.subset=32"], "storage": str(storage)})
     assert plan_tokens(spec.base_config(), stores_place(str(storage))).store is None
@@ -140,7 +140,7 @@ def test_a_share_of_a_gpu_is_slower_and_costs_the_same(tiny: dict[str, object]) 
     assert quarter.hours(1.0) - 0.25 * started == pytest.approx(whole.hours(1.0) - started, rel=1e-3)
 
 
-def test_confirmations_none_and_no_early_stopping_are_as_said(tiny: dict[str, object]) -> None:
+def test_a_plan_without_confirmations_and_early_stopping(tiny: dict[str, object]) -> None:
     plan = plan_sweep(parse_spec(tiny | {"confirm": "none", "early_stopping": "none"}), GPU)
     assert plan.confirmations == 0
     assert plan.share == (1.0, 1.0)
@@ -171,7 +171,7 @@ def test_imagenet_is_planned_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (whole.train_images, whole.val_images) == (1_281_167, 50_000)
 
 
-def test_what_is_neither_here_nor_published_is_refused() -> None:
+def test_data_that_are_neither_here_nor_published_are_refused() -> None:
     with pytest.raises(DataError, match=r"data\.root"):
         plan_tokens(compose(["data=folder", "data.root=/nowhere"]))
 
@@ -215,11 +215,11 @@ def test_memory_and_storage_grow_with_what_there_is(tiny: dict[str, object]) -> 
         (["--tflops", "312"], "--tflops: goes with --plan"),
     ],
 )
-def test_numbers_that_cannot_be(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_values_are_refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(ROOT / "sweeps/demo.yaml"), *arguments]) == 2
     assert expected in capsys.readouterr().err
 
 
-def test_an_accelerator_says_what_is_wrong() -> None:
+def test_an_accelerator_names_the_wrong_number() -> None:
     with pytest.raises(ConfigError, match="read-gbs"):
         Accelerator(read_gbs=float("nan"))

@@ -1,4 +1,4 @@
-"""The event log: what is appended comes back, whatever happened in between."""
+"""The event log: appended events are read back, whatever happened in between."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fvus(record: Record, uid: str = "00000") -> list[tuple[float, float]]:
     return [(row["epoch"], row["val/fvu"]) for row in record.trials[uid].history]
 
 
-def test_a_reopened_record_tells_the_same_trials(open_record: Open, path: Path) -> None:
+def test_a_reopened_record_has_the_same_trials(open_record: Open, path: Path) -> None:
     record = open_record(path)
     record.append("sweep_started", sweep="demo-001")
     start(record, "00000")
@@ -107,7 +107,7 @@ def test_a_damaged_line_in_the_middle_is_refused(open_record: Open, path: Path, 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_json_does_not_know_is_refused_before_it_is_written(open_record: Open, path: Path, value: float) -> None:
+def test_numbers_that_json_lacks_are_refused_before_writing(open_record: Open, path: Path, value: float) -> None:
     record = open_record(path)
     start(record)
     before = path.read_bytes()

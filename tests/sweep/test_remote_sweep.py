@@ -1,4 +1,4 @@
-"""A sweep whose storage is a real S3-compatible server: it goes on on another machine, and nobody works on it twice."""
+"""A sweep whose storage is a real S3-compatible server: another machine can resume it, but only one at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tokconv.sweep.spec.file import parse_spec
 from tokconv.system.mirror import Mirror, fetch_log
 from tokconv.system.storage import CACHE, Remote
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of botocore, Ray, MLflow and SQLAlchemy, in their own threads
+pytestmark = pytest.mark.filterwarnings("ignore")  # from botocore, Ray, MLflow and SQLAlchemy, in their own threads
 URL = "s3://tokconv/runs"
 EPOCHS = 30
 
@@ -42,7 +42,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectSe
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
-def test_a_killed_sweep_goes_on_on_another_machine(
+def test_a_killed_sweep_is_resumed_on_another_machine(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: str
 ) -> None:
     path = write_spec(
@@ -73,7 +73,7 @@ def test_a_killed_sweep_goes_on_on_another_machine(
             reported.setdefault(event["trial"], []).append(event["epoch"])
         elif event["event"] == "trial_started":
             started[event["trial"]] = started.get(event["trial"], 0) + 1
-    # The finished trial was not run again; the other one went on where its checkpoint was, and said nothing twice.
+    # The finished trial was not run again; the other one went on from its checkpoint and reported no epoch twice.
     assert started["00000"] == 1
     assert reported == {uid: list(range(1, EPOCHS + 1)) for uid in ("00000", "00001")}
     for uid, trial in record.trials.items():
@@ -113,7 +113,7 @@ def test_a_mirror_follows_its_directory(server: ObjectServer, tmp_path: Path) ->
     assert {name for name in remote.files() if name.startswith("report")} == {"report/b", "report/b.sha256"}
 
 
-def test_what_a_log_speaks_of_arrives_before_its_lines(tmp_path: Path) -> None:
+def test_files_arrive_before_the_log_lines_that_mention_them(tmp_path: Path) -> None:
     work, remote = tmp_path / "work", Remote(f"file://{tmp_path}/there")
     work.mkdir()
     (work / "picture").write_text("a picture")
@@ -156,12 +156,12 @@ def test_two_drivers_do_not_work_on_one_sweep(
         assert first.held
     with Lease(place):
         pass
-    # One that fell silent, on another machine, is taken over after it was watched.
+    # The lease of a silent driver on another machine is taken over after a time of watching.
     (place / LEASE).write(json.dumps({"id": "x", "host": "elsewhere", "pid": 1, "beat": 7}).encode())
     with Lease(place) as taken:
         assert taken.held
         assert "a driver on elsewhere has not signed off" in capsys.readouterr().out
-        # And when it comes back, whoever finds out stops.
+        # If the silent driver comes back, it finds out and stops.
         (place / LEASE).write(json.dumps({"id": "x", "host": "elsewhere", "pid": 1, "beat": 8}).encode())
         with pytest.raises(KeyboardInterrupt):
             _live(20)
@@ -188,7 +188,7 @@ def test_checkpoints_without_their_last_file_do_not_count(server: ObjectServer, 
     assert {name.split("/")[0] for name in Remote(f"{URL}/trials/00000").files()} == {"epoch-0002"}
 
 
-def test_checkpoints_there_are_ordered_by_epoch_not_by_name(server: ObjectServer, tmp_path: Path) -> None:
+def test_remote_checkpoints_are_ordered_by_epoch_not_by_name(server: ObjectServer, tmp_path: Path) -> None:
     checkpoints = RemoteCheckpoints(f"{URL}/trials/00000", tmp_path / "scratch")
     for epoch in (9999, 10000):
         folder = tmp_path / f"epoch-{epoch}"
@@ -202,7 +202,7 @@ def test_checkpoints_there_are_ordered_by_epoch_not_by_name(server: ObjectServer
     assert {name.split("/")[0] for name in Remote(f"{URL}/trials/00000").files()} == {"epoch-10000"}
 
 
-def test_every_run_of_a_spec_has_its_own_directory_there(
+def test_every_run_of_a_spec_has_its_own_remote_directory(
     server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = open_root(URL)
@@ -219,7 +219,7 @@ def test_every_run_of_a_spec_has_its_own_directory_there(
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepDirectory:
-    """A sweep at a URL that needs no server, with one running trial, as its first driver left it."""
+    """Return a sweep at a URL that needs no server, with one running trial, as its first driver left it."""
     monkeypatch.setenv(CACHE, str(tmp_path / "one"))
     directory = open_root(f"file://{tmp_path}/shared").new("tiny")
     directory.spec.write_text("name: tiny\n")
@@ -233,12 +233,12 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepDirectory:
     return directory
 
 
-def test_the_newest_truth_is_gone_on_from(
+def test_a_sweep_goes_on_from_its_newest_state(
     shared: SweepDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"file://{tmp_path}/shared"
     first = shared.events.read_bytes()
-    # This machine knows more than its mirror, which was away when it died: that is kept.
+    # This machine has more than its mirror, which was away when the driver died, and keeps it.
     ahead = first + b'{"event":"sweep_ended","time":1}\n'
     shared.events.write_bytes(ahead)
     assert open_root(url).newest("tiny").events.read_bytes() == ahead
@@ -252,7 +252,7 @@ def test_the_newest_truth_is_gone_on_from(
     with mirrored(other, record):
         record.append("trial_ended", trial="00000", state="complete")
     record.close()
-    # The first one comes back: what it alone knew is not the sweep any more.
+    # The first machine comes back: what only it had is no longer part of the sweep.
     monkeypatch.setenv(CACHE, str(tmp_path / "one"))
     late = Record(shared.events)
     with pytest.raises(SweepError, match="another driver went on with it"), mirrored(shared, late):
@@ -261,7 +261,7 @@ def test_the_newest_truth_is_gone_on_from(
     assert open_root(url).newest("tiny").events.read_bytes() == other.events.read_bytes()
 
 
-def test_what_the_mirror_missed_is_read_from_checkpoints(shared: SweepDirectory) -> None:
+def test_epochs_that_the_mirror_missed_are_read_from_checkpoints(shared: SweepDirectory) -> None:
     assert shared.remote is not None
     rows = [{"epoch": epoch, "epochs": 4, "val/fvu": 1 / epoch} for epoch in (1, 2, 3)]
     (shared.remote / "trials/00000/epoch-0003/state.json").write(json.dumps({"history": rows}).encode())
@@ -283,10 +283,10 @@ def test_what_the_mirror_missed_is_read_from_checkpoints(shared: SweepDirectory)
         ("gs://bucket/runs", "pip install gcsfs"),
     ],
 )
-def test_storage_that_cannot_be_used_is_said_in_a_sentence(
+def test_unusable_storage_is_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: str, message: str
 ) -> None:
-    """No server is running."""
+    """No server runs in this test."""
     for name, value in client_environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(CACHE, str(tmp_path / "node"))
@@ -300,14 +300,14 @@ def test_storage_that_cannot_be_used_is_said_in_a_sentence(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["spec.yaml"]
 
 
-def test_a_shared_path_as_a_url_is_refused_when_it_cannot_be_written(tmp_path: Path) -> None:
+def test_a_shared_path_as_a_url_is_refused_if_it_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"storage: file:///.*cannot be written"):
         run_sweep(parse_spec(spec(tmp_path, storage=f"file://{tmp_path}/file/runs")))
 
 
 def _live(seconds: float) -> None:
-    """As a driver does: a thread interrupts it between two steps, not within one."""
+    """Wait as a driver does: a thread interrupts it between two steps, not within one."""
     for _ in range(round(10 * seconds)):
         time.sleep(0.1)
 

@@ -1,4 +1,4 @@
-"""Early stopping replayed: what it saves and costs follows from the trials alone, and is nothing when nothing stops."""
+"""Replays of early stopping: savings and losses follow from the trials alone and are 0 if nothing is stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sweeps(draw: st.DrawFn) -> list[TrialRecord]:
 
 
 def chain(count: int) -> list[TrialRecord]:
-    """Trials of one grid of which each dominates the next, at every epoch."""
+    """Return trials of one grid that each dominate the next at every epoch."""
     return [trial(f"{i:05d}", fvu=0.01 + 0.002 * i, swd=0.01 + 0.002 * i) for i in range(count)]
 
 
@@ -66,21 +66,21 @@ def test_a_first_rung_at_the_end_stops_nothing(trials: list[TrialRecord], min_ep
 @given(sweeps(), RULES)
 @settings(max_examples=50)
 def test_curves_that_never_cross_cost_nothing(trials: list[TrialRecord], rule: EarlyStopping) -> None:
-    """A trial that is on the front in the end is then on the front at every rung, and the front goes on."""
+    """A trial on the final front is then on the front at every rung, and a front goes on."""
     found = replay(trials, rule, pooling=POOLING, concurrency=3, orders=5)
     assert found.lost_to_pooling == pytest.approx((0, 0, 0), abs=1e-12)
     assert found.lost_to_worst == pytest.approx((0, 0, 0), abs=1e-12)
 
 
 def test_the_best_trial_stopped_early_costs_what_it_alone_dominated() -> None:
-    """One starts last and ends best: on the only rung both figures are behind, and no order saves it."""
+    """One trial ends best, but at the only rung both of its figures are the worst."""
     late = trial("late", fvu=0.01, swd=0.01)
     late.history[0] |= {"val/fvu": 1.0, "val/swd": 1.0}
     trials = [late, *(trial(f"{i}", fvu=0.02, swd=0.02) for i in range(8))]
     found = replay(trials, EarlyStopping(min_epochs=1, reduction=9), pooling=POOLING, orders=200)
     last_of_all = 1 - (0.08 * 0.09) / (0.09 * 0.10)
     assert found.lost_to_pooling[1:] == pytest.approx((0, last_of_all))
-    # It is saved only where it comes first, one order in nine, and finds nobody at the rung.
+    # It survives only if it is the first at the rung: one order in nine.
     assert found.best_survives == pytest.approx(1 / 9, abs=0.08)
 
 
@@ -148,7 +148,7 @@ def test_a_sweep_that_stopped_trials_is_refused(tmp_path: Path, state: str) -> N
         load_complete(tmp_path)
 
 
-def test_what_cannot_be_replayed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_that_cannot_be_replayed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SweepError, match="holds no sweep"):
         load_complete(tmp_path)
     with pytest.raises(SweepError, match="no trial is complete"):

@@ -1,4 +1,4 @@
-"""Early stopping by dominance, without Ray; and the one rule for how a trial ended."""
+"""Early stopping by dominance, without Ray, and the rule for the state in which a trial ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def report(fvu: float, swd: float, epoch: int = 2, ratio: float = 36.0) -> dict[
 
 @st.composite
 def sweeps(draw: st.DrawFn) -> list[Report]:
-    """Reports of some trials, each in the order of its epochs, the trials mixed."""
+    """Draw reports of several trials: each in the order of its epochs, the trials interleaved."""
     ratios = draw(st.lists(st.sampled_from(RATIOS), min_size=1, max_size=8))
     epochs = dict.fromkeys(range(len(ratios)), 0)
     found = []
@@ -75,34 +75,34 @@ def test_grids_do_not_know_of_each_other(reports: list[Report]) -> None:
     together = Rungs(RULE, EPOCHS)
     decisions = [together.goes_on(*each) for each in reports]
     for ratio in RATIOS:
-        alone = Rungs(RULE, EPOCHS)
-        expected = [alone.goes_on(*each) for each in reports if each[1]["compression_ratio"] == ratio]
+        single = Rungs(RULE, EPOCHS)
+        expected = [single.goes_on(*each) for each in reports if each[1]["compression_ratio"] == ratio]
         own = [d for d, each in zip(decisions, reports, strict=True) if each[1]["compression_ratio"] == ratio]
         assert own == expected
 
 
 @given(st.permutations(range(30)), st.integers(2, 5))
-def test_about_one_in_reduction_of_a_chain_is_kept_at_a_full_rung(order: list[int], reduction: int) -> None:
-    """Thirty trials of which each dominates the next: asked when all are in, the best 1 / reduction go on."""
+def test_about_one_in_reduction_of_a_chain_survives_a_full_rung(order: list[int], reduction: int) -> None:
+    """Of thirty trials that each dominate the next, the best 1 / reduction go on once all have reached the rung."""
     rungs = Rungs(EarlyStopping(min_epochs=2, reduction=reduction), EPOCHS)
     for number in order:
         rungs.goes_on(f"{number:05d}", report(number / 30, number / 30))
-    kept = [number for number in range(30) if rungs.goes_on(f"{number:05d}", report(number / 30, number / 30))]
-    assert kept == list(range(len(kept)))
-    assert len(kept) == -(-30 // reduction)
+    survivors = [number for number in range(30) if rungs.goes_on(f"{number:05d}", report(number / 30, number / 30))]
+    assert survivors == list(range(len(survivors)))
+    assert len(survivors) == -(-30 // reduction)
 
 
 @given(st.permutations(range(12)))
-def test_of_equal_rank_the_lonely_go_on_first(order: list[int]) -> None:
-    """Twelve trials on one front behind a better one: a third of the thirteen goes on, the front's ends with it."""
+def test_of_equal_rank_the_least_crowded_go_on_first(order: list[int]) -> None:
+    """Of a front of twelve behind one better trial, a third of the thirteen goes on, the ends of the front included."""
     rungs = Rungs(RULE, EPOCHS)
     rungs.goes_on("best", report(0.0, 0.0))
     places = {f"{number:05d}": report(0.1 + number**2 / 1000, 0.5 - number / 100) for number in order}
     for uid, figures in places.items():
         rungs.goes_on(uid, figures)
-    kept = {uid for uid, figures in places.items() if rungs.goes_on(uid, figures)}
-    assert {"00000", "00011"} <= kept
-    assert len(kept) == 4
+    survivors = {uid for uid, figures in places.items() if rungs.goes_on(uid, figures)}
+    assert {"00000", "00011"} <= survivors
+    assert len(survivors) == 4
     assert rungs.goes_on("best", report(0.0, 0.0))
 
 

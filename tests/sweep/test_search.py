@@ -1,4 +1,4 @@
-"""The study behind a sweep, without Ray: first trials, what is told, resuming, and every sampler."""
+"""The study behind a sweep, without Ray: first trials, reported results, resuming, and every sampler."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def make_spec(kind: str = "tpe", seed: int = 0, **changes: Any) -> Spec:
 
 
 def result(number: int = 0, epoch: int = 4, **others: Any) -> dict[str, Any]:
-    """A last result as Tune holds it, different for every trial."""
+    """Return a last result as Tune holds it, different for every trial."""
     figures = {"val/fvu": 0.5 / (1 + number), "val/swd": 0.1 * (number + 1) % 0.37}
     return {"epoch": epoch, "epochs": 4, "compression_ratio": 36.0, **figures, **others}
 
 
 class Sweep:
-    """A driver's view: what it asked, and whom it may tell."""
+    """A driver: the configs that it was given, and a way to report their results."""
 
     def __init__(self, spec: Spec, path: Path, records: tuple[TrialRecord, ...] = ()) -> None:
         self.study = open_study(spec, path / "study.journal")
@@ -56,7 +56,7 @@ class Sweep:
         return config
 
     def run(self, count: int) -> list[dict[str, Any]]:
-        """Ask and tell, one after another."""
+        """Ask for trials and report their results, one after another."""
         found = []
         for number in range(count):
             found.append(self.ask(f"run-{number}"))
@@ -107,7 +107,7 @@ def test_a_budget_smaller_than_the_grids_is_kept(tmp_path: Path) -> None:
     assert len(open_study(make_spec(trials=2), tmp_path / "study.journal").trials) == 2
 
 
-def test_what_is_told_is_how_the_trial_ended(tmp_path: Path) -> None:
+def test_the_study_gets_the_state_in_which_the_trial_ended(tmp_path: Path) -> None:
     sweep = Sweep(make_spec(), tmp_path)
     ends: list[tuple[dict[str, Any] | None, bool, TrialState]] = [
         (result(1), False, TrialState.COMPLETE),
@@ -191,7 +191,7 @@ def test_a_grid_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 
 
 def record(config: dict[str, Any], state: str) -> TrialRecord:
-    """The trial of a config as the sweep's record holds it."""
+    """Return the trial of a config as the sweep's record holds it."""
     found = trial(config["uid"], config["values"][GRID_KEY], state)
     found.values = config["values"]
     return found
@@ -215,7 +215,7 @@ def test_resuming_brings_unfinished_trials_first_with_the_values_they_had(tmp_pa
 
 
 def test_a_trial_that_the_study_knows_as_ended_may_run_again(tmp_path: Path) -> None:
-    """Tune tells the study before the record: a driver may die in between."""
+    """Tune reports to the study before the record, and a driver may die in between."""
     spec = make_spec()
     [config] = Sweep(spec, tmp_path).run(1)
     after = Sweep(spec, tmp_path, (record(config, "running"),))
@@ -283,8 +283,8 @@ def test_a_space_may_be_narrowed_in_the_middle(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("cut", [1, 20])
-def test_a_journal_torn_by_a_full_disk_or_a_kill_is_gone_on_with(tmp_path: Path, cut: int) -> None:
-    """What the lost line said is asked again: the trial it created, or told the end of, is the last one."""
+def test_a_study_goes_on_with_a_journal_torn_by_a_full_disk_or_a_kill(tmp_path: Path, cut: int) -> None:
+    """The trial whose creation or end the lost line recorded is the last one, and is asked for again."""
     Sweep(make_spec(), tmp_path).run(4)
     journal = tmp_path / "study.journal"
     journal.write_bytes(journal.read_bytes()[:-cut])

@@ -1,4 +1,4 @@
-"""The simulated sweep keeps the rules of a real one, and a long study is shown to its sampler in part."""
+"""A simulated sweep follows the rules of a real one, and a sampler sees only a part of a long study."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRIALS, SLOTS = 60, 8
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
-    # Of MLflow, in the thread that delivers.
+    # From MLflow, in the thread that delivers.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
@@ -36,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def tools() -> Any:
-    """tools/simulate_sweep.py, which finds its neighbours as a script does."""
+    """Import tools/simulate_sweep.py, which finds its neighbouring modules as a script does."""
     sys.path.insert(0, str(TOOLS))
     try:
         yield importlib.import_module("simulate_sweep")
@@ -83,11 +83,11 @@ def test_every_trial_ends_once_and_no_more_run_than_there_are_slots(finished: An
     assert {trial.state for trial in finished.record.trials.values()} >= {"complete", "pruned"}
 
 
-def test_the_study_and_the_record_tell_the_same(tools: Any, finished: Any) -> None:
+def test_the_study_and_the_record_agree(tools: Any, finished: Any) -> None:
     searcher, _ = tools.open_search(finished.spec, finished.directory, finished.record, 20)
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-    told = {f"{trial.number:05d}": states[trial.state] for trial in searcher._study.get_trials(deepcopy=False)}
-    assert told == {uid: trial.state for uid, trial in finished.record.trials.items()}
+    in_study = {f"{trial.number:05d}": states[trial.state] for trial in searcher._study.get_trials(deepcopy=False)}
+    assert in_study == {uid: trial.state for uid, trial in finished.record.trials.items()}
 
 
 def test_a_seed_fixes_a_simulated_sweep(tools: Any, finished: Any, tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_a_simulated_sweep_goes_on_where_it_was(tools: Any, tmp_path: Path) -> N
     assert all(trial.state in FINISHED for trial in trials)
 
 
-def test_mlflow_holds_what_the_record_says(tools: Any, finished: Any) -> None:
+def test_mlflow_holds_what_the_record_holds(tools: Any, finished: Any) -> None:
     count = 10
     rows = tools.deliver(finished, count)
     events = [event for event, _ in read_events(finished.directory.events)]
     reported = [e for e in events if e["event"] == "trial_reported" and int(e["trial"]) < count]
     assert rows["runs"] == count + 1
-    # The ratio is known before the first epoch.
+    # The ratio is logged before the first epoch.
     assert rows["metrics"] == count + sum(len(event["figures"]) for event in reported)
     assert rows["params"] == count * (len(finished.spec.search) + 3)
 
@@ -132,7 +132,7 @@ def tpe() -> TPESampler:
 
 
 def drive(found: optuna.Study, count: int, running: int = 3) -> list[dict[str, Any]]:
-    """Ask and tell, some always running; a third is pruned."""
+    """Ask for trials and report results while others run; a third is pruned."""
     draw, open_trials, asked = random.Random(0), [], []
     for number in range(count):
         trial = found.ask()
@@ -152,12 +152,12 @@ def test_a_study_within_the_limit_is_sampled_as_without_it() -> None:
     assert drive(study(BoundedHistory(tpe(), limit=40)), 40) == drive(study(tpe()), 40)
 
 
-def test_of_a_longer_study_the_front_the_newest_and_the_running_are_shown() -> None:
+def test_of_a_longer_study_the_sampler_sees_the_front_the_newest_and_the_running() -> None:
     sampler = BoundedHistory(tpe(), limit=20)
     found = study(sampler)
     drive(found, 80)
-    part = sampler._of(found)
-    part.look()
+    part = sampler._part_of(found)
+    part.refresh()
     shown = {trial.number for trial in part.get_trials()}
     trials = found.get_trials()
     running = {trial.number for trial in trials if not trial.state.is_finished()}
@@ -169,7 +169,7 @@ def test_of_a_longer_study_the_front_the_newest_and_the_running_are_shown() -> N
     assert set(finished[-10:]) <= shown
     assert len(shown - running) == 20
     again = BoundedHistory(tpe(), limit=20)
-    assert {trial.number for trial in again._of(found).get_trials()} == shown, "a reopened study is shown alike"
+    assert {trial.number for trial in again._part_of(found).get_trials()} == shown, "a reopened study is shown alike"
 
 
 def test_a_long_study_is_sampled_the_same_from_the_same_seed() -> None:

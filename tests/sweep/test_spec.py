@@ -1,4 +1,4 @@
-"""Sweep specs: what was written comes back, and whatever else is written is refused in one sentence."""
+"""Sweep specs: a written spec is read back unchanged, and anything else is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FULL: dict[str, Any] = {
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """A spec with one section of the full one, in which the entry at `a/b/c` is replaced."""
+    """Return a spec with one section of the full one, in which the entry at `a/b/c` is replaced."""
     *parents, leaf = path.split("/")
     tree = {**MINIMAL, **{name: copy.deepcopy(FULL[name]) for name in parents[:1]}}
     branch = tree
@@ -95,7 +95,7 @@ def test_every_key_of_a_spec_reaches_it() -> None:
 
 
 def _group(gpus_per_worker: float = 0.0, search: Any = None) -> dict[str, Any]:
-    """A spec of three workers a trial."""
+    """Return a spec with three workers per trial."""
     resources = {"runner": "torch_trainer", "workers": 3, "gpus_per_worker": gpus_per_worker}
     return {**MINIMAL, "resources": resources, "search": {} if search is None else {"training.batch_size": search}}
 
@@ -155,7 +155,7 @@ def test_every_good_spec_survives_its_own_file(tmp_path: Path, tree: dict[str, A
 
 @given(ranges())
 @settings(max_examples=15)
-def test_the_nearest_value_is_held_and_is_the_value_itself_when_held(search: dict[str, Any]) -> None:
+def test_the_nearest_value_lies_in_the_range_and_equals_a_value_that_does(search: dict[str, Any]) -> None:
     for key, raw in search.items():
         found = parse_range(key, raw)
         for value in (*found.values, None, 0, 1.5, -7, 10**9):
@@ -201,7 +201,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("sampler/kind", "tpr"), "sampler.kind: got 'tpr'; did you mean tpe?"),
         (changed("resources/runner", "in_line"), "resources.runner: got 'in_line'; did you mean inline?"),
         (changed("search/training.n_critics", {"int": [1, 3]}), "unknown; did you mean training.n_critic?"),
-        (changed("search/training.n_critic", {"integer": [1, 3]}), "'integer' is not a kind of range; did you mean int?"),
+        (changed("search/training.n_critic", {"integer": [1, 3]}), "is not a kind of range; did you mean int?"),
         (changed("base", ["training.epoch=5"]), "base: training.epoch: unknown; did you mean training.epochs?"),
         (changed("search/training.n_critic", {"int": [3, 1]}), "the lower end must come first, as in [1, 3]"),
         (changed("search/training.n_critic", {"int": [3, 3]}), "the lower end must come first"),
@@ -253,7 +253,7 @@ def test_what_all_trials_share_is_not_searched(key: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["critic/wasserstein", "critic/gradient_penalty", "train/adversarial"])
-def test_a_critics_own_estimate_is_no_objective(metric: str) -> None:
+def test_a_critics_own_estimate_cannot_be_an_objective(metric: str) -> None:
     for tree in (
         {"objectives": [{"metric": metric, "mode": "min"}]},
         {"champion": {"minimise": metric}},
@@ -264,13 +264,13 @@ def test_a_critics_own_estimate_is_no_objective(metric: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b", "../up", ".hidden", "", "-x", "a b", "a\n", "x" * 65, 5, None, ["a"]])
-def test_a_name_that_is_no_directory_name_is_refused(name: Any) -> None:
+def test_a_name_that_cannot_name_a_directory_is_refused(name: Any) -> None:
     with pytest.raises(SpecError, match="name: got"):
         parse_spec({**MINIMAL, "name": name})
 
 
 def _leaves(tree: Any, path: str = "") -> list[str]:
-    """Paths of all entries, sections included."""
+    """Return the paths of all entries, sections included."""
     found = []
     for key, value in tree.items():
         found.append(f"{path}{key}")
@@ -290,7 +290,7 @@ def test_wrong_types_are_refused_everywhere(path: str) -> None:
 
 @pytest.mark.parametrize("key", ["search", "champion", "sampler", "resources", "tracking", "base", "objectives"])
 @pytest.mark.parametrize("value", [0, False, "", "none"])
-def test_what_is_empty_but_no_section_is_refused(key: str, value: Any) -> None:
+def test_an_empty_value_that_is_not_a_section_is_refused(key: str, value: Any) -> None:
     with pytest.raises(SpecError, match=f"{key}: got"):
         parse_spec({**MINIMAL, key: value})
 
@@ -318,7 +318,7 @@ def test_what_is_empty_but_no_section_is_refused(key: str, value: Any) -> None:
         ("name: x\ntrials: ???\n", "trials: got '???'"),
     ],
 )
-def test_files_that_are_no_spec_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_hold_no_spec_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SpecError) as error:
