@@ -143,11 +143,17 @@ def confirmations_of(uid: str, runs: Iterable[TrialRecord]) -> list[TrialRecord]
     return [run for run in runs if run.confirms == uid and run.state != "pruned"]
 
 
+def judged_text(figures: Figures) -> str:
+    """Return the judged figures that are known: `fvu 0.0123, swd 0.088`."""
+    known = [FIGURES[name] for name in JUDGED_ON if name in figures]
+    return ", ".join(f"{figure.title} {figure.text(figures[figure.name])}" for figure in known)
+
+
 def _rivals(baselines: Mapping[str, Figures], worse: Figures, whose: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the baselines that are at least as good on every judged figure: their names, and one sentence per name."""
     names = at_least_as_good(baselines, worse)
     return names, tuple(
-        f"{_title(name)} ({_judged(baselines[name])}) is at least as good as {whose} ({_judged(worse)})"
+        f"{_title(name)} ({judged_text(baselines[name])}) is at least as good as {whose} ({judged_text(worse)})"
         for name in names
     )
 
@@ -155,10 +161,6 @@ def _rivals(baselines: Mapping[str, Figures], worse: Figures, whose: str) -> tup
 def _title(baseline: str) -> str:
     # A record may name a baseline that this version no longer has.
     return BASELINES[baseline].title if baseline in BASELINES else baseline.replace("_", " ")
-
-
-def _judged(figures: Figures) -> str:
-    return ", ".join(f"{FIGURES[name].title} {FIGURES[name].text(figures[name])}" for name in JUDGED_ON)
 
 
 def _middle(complete: Sequence[TrialRecord]) -> TrialRecord:

@@ -11,11 +11,12 @@ from plotly.subplots import make_subplots
 
 from tokconv.evaluation.baselines.registry import PLOTS, shown_in
 from tokconv.evaluation.figures import FIGURES
+from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Figures, Verdict
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.plots import CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, axis_title, shown, swd_floor
-from tokconv.sweep.report.text import judged_text, values_text
+from tokconv.sweep.report.text import values_text
 
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left"}
 SYMBOLS |= {"o": "circle", "P": "cross", "X": "x"}

@@ -15,13 +15,14 @@ from rich.table import Table
 
 from tokconv.errors import SpecError, SweepError
 from tokconv.evaluation.figures import FIGURES
+from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot, all_sweeps, find_sweep, read_sweep
 from tokconv.sweep.record.driver import stop as stop_driver
 from tokconv.sweep.record.events import FINISHED
 from tokconv.sweep.report.progress import best_table
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import widen
-from tokconv.sweep.report.text import STATES, cell, judged_text
+from tokconv.sweep.report.text import STATES, cell
 from tokconv.system.terminal import duration
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tokconv.evaluation.figures import FIGURES, JUDGED_ON, Figure
+from tokconv.evaluation.figures import FIGURES, Figure
+from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.schema import GRID_KEY
 
@@ -38,12 +39,6 @@ def legend(figures: Iterable[Figure]) -> str:
     """Return one line that explains these figures."""
     floors = {figure.name: f"; floor: {FIGURES[figure.floor].meaning}" for figure in figures if figure.floor}
     return "; ".join(f"{figure.title} ({figure.meaning}{floors.get(figure.name, '')})" for figure in figures)
-
-
-def judged_text(figures: Mapping[str, float]) -> str:
-    """Return the figures that are judged, those that there are: `fvu 0.0123, swd 0.088`."""
-    known = [FIGURES[name] for name in JUDGED_ON if name in figures]
-    return ", ".join(f"{figure.title} {figure.text(figures[figure.name])}" for figure in known)
 
 
 def values_text(values: Mapping[str, Any]) -> str:
