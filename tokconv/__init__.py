@@ -5,14 +5,14 @@ From images to a compressor:
     import tokconv
 
     config = tokconv.compose(["data=folder", "data.root=photos", "model.compressor.output_grid_size=6"])
-    store = tokconv.encode(config)                                  # images to tokens, once
-    result = tokconv.train(config, store, "runs/first")             # trains on the tokens alone
-    folder = tokconv.export(result, "my-compressor")                # weights, config.json, model card
-    print(tokconv.evaluate(folder, store)["val/fvu"])               # held-out error: 0 is perfect
+    store = tokconv.encode(config)  # images to tokens, once
+    result = tokconv.train(config, store, "runs/first")  # trains on the tokens alone
+    folder = tokconv.export(result, "my-compressor")  # weights, config.json, model card
+    print(tokconv.evaluate(folder, store)["val/fvu"])  # held-out error: 0 is perfect
 
-    compressor = tokconv.load_compressor(folder)                    # a torch module
-    tokens = store.tokens(store.val_indices[:8])                    # [8, 576, 1024]
-    compressed = compressor(tokens)                                 # [8, 36, 1024]
+    compressor = tokconv.load_compressor(folder)  # a torch module
+    tokens = store.tokens(store.val_indices[:8])  # [8, 576, 1024]
+    compressed = compressor(tokens)  # [8, 36, 1024]
 
 The public names:
 

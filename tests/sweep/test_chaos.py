@@ -1,7 +1,7 @@
 """A sweep whose processes are killed at random moments: nothing is lost, and nothing is recorded twice.
 
-TOKCONV_KILLS says how often (the figure in docs/faults.md is of 20); each time one of the driver, a trial's process, and the
-Ray node is drawn. With TOKCONV_CHAOS_RUNNER=torch_trainer, which takes minutes, also the training workers.
+TOKCONV_KILLS says how often (the figure in docs/faults.md is of 20); each time one of the driver, a trial's process,
+and the Ray node is drawn. With TOKCONV_CHAOS_RUNNER=torch_trainer, which takes minutes, also the training workers.
 """
 
 from __future__ import annotations
