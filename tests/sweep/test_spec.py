@@ -199,6 +199,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("resources/worker", 1), "resources.worker: unknown; did you mean workers?"),
         (changed("champion/minimize", "val/fvu"), "champion.minimize: unknown; did you mean minimise?"),
         (changed("sampler/kind", "tpr"), "sampler.kind: got 'tpr'; did you mean tpe?"),
+        (changed("sampler/seed", 2**31), "sampler.seed: got 2147483648; must be from 0 to 2147483647"),
         (changed("resources/runner", "in_line"), "resources.runner: got 'in_line'; did you mean inline?"),
         (changed("search/training.n_critics", {"int": [1, 3]}), "unknown; did you mean training.n_critic?"),
         (changed("search/training.n_critic", {"integer": [1, 3]}), "is not a kind of range; did you mean int?"),

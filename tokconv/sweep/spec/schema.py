@@ -36,6 +36,8 @@ GRID_KEY = "model.compressor.output_grid_size"
 BATCH_KEY = "training.batch_size"
 MIN_SEEDS = 2
 """The fewest seeds of a confirmation: an interval needs two."""
+LARGEST_SAMPLER_SEED = 2**31 - 1
+"""numpy's generators take twice as much; a resumed sweep adds its number of trials."""
 TARGET = re.compile(r"\s*(\S+)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -146,7 +148,7 @@ class Sampler(Section):
     """What chooses the values of the next trial."""
 
     kind: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
-    seed: Annotated[int, Field(ge=0, description="a whole number of at least 0")] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SAMPLER_SEED, description=f"from 0 to {LARGEST_SAMPLER_SEED}")] = 0
 
 
 class EarlyStopping(Section):
