@@ -5,9 +5,9 @@ SHELL := bash
 .PHONY: help sweep test test-fast lint docs audit bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
-# Tests at once; those of one file share what they prepare.
+# Tests at once; tests/conftest.py says which of them share a process, and their order.
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 BIN := .venv/bin
 READY := .venv/installed
 INPUTS := setup.cfg pyproject.toml constraints.txt
@@ -21,8 +21,7 @@ sweep: $(READY)  ## run the demo sweep (sweeps/demo.yaml), results in runs/
 	$(BIN)/tokconv sweep sweeps/demo.yaml
 
 test: $(READY)  ## run all tests, the fast ones first
-	$(PYTEST) -m "not slow"
-	$(PYTEST) -m slow
+	$(PYTEST)
 
 test-fast: $(READY)  ## run the tests that take seconds
 	$(PYTEST) -m "not slow"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 
 # Before torch loads. Spinning OpenMP threads of one process starve the other processes on the same cores, and tests
 # start many: five training steps took 192 s beside one of them and take 12 s this way.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytest
 import torch
 from hypothesis import settings
+from support.sweeping import SHARED_STORES
 
 settings.register_profile("tokconv", deadline=None, max_examples=50)
 settings.load_profile("tokconv")
@@ -20,3 +24,33 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # Shells start what runs in the background with it ignored, and so would every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST_FIRST = (
+    *("test_sweep", "test_faults", "test_workers", "test_remote_sweep", "test_autoscaling", "test_chaos", "test_jobs"),
+    *("test_confirm_sweep", "test_confirm", "test_full_disk", "test_notebooks", "test_driver", "test_cli"),
+)
+"""Files whose slow tests take minutes: they start first, so that no worker is left alone with one at the end."""
+SHARE_FIXTURES = ("test_workers", "test_jobs", "test_mlflow_ui", "test_tracking_server")
+"""Files whose slow tests share a fixture that takes longer than they do. Other slow tests run where there is room."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of shared stores, once per session: the workers of pytest-xdist inherit it."""
+    if SHARED_STORES not in os.environ:
+        os.environ[SHARED_STORES] = folder = tempfile.mkdtemp(prefix="tokconv-stores-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the fast tests first, then the slow ones, and keep together in one worker those that share fixtures."""
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        slow, file = item.get_closest_marker("slow") is not None, item.path.stem
+        return slow, LONGEST_FIRST.index(file) if slow and file in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+    for item in items:
+        slow, file = item.get_closest_marker("slow") is not None, item.path.stem
+        if not slow or file in SHARE_FIXTURES:
+            item.add_marker(pytest.mark.xdist_group(f"{'slow' if slow else 'fast'}-{file}"))

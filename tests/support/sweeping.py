@@ -17,6 +17,8 @@ import yaml
 import tokconv
 from tokconv.sweep.record.events import Event, read_events
 
+SHARED_STORES = "TOKCONV_TEST_STORES"
+"""Environment variable: the folder of the stores that all tests of a session share (`conftest.py`)."""
 BASE = [
     "data.subset=64",
     "data.num_workers=0",
@@ -34,10 +36,17 @@ BASE = [
 
 
 def spec(root: Path, **changes: Any) -> dict[str, Any]:
-    """Return the plain spec of a sweep whose files go below `root`; specs with the same root share a store."""
+    """Return the plain spec of a sweep whose files go below `root`.
+
+    Sweeps of the same images share one store per test session, because encoding and the baselines take longer than
+    many a test. A spec whose base changes its data has a store of its own, in `root`.
+    """
+    base = changes.pop("base", [])
+    own = any(item.startswith(("data", "model.clip")) for item in base)
+    store = root / "store" if own else Path(os.environ[SHARED_STORES]) / "digits"
     return {
         "name": "tiny",
-        "base": [*BASE, f"data.store={root}/store", *changes.pop("base", [])],
+        "base": [*BASE, f"data.store={store}", *base],
         "search": {
             "model.compressor.output_grid_size": {"choice": [4, 8]},
             "loss.weights.wgan": {"choice": [0, 0.01]},

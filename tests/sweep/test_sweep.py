@@ -171,13 +171,14 @@ def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, ru
 def test_a_sweep_runs_on_photographs_and_a_vit_b_16(tmp_path: Path) -> None:
     tower = write_vit_b_16(tmp_path / "vit-b-16")
     plain = spec(
-        tmp_path, name="photographs", trials=2, search={"model.compressor.output_grid_size": {"choice": [4, 7]}}
+        tmp_path, name="photographs", trials=2, search={"model.compressor.output_grid_size": {"choice": [7, 10]}}
     )
-    base = [item for item in plain["base"] if not item.startswith(("data.subset", "training.epochs"))]
+    base = [item for item in plain["base"] if not item.startswith(("data.subset", "data.store", "training.epochs"))]
     plain["base"] = [
         *base,
         "data=photographs",
-        "data.subset=40",
+        "data.subset=24",
+        f"data.store={tmp_path}/store",
         f"model.clip.model_name={tower}",
         "training.epochs=1",
     ]

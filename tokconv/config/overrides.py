@@ -6,8 +6,10 @@ sentence before anything else happens. `OLD_NAMES` holds every published spellin
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -47,6 +49,15 @@ def compose(overrides: Sequence[str] = ()) -> Config:
         >>> compose(["model.compressor.output_grid_size=8", "training.epochs=5"]).training.epochs
         5
     """
+    # Hydra takes 50 to 100 ms, and a sweep asks for its base config again and again. An interpolation may read the
+    # environment, which may have changed.
+    given = tuple(overrides)
+    if any("${" in text for text in given):
+        return _compose(given)
+    return copy.deepcopy(_compose_once(given))
+
+
+def _compose(overrides: tuple[str, ...]) -> Config:
     pairs = parse(overrides)
     tokens = [f"{key}={_quote(value)}" for key, value in pairs]
     with initialize_config_module("tokconv.config.groups", version_base="1.3"):
@@ -54,6 +65,9 @@ def compose(overrides: Sequence[str] = ()) -> Config:
             return validate(_to_config(hydra_compose("config", overrides=tokens)))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(error, pairs)) from error
+
+
+_compose_once = lru_cache(maxsize=256)(_compose)
 
 
 def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
