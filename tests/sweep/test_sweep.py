@@ -117,7 +117,7 @@ def test_a_diverged_trial_is_failed_and_the_sweep_goes_on(root: Path) -> None:
         assert states[1e30].state == "failed"
         assert "not finite" in states[1e30].reason
         assert states[1e-3].state == "complete"
-        assert result.verdicts[0].champion is states[1e-3]
+        assert result.verdicts[0].champion == states[1e-3]
         study = _study(result.directory, plain["name"])
         assert sorted(t.state.name for t in study.trials) == ["COMPLETE", "FAIL"]
 
