@@ -35,7 +35,7 @@ lint: $(READY)  ## check style, types and layers
 docs: $(READY)  ## build the documentation as a site in site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide the warnings from --strict, too
 
-audit: $(READY)  ## look up known vulnerabilities of what constraints.txt pins (asks pypi.org)
+audit: $(READY)  ## look up known vulnerabilities of what constraints.txt pins (asks the package index)
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
 
 bench: $(READY)  ## run the benchmarks: a table in runs/bench, 15 minutes on 2 cores

@@ -91,18 +91,7 @@ def head(
     scratch.mkdir(parents=True, exist_ok=True)
     token.write_text(secrets.token_hex(16))
     token.chmod(0o600)
-    own = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(tokconv.__file__).parents[1]),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-        # A head without CPUs runs many small processes.
-        "RAY_worker_maximum_startup_concurrency": "32",
-        **(environment or {}),
-    }
+    own = _environment(token, environment or {})
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--port={port}", f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"]
     command += [f"--temp-dir={scratch}", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
@@ -135,6 +124,22 @@ def head(
             process.wait()
         for pid in found.pids():
             _end(pid)
+
+
+def _environment(token: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a head whose token is in a file."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(tokconv.__file__).parents[1]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        # A head without CPUs runs many small processes.
+        "RAY_worker_maximum_startup_concurrency": "32",
+        **more,
+    }
 
 
 def _autoscaler(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -58,35 +59,9 @@ def write_sweep(
     directory = new_directory(root / "runs", name)
     write_text(directory.spec, to_yaml(checked))
     record = Record(directory.events)
-    record.append(
-        "sweep_started",
-        sweep=directory.name,
-        experiment=name,
-        spec=spec_to_dict(checked),
-        git_commit=None,
-        store_fingerprint="0" * 16,
-        **({} if protocol is None else {"protocol": protocol}),
-        token_grid=TOKEN_GRID,
-        baselines={
-            grid: {"pooling": baseline(0.6 / grid, 0.2), "window_pca": baseline(0.2 / grid, 2.0)} for grid in GRIDS
-        },
-        plan={"trials": trials, "confirm_seeds": 3, "images": 64},
-    )
-
-    def run(uid: str, values: dict[str, Any], grid: int, epochs: int, state: str, **more: Any) -> None:
-        record.append("trial_started", trial=uid, values=values, ratio=compression_ratio(TOKEN_GRID, grid), **more)
-        level = random.uniform(0.05, 0.15) / grid
-        for epoch in range(1, epochs + 1):
-            figures = {
-                **baseline(level * (1 + 1 / epoch), random.uniform(0.03, 0.09)),
-                "val/gain": 0.8,
-                "epochs": EPOCHS,
-                "compression_ratio": compression_ratio(TOKEN_GRID, grid),
-            }
-            record.append("trial_reported", trial=uid, epoch=epoch, figures=figures, checkpoint=f"trials/{uid}")
-        if state != "running":
-            record.append("trial_ended", trial=uid, state=state, reason=reason if state == "failed" else "")
-
+    stated = {} if protocol is None else {"protocol": protocol}
+    _start(record, checked, sweep=directory.name, experiment=name, **stated)
+    run = partial(_run, record, random, reason)
     for number in range(trials):
         values = {
             GRID_KEY: GRIDS[number % 2],
@@ -107,6 +82,48 @@ def write_sweep(
         record.append("sweep_ended", state="finished", champions={}, evidence={}, artifacts="report", summary="")
     record.close()
     return directory
+
+
+def _start(record: Record, spec: Spec, **facts: Any) -> None:
+    record.append(
+        "sweep_started",
+        spec=spec_to_dict(spec),
+        git_commit=None,
+        store_fingerprint="0" * 16,
+        **facts,
+        token_grid=TOKEN_GRID,
+        baselines={
+            grid: {"pooling": baseline(0.6 / grid, 0.2), "window_pca": baseline(0.2 / grid, 2.0)} for grid in GRIDS
+        },
+        plan={"trials": spec.trials, "confirm_seeds": 3, "images": 64},
+    )
+
+
+def _run(
+    record: Record,
+    random: Random,
+    reason: str,
+    uid: str,
+    values: dict[str, Any],
+    grid: int,
+    epochs: int,
+    state: str,
+    **more: Any,
+) -> None:
+    """Record a trial from its start to its end; `reason` is why a failed one failed."""
+    ratio = compression_ratio(TOKEN_GRID, grid)
+    record.append("trial_started", trial=uid, values=values, ratio=ratio, **more)
+    level = random.uniform(0.05, 0.15) / grid
+    for epoch in range(1, epochs + 1):
+        figures = {
+            **baseline(level * (1 + 1 / epoch), random.uniform(0.03, 0.09)),
+            "val/gain": 0.8,
+            "epochs": EPOCHS,
+            "compression_ratio": ratio,
+        }
+        record.append("trial_reported", trial=uid, epoch=epoch, figures=figures, checkpoint=f"trials/{uid}")
+    if state != "running":
+        record.append("trial_ended", trial=uid, state=state, reason=reason if state == "failed" else "")
 
 
 def snapshot(
