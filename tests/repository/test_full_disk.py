@@ -22,7 +22,7 @@ from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import read_trials
 from tokconv.training.checkpoint import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DATA = ["data.subset=64", "data.num_workers=0"]
 TINY = [
@@ -97,7 +97,7 @@ def test_a_checkpoint_survives_the_one_that_does_not_fit(disk: Disk, tmp_path: P
     checkpoints = disk.place / "runs" / "train" / "train-001" / "checkpoints"
     _wait(training, lambda: len(list(checkpoints.glob("epoch-*"))) > 0)
     disk.fill()
-    printed = training.communicate(timeout=120)[0]
+    printed = training.communicate(timeout=300)[0]
     assert training.returncode == 2, printed
     assert "No space left on device" in printed
     assert "Traceback" not in printed
@@ -122,14 +122,14 @@ def test_a_sweep_stops_with_a_sentence_and_goes_on(disk: Disk, tmp_path: Path) -
 
     _wait(sweep, lambda: complete() >= 1)
     disk.fill()
-    printed = sweep.communicate(timeout=200)[0]
+    printed = sweep.communicate(timeout=400)[0]
     assert sweep.returncode not in (0, None), printed
     assert "No space left on device" in printed
     done = {trial.uid for trial in read_trials(directory / "events.jsonl") if trial.state == "complete"}
     assert done
     disk.free()
     again = command("sweep", str(spec), "--allow-unproven", "--resume", cwd=tmp_path)
-    printed = again.communicate(timeout=200)[0]
+    printed = again.communicate(timeout=400)[0]
     assert again.returncode == 0, printed
     trials = read_trials(directory / "events.jsonl")
     assert {trial.state for trial in trials} == {"complete"}, [(t.uid, t.reason) for t in trials if t.state == "failed"]

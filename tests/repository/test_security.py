@@ -167,7 +167,7 @@ SECRET = "pl4nted-s3cret"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_secret_of_the_environment_is_written_nowhere(tmp_path: Path) -> None:
     """Check the record, MLflow's database, the page, the plots, the exports, and the output."""
     spec = write_spec(tmp_path, trials=1, base=["training.epochs=1", f"data.store={tmp_path}/store"])

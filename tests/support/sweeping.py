@@ -96,7 +96,7 @@ class Driver:
     def killed_when(self, reached: Callable[[], bool]) -> None:
         """Start the process and kill it with SIGKILL as soon as the condition holds."""
         driver = subprocess.Popen(self._command, cwd=self._cwd, env=self._environment, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while not reached():
             assert time.monotonic() < deadline
             assert driver.poll() is None

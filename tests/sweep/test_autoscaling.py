@@ -31,7 +31,7 @@ def _workers(cluster: Head) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 def test_a_sweep_grows_the_cluster_survives_a_lost_node_and_gives_the_nodes_back(cluster: Head, tmp_path: Path) -> None:
     spec = write_spec(
         tmp_path,

@@ -105,7 +105,7 @@ def test_an_impossible_confirmation_is_refused(confirm: object, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_sweep_confirms_its_winners_and_grows_on_resume(tmp_path: Path) -> None:
     plain = spec(tmp_path, trials=2, search={"model.compressor.output_grid_size": {"choice": [4, 8]}})
     first = run_sweep(parse_spec(plain))

@@ -22,7 +22,7 @@ from tokconv.sweep.tracking.mlflow_connection import local_uri
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # of Ray, MLflow and SQLAlchemy, in their own threads
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
 ]
 
 

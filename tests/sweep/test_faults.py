@@ -23,7 +23,7 @@ RATES = {"search": {"training.learning_rate": {"choice": [0.9, 1e-3]}}, "sampler
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
 ]
 

@@ -40,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectSe
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
 def test_a_killed_sweep_is_resumed_on_another_machine(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: str

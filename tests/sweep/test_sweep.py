@@ -36,7 +36,7 @@ from tokconv.training.runtime import LocalRuntime
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of Ray, MLflow and SQLAlchemy, in their own threads
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
 ]
 
 

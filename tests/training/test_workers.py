@@ -193,7 +193,7 @@ def test_figures_do_not_depend_on_who_trained(store: TokenStore, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # of Ray, MLflow and SQLAlchemy, in their own threads
 def test_a_sweep_with_two_workers_per_trial(tmp_path: Path) -> None:
     """With real TorchTrainers figures equal those of one process, rank 0 writes, and a diverging trial fails."""
