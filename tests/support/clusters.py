@@ -12,6 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -68,7 +69,19 @@ class Head:
 
 
 @contextmanager
-def head(
+def head(**options: Any) -> Iterator[Head]:
+    """Run a Ray head during the block; the options are those of `_head`."""
+    # Linux allows 107 characters for the path of a socket, and Ray appends more than 70 to its folder: pytest's own
+    # folders were too long for processes with a pid of five digits.
+    with (
+        tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as scratch,
+        _head(Path(scratch), **options) as running,
+    ):
+        yield running
+
+
+@contextmanager
+def _head(
     scratch: Path,
     *,
     cpus: int,
@@ -80,7 +93,7 @@ def head(
     """Run a Ray head during the block.
 
     Args:
-        scratch: a short path; Ray puts sockets below it.
+        scratch: holds Ray's files.
         cpus, resources: of the head.
         workers: node types of the autoscaler, as in a cluster file.
         idle_minutes: time after which an idle worker is removed.
@@ -88,7 +101,6 @@ def head(
     port, dashboard_port = free_port(), free_port()
     address = f"127.0.0.1:{port}"
     token = scratch / "token"
-    scratch.mkdir(parents=True, exist_ok=True)
     token.write_text(secrets.token_hex(16))
     token.chmod(0o600)
     own = _environment(token, environment or {})

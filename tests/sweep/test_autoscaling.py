@@ -20,9 +20,9 @@ WORKERS = {"worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers":
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def cluster() -> Iterator[Head]:
     # The head has no CPU, so only drivers can run there; every worker node holds one trial.
-    with head(tmp_path_factory.mktemp("a"), cpus=0, resources={DRIVER_RESOURCE: 100}, workers=WORKERS) as running:
+    with head(cpus=0, resources={DRIVER_RESOURCE: 100}, workers=WORKERS) as running:
         yield running
 
 

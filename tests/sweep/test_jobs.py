@@ -63,8 +63,8 @@ def test_no_wait_needs_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with head(tmp_path_factory.mktemp("j"), cpus=2) as running:
+def cluster() -> Iterator[Head]:
+    with head(cpus=2) as running:
         yield running
 
 
