@@ -45,12 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the fast tests first, then the slow ones, and keep together in one worker those that share fixtures."""
 
-    def place(item: pytest.Item) -> tuple[bool, int]:
-        slow, file = item.get_closest_marker("slow") is not None, item.path.stem
-        return slow, LONGEST_FIRST.index(file) if slow and file in LONGEST_FIRST else len(LONGEST_FIRST)
+    def slow(item: pytest.Item) -> bool:
+        return item.get_closest_marker("slow") is not None
 
-    items.sort(key=place)
+    last = len(LONGEST_FIRST)
+    order = {file: number for number, file in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: (slow(item), order.get(item.path.stem, last) if slow(item) else last))
     for item in items:
-        slow, file = item.get_closest_marker("slow") is not None, item.path.stem
-        if not slow or file in SHARE_FIXTURES:
-            item.add_marker(pytest.mark.xdist_group(f"{'slow' if slow else 'fast'}-{file}"))
+        if not slow(item) or item.path.stem in SHARE_FIXTURES:
+            item.add_marker(pytest.mark.xdist_group(f"{'slow' if slow(item) else 'fast'}-{item.path.stem}"))
