@@ -127,13 +127,19 @@ def _shut_down_after() -> Iterator[None]:
 
 
 def use_token() -> None:
-    """Turn token authentication on for this process if a token is available; call this before Ray is imported.
+    """Turn token authentication on for this process if a token is available and RAY_AUTH_MODE is not set.
 
-    Ray's clients do not send a token by default, even to a head that requires one.
+    Ray's clients do not send a token to an address by default, even to a head that requires one.
     """
     in_environment = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if in_environment or (Path.home() / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_MODE" in os.environ or not (in_environment or (Path.home() / ".ray" / "auth_token").exists()):
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    from ray._raylet import Config
+
+    # Ray reads the mode once per process; if that was before, this process would send no token, even to the private
+    # clusters that it starts afterwards, and they would refuse it.
+    Config.initialize("")
 
 
 def check_outlives_job(path: Path, key: str) -> None:
