@@ -52,5 +52,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {file: number for number, file in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: (slow(item), order.get(item.path.stem, last) if slow(item) else last))
     for item in items:
-        if not slow(item) or item.path.stem in SHARE_FIXTURES:
+        if item.get_closest_marker("xdist_group") is None and (not slow(item) or item.path.stem in SHARE_FIXTURES):
             item.add_marker(pytest.mark.xdist_group(f"{'slow' if slow(item) else 'fast'}-{item.path.stem}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 import tokconv
+from tokconv.cli.main import main
 from tokconv.sweep.record.events import Event, read_events
 
 SHARED_STORES = "TOKCONV_TEST_STORES"
@@ -55,7 +57,7 @@ def spec(root: Path, **changes: Any) -> dict[str, Any]:
         "early_stopping": "none",
         "confirm": "none",
         "trials": 4,
-        "concurrency": 2,
+        "concurrency": 1,
         "resources": {"runner": "inline"},
         "storage": str(root / "runs"),
         **changes,
@@ -81,7 +83,7 @@ def champions(directory: Path) -> dict[str, Any]:
 
 
 class Driver:
-    """A process that runs `tokconv sweep`.
+    """The driver of a sweep that is killed and resumed.
 
     Args:
         spec: the YAML file.
@@ -90,12 +92,13 @@ class Driver:
     """
 
     def __init__(self, spec: Path, cwd: Path, *options: str) -> None:
-        self._command = [sys.executable, "-m", "tokconv.cli.main", "sweep", str(spec), *options]
-        self._cwd, self._environment = cwd, {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+        self._arguments, self._cwd = ["sweep", str(spec), *options], cwd
 
     def killed_when(self, reached: Callable[[], bool]) -> None:
         """Start the process and kill it with SIGKILL as soon as the condition holds."""
-        driver = subprocess.Popen(self._command, cwd=self._cwd, env=self._environment, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "tokconv.cli.main", *self._arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+        driver = subprocess.Popen(command, cwd=self._cwd, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 400
         while not reached():
             assert time.monotonic() < deadline
@@ -105,14 +108,10 @@ class Driver:
         driver.wait()
 
     def resume(self) -> None:
-        """Run the sweep to its end with --resume, once Ray's processes have noticed that their driver is gone."""
+        """Run the sweep to its end with --resume, in this process, which saves its imports.
+
+        Ray's processes have noticed by then that their driver is gone.
+        """
         time.sleep(5)
-        again = subprocess.run(
-            [*self._command, "--resume"],
-            cwd=self._cwd,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert again.returncode == 0, again.stdout + again.stderr
+        with contextlib.chdir(self._cwd):
+            assert main([*self._arguments, "--resume"]) == 0

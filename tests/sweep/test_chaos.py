@@ -49,7 +49,9 @@ class Sweep:
     def __init__(self, root: Path) -> None:
         self.root = root
         base = [f"training.epochs={EPOCHS}", "data.subset=160"]
-        self.spec = write_spec(root, name="chaos", trials=TRIALS, base=base, resources={"runner": RUNNER})
+        self.spec = write_spec(
+            root, name="chaos", trials=TRIALS, concurrency=2, base=base, resources={"runner": RUNNER}
+        )
         self.directory = root / "runs" / "sweeps" / "chaos-001"
         self._environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
 

@@ -45,6 +45,7 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
         name="repeats",
         search=search,
         trials=2,
+        concurrency=2,
         confirm={"seeds": 3},
         early_stopping=early,
         base=["training.epochs=12"],

@@ -105,7 +105,7 @@ def test_a_driver_that_does_not_end_is_reported(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_running_sweep_is_stopped_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = write_spec(tmp_path, trials=2, concurrency=1, base=["training.epochs=40"])
+    path = write_spec(tmp_path, trials=2, base=["training.epochs=40"])
     directory, runs = tmp_path / "runs" / "sweeps" / "tiny-001", str(tmp_path / "runs")
     running = reporting_sweep(path, directory)
     capfd.readouterr()

@@ -48,7 +48,6 @@ def test_a_killed_sweep_is_resumed_on_another_machine(
     path = write_spec(
         tmp_path,
         trials=2,
-        concurrency=1,
         storage=URL,
         resources={"runner": runner},
         base=[f"training.epochs={EPOCHS}", "data.store=s3://tokconv/store"],

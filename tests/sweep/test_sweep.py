@@ -26,8 +26,8 @@ from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.checks import check_figures
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import new_directory
-from tokconv.sweep.run import run_sweep
-from tokconv.sweep.spec.file import parse_spec, to_yaml
+from tokconv.sweep.run import SweepResult, run_sweep
+from tokconv.sweep.spec.file import load_spec, parse_spec, to_yaml
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.sweep.trials.listener import Listener
 from tokconv.system.files import write_text
@@ -45,10 +45,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweeps")
 
 
+def a_sweep(root: Path, name: str) -> SweepResult:
+    """Run one trial at a time: of several, the order in which they end guides the search."""
+    plain = spec(root, name=name)
+    plain["search"]["training.learning_rate"] = {"log": [1e-4, 1e-2]}
+    # Four epochs may or may not beat every baseline; the tests are about everything that a sweep writes.
+    return run_sweep(parse_spec(plain), allow_unproven=True)
+
+
+@pytest.fixture(scope="module")
+def result(root: Path) -> SweepResult:
+    return a_sweep(root, "tiny")
+
+
 @pytest.mark.slow
-def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path) -> None:
-    # Four epochs may or may not beat every baseline; the test is about everything that a sweep writes.
-    result = run_sweep(parse_spec(spec(root)), allow_unproven=True)
+@pytest.mark.xdist_group("result")
+def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path, result: SweepResult) -> None:
     assert [trial.state for trial in result.trials.values()] == ["complete"] * 4
     assert [verdict.grid for verdict in result.verdicts] == [4, 8]
     for verdict in result.verdicts:
@@ -79,47 +91,61 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
         assert version.run_id == by_uid[champions(result.directory)[str(grid)]["trial"]].info.run_id
 
 
-@pytest.mark.slow
-def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A driver that is busy while a trainer ends still receives the last report."""
+@pytest.fixture(scope="module")
+def runners(root: Path) -> dict[str, SweepResult]:
+    """A sweep of a trial that diverges and one that does not, run by each runner.
+
+    The driver of the `TorchTrainer`s is busy while a trainer ends, and still receives its last report.
+    """
     on_trial_result = Listener.on_trial_result
 
     def slow(self: Listener, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any]) -> None:
         on_trial_result(self, iteration, trials, trial, result)
         time.sleep(8 if result.get("epoch") == 3 else 0)
 
-    one = {"trials": 2, "search": {"loss.weights.wgan": {"choice": [0.01]}, "training.n_critic": {"choice": [2, 1]}}}
+    plain = spec(
+        root,
+        search={"training.learning_rate": {"choice": [1e30, 1e-3]}},
+        sampler={"kind": "grid", "seed": 0},
+        trials=2,
+        base=["training.learning_rate=1e30", "loss.weights.wgan=0.01", "training.n_critic=2"],
+    )
     resources = {"workers": 1, "cpus_per_worker": 1}
-    inline = run_sweep(parse_spec(spec(root, name="inline", **one, resources={"runner": "inline", **resources})))
-    monkeypatch.setattr(Listener, "on_trial_result", slow)
-    nested = run_sweep(parse_spec(spec(root, name="nested", **one, resources={"runner": "torch_trainer", **resources})))
-    config = parse_spec(spec(root)).base_config()
-    for uid, trial in inline.trials.items():
-        other = nested.trials[uid]
-        assert trial.values == other.values
-        plain = run_trial(
-            with_values(config, trial.values), encode_and_print(config), LocalRuntime(tmp_path / uid, device="cpu")
-        )
-        assert _timeless(trial.history) == _timeless(other.history) == _timeless(plain.history)
+    inline = {**plain, "name": "wild-inline", "resources": {"runner": "inline", **resources}}
+    nested = {**plain, "name": "wild-torch-trainer", "resources": {"runner": "torch_trainer", **resources}}
+    found = {"inline": run_sweep(parse_spec(inline))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Listener, "on_trial_result", slow)
+        found["torch_trainer"] = run_sweep(parse_spec(nested))
+    return found
 
 
 @pytest.mark.slow
-def test_a_diverged_trial_is_failed_and_the_sweep_goes_on(root: Path) -> None:
-    changes = {"search": {"training.learning_rate": {"choice": [1e30, 1e-3]}}, "trials": 2, "concurrency": 1}
-    for runner in ("inline", "torch_trainer"):
-        plain = spec(root, name=f"wild-{runner.replace('_', '-')}", **changes, resources={"runner": runner})
-        plain["base"].append("training.learning_rate=1e30")
-        plain["sampler"] = {"kind": "grid", "seed": 0}
-        result = run_sweep(parse_spec(plain))
-        states = {t.values["training.learning_rate"]: t for t in result.trials.values()}
-        assert states[1e30].state == "failed"
-        assert "not finite" in states[1e30].reason
-        assert states[1e-3].state == "complete"
-        assert result.verdicts[0].champion == states[1e-3]
-        study = _study(result.directory, plain["name"])
-        assert sorted(t.state.name for t in study.trials) == ["COMPLETE", "FAIL"]
+@pytest.mark.xdist_group("runners")
+def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(
+    runners: dict[str, SweepResult], tmp_path: Path
+) -> None:
+    inline, nested = ({t.uid: t for t in runners[name].trials.values()} for name in ("inline", "torch_trainer"))
+    [uid] = [uid for uid, trial in inline.items() if trial.state == "complete"]
+    assert inline[uid].values == nested[uid].values
+    config = with_values(load_spec(runners["inline"].directory / "spec.yaml").base_config(), inline[uid].values)
+    plain = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path, device="cpu"))
+    assert len(plain.history) == 4
+    assert _timeless(inline[uid].history) == _timeless(nested[uid].history) == _timeless(plain.history)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("runners")
+@pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
+def test_a_diverged_trial_is_failed_and_the_sweep_goes_on(runners: dict[str, SweepResult], runner: str) -> None:
+    result = runners[runner]
+    states = {t.values["training.learning_rate"]: t for t in result.trials.values()}
+    assert states[1e30].state == "failed"
+    assert "not finite" in states[1e30].reason
+    assert states[1e-3].state == "complete"
+    assert result.verdicts[0].champion == states[1e-3]
+    study = _study(result.directory, f"wild-{runner.replace('_', '-')}")
+    assert sorted(t.state.name for t in study.trials) == ["COMPLETE", "FAIL"]
 
 
 @pytest.mark.slow
@@ -128,7 +154,6 @@ def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None
         "early_stopping": {"min_epochs": 1, "reduction": 2},
         "search": {"training.learning_rate": {"choice": [1e-3, 1e-1]}},
         "trials": 4,
-        "concurrency": 1,
     }
     result = run_sweep(parse_spec(spec(root, name="halving", **changes)))
     states = [trial.state for trial in result.trials.values()]
@@ -145,25 +170,26 @@ def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None
 @pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
 def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, runner: str) -> None:
     name = f"killed-{runner.replace('_', '-')}"
-    path = write_spec(root, name=name, resources={"runner": runner}, base=["training.epochs=12"])
+    resources = {"runner": runner}
+    path = write_spec(root, name=name, trials=2, resources=resources, base=["training.epochs=30"])
     directory = root / "runs" / "sweeps" / f"{name}-001"
     driver = Driver(path, tmp_path)
-    driver.killed_when(lambda: _reached(directory, complete=1))
+    driver.killed_when(lambda: _reached(directory, "00001"))
     before = Record(directory / "events.jsonl")
-    done = {uid for uid, trial in before.trials.items() if trial.state == "complete"}
+    assert [trial.state for trial in before.trials.values()] == ["complete", "running"]
     before.close()
     driver.resume()
     record = Record(directory / "events.jsonl")
-    assert [trial.state for trial in record.trials.values()] == ["complete"] * 4
-    assert all([row["epoch"] for row in trial.history] == list(range(1, 13)) for trial in record.trials.values())
+    assert [trial.state for trial in record.trials.values()] == ["complete"] * 2
+    assert all([row["epoch"] for row in trial.history] == list(range(1, 31)) for trial in record.trials.values())
     starts = [event["trial"] for event in events(directory) if event["event"] == "trial_started"]
-    assert all(starts.count(uid) == 1 for uid in done)
+    assert starts == ["00000", "00001", "00001"]
     assert {t.state.name for t in _study(directory, name).trials} == {"COMPLETE"}
     client = MlflowClient(local_uri(root / "runs"))
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
-    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
     record.close()
 
 
@@ -196,12 +222,11 @@ def test_a_sweep_runs_on_photographs_and_a_vit_b_16(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_running_a_spec_twice_gives_the_same_trials_and_figures(root: Path) -> None:
-    """One trial at a time, on one machine: with several at a time, the order in which they end guides the search."""
-    changes = {"concurrency": 1, "trials": 3, "search": {"training.learning_rate": {"log": [1e-4, 1e-2]}}}
-    first, second = (run_sweep(parse_spec(spec(root, name=f"again-{n}", **changes))) for n in range(2))
-    assert [trial.values for trial in first.trials.values()] == [trial.values for trial in second.trials.values()]
-    for one, other in zip(first.trials.values(), second.trials.values(), strict=True):
+@pytest.mark.xdist_group("result")
+def test_running_a_spec_twice_gives_the_same_trials_and_figures(root: Path, result: SweepResult) -> None:
+    again = a_sweep(root, "again")
+    assert [trial.values for trial in result.trials.values()] == [trial.values for trial in again.trials.values()]
+    for one, other in zip(result.trials.values(), again.trials.values(), strict=True):
         assert _timeless(one.history) == _timeless(other.history)
 
 
@@ -271,11 +296,11 @@ def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "train/images_per_second"} for row in history]
 
 
-def _reached(directory: Path, *, complete: int) -> bool:
+def _reached(directory: Path, uid: str) -> bool:
+    """Return whether this trial has reported."""
     if not (directory / "events.jsonl").exists():
         return False
-    found = [event for event in events(directory) if event["event"] == "trial_ended"]
-    return len(found) >= complete
+    return any(event["event"] == "trial_reported" and event["trial"] == uid for event in events(directory))
 
 
 def _study(directory: Path, name: str) -> optuna.Study:

@@ -204,7 +204,6 @@ def test_a_sweep_with_two_workers_per_trial(tmp_path: Path) -> None:
         search={"training.learning_rate": {"choice": [1e30, 1e-3]}},
         sampler={"kind": "grid", "seed": 0},
         trials=2,
-        concurrency=1,
         resources={"runner": "torch_trainer", "workers": 2, "cpus_per_worker": 1},
     )  # fmt: skip
     result = run_sweep(parse_spec(plain))

@@ -1,6 +1,7 @@
 """Faults for the processes of a sweep: Python imports this when its directory is on PYTHONPATH.
 
-TOKCONV_FAULT names the fault and the learning rates above which a training step has it: `hang:0.5`, `oom:0.5`.
+TOKCONV_FAULT names faults and the learning rates above which a training step has them, the highest first:
+`hang:0.8,oom:0.5`.
 """
 
 import importlib.abc
@@ -9,7 +10,7 @@ import os
 import sys
 import time
 
-KIND, _, LIMIT = os.environ.get("TOKCONV_FAULT", "").partition(":")
+FAULTS = [fault.split(":") for fault in os.environ.get("TOKCONV_FAULT", "").split(",") if fault]
 
 
 def _break(module):
@@ -18,8 +19,10 @@ def _break(module):
     step = module.Trainer.step
 
     def faulty(self, tokens, number):
-        if self.config.training.learning_rate > float(LIMIT) and number > 0:
-            if KIND == "hang":
+        rate = self.config.training.learning_rate
+        kind = next((kind for kind, limit in FAULTS if rate > float(limit)), None)
+        if kind is not None and number > 0:
+            if kind == "hang":
                 time.sleep(3600)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return step(self, tokens, number)
@@ -49,5 +52,5 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if KIND:
+if FAULTS:
     sys.meta_path.insert(0, _Finder())
