@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 
 from tokconv.config.tree import get
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.final_state import FinalState, final_state
+from tokconv.sweep.record.final_state import final_state
 from tokconv.sweep.search.history import BoundedHistory
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
@@ -148,10 +148,10 @@ class StudySearcher(Searcher):
         if number is None:
             return
         found = final_state(result, error=error, judged_by=self._spec.judged_by)
-        if found is FinalState.COMPLETE and result is not None:
+        if found == "complete" and result is not None:
             end: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
         else:
-            end = {"state": TrialState.PRUNED if found is FinalState.PRUNED else TrialState.FAIL}
+            end = {"state": TrialState.PRUNED if found == "pruned" else TrialState.FAIL}
         # If a driver died between reporting to the study and to the record, the trial ends a second time.
         self._study.tell(number, **end, skip_if_finished=True)
 

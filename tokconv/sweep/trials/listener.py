@@ -19,7 +19,7 @@ from tokconv.errors import CheckpointError, StorageError
 from tokconv.models.windows import compression_ratio
 from tokconv.sweep.judge.exports import READ_PATIENCE_SECONDS
 from tokconv.sweep.record.events import Record, TrialRecord, recorded_figures
-from tokconv.sweep.record.final_state import FAILURE, FinalState, final_state, missing_objectives
+from tokconv.sweep.record.final_state import FAILURE, final_state, missing_objectives
 from tokconv.sweep.spec.schema import GRID_KEY
 from tokconv.sweep.trials.watchdog import timeout_reason
 from tokconv.system.storage import local_copy
@@ -148,17 +148,17 @@ class Listener(Callback):
         result, uid = trial.last_result, trial.config["uid"]
         state = final_state(result, error=error, judged_by=self._judged_by)
         reason = ""
-        if state is FinalState.FAILED:
+        if state == "failed":
             reason = self._failure(trial, result, error=error)
-        elif state is FinalState.PRUNED:
+        elif state == "pruned":
             reason = f"stopped after epoch {result['epoch']} of {result['epochs']}: dominated at its rung"
-        self._record.append("trial_ended", trial=uid, state=state.value, reason=reason)
-        if state is not FinalState.FAILED:
+        self._record.append("trial_ended", trial=uid, state=state, reason=reason)
+        if state != "failed":
             self._reasons = None
         elif self._reasons is not None:
             self._reasons.append(reason)
         self._on_event()
-        if state is FinalState.COMPLETE:
+        if state == "complete":
             self._pending.append(self._pool.submit(self._export, self._record.find(uid)))
         # Tune keeps windows of every figure, 40 kB per trial, for an analysis that the record replaces.
         trial.metric_n_steps.clear()
