@@ -63,12 +63,8 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
 
 def _drop_torn_end(journal: Path) -> None:
     """Cut off a last line that a full disk or a kill left unfinished, because the next one would run into it."""
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(journal, whole)
+    if journal.exists():
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def first_points(spec: Spec) -> list[dict[str, Any]]:
@@ -88,7 +84,31 @@ def grid_points(spec: Spec) -> list[dict[str, Any]]:
     return found
 
 
-class StudySearcher(Searcher):
+class GivenSearcher(Searcher):
+    """A Ray Tune searcher that returns given configs in order and learns nothing from their results."""
+
+    def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
+        super().__init__()
+        self._waiting = list(configs)
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: the study's journal and the sweep's record hold everything."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing, see `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing, see `__getstate__`."""
+
+
+class StudySearcher(GivenSearcher):
     """A Ray Tune searcher that takes configs from a study and reports results to it.
 
     A config is `{"uid": "00007", "values": {dotted key: value}}`; the uid is the Optuna trial number. Trials that were
@@ -111,7 +131,6 @@ class StudySearcher(Searcher):
         trials: Iterable[TrialRecord],
         given_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__()
         self._given_up = given_up
         self._spec, self._study = spec, study
         self._distributions = {key: distribution(found) for key, found in spec.search.items()}
@@ -122,7 +141,7 @@ class StudySearcher(Searcher):
         interrupted = {uid: trial.values for uid, trial in known.items() if trial.state == "running"}
         never_started = {uid: values for uid, values in asked.items() if uid not in known}
         first = {**interrupted, **never_started}
-        self._waiting: list[dict[str, Any]] = [{"uid": uid, "values": values} for uid, values in first.items()]
+        super().__init__({"uid": uid, "values": values} for uid, values in first.items())
         self._untried = self._points_left(grid_points(spec)) if spec.sampler.kind == "grid" else None
         self._numbers: dict[str, int] = {}
 
@@ -138,9 +157,6 @@ class StudySearcher(Searcher):
             config = self._ask()
         self._numbers[trial_id] = int(config["uid"])
         return config
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Do nothing: a study with several objectives has no intermediate values."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report the end of a trial to the study."""
@@ -189,50 +205,12 @@ class StudySearcher(Searcher):
     def _points_left(self, points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Return the points that no trial has, queued ones included."""
         trials = self._study.get_trials(deepcopy=False)
-        tried = {_key(trial.params or trial.system_attrs.get("fixed_params", {})) for trial in trials}
-        return (point for point in points if _key(point) not in tried)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing, see `save`."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the study's journal and the sweep's record hold everything."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, see `save`."""
-
-
-class GivenSearcher(Searcher):
-    """A Ray Tune searcher that returns given configs in order and learns nothing from their results."""
-
-    def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
-        super().__init__()
-        self._waiting = list(configs)
-
-    def suggest(self, trial_id: str) -> Any:
-        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: the sweep's record holds everything."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing, see `__getstate__`."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, see `__getstate__`."""
+        tried = {frozenset((t.params or t.system_attrs.get("fixed_params", {})).items()) for t in trials}
+        return (point for point in points if frozenset(point.items()) not in tried)
 
 
 def _uid(number: int) -> str:
     return f"{number:05d}"
-
-
-def _key(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(point.items()))
 
 
 def distribution(found: Range) -> BaseDistribution:
