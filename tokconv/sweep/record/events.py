@@ -185,6 +185,11 @@ class Record(Trials):
             self.apply(entry)
         return entry
 
+    def append_report(self, uid: str, result: Mapping[str, Any], checkpoint: str | None) -> None:
+        """Write what a trial reported after an epoch, see `append`."""
+        figures = recorded_figures(result)
+        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=checkpoint)
+
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials and confirmations that were running when the sweep stopped."""
         with self._lock:

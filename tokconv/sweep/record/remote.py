@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokconv.errors import SpecError, SweepError
-from tokconv.sweep.record.events import Record, recorded_figures
+from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import Lease
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
@@ -164,20 +164,12 @@ def _catch_up(remote: Remote, record: Record) -> None:
         last = int(trial.figures.get("epoch", 0))
         for row in json.loads(content).get("history", []):
             if row["epoch"] > last:
-                record.append(
-                    "trial_reported",
-                    trial=trial.uid,
-                    epoch=row["epoch"],
-                    figures=recorded_figures(row),
-                    checkpoint=checkpoint.url,
-                )
+                record.append_report(trial.uid, row, checkpoint.url)
 
 
 def _mirrored_files(directory: Path) -> list[str]:
-    found = [directory / "spec.yaml"] if (directory / "spec.yaml").exists() else []
-    for name in FILES:
-        found += sorted(path for path in (directory / name).rglob("*") if path.is_file())
-    names = [path.relative_to(directory).as_posix() for path in found]
+    found = [directory / "spec.yaml", *(path for name in FILES for path in sorted((directory / name).rglob("*")))]
+    names = [path.relative_to(directory).as_posix() for path in found if path.is_file()]
     return [name for name in names if _is_mirrored(name)]
 
 

@@ -72,8 +72,11 @@ class Listener(Callback):
         self._reasons: list[str] | None = []
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finish")
         # Complete trials whose export an earlier driver did not live to finish.
-        left = [trial for trial in (*record.trials.values(), *record.confirmations.values()) if _lacks_artifacts(trial)]
-        self._pending = [self._pool.submit(self._export, trial) for trial in left]
+        self._pending = [
+            self._pool.submit(self._export, trial)
+            for trial in (*record.trials.values(), *record.confirmations.values())
+            if trial.state == "complete" and not trial.has_artifacts
+        ]
 
     @property
     def common_failure(self) -> str | None:
@@ -98,25 +101,16 @@ class Listener(Callback):
     ) -> None:
         if FAILURE in result or "epoch" not in result:
             return
-        uid, figures = trial.config["uid"], recorded_figures(result)
+        uid, checkpoint = trial.config["uid"], result.get("checkpoint_path")
         self._last_report[uid] = time.monotonic()
         known = self._record.find(uid)
-        if known.checkpoint is not None and known.figures == {**figures, "epoch": result["epoch"]}:
+        if known.checkpoint is not None and known.figures == {**recorded_figures(result), "epoch": result["epoch"]}:
             # A trial that was resumed reports again where it stands.
             return
-        last = int(known.history[-1]["epoch"]) if known.history else 0
-        for missed in _between(result.get("checkpoint_path"), last, int(result["epoch"])):
-            figures_then = recorded_figures(missed)
-            self._record.append(
-                "trial_reported", trial=uid, epoch=missed["epoch"], figures=figures_then, checkpoint=None
-            )
-        self._record.append(
-            "trial_reported",
-            trial=uid,
-            epoch=result["epoch"],
-            figures=figures,
-            checkpoint=result.get("checkpoint_path"),
-        )
+        last = int(known.figures.get("epoch", 0))
+        for missed in _between(checkpoint, last, int(result["epoch"])):
+            self._record.append_report(uid, missed, None)
+        self._record.append_report(uid, result, checkpoint)
         self._on_event()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -196,10 +190,6 @@ def _between(checkpoint: str | None, last: int, epoch: int) -> list[dict[str, An
     except (CheckpointError, StorageError, OSError, KeyError):
         return []
     return [row for row in history if last < row["epoch"] < epoch]
-
-
-def _lacks_artifacts(trial: TrialRecord) -> bool:
-    return trial.state == "complete" and not trial.has_artifacts
 
 
 def _last_line(trial: Trial) -> str:
