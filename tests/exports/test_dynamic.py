@@ -71,7 +71,7 @@ def test_the_report_is_about_images_that_were_not_fitted_on(fitted: Fitted) -> N
     _, store, report = fitted
     assert report.grids == GRIDS
     assert report.fitted_on + report.judged_on == len(store.val_indices)
-    assert min(report.spearman[:2]) > 0.5
+    assert min(report.rank_correlation[:2]) > 0.5
     for row, best in zip(report.dynamic, report.oracle, strict=True):
         assert row.target == best.target
         assert 4 <= row.tokens <= 36

@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,17 +22,8 @@ from tokconv.errors import CheckpointError, StoreError
 from tokconv.evaluation.heldout import held_out
 from tokconv.exports.artefact import load_decoder
 from tokconv.exports.dynamic import plot
-from tokconv.exports.dynamic.compare import LEGEND, Saving, as_json, explained, savings, table, targets_between
-from tokconv.exports.dynamic.compressor import (
-    DESCRIPTION,
-    FOLDER,
-    FORMAT,
-    MEDIAN,
-    PICTURE,
-    PREDICTOR,
-    Champion,
-    read_champions,
-)
+from tokconv.exports.dynamic.compare import LEGEND, Saving, explained, savings, table, targets_between
+from tokconv.exports.dynamic.compressor import DESCRIPTION, FOLDER, FORMAT, MEDIAN, PREDICTOR, Champion, read_champions
 from tokconv.exports.dynamic.predictor import ErrorPredictor, fit_predictor
 from tokconv.exports.dynamic.spectrum import Spectrum, principal_axes
 from tokconv.store.reader import TokenStore
@@ -48,6 +38,7 @@ AXES_IMAGES = 512
 BATCH = 32
 CONFIDENCES = (MEDIAN, 0.9)
 CURVE_TARGETS = 60
+PICTURE = "tokens_vs_fvu.png"
 
 Progress = Callable[[int, int], None]
 
@@ -70,9 +61,10 @@ class DynamicReport:
     grids: tuple[int, ...]
     fitted_on: int
     judged_on: int
-    r2: tuple[float, ...]
-    """Of the log error, per grid."""
-    spearman: tuple[float, ...]
+    log_error_r2: tuple[float, ...]
+    """Determination of the log error, per grid."""
+    rank_correlation: tuple[float, ...]
+    """Spearman's, per grid."""
     coverage: dict[str, tuple[float, ...]]
     """By confidence: the share of images, per grid, whose error is below the predicted bound."""
     dynamic: tuple[Saving, ...]
@@ -84,25 +76,12 @@ class DynamicReport:
         lines = [
             f"fitted on {self.fitted_on} held-out images, evaluated on {self.judged_on} others",
             f"{'':<34}{names}",
-            f"{'R2 of the log error':<34}" + "".join(f"{value:>10.2f}" for value in self.r2),
-            f"{'rank correlation':<34}" + "".join(f"{value:>10.2f}" for value in self.spearman),
+            f"{'R2 of the log error':<34}" + "".join(f"{value:>10.2f}" for value in self.log_error_r2),
+            f"{'rank correlation':<34}" + "".join(f"{value:>10.2f}" for value in self.rank_correlation),
         ]
         for name, shares in self.coverage.items():
             lines.append(f"{f'below the bound of confidence {name}':<34}" + "".join(f"{s:>10.0%}" for s in shares))
         return "\n".join([*lines, "", table(self.dynamic, self.oracle), "", LEGEND])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "grids": list(self.grids),
-            "fitted_on": self.fitted_on,
-            "judged_on": self.judged_on,
-            "log_error_r2": list(self.r2),
-            "rank_correlation": list(self.spearman),
-            "coverage": {name: list(shares) for name, shares in self.coverage.items()},
-            "dynamic": as_json(self.dynamic),
-            "oracle": as_json(self.oracle),
-        }
 
 
 def fit_dynamic(
@@ -150,7 +129,7 @@ def fit_dynamic(
             "compressors": identities,
             "store_fingerprint": store.fingerprint,
             "images": len(measured.keys),
-            "report": report.to_json(),
+            "report": asdict(report),
         }
         write_json(temporary / DESCRIPTION, description)
     return report
@@ -205,8 +184,8 @@ def _report(
         grids=grids,
         fitted_on=fitted_on,
         judged_on=len(errors),
-        r2=tuple(r2),
-        spearman=tuple(spearman),
+        log_error_r2=tuple(r2),
+        rank_correlation=tuple(spearman),
         coverage={f"{q:g}": tuple((errors <= bound).double().mean(0).tolist()) for q, bound in bounds.items()},
         dynamic=tuple(savings(errors, bounds[MEDIAN], grids, targets)),
         oracle=tuple(savings(errors, errors, grids, targets)),

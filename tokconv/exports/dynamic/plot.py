@@ -40,10 +40,8 @@ def draw(
     left.plot([row.fvu for row in oracle], [row.tokens for row in oracle], color=ORACLE, linewidth=1, label="oracle")
     for size, fvu, grid in zip(sizes.tolist(), fixed.tolist(), grids, strict=True):
         left.annotate(f"{grid} x {grid}", (fvu, size), xytext=(6, 5), textcoords="offset points", fontsize="small")
-    left.set(xlabel="fvu of held-out images", ylabel="mean tokens per image")
+    left.set(ylabel="mean tokens per image")
     left.margins(x=0.12, y=0.08)
-    left.grid(visible=True, color="0.9", linewidth=0.6)
-    left.legend(frameon=False)
     reached = [row.fvu for row in dynamic]
     right.axhline(0, color=FIXED, linestyle="--", linewidth=1, label="mixture of two fixed grids")
     low, high = [100 * row.low for row in dynamic], [100 * row.high for row in dynamic]
@@ -51,7 +49,9 @@ def draw(
     right.plot(reached, [100 * row.saving for row in dynamic], color=DYNAMIC, label="dynamic")
     saved = [100 * row.saving for row in oracle]
     right.plot([row.fvu for row in oracle], saved, color=ORACLE, linewidth=1, label="oracle")
-    right.set(xlabel="fvu of held-out images", ylabel="tokens saved at equal fvu, %")
-    right.grid(visible=True, color="0.9", linewidth=0.6)
-    right.legend(frameon=False)
+    right.set(ylabel="tokens saved at equal fvu, %")
+    for axes in (left, right):
+        axes.set(xlabel="fvu of held-out images")
+        axes.grid(visible=True, color="0.9", linewidth=0.6)
+        axes.legend(frameon=False)
     figure.savefig(path, format="png", dpi=110)
