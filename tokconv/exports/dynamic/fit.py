@@ -114,7 +114,7 @@ def fit_dynamic(
     evaluated = fit_predictor(spectrum, measured.energies[first], measured.errors[first])
     energies, errors = measured.energies[second], measured.errors[second]
     targets = targets_between(measured.errors[first])
-    report = _report(evaluated, energies, errors, grids, targets, len(first))
+    report = _report(evaluated, energies, errors, grids, targets)
     final = fit_predictor(spectrum, measured.energies, measured.errors)
     with atomic_path(folder / FOLDER) as temporary:
         temporary.mkdir()
@@ -171,18 +171,13 @@ def halves(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def _report(
-    predictor: ErrorPredictor,
-    energies: Tensor,
-    errors: Tensor,
-    grids: tuple[int, ...],
-    targets: Sequence[float],
-    fitted_on: int,
+    predictor: ErrorPredictor, energies: Tensor, errors: Tensor, grids: tuple[int, ...], targets: Sequence[float]
 ) -> DynamicReport:
     r2, spearman = explained(predictor.log_error(energies).exp(), errors)
     bounds = {confidence: predictor.upper_of(energies, confidence) for confidence in CONFIDENCES}
     return DynamicReport(
         grids=grids,
-        fitted_on=fitted_on,
+        fitted_on=len(predictor.residuals),
         judged_on=len(errors),
         log_error_r2=tuple(r2),
         rank_correlation=tuple(spearman),
