@@ -11,7 +11,8 @@ from typing import Any
 
 from tokconv.errors import SweepError
 from tokconv.evaluation.protocol import protocol_of
-from tokconv.sweep.judge.verdicts import Figures, Verdict, judge
+from tokconv.sweep.judge.evidence import Figures
+from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.driver import Driver, driver_of
 from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials, read_events
 from tokconv.sweep.record.layout import SweepDirectory
@@ -31,7 +32,6 @@ class SweepSnapshot:
     state: str
     """finished, interrupted (the record says so), cut off (the record just ends) or running."""
     driver: Driver | None
-    token_grid: int
     epochs: int
     """Epochs of a trial that is not stopped early."""
     started: int
@@ -121,7 +121,6 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         spec=spec,
         state="running" if driver is not None else "cut off" if ended is None else ended["state"],
         driver=driver,
-        token_grid=started["token_grid"],
         epochs=spec.base_config().training.epochs,
         started=started["time"],
         last=last,
