@@ -59,10 +59,10 @@ class Root:
             place = (self.remote or self.local) / "sweeps"
             raise SweepError(f"{place}: holds no run of {name!r} to resume; start it without --resume")
         directory = self._directory(taken)
-        if self.remote is not None:
+        if directory.remote is not None:
             directory.path.mkdir(parents=True, exist_ok=True)
             with directory.lock():
-                restore(directory, self.remote)
+                restore(directory, directory.remote)
         return directory
 
     def _directory(self, name: str) -> SweepDirectory:
