@@ -83,7 +83,8 @@ def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
         except _PARSER_ERRORS as error:
             rule = "write key=value, as in training.epochs=5, and quotes around a text with special characters"
             raise ConfigError(f"{text!r}: not an override; {rule}: data.root='/photos (old)'") from error
-        pairs.append((_plain_key(override, text), _plain_value(override)))
+        value = override.value()
+        pairs.append((_plain_key(override, text), value.text if isinstance(value, QuotedString) else value))
     current = _translate(pairs)
     for key, value in current:
         _check_plain(key, value)
@@ -95,14 +96,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
     Values are taken literally. Raises ConfigError.
     """
-    pairs = list(flatten(tree).items())
-    for key, value in pairs:
-        check_key(key)
-        _check_literal(key, value)
-    try:
-        return validate(_to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(tree)))))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, pairs)) from error
+    return with_values(Config(), flatten(tree))
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -131,11 +125,6 @@ def _plain_key(override: Override, text: str) -> str:
     if override.package is not None:
         raise ConfigError(f"{text!r}: `@` has no meaning here; write key=value, as in training.epochs=5")
     return str(override.key_or_group)
-
-
-def _plain_value(override: Override) -> Any:
-    value = override.value()
-    return value.text if isinstance(value, QuotedString) else value
 
 
 def _check_plain(key: str, value: Any) -> None:
