@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tokconv.errors import ConfigError
 from tokconv.evaluation import heldout, protocol
-from tokconv.evaluation.distances import TokenDistances, mmd_reference
+from tokconv.evaluation.distances import TokenDistances
 from tokconv.evaluation.heldout import Batch
 from tokconv.evaluation.metrics.fidelity import Fidelity
 from tokconv.evaluation.metrics.mmd import MmdReference
 from tokconv.evaluation.probe import FIT_VERSION
 from tokconv.evaluation.readers import ReaderAccuracy, count_labelled
-from tokconv.evaluation.relations import ImageRelations, real_relations
+from tokconv.evaluation.relations import ImageRelations
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.windows import Windows, compression_ratio
@@ -70,8 +70,8 @@ class Evaluator:
         self.indices = heldout.held_out(store)
         self.windows = Windows(store.token_grid, output_grid)
         self.sample = heldout.draw_sample(store, self.indices, self.windows)
-        relations = real_relations(store, self.indices)
-        self.relations = ImageRelations(store, relations, self.device) if relations is not None else None
+        related = len(self.indices) >= protocol.MIN_NEIGHBOUR_IMAGES
+        self.relations = ImageRelations(store, self.indices, self.device) if related else None
         labelled = count_labelled(store, self.indices)
         self.readers = ReaderAccuracy(store, labelled, self.windows, self.device) if labelled else None
         real = self._real_rows()
@@ -95,9 +95,7 @@ class Evaluator:
             for measure in measures:
                 measure.add(batch)
         return {
-            "val/fvu": fidelity.fvu,
-            "val/cosine": fidelity.cosine,
-            "val/cosine_centered": fidelity.cosine_centered,
+            **fidelity.figures(),
             **self.distances.figures(),
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
             **self.real,
@@ -131,7 +129,8 @@ class Evaluator:
         )
 
     def _measure_real(self) -> Rows:
-        mmd = mmd_reference(self.sample)
+        # A single real token has no pairs.
+        mmd = MmdReference.of(self.sample.mmd_reference) if len(self.sample.mmd_reference) > 1 else None
         figures, probe = TokenDistances(self.sample, mmd).real_figures(), Figures()
         if self.relations is not None:
             figures |= self.relations.real_figures()
