@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation.baselines import fitting
-from tokconv.evaluation.baselines.fitting import FittedBaselines, fitted_baselines, linear_codecs
+from tokconv.evaluation.baselines.fitting import fitted_baselines, linear_codecs
 from tokconv.evaluation.baselines.pca import exact_components, randomised_components
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.models.windows import Windows
@@ -97,16 +98,13 @@ def test_the_decoder_of_a_window_is_the_best_affine_one(store: TokenStore, name:
     x = torch.cat([codes.flatten(0, 1), torch.ones(codes.shape[0] * grid**2, 1)], 1).double()
     y = windows.split(tokens).flatten(0, 1).flatten(1).double()
     best = x @ torch.linalg.lstsq(x, y).solution
-    ours = _predicted_windows(fitted_baselines(store, grid), name, codes)
+    ours = _predicted_windows(fitting.fit_baselines(store, grid), name, codes)
     assert (ours - y).square().sum().item() == pytest.approx((best - y).square().sum().item(), rel=1e-4)
 
 
-def _predicted_windows(fitted: FittedBaselines, name: str, codes: Tensor) -> Tensor:
+def _predicted_windows(fit: Mapping[str, Tensor], name: str, codes: Tensor) -> Tensor:
     """Return the decoder's prediction of each window, before overlaps are averaged; [B*K, W*C] float64."""
-    if name in fitted.linear:
-        weight, bias = fitted.linear[name].decode_weight, fitted.linear[name].decode_bias
-    else:
-        weight, bias = fitted.selecting[name]
+    weight, bias = fit[f"{name}.decode_weight"], fit[f"{name}.decode_bias"]
     return (codes.flatten(0, 1) @ weight.T + bias).double()
 
 
