@@ -68,8 +68,8 @@ class LocalRuntime:
         run_dir: Path,
         *,
         device: str | None = None,
-        on_report: Callable[[Metrics, Path | None], None] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_report: Callable[[Metrics, Path | None], None] = lambda metrics, checkpoint: None,
+        on_progress: Callable[[int, int], None] = lambda step, total: None,
         resume: bool = False,
     ) -> None:
         self.run_dir = Path(run_dir)
@@ -88,16 +88,14 @@ class LocalRuntime:
             for older in checkpoints_of(self.run_dir):
                 if epoch_of(older.name) < epoch_of(checkpoint.name):
                     shutil.rmtree(older)
-        if self._on_report is not None:
-            self._on_report(metrics, checkpoint)
+        self._on_report(metrics, checkpoint)
 
     def latest_checkpoint(self) -> Path | None:
         checkpoints = checkpoints_of(self.run_dir)
         return checkpoints[-1] if self._resume and checkpoints else None
 
     def progress(self, step: int, total: int) -> None:
-        if self._on_progress is not None:
-            self._on_progress(step, total)
+        self._on_progress(step, total)
 
 
 def epoch_directory(epoch: int) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,7 @@ from tokconv.system.registry import Registry
 Critic = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class CriticTerms:
+class CriticTerms(NamedTuple):
     """The loss of one critic update, and its parts (scalars)."""
 
     loss: Tensor
