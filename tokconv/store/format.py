@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tokconv.errors import StoreError
+from tokconv.system.files import read_json_object
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -202,12 +203,9 @@ def map_shard(path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises StoreError if it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: unreadable ({error}); remove the directory and encode again") from error
-    return value
 
 
 def stored_settings(path: Path) -> StoreSettings:

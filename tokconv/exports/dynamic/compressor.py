@@ -12,7 +12,6 @@ A folder of champions holds:
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from tokconv.exports.artefact import FILES, load_compressor, read_config
 from tokconv.exports.dynamic.predictor import ErrorPredictor, check_target, choose
 from tokconv.exports.dynamic.spectrum import Spectrum
 from tokconv.models.compressor import Compressor
-from tokconv.system.files import file_digest
+from tokconv.system.files import file_digest, read_json_object
 
 FORMAT = 1
 FOLDER, DESCRIPTION, PREDICTOR = "dynamic", "dynamic.json", "predictor.safetensors"
@@ -182,9 +181,7 @@ def read_description(champions_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{champions_dir}: no predictor has been fitted for these compressors; {advice}")
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(description, dict):
-            raise ValueError("not a JSON object")
+        description = read_json_object(file)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged; {advice}") from error
     if description.get("format") != FORMAT:
