@@ -160,14 +160,8 @@ def _check_processor(config: Any, processor: LlavaProcessor) -> None:
     if not isinstance(processor, LlavaProcessor):
         raise ConfigError(f"attach: the processor is a {type(processor).__name__}; allowed: LlavaProcessor")
     vision = config.vision_config
-    for name, wanted, found in (
-        ("patch_size", vision.patch_size, processor.patch_size),
-        (
-            "vision_feature_select_strategy",
-            config.vision_feature_select_strategy,
-            processor.vision_feature_select_strategy,
-        ),
-    ):
+    for name, section in (("patch_size", vision), ("vision_feature_select_strategy", config)):
+        wanted, found = getattr(section, name), getattr(processor, name)
         if found != wanted:
             raise ConfigError(f"attach: the processor's {name} is {found!r}, the model's is {wanted!r}; set it first")
     # Before anything is changed, it must write the tower's own number of tokens for an image of the tower's size.
