@@ -74,7 +74,16 @@ class Evaluator:
         self.relations = ImageRelations(store, self.indices, self.device) if related else None
         labelled = count_labelled(store, self.indices)
         self.readers = ReaderAccuracy(store, labelled, self.windows, self.device) if labelled else None
-        real = self._real_rows()
+        # What does not depend on a codec: the scale of the discrepancy ("mmd"), what real tokens get ("figures"), and
+        # the probe's accuracy on real images ("probe").
+        real = computed_once(
+            store,
+            f"real-p{protocol.PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json",
+            self._measure_real,
+            JsonFigures("real"),
+            origin={"protocol": protocol.PROTOCOL, "probe": FIT_VERSION},
+            check=self._check_real,
+        )
         self.real, self.probe_full = real["figures"], real["probe"].get("full", 0.0)
         mmd = MmdReference(self.sample.mmd_reference, **real["mmd"]) if real["mmd"] else None
         self.distances = TokenDistances(self.sample, mmd)
@@ -115,18 +124,6 @@ class Evaluator:
                 )
             standardise = self.store.standardise
             yield Batch(images, tokens, reconstructed, standardise(compressed), standardise(reconstructed))
-
-    def _real_rows(self) -> Rows:
-        """Return what does not depend on a codec, measured at the first call per store and grid: the scale of the
-        discrepancy ("mmd"), what real tokens get ("figures"), and the probe's accuracy on real images ("probe")."""
-        return computed_once(
-            self.store,
-            f"real-p{protocol.PROTOCOL}-v{FIT_VERSION}-grid-{self.output_grid:02d}.json",
-            self._measure_real,
-            JsonFigures("real"),
-            origin={"protocol": protocol.PROTOCOL, "probe": FIT_VERSION},
-            check=self._check_real,
-        )
 
     def _measure_real(self) -> Rows:
         # A single real token has no pairs.

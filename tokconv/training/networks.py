@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokconv.config.tree import Config, matryoshka_grids
-from tokconv.evaluation.baselines.fitting import linear_codecs
+from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.models.blocks import Standardise
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
@@ -38,11 +38,10 @@ def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, di
         ConfigError: there is no such kind.
     """
     compressor, decoder = asdict(config.model.compressor), asdict(config.model.autoencoder)
-    own_decoder = COMPRESSORS[compressor["kind"]].decoder_kind
-    if own_decoder is not None:
-        decoder["kind"] = own_decoder
+    if own_decoder := COMPRESSORS[compressor["kind"]].decoder_kind:
         grids = [grid for grid in matryoshka_grids(config.model.compressor) if grid <= token_grid]
         compressor["grids"] = decoder["grids"] = grids
+        decoder["kind"] = own_decoder
     sizes = {"token_grid": token_grid, "dim": dim, "output_grid_size": compressor["output_grid_size"]}
     return {
         "compressor": {"kind": compressor["kind"], **arguments(COMPRESSORS[compressor["kind"]], compressor | sizes)},
@@ -69,7 +68,8 @@ def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Comp
         for grid in compressor.grids:
             select_grid(compressor, decoder, grid)
             if compressor.projection is not None:
-                linear_codecs(store, grid)[STARTS[config.model.compressor.init]].fill(compressor, decoder)
+                codecs = fitted_baselines(store, grid).linear
+                codecs[STARTS[config.model.compressor.init]].fill(compressor, decoder)
         select_grid(compressor, decoder, config.model.compressor.output_grid_size)
     return compressor, decoder, critic
 

@@ -30,23 +30,18 @@ class Runtime(Protocol):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module on this runtime's device; with several workers its gradients are averaged over them."""
-        ...
 
     def checkpoint_dir(self, epoch: int) -> Path:
         """Return where rank 0 writes the checkpoint of this epoch; the directory does not exist yet."""
-        ...
 
     def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
         """Report the figures of one epoch and its checkpoint. Every rank calls it; only rank 0's values count."""
-        ...
 
     def latest_checkpoint(self) -> Path | None:
         """Return the checkpoint to resume from, or None for a fresh start."""
-        ...
 
     def progress(self, step: int, total: int) -> None:
         """Report how many steps of the run are done; called after every step."""
-        ...
 
 
 class LocalRuntime:

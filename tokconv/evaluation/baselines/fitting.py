@@ -49,18 +49,13 @@ class FittedBaselines:
     """The baselines of one store and grid.
 
     codecs: by name, [B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all in token units, on the CPU.
-    linear: those that are affine on both sides, on standardised tokens.
+    linear: those that are affine on both sides, on standardised tokens: they can fill the networks' window projections.
     pca_shortfall: `tokconv.evaluation.baselines.pca.Components.shortfall` of both window PCAs.
     """
 
     codecs: Mapping[str, Codec]
     linear: Mapping[str, LinearCodec]
     pca_shortfall: float
-
-
-def linear_codecs(store: TokenStore, output_grid: int) -> Mapping[str, LinearCodec]:
-    """Return the baselines of a grid that can fill the window projections of our networks; see `fitted_baselines`."""
-    return fitted_baselines(store, output_grid).linear
 
 
 def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
