@@ -157,11 +157,10 @@ class MlflowWriter:
         for event in events:
             if event["event"] == "trial_artifacts":
                 self._upload(run_id, event["path"])
-        for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
-            ended = event["time"] if event["event"] == "trial_ended" else None
-            state, reason = event.get("state", "running"), event.get("reason", "")
-            note = run_note(self._replay.find(uid), self._replay.token_grid, state, reason)
-            self._set_state(run_id, state, reason, {NOTE: note}, ended)
+        if any(event["event"] in ("trial_started", "trial_ended") for event in events):
+            trial = self._replay.find(uid)
+            note = run_note(trial, self._replay.token_grid)
+            self._set_state(run_id, trial.state, trial.reason, {NOTE: note}, trial.ended)
 
     def _trial_run(self, uid: str) -> str:
         """Return the id of a trial's run, found or created with its params."""
@@ -191,9 +190,8 @@ class MlflowWriter:
         found = self._client.get_experiment_by_name(self._experiment)
         if found is not None:
             return str(found.experiment_id)
-        location = None
-        if is_local(self._uri):
-            location = (self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)).as_uri()
+        folder = self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)
+        location = folder.as_uri() if is_local(self._uri) else None
         return self._client.create_experiment(self._experiment, location, tags={NOTE: description()})
 
     def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
