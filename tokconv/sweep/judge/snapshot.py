@@ -70,20 +70,17 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         SweepError: there is no such sweep; the message lists the sweeps that there are.
         StorageError: `storage` is a URL that cannot be read.
     """
-    path = Path(name)
-    if (path / "events.jsonl").is_file():
-        return SweepDirectory(path.resolve())
+    sweeps = Path(storage).expanduser() / "sweeps"
+    for path in (Path(name), sweeps / name):
+        if (path / "events.jsonl").is_file():
+            return SweepDirectory(path.resolve())
     if is_url(storage):
         return open_root(storage).newest(str(name))
-    root = Path(storage).expanduser()
-    if path.name == str(name):
-        if (root / "sweeps" / path / "events.jsonl").is_file():
-            return SweepDirectory((root / "sweeps" / path).resolve())
-        newest = newest_numbered(root / "sweeps", path.name)
-        if newest is not None:
-            return SweepDirectory(newest.resolve())
+    newest = newest_numbered(sweeps, str(name))
+    if newest is not None:
+        return SweepDirectory(newest.resolve())
     there = ", ".join(found.name for found in all_sweeps(storage)) or "none"
-    raise SweepError(f"{name}: no such sweep in {root / 'sweeps'}; there are: {there}")
+    raise SweepError(f"{name}: no such sweep in {sweeps}; there are: {there}")
 
 
 def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:

@@ -64,13 +64,10 @@ def judge(
         confirmations: winners that were trained again; each counts for the trial that it confirms.
         seeds: confirmations wanted per winner; 0 for none.
     """
-    repeats = tuple(confirmations)
-    complete: dict[int, list[TrialRecord]] = {grid: [] for grid in sorted(baselines)}
-    for trial in trials:
-        if trial.state == "complete" and trial.grid in complete:
-            complete[trial.grid].append(trial)
+    repeats, complete = tuple(confirmations), [trial for trial in trials if trial.state == "complete"]
     verdicts = []
-    for grid, own in complete.items():
+    for grid in sorted(baselines):
+        own = [trial for trial in complete if trial.grid == grid]
         fronts = ranks([[trial.figures[name] for name in JUDGED_ON] for trial in own])
         front = [trial for trial, rank in zip(own, fronts, strict=True) if rank == 0]
         best = min(own, key=lambda trial: _distance(trial, rule), default=None)
