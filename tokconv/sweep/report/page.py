@@ -28,7 +28,6 @@ from tokconv.sweep.report.text import INTERVAL_LEGEND, legend, moment, states_te
 from tokconv.system.files import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html")
-HEIGHT = 440
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,6 @@ class _Figure:
     key: str
     plot: go.Figure
     caption: str = ""
-
-    @property
-    def height(self) -> int:
-        return int(self.plot.layout.height or HEIGHT)
 
 
 @dataclass(frozen=True)
@@ -70,28 +65,16 @@ def page(sweep: SweepSnapshot) -> str:
     figures = {figure.key: _plain(figure.plot) for section in sections for figure in section.figures}
     shown, pictures, cards = shown_figures(sweep.verdicts), list(_pictures(sweep)), list(_cards(sweep))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    contents = [
-        ("winners", "winners"),
-        *((s.anchor, s.title.lower()) for s in sections),
-        ("cost", "what the sweep took"),
-    ]
-    contents += [("pictures", "pictures")] * bool(pictures) + [("cards", "model cards")] * bool(cards)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=sweep.directory.name,
-        state=sweep.state,
+        sweep=sweep,
         when=f"begun {moment(sweep.started)}, last event {moment(sweep.last)}",
-        protocol=sweep.protocol,
-        commit=sweep.facts.get("git_commit") or "",
-        store=sweep.facts["store_fingerprint"],
         lead=_lead(sweep),
-        contents=[*contents, ("trials", "all trials")],
         winner_headings=tables.winner_headings(shown),
         winners=[tables.winner(verdict, shown) for verdict in sweep.verdicts],
         legend=f"{legend(shown)}. {INTERVAL_LEGEND}.",
         notes=notes(sweep.verdicts),
         sections=sections,
         cost=tables.cost(sweep),
-        cost_text=tables.COST_TEXT,
         pictures=pictures,
         cards=cards,
         columns=tables.trial_headings(),

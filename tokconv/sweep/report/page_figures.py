@@ -15,7 +15,7 @@ from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.plots import CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, axis_title, shown, swd_floor
+from tokconv.sweep.report.plots import CHAMPION, CURVES, LOWEST, STOPPED, TRIAL, axis_title, shown, swd_floor
 from tokconv.sweep.report.text import values_text
 
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left"}
@@ -34,16 +34,10 @@ WITHOUT_POINT = ("window_pca",)
 def front_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu against the compression ratio: all trials, lines of baselines, the champions with their intervals."""
     figure = go.Figure()
-    for state, (label, color, marker) in CURVES.items():
+    for state, (label, color, end) in CURVES.items():
         trials = [trial for trial in sweep.trials.values() if trial.state == state and FVU in trial.figures]
-        _points(
-            figure,
-            trials,
-            [trial.ratio for trial in trials],
-            name=label,
-            color=FAILED if state == "failed" else color,
-            symbol="x" if marker else "circle-open" if state == "running" else "circle",
-        )
+        symbol = "x" if end else "circle-open" if state == "running" else "circle"
+        _points(figure, trials, [trial.ratio for trial in trials], label, {"color": color, "symbol": symbol})
     for entry in shown_in(PLOTS):
         known = [v for v in sweep.verdicts if entry.name in v.baselines]
         figure.add_scatter(
@@ -69,15 +63,8 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu against swd, one panel per grid: trials, front, baselines, champion, and the floor of swd."""
     figure, panels = _panels(sweep, height=320)
     for verdict, panel in panels:
-        _points(
-            figure,
-            verdict.trials,
-            [shown(trial.figures, SWD) for trial in verdict.trials],
-            name="complete",
-            color=TRIAL,
-            symbol="circle",
-            **panel,
-        )
+        swds = [shown(trial.figures, SWD) for trial in verdict.trials]
+        _points(figure, verdict.trials, swds, "complete", {"color": TRIAL, "symbol": "circle"}, **panel)
         figure.add_scatter(
             x=[shown(trial.figures, SWD) for trial in verdict.front],
             y=[shown(trial.figures, FVU) for trial in verdict.front],
@@ -184,14 +171,7 @@ def _panels(sweep: SweepSnapshot, *, height: int) -> tuple[go.Figure, list[tuple
 
 
 def _points(
-    figure: go.Figure,
-    trials: Sequence[TrialRecord],
-    x: Sequence[float],
-    *,
-    name: str,
-    color: str,
-    symbol: str,
-    **panel: Any,
+    figure: go.Figure, trials: Sequence[TrialRecord], x: Sequence[float], name: str, style: dict[str, str], **panel: Any
 ) -> None:
     if trials:
         figure.add_scatter(
@@ -200,7 +180,7 @@ def _points(
             text=[_hover(trial) for trial in trials],
             name=name,
             mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.7},
+            marker={**style, "size": 6, "opacity": 0.7},
             hovertemplate="%{text}<extra></extra>",
             legendgroup=name,
             **panel,

@@ -14,11 +14,6 @@ from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.text import STATES, cell, heading, values_text
 from tokconv.system.terminal import duration
 
-COST_TEXT = (
-    "Times are those of the trials, from start to end, multiplied by what each trial reserved. They include the start "
-    "of processes, but neither encoding nor baselines. What early stopping saved is estimated from the pace of each "
-    "stopped trial."
-)
 REFERENCE = "window_pca"
 """The baseline whose fvu stands next to every winner's."""
 
