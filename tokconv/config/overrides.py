@@ -160,39 +160,33 @@ def _translate(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
             if not isinstance(value, bool):
                 raise ConfigError(f"{key}: got {value!r}; allowed: true, false (the current name is {name})")
             current.append((name, values[value]))
-        elif key in GROUPS:
-            if value not in GROUPS[key]:
-                raise ConfigError(f"{key}: got {value!r}; {suggest(str(value), GROUPS[key])}")
-            current.append((key, value))
         else:
-            check_key(key)
+            if key not in GROUPS:
+                check_key(key)
+            elif value not in GROUPS[key]:
+                raise ConfigError(f"{key}: got {value!r}; {suggest(str(value), GROUPS[key])}")
             current.append((key, value))
     return current
 
 
 def _quote(value: Any) -> str:
     """Write a value in Hydra's grammar; strings are quoted so that no path or name is read as syntax."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, str):
         return str(QuotedString(text=value, quote=Quote.single).with_quotes())
-    return str(value)
+    return "null" if value is None else str(value).lower()
 
 
 def _explain(error: Exception, pairs: Sequence[tuple[str, Any]]) -> str:
     """Return one sentence with the key, the value and the expected type."""
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    for cause in causes:
+    cause: BaseException | None = error
+    while cause is not None:
         key = getattr(cause, "full_key", None)
         if key in KEYS:
             value = dict(pairs).get(str(key))
             if isinstance(cause, InterpolationResolutionError):
                 return f"{key}: got {value!r}; {first_line(cause)}"
             return f"{key}: got {value!r}; must be {_type_name(KEYS[str(key)])}"
+        cause = cause.__cause__
     return first_line(error)
 
 

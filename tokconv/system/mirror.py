@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokconv.errors import StorageError
-from tokconv.system.files import file_digest, write_text
+from tokconv.system.files import file_digest, read_json_object, write_text
 from tokconv.system.storage import FIRST_WAIT, LONGEST_WAIT, Remote
 
 INTERVAL = 5.0
@@ -206,10 +206,9 @@ def fetch_log(remote: Remote, name: str) -> bytes:
 
 def _read_state(directory: Path) -> dict[str, Signature]:
     try:
-        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        return read_json_object(directory / STATE)
     except (OSError, ValueError):
         return {}
-    return dict(state) if isinstance(state, dict) else {}
 
 
 def _signature(path: Path) -> Signature:

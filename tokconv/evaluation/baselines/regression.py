@@ -59,5 +59,4 @@ class Regression:
         return weight, self.out_mean - self.in_mean @ weight.T
 
     def _centred(self, sums: Tensor, mean: Tensor) -> Tensor:
-        positions = len(mean)
-        return (sums / self.count - self.in_mean.T @ mean) / positions
+        return (sums / self.count - self.in_mean.T @ mean) / len(mean)
