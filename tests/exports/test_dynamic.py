@@ -59,7 +59,7 @@ def test_errors_are_those_of_the_evaluation_protocol(fitted: Fitted) -> None:
     folder, store, _ = fitted
     spectrum = Spectrum(store.mean, torch.eye(store.dim), torch.tensor(store.scale))
     champions = read_champions(folder)
-    errors = measure(champions, spectrum, store, device="cpu").errors
+    _, errors = measure(champions, spectrum, store, device="cpu")
     assert errors.shape == (len(store.val_indices), len(GRIDS))
     for number, champion in enumerate(champions):
         codec = codec_of(champion.compressor, load_decoder(champion.path))

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.errors import MissingExtraError, TokconvError, first_line
+from tokconv.errors import MissingExtraError, first_line
 from tokconv.system.ray_cluster import check_ray
 
 Check = Callable[[], str]
@@ -28,10 +28,6 @@ MODULES |= {"Jinja2": "jinja2", "markdown-it-py": "markdown_it"}
 """The modules of packages whose module has another name."""
 RAY_TMPDIR = 36
 """Characters: Ray appends up to 70 to TMPDIR for a socket, and Linux allows 107."""
-
-
-class BrokenError(TokconvError):
-    """A part that is installed but does not work."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def _python() -> str:
 
 def _versions(packages: Sequence[str]) -> str:
     if missing := _missing(packages):
-        raise BrokenError(f"{missing} not installed")
+        raise RuntimeError(f"{missing} not installed")
     return ", ".join(f"{name} {_version(name)}" for name in packages)
 
 
@@ -161,7 +157,7 @@ def _devices() -> str:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     total = float(torch.ones(8, device="cuda").sum())
     if total != 8:
-        raise BrokenError(f"the sum of eight ones on {names[0]} is {total}")
+        raise RuntimeError(f"the sum of eight ones on {names[0]} is {total}")
     half = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16: set training.precision=float32"
     return f"{len(names)} GPU ({', '.join(names)}), {half}"
 

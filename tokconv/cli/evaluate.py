@@ -21,7 +21,6 @@ from tokconv.store.reader import TokenStore
 from tokconv.store.remote import open_place
 from tokconv.system.terminal import progress_line
 
-LABELS = {name: baseline.label for name, baseline in BASELINES.items()}
 SIDE_INFORMATION = (
     "* also needs a map next to the compressed tokens: which of them each token was merged into. The others do not, so "
     "equal\n  ratios are not equal bits; and its tokens form no grid."
@@ -97,7 +96,7 @@ def _differences(description: Mapping[str, Any], store: TokenStore) -> list[str]
 
 def _verdict(figures: Figures, baselines: Mapping[str, Figures]) -> str:
     """Name the baselines that leave no reason to use this compressor."""
-    better = [LABELS[name] for name in at_least_as_good(baselines, figures)]
+    better = [BASELINES[name].label for name in at_least_as_good(baselines, figures)]
     if better:
         return f"At least as good on both fvu and swd: {', '.join(better)}."
     return "No baseline is at least as good on both fvu and swd."
@@ -113,7 +112,7 @@ def _heading(store: TokenStore, grid: int) -> str:
 
 
 def _labelled(rows: Mapping[str, Figures]) -> dict[str, Figures]:
-    return {LABELS[name]: figures for name, figures in rows.items()}
+    return {BASELINES[name].label: figures for name, figures in rows.items()}
 
 
 def _pca_note(rows: Mapping[str, Figures]) -> str:

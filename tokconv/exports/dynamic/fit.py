@@ -44,17 +44,6 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The data that the predictor is fitted on: n held-out images, K grids, F features."""
-
-    keys: tuple[str, ...]
-    energies: Tensor
-    """[n, F] float32."""
-    errors: Tensor
-    """[n, K] float64, in units of the average image's deviation, so that the mean over images is `val/fvu`."""
-
-
-@dataclass(frozen=True)
 class DynamicReport:
     """The evaluation of a predictor on images that it was not fitted on."""
 
@@ -109,26 +98,24 @@ def fit_dynamic(
     identities = {champion.path.name: champion.identity() for champion in champions}
     grids = tuple(champion.grid for champion in champions)
     spectrum = _spectrum(store)
-    measured = measure(champions, spectrum, store, device=device, progress=progress)
-    first, second = halves(measured.keys)
-    evaluated = fit_predictor(spectrum, measured.energies[first], measured.errors[first])
-    energies, errors = measured.energies[second], measured.errors[second]
-    targets = targets_between(measured.errors[first])
-    report = _report(evaluated, energies, errors, grids, targets)
-    final = fit_predictor(spectrum, measured.energies, measured.errors)
+    energies, errors = measure(champions, spectrum, store, device=device, progress=progress)
+    first, second = halves([store.keys[index] for index in held_out(store).tolist()])
+    evaluated = fit_predictor(spectrum, energies[first], errors[first])
+    report = _report(evaluated, energies[second], errors[second], grids, targets_between(errors[first]))
+    final = fit_predictor(spectrum, energies, errors)
     with atomic_path(folder / FOLDER) as temporary:
         temporary.mkdir()
         save_file({name: value.contiguous() for name, value in final.state_dict().items()}, temporary / PREDICTOR)
         if importlib.util.find_spec("matplotlib") is not None:
-            curve = targets_between(measured.errors[first], CURVE_TARGETS)
-            predicted = evaluated.upper_of(energies, MEDIAN)
-            plotted = (savings(errors, by, grids, curve) for by in (predicted, errors))
-            plot.draw(temporary / PICTURE, errors, grids, *plotted)
+            curve, true = targets_between(errors[first], CURVE_TARGETS), errors[second]
+            predicted = evaluated.upper_of(energies[second], MEDIAN)
+            plotted = (savings(true, by, grids, curve) for by in (predicted, true))
+            plot.draw(temporary / PICTURE, true, grids, *plotted)
         description = {
             "format": FORMAT,
             "compressors": identities,
             "store_fingerprint": store.fingerprint,
-            "images": len(measured.keys),
+            "images": len(errors),
             "report": asdict(report),
         }
         write_json(temporary / DESCRIPTION, description)
@@ -143,8 +130,16 @@ def measure(
     *,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Measured:
-    """Measure features and true errors of the evaluation protocol's held-out images. Raises CheckpointError."""
+) -> tuple[Tensor, Tensor]:
+    """Measure features and true errors of the evaluation protocol's held-out images, n of them, in its order.
+
+    Returns:
+        The energies, [n, F] float32, and the errors at K grids, [n, K] float64, in units of the average image's
+        deviation, so that the mean over images is `val/fvu`.
+
+    Raises:
+        CheckpointError: a compressor has no decoder.
+    """
     place = resolve_device(device)
     indices = held_out(store)
     pairs = [(champion.compressor.to(place), load_decoder(champion.path).to(place)) for champion in champions]
@@ -160,8 +155,7 @@ def measure(
         if progress is not None:
             progress(number * BATCH + len(batch), len(indices))
     spectrum.cpu()
-    keys = tuple(store.keys[index] for index in indices.tolist())
-    return Measured(keys, torch.cat(energies), torch.cat(errors) / torch.cat(deviations).mean())
+    return torch.cat(energies), torch.cat(errors) / torch.cat(deviations).mean()
 
 
 def halves(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
