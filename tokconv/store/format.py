@@ -16,7 +16,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -102,8 +102,7 @@ class StoreSettings:
         return None
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """An image that could not be read."""
 
     item: int
@@ -208,22 +207,27 @@ def read_json(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: unreadable ({error}); remove the directory and encode again") from error
 
 
-def stored_settings(path: Path) -> StoreSettings:
-    """Read the settings of the store in a directory, finished or not. Raises StoreError if they cannot be read."""
-    stored = read_json(path / INDEX).get("settings") if (path / INDEX).exists() else read_json(path / SETTINGS)
-    try:
-        return StoreSettings.from_json(stored or {})
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: damaged settings ({error}); remove the directory and encode again") from error
-
-
 def check_settings(path: Path, wanted: StoreSettings) -> None:
-    """Raise StoreError, naming the most telling difference, if a directory holds a store of other settings."""
-    difference = stored_settings(path).difference(wanted)
+    """Raise StoreError if the store in a directory, finished or not, has other settings, or unreadable ones."""
+    stored = read_json(path / INDEX).get("settings") if (path / INDEX).exists() else read_json(path / SETTINGS)
+    check_stored(path, stored or {}, wanted, "the directory")
+
+
+def check_stored(place: str | Path, stored: Any, wanted: StoreSettings, content: str) -> None:
+    """Raise StoreError if the JSON of stored settings is damaged or differs, naming the most telling difference.
+
+    Args:
+        place: where they are stored.
+        content: what the user may remove there, for the message.
+    """
+    try:
+        difference = StoreSettings.from_json(stored).difference(wanted)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{place}: damaged settings ({error}); remove {content} and encode again") from error
     if difference is not None:
         raise StoreError(
-            f"data.store: {path} was made with other settings ({difference}); "
-            "choose another data.store or remove the directory"
+            f"data.store: {place} was made with other settings ({difference}); choose another data.store or remove "
+            f"{content}"
         )
 
 
