@@ -159,8 +159,7 @@ def _explained(root: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # datasets, pyarrow, fsspec and the hub raise many kinds
-        reason = first_line(error)
-        raise DataError(f"data.root: cannot read {root!r} as an image data set ({reason})") from error
+        raise DataError(f"data.root: cannot read {root!r} as an image data set ({first_line(error)})") from error
 
 
 def _choose_splits(parts: Mapping[str, Any], root: str) -> dict[str, tuple[str | None, Any]]:

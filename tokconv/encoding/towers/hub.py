@@ -153,14 +153,13 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 def _quiet_hub() -> Iterator[None]:
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if are_progress_bars_disabled():
-        yield
-        return
+    disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        if not disabled:
+            enable_progress_bars()
 
 
 @contextlib.contextmanager

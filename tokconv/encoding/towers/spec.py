@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,16 +50,11 @@ class EncoderSpec:
 
         A local directory is identified by its content, so that its stores stay valid if it is moved.
         """
-        return {
-            "name": self.slug if self.revision.startswith("sha256:") else self.name,
-            "revision": self.revision,
-            "layer": self.layer,
-            "token_grid": self.token_grid,
-            "dim": self.dim,
-            "image_size": self.image_size,
-            "precision": self.precision,
-            "preprocessing": self.preprocessing,
-        }
+        identity = dataclasses.asdict(self)
+        del identity["num_layers"]  # no token depends on the layers after `layer`
+        if self.revision.startswith("sha256:"):
+            identity["name"] = self.slug
+        return identity
 
 
 def describe(clip: ClipConfig) -> EncoderSpec:
