@@ -97,7 +97,8 @@ def fit_dynamic(
     # Taken before measuring, so that the predictor is refused if a compressor is replaced meanwhile.
     identities = {champion.path.name: champion.identity() for champion in champions}
     grids = tuple(champion.grid for champion in champions)
-    spectrum = _spectrum(store)
+    axes = principal_axes(standardised_batches(store, training_sample(store, AXES_IMAGES)))
+    spectrum = Spectrum(store.mean, axes, torch.tensor(store.scale))
     energies, errors = measure(champions, spectrum, store, device=device, progress=progress)
     first, second = halves([store.keys[index] for index in held_out(store).tolist()])
     evaluated = fit_predictor(spectrum, energies[first], errors[first])
@@ -179,11 +180,6 @@ def _report(
         dynamic=tuple(savings(errors, bounds[MEDIAN], grids, targets)),
         oracle=tuple(savings(errors, errors, grids, targets)),
     )
-
-
-def _spectrum(store: TokenStore) -> Spectrum:
-    axes = principal_axes(standardised_batches(store, training_sample(store, AXES_IMAGES)))
-    return Spectrum(store.mean, axes, torch.tensor(store.scale))
 
 
 def _square_sum(tokens_BNC: Tensor) -> Tensor:

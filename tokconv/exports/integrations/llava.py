@@ -8,7 +8,7 @@ projector and their weights stay unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -25,7 +25,7 @@ NAME = "compressor"
 """The name of the compressor as a child of the projector, so that it moves, trains and is counted with the model."""
 
 
-class Attachment:
+class Attachment(AbstractContextManager["Attachment"]):
     """An attached compressor. `detach` takes it out again; as a context manager it does so at the end.
 
     Attributes:
@@ -56,9 +56,6 @@ class Attachment:
     def detach(self) -> None:
         """Restore model and processor; the compressor stays on its device. Calling it again has no further effect."""
         self._undo.close()
-
-    def __enter__(self) -> Attachment:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.detach()
@@ -120,10 +117,9 @@ def _check_tower(config: Any, compressor: Compressor) -> None:
             f"attach: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}; compressors read "
             f"only patch tokens, which a {family.name} tower gives with {strategy!r}"
         )
-    grid = vision.image_size // vision.patch_size
     for what, wanted, found in (
         ("width", compressor.dim, vision.hidden_size),
-        ("token grid", compressor.token_grid, grid),
+        ("token grid", compressor.token_grid, vision.image_size // vision.patch_size),
     ):
         if wanted != found:
             raise ConfigError(
