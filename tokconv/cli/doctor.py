@@ -76,14 +76,12 @@ def _scratch() -> Iterator[None]:
     """
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="tc", ignore_cleanup_errors=True) as scratch:
-        if len(scratch) > RAY_TMPDIR:
-            yield
-            return
-        os.environ["TMPDIR"] = tempfile.tempdir = scratch
         try:
+            if len(scratch) <= RAY_TMPDIR:
+                os.environ["TMPDIR"] = tempfile.tempdir = scratch
             yield
         finally:
-            os.environ.pop("TMPDIR")
+            os.environ.pop("TMPDIR", None)
             if before[0] is not None:
                 os.environ["TMPDIR"] = before[0]
             tempfile.tempdir = before[1]

@@ -62,11 +62,9 @@ def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | No
 def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str | None) -> None:
     """Print the figures of an exported compressor and of the baselines at its grid, and whether it beats them."""
     description = read_config(folder)
-    if place is not None:
-        store = open_place(place)
-    else:
-        advice = f"name a store of the same encoder: tokconv evaluate {folder} STORE"
-        store = find_store(folder, description.get("store_fingerprint"), advice=advice)
+    fingerprint = description.get("store_fingerprint")
+    advice = f"name a store of the same encoder: tokconv evaluate {folder} STORE"
+    store = find_store(folder, fingerprint, advice=advice) if place is None else open_place(place)
     figures = evaluate(folder, store, device=device)
     grid = description["compressor"]["output_grid_size"]
     baselines = baseline_figures(store, grid)
