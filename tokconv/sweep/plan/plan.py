@@ -164,15 +164,9 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
     for grid in spec.grids():
         check_output_grid(grid, tokens.shape.token_grid)
     batch = min(config.training.batch_size, tokens.train_images)
-    assumed = list(tokens.assumed)
     device = resolve_device(None if spec.resources.gpus_per_worker else "cpu")
     timed = accelerator.tflops is None
     measured = tokens.store if timed else None
-    if measured is None:
-        assumed += [
-            f"a worker reads {accelerator.read_gbs:g} GB of tokens per second (--read-gbs)",
-            "the figures of an epoch take as long as training on as many images",
-        ]
     steps, grids = tokens.train_images // batch, []
     with _threads(spec.resources.cpus_per_worker):
         meter = StepMeter(tokens.shape, device=device, timed=timed)
@@ -188,14 +182,7 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
             # Only rank 0 evaluates.
             epoch = steps * step / _speed(spec, spec.resources.workers) + held_out / _speed(spec, 1) + read
             grids.append(GridPlan(grid=grid, cost=cost, step_seconds=step, epoch_seconds=epoch))
-    if not timed:
-        assumed.append(f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)")
-    elif spec.resources.gpus_per_worker and device.type == "cpu":
-        assumed.append(
-            "the spec asks for GPUs and this machine has none: the hours are those of its CPU; give --tflops"
-        )
     trials = min(spec.trials, len(draw_points(spec))) if spec.sampler.kind == "grid" else spec.trials
-    assumed.append(f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start")
     return SweepPlan(
         spec=spec,
         accelerator=accelerator,
@@ -209,8 +196,20 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
         batch_size=batch,
         steps_per_epoch=steps,
         read_seconds=read,
-        assumed=tuple(assumed),
+        assumed=(*tokens.assumed, *_assumed(spec, accelerator, device, measured is not None)),
     )
+
+
+def _assumed(spec: Spec, accelerator: Accelerator, device: torch.device, measured: bool) -> Iterator[str]:
+    """Yield what the plan assumes about speed; `measured` is whether a store at hand was read and judged."""
+    if not measured:
+        yield f"a worker reads {accelerator.read_gbs:g} GB of tokens per second (--read-gbs)"
+        yield "the figures of an epoch take as long as training on as many images"
+    if accelerator.tflops is not None:
+        yield f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)"
+    elif spec.resources.gpus_per_worker and device.type == "cpu":
+        yield "the spec asks for GPUs and this machine has none: the hours are those of its CPU; give --tflops"
+    yield f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start"
 
 
 def epochs_share(spec: Spec, trials: int) -> tuple[float, float]:

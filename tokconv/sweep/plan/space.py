@@ -42,14 +42,14 @@ def space_cost(spec: Spec, measure: Measure) -> dict[int, StepCost]:
     return {grid: _mean(space.cost({**point, GRID_KEY: grid}) for point in points) for grid in spec.grids()}
 
 
-def draw_points(spec: Spec, count: int = POINTS) -> list[dict[str, Any]]:
+def draw_points(spec: Spec) -> list[dict[str, Any]]:
     """Return random points of the search space, the same every time; every point for a grid sampler."""
     if spec.sampler.kind == "grid":
         return grid_points(spec)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = {key: distribution(found) for key, found in spec.search.items()}
-    return [study.ask(space).params for _ in range(count)]
+    return [study.ask(space).params for _ in range(POINTS)]
 
 
 class _Space:
