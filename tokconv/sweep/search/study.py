@@ -44,7 +44,9 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
     The first trials are the base config at every grid, so that every result includes what the defaults achieve.
     """
     logging.getLogger("optuna").setLevel(logging.WARNING)
-    _drop_torn_end(journal)
+    if journal.exists():
+        # A full disk or a kill may have left a last line unfinished, which the next one would run into.
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(
         study_name=spec.name,
@@ -59,12 +61,6 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
         for point in first_points(spec)[: spec.trials]:
             study.enqueue_trial(point)
     return study
-
-
-def _drop_torn_end(journal: Path) -> None:
-    """Cut off a last line that a full disk or a kill left unfinished, because the next one would run into it."""
-    if journal.exists():
-        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def first_points(spec: Spec) -> list[dict[str, Any]]:
@@ -147,14 +143,9 @@ class StudySearcher(GivenSearcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next config; `Searcher.FINISHED` if a grid has no point left or the search is given up."""
-        if self._given_up():
+        if self._given_up() or not (self._waiting or self._queue_grid_point()):
             return Searcher.FINISHED
-        if self._waiting:
-            config = self._waiting.pop(0)
-        elif not self._queue_grid_point():
-            return Searcher.FINISHED
-        else:
-            config = self._ask()
+        config = self._waiting.pop(0) if self._waiting else self._ask()
         self._numbers[trial_id] = int(config["uid"])
         return config
 
