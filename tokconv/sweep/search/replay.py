@@ -191,9 +191,8 @@ def _run(
 def _lost(grids: Mapping[int, Mapping[str, Point]], survivors: set[str], references: References) -> float:
     """Return the share of the hypervolume that is lost, mean over the grids that have any."""
     shares = []
-    for grid, points in grids.items():
-        if grid not in references:
-            continue
+    for grid in grids.keys() & references.keys():
+        points = grids[grid]
         full = hypervolume(list(points.values()), references[grid])
         if full > 0:
             left = hypervolume([point for uid, point in points.items() if uid in survivors], references[grid])
