@@ -8,10 +8,9 @@ safetensors file can hold labels: a tensor `labels` [n] of whole numbers next to
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ class FeatureSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return JSON that identifies the encoder by what the config says about it."""
-        return {"name": self.name, "revision": GIVEN, **dataclasses.asdict(self)}
+        return {"name": self.name, "revision": GIVEN, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,9 @@ class FeatureSource:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser()
-        files = [_describe(path, self._key(path)) for path in self._paths()]
+        # The key of the root itself, where it is a file, is the file's name.
+        above = self.root.parent if self.root.is_file() else self.root
+        files = [_describe(path, path.relative_to(above).as_posix()) for path in self._paths()]
         for file in files:
             _check_alike(file, files[0])
         self.dim, self.token_grid = files[0].dim, _grid(files[0].num_tokens)
@@ -141,9 +142,6 @@ class FeatureSource:
                 "shape [images, tokens, channels]"
             )
         return paths
-
-    def _key(self, path: Path) -> str:
-        return path.name if path == self.root else path.relative_to(self.root).as_posix()
 
 
 def _describe(path: Path, key: str) -> _File:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,6 @@ class EncoderSpec:
     preprocessing: dict[str, Any]
 
     @property
-    def num_tokens(self) -> int:
-        return self.token_grid**2
-
-    @property
     def slug(self) -> str:
         """The last part of the name, suitable for a file name."""
         return re.sub(r"[^a-z0-9.]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1].lower()).strip("-.")
@@ -50,7 +45,7 @@ class EncoderSpec:
 
         A local directory is identified by its content, so that its stores stay valid if it is moved.
         """
-        identity = dataclasses.asdict(self)
+        identity = asdict(self)
         del identity["num_layers"]  # no token depends on the layers after `layer`
         if self.revision.startswith("sha256:"):
             identity["name"] = self.slug

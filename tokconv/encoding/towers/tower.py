@@ -56,9 +56,10 @@ class VisionTower:
         try:
             with quiet_transformers():
                 self.processor: Any = getattr(transformers, family.processor_class).from_pretrained(located.folder)
-                model, loaded = getattr(transformers, family.model_class).from_pretrained(
+                model_class = getattr(transformers, family.model_class)
+                model, loaded = model_class.from_pretrained(
                     weights_folder(located),
-                    config=_trimmed_config(getattr(transformers, family.config_class), located.folder, self.spec),
+                    config=_trimmed_config(model_class.config_class, located.folder, self.spec),
                     use_safetensors=True,
                     dtype=self.dtype,
                     attn_implementation="sdpa",
