@@ -170,15 +170,14 @@ def read_header(path: Path, settings: StoreSettings, number: int) -> ShardHeader
     tensors, metadata = _safetensors_header(path)
     try:
         content = json.loads(metadata[METADATA])
-        if content["settings"] != settings.digest() or content["shard"] != number:
-            raise StoreError(f"{path}: is a shard of another store")
+        belongs = content["settings"] == settings.digest() and content["shard"] == number
         skipped = tuple(Skipped(item, reason) for item, reason in content["skipped"])
         count = len(settings.shard_items(number)) - len(skipped)
         found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, StoreError):
-            raise
         raise StoreError(f"{path}: is not a shard of a token store") from error
+    if not belongs:
+        raise StoreError(f"{path}: is a shard of another store")
     wanted = {
         "tokens": (DTYPES[settings.dtype][1], (count, settings.num_tokens, settings.dim)),
         "items": ("I64", (count,)),

@@ -130,9 +130,8 @@ class StoreWriter:
 
     def stored_items(self) -> list[int]:
         """Return the source indices of all stored images, in order. Raises StoreError as `read_header` does."""
-        covered = range(self.settings.num_items)
         missing = {image.item for number in range(self.settings.num_shards) for image in self._header(number).skipped}
-        return [item for item in covered if item not in missing]
+        return [item for item in range(self.settings.num_items) if item not in missing]
 
     def finish(self, keys: Sequence[str], splits: Sequence[str]) -> None:
         """Hash the shards, compute the moments of the training split, write the index.
@@ -148,7 +147,6 @@ class StoreWriter:
         num_images = sum(header.count for header in headers)
         if not num_images == len(keys) == len(splits) or "train" not in splits:
             raise StoreError(f"{self.directory}: {num_images} images, {len(keys)} keys, {len(splits)} splits")
-        names = [shard_name(number) for number in range(len(headers))]
         mean, variance = self._moments(torch.tensor([split == "train" for split in splits]))
         index = {
             "format_version": FORMAT_VERSION,
@@ -156,12 +154,12 @@ class StoreWriter:
             "num_images": num_images,
             "shards": [
                 {
-                    "name": name,
+                    "name": shard_name(number),
                     "count": header.count,
-                    "sha256": file_digest(self.directory / name),
+                    "sha256": file_digest(self._path(number)),
                     "skipped": header.skipped,
                 }
-                for name, header in zip(names, headers, strict=True)
+                for number, header in enumerate(headers)
             ],
             "mean": mean,
             "variance": variance,
