@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +197,6 @@ class _Sweep:
             judge=lambda trials: judge(trials, self.spec.champion, self.store.token_grid, baselines),
             confirmations=self.spec.confirm_seeds * len(baselines),
         )
-
-        def next_confirmations() -> list[dict[str, Any]]:
-            configs = self._missing_confirmations(baselines)
-            display.expect(len(self.record.confirmations.keys() | {config["uid"] for config in configs}))
-            return configs
-
         listener = Listener(
             self.record,
             token_grid=self.store.token_grid,
@@ -213,26 +208,22 @@ class _Sweep:
         )
         place = place_of(self.store)
         with display:
-            tune(self.spec, self.config, place, self.directory, self.record, listener, next_confirmations)
+            missing = partial(self._missing_confirmations, display)
+            tune(self.spec, self.config, place, self.directory, self.record, listener, missing)
             listener.close()
 
-    def _missing_confirmations(self, baselines: Baselines) -> list[dict[str, Any]]:
-        verdicts = judge(
-            self.record.trials.values(),
-            self.spec.champion,
-            self.store.token_grid,
-            baselines,
-            confirmations=self.record.confirmations.values(),
-            seeds=self.spec.confirm_seeds,
-        )
+    def _missing_confirmations(self, display: SweepDisplay) -> list[dict[str, Any]]:
+        verdicts = read_sweep(self.directory).verdicts
         end_stale_confirmations(self.record, verdicts)
-        return missing_confirmations(
+        configs = missing_confirmations(
             verdicts,
             self.record.trials,
             self.record.confirmations,
             seeds=self.spec.confirm_seeds,
             base_seed=self.config.training.seed,
         )
+        display.expect(len(self.record.confirmations.keys() | {config["uid"] for config in configs}))
+        return configs
 
     def _conclude(self, state: str) -> tuple[SweepSnapshot, dict[str, dict[str, Any]]]:
         """Judge what is complete, export the champions, write tables, plots and page, and record the end."""
