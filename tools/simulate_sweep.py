@@ -30,7 +30,8 @@ from tokconv.sweep.judge.confirmations import missing_confirmations
 from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import Record, read_events
-from tokconv.sweep.record.layout import SweepDirectory, new_directory
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.remote import Root
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import load_spec
@@ -50,7 +51,7 @@ def main() -> None:
     overrides += [f"trials={args.trials}"] if args.trials else []
     overrides += [f"concurrency={args.slots}"] if args.slots else []
     spec = load_spec(args.spec, overrides)
-    directory = SweepDirectory(args.resume) if args.resume else new_directory(Path(str(spec.storage)), spec.name)
+    directory = SweepDirectory(args.resume) if args.resume else Root(Path(str(spec.storage))).new(spec.name)
     simulation = simulate(spec, directory, minutes=args.minutes, seed=args.seed)
     after_the_search(simulation, mlflow=args.mlflow)
     if args.real:

@@ -25,6 +25,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from rich.console import Console
 from surrogate import Surrogate, baselines
 
+from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report.progress import SweepDisplay
@@ -32,7 +33,7 @@ from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.search.study import StudySearcher, open_study
 from tokconv.sweep.spec.file import spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import Spec
-from tokconv.sweep.tracking.mlflow_writer import _Runs
+from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.trials.listener import Listener
 from tokconv.system.files import write_text
 
@@ -44,7 +45,7 @@ PARTS = {
     "record": (Record, "append"),
     "display": (SweepDisplay, "update"),
     "next trial": (FIFOScheduler, "choose_trial_to_run"),
-    "MLflow": (_Runs, "deliver"),
+    "MLflow": (MlflowWriter, "deliver"),
 }
 """Part of the controller's work -> the method that does it. MLflow's runs in a thread of its own."""
 
@@ -159,10 +160,8 @@ class Simulation:
         display = SweepDisplay(
             name=self.directory.name,
             total=self.spec.trials,
-            token_grid=TOKEN_GRID,
-            baselines=self.baselines,
             epochs=self.surrogate.epochs,
-            rule=self.spec.champion,
+            judge=lambda trials: judge(trials, self.spec.champion, TOKEN_GRID, self.baselines),
             console=Console(file=self._log, force_terminal=False),
             clock=lambda: self.now,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tokconv.cli import doctor
-from tokconv.cli.doctor import PARTS, Part, examine
+from tokconv.cli.doctor import PARTS, Part
 from tokconv.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_the_training_check_trains_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _only(monkeypatch, "training")
-    assert examine() == 0
+    assert main(["doctor"]) == 0
     assert "one epoch trained and evaluated (fvu 0." in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -105,7 +105,7 @@ def test_a_broken_part_takes_one_line_and_its_cure(
         raise error
 
     monkeypatch.setattr(doctor, "PARTS", (Part("broken", check, "mend it"), Part("well", lambda: "fine", "nothing")))
-    assert examine() == 1
+    assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()[2:]
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     assert lines == [
@@ -120,7 +120,7 @@ def test_a_broken_part_takes_one_line_and_its_cure(
 def test_long_findings_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(doctor, "PARTS", (Part("long", lambda: "word " * 30, "nothing"),))
-    examine()
+    main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     assert lines[3].startswith("        word")

@@ -17,12 +17,14 @@ import tokconv.encoding.shards
 import tokconv.store.format
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
 from tokconv.encoding.images import open_source
+from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import EncodeProgress, encode
-from tokconv.encoding.plan import plan
+from tokconv.encoding.plan import describe_plan
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import DataError, StoreError
 from tokconv.store.format import INDEX, shard_name
 from tokconv.store.reader import TokenStore
+from tokconv.system.terminal import data_size
 
 NUM_IMAGES = 11
 
@@ -66,13 +68,16 @@ def test_the_store_holds_the_tokens_of_the_tower(config: Config) -> None:
 
 
 def test_a_complete_store_needs_no_weights(config: Config) -> None:
-    first = plan(config)
-    assert (first.images, first.tokens_per_image, first.shards, first.complete) == (NUM_IMAGES, 16, 3, False)
-    assert first.bytes == NUM_IMAGES * 16 * 32 * 2
-    assert not first.path.exists()
+    job = open_job(config)
+    assert (job.settings.num_items, job.settings.num_tokens, job.settings.num_shards) == (NUM_IMAGES, 16, 3)
+    assert not job.is_complete()
+    assert f"16 tokens, {data_size(NUM_IMAGES * 16 * 32 * 2)} in 3 shards (not yet encoded)" in describe_plan(
+        config, device=torch.device("cpu"), images_per_second=1
+    )
+    assert not job.path.exists()
     store = encode(config, device="cpu")
     with mock.patch.object(tokconv.encoding.shards, "VisionTower", side_effect=AssertionError):
-        assert plan(config).complete
+        assert open_job(config).is_complete()
         assert encode(config).fingerprint == store.fingerprint
 
 
@@ -143,12 +148,12 @@ def test_a_source_without_readable_images_is_refused(config: Config, photos: Pat
 def test_another_encoder_is_refused(config: Config, tmp_path: Path) -> None:
     encode(config, device="cpu")
     config.model.clip.model_name = str(write_tower(tmp_path / "tiny", seed=1))
-    for action in (plan, encode):
+    for action in (lambda config: open_job(config).is_complete(), encode):
         with pytest.raises(StoreError, match=r"encoder\.revision: stored .* wanted .*choose another data\.store"):
             action(config)
     config.data.store = None
-    assert plan(config).path.parts[:2] == ("runs", "stores")
-    assert plan(config).path.name.startswith("folder-tiny-")
+    assert open_job(config).path.parts[:2] == ("runs", "stores")
+    assert open_job(config).path.name.startswith("folder-tiny-")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

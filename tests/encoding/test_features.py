@@ -17,8 +17,8 @@ from torch import Tensor
 from tokconv.cli.main import main
 from tokconv.config.overrides import compose
 from tokconv.config.tree import Config
+from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import encode
-from tokconv.encoding.plan import plan
 from tokconv.encoding.sources.features import FeatureSource
 from tokconv.errors import ConfigError, DataError, TokconvError
 
@@ -41,7 +41,8 @@ def test_an_array_becomes_a_store(tokens: Tensor, tmp_path: Path, dtype: type, c
     given = torch.cat([torch.full((NUM_IMAGES, 1, DIM), 9.0), tokens], dim=1) if class_token else tokens
     np.save(tmp_path / "all.npy", given.numpy().astype(dtype))
     config = configured(tmp_path / "all.npy", tmp_path / "store")
-    assert (plan(config).images, plan(config).tokens_per_image) == (NUM_IMAGES, GRID**2)
+    settings = open_job(config).settings
+    assert (settings.num_items, settings.num_tokens) == (NUM_IMAGES, GRID**2)
     store = encode(config)
     assert torch.equal(store.tokens(torch.arange(NUM_IMAGES)), tokens)
     assert store.keys[3] == "all.npy/000003"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation.baselines import fitting
-from tokconv.evaluation.baselines.fitting import FittedBaselines, fitted_baselines, linear_codecs
+from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.evaluation.baselines.pca import exact_components, randomised_components
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.models.windows import Windows
@@ -78,7 +79,7 @@ def test_fits_repeat_exactly(store: TokenStore, grid: int) -> None:
 @pytest.mark.parametrize("grid", [3, OVERLAPPING])
 def test_linear_codecs_fill_networks(store: TokenStore, name: str, grid: int) -> None:
     compressor, decoder = linear_networks(store, grid)
-    linear_codecs(store, grid)[name].fill(compressor, decoder)
+    fitted_baselines(store, grid).linear[name].fill(compressor, decoder)
     tokens = store.tokens(store.val_indices)
     codes, reconstructed = fitted_baselines(store, grid).codecs[name](tokens)
     with torch.no_grad():
@@ -97,16 +98,13 @@ def test_the_decoder_of_a_window_is_the_best_affine_one(store: TokenStore, name:
     x = torch.cat([codes.flatten(0, 1), torch.ones(codes.shape[0] * grid**2, 1)], 1).double()
     y = windows.split(tokens).flatten(0, 1).flatten(1).double()
     best = x @ torch.linalg.lstsq(x, y).solution
-    ours = _predicted_windows(fitted_baselines(store, grid), name, codes)
+    ours = _predicted_windows(fitting.fit_baselines(store, grid), name, codes)
     assert (ours - y).square().sum().item() == pytest.approx((best - y).square().sum().item(), rel=1e-4)
 
 
-def _predicted_windows(fitted: FittedBaselines, name: str, codes: Tensor) -> Tensor:
+def _predicted_windows(fit: Mapping[str, Tensor], name: str, codes: Tensor) -> Tensor:
     """Return the decoder's prediction of each window, before overlaps are averaged; [B*K, W*C] float64."""
-    if name in fitted.linear:
-        weight, bias = fitted.linear[name].decode_weight, fitted.linear[name].decode_bias
-    else:
-        weight, bias = fitted.selecting[name]
+    weight, bias = fit[f"{name}.decode_weight"], fit[f"{name}.decode_bias"]
     return (codes.flatten(0, 1) @ weight.T + bias).double()
 
 
@@ -160,7 +158,7 @@ def test_bilinear_reads_the_middle_of_each_cell(store: TokenStore) -> None:
 
 
 def test_pixel_shuffle_is_an_orthogonal_projection(store: TokenStore) -> None:
-    weight = linear_codecs(store, 3)["pixel_shuffle"].encode_weight
+    weight = fitted_baselines(store, 3).linear["pixel_shuffle"].encode_weight
     assert torch.allclose(weight @ weight.T, torch.eye(store.dim), atol=1e-5)
 
 
@@ -185,7 +183,7 @@ def test_window_pca_agrees_with_scikit_learn(store: TokenStore) -> None:
     projected = torch.from_numpy(reference.inverse_transform(reference.transform(flat)))
     ours = windows.split(reconstructed).flatten(0, 1).flatten(1).double()
     assert torch.allclose(ours, projected, atol=1e-4)
-    codec = linear_codecs(store, 3)["window_pca"]
+    codec = fitted_baselines(store, 3).linear["window_pca"]
     cosines = (codec.encode_weight.double() * torch.from_numpy(reference.components_)).sum(1).abs()
     assert torch.allclose(cosines, torch.ones(store.dim, dtype=torch.float64), atol=1e-4)
 
@@ -240,34 +238,34 @@ def test_fewer_windows_than_channels_still_give_codecs(tmp_path: Path, monkeypat
 
 
 def test_codecs_are_fitted_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = linear_codecs(store, 3)["pooling"]
+    first = fitted_baselines(store, 3).linear["pooling"]
     monkeypatch.setattr(fitting, "fit_baselines", lambda *_: pytest.fail("fitted again"))
-    assert torch.equal(linear_codecs(store, 3)["pooling"].encode_weight, first.encode_weight)
+    assert torch.equal(fitted_baselines(store, 3).linear["pooling"].encode_weight, first.encode_weight)
 
 
 def test_damaged_and_foreign_codecs_are_refused(tmp_path: Path) -> None:
     own = write_store(tmp_path / "own", num_images=8)
-    linear_codecs(own, 2)
+    fitted_baselines(own, 2)
     path = next(own.derived_dir.glob("codecs-*.safetensors"))
     whole = path.read_bytes()
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     for damaged in (b"", whole[: len(whole) // 2], b"\xff" * 100):
         path.write_bytes(damaged)
         with pytest.raises(StoreError, match=r"damaged .* remove it and it is computed again"):
-            linear_codecs(own, 2)
+            fitted_baselines(own, 2)
     save_file(tensors, path, {"store": "another"})
     with pytest.raises(StoreError, match=r"computed from something else .*store 'another'"):
-        linear_codecs(own, 2)
+        fitted_baselines(own, 2)
     for changed in ({"pooling.decode_bias": torch.zeros(3)}, {fitting.SHORTFALL: torch.tensor(math.nan)}):
         save_file({**tensors, **changed}, path, {"store": own.fingerprint})
         with pytest.raises(StoreError, match="damaged"):
-            linear_codecs(own, 2)
+            fitted_baselines(own, 2)
     tensors.pop("tome.weight")
     save_file(tensors, path, {"store": own.fingerprint})
     with pytest.raises(StoreError, match="damaged"):
-        linear_codecs(own, 2)
+        fitted_baselines(own, 2)
     path.unlink()
-    assert linear_codecs(own, 2)
+    assert fitted_baselines(own, 2)
 
 
 def test_a_grid_that_does_not_fit_is_refused(store: TokenStore) -> None:

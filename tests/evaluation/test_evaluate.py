@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation import heldout, probe, protocol, relations
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.baselines.fitting import linear_codecs
+from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.evaluation.evaluator import Codec, Evaluator, Figures, codec_of
 from tokconv.evaluation.probe import linear_probe
 from tokconv.store.reader import TokenStore
@@ -120,7 +120,7 @@ def test_the_probe_finds_linear_classes(store: TokenStore) -> None:
 
 def _baseline(store: TokenStore, name: str, grid: int) -> Codec:
     networks = linear_networks(store, grid)
-    linear_codecs(store, grid)[name].fill(*networks)
+    fitted_baselines(store, grid).linear[name].fill(*networks)
     return codec_of(*networks)
 
 

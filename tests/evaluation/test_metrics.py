@@ -42,8 +42,7 @@ def test_fidelity_is_the_same_in_one_batch_or_many() -> None:
     whole.update(reconstructed, tokens)
     for a, b in zip(reconstructed.split(3), tokens.split(3), strict=True):
         parts.update(a, b)
-    assert whole.fvu == pytest.approx(parts.fvu)
-    assert whole.cosine == pytest.approx(parts.cosine)
+    assert whole.figures() == pytest.approx(parts.figures())
 
 
 def test_fidelity_agrees_with_torch_and_a_zero_vector_has_cosine_zero() -> None:
@@ -51,14 +50,15 @@ def test_fidelity_agrees_with_torch_and_a_zero_vector_has_cosine_zero() -> None:
     tokens = mean + normal(6, 9, 8, seed=1)
     reconstructed = tokens + 0.3 * normal(6, 9, 8, seed=2)
     reconstructed[0] = mean
-    found = Fidelity(mean)
-    found.update(reconstructed, tokens)
+    fidelity = Fidelity(mean)
+    fidelity.update(reconstructed, tokens)
+    found = fidelity.figures()
     cosine = torch.nn.functional.cosine_similarity
-    assert found.cosine == pytest.approx(cosine(reconstructed, tokens, dim=-1).mean().item(), abs=1e-6)
+    assert found["val/cosine"] == pytest.approx(cosine(reconstructed, tokens, dim=-1).mean().item(), abs=1e-6)
     centered = cosine(reconstructed - mean, tokens - mean, dim=-1)
-    assert found.cosine_centered == pytest.approx(centered.mean().item(), abs=1e-6)
+    assert found["val/cosine_centered"] == pytest.approx(centered.mean().item(), abs=1e-6)
     error, deviation = (reconstructed - tokens).square().sum(), (tokens - mean).square().sum()
-    assert found.fvu == pytest.approx((error / deviation).item(), rel=1e-5)
+    assert found["val/fvu"] == pytest.approx((error / deviation).item(), rel=1e-5)
 
 
 def test_sliced_wasserstein_of_a_shift_is_the_shifts_projection() -> None:

@@ -43,7 +43,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[AxesIma
 
 
 def test_no_two_pictures_overlap(tmp_path: Path, drawn: list[tuple[list[str], list[AxesImage]]]) -> None:
-    draw_compression(*models(3), tokens_of(3), tmp_path / "picture.png")
+    draw_compression([models(3)] * 3, tokens_of(3), tmp_path / "picture.png")
     boxes = [(left, right, top, bottom) for left, right, bottom, top in (i.get_extent() for i in drawn[0][1])]
     assert len(boxes) == 12
     for number, (left, right, top, bottom) in enumerate(boxes):
@@ -59,7 +59,7 @@ def test_every_stage_is_a_panel_of_its_own_grid(
     tmp_path: Path, drawn: list[tuple[list[str], list[AxesImage]]], grid: int, count: int, with_images: bool
 ) -> None:
     images = [Image.new("RGB", (32, 20)) for _ in range(count)] if with_images else None
-    out = draw_compression(*models(grid), tokens_of(count), tmp_path / "picture.png", images)
+    out = draw_compression([models(grid)] * count, tokens_of(count), tmp_path / "picture.png", images)
     [(titles, pictures)] = drawn
     shapes = [picture.get_array().shape[:2] for picture in pictures]
     tokens = (TOKEN_GRID, TOKEN_GRID)
@@ -76,7 +76,7 @@ def test_every_stage_is_a_panel_of_its_own_grid(
 def test_the_errors_are_those_of_the_decoder(tmp_path: Path, drawn: list[tuple[list[str], list[AxesImage]]]) -> None:
     compressor, decoder = models(3)
     tokens = tokens_of(2)
-    draw_compression(compressor, decoder, tokens, tmp_path / "picture.png")
+    draw_compression([(compressor, decoder)] * len(tokens), tokens, tmp_path / "picture.png")
     with torch.no_grad():
         errors = (decoder(compressor(tokens)) - tokens).square().mean(-1).unflatten(1, (TOKEN_GRID, TOKEN_GRID))
     pairs = zip(*drawn[0], strict=True)

@@ -59,7 +59,7 @@ def test_errors_are_those_of_the_evaluation_protocol(fitted: Fitted) -> None:
     folder, store, _ = fitted
     spectrum = Spectrum(store.mean, torch.eye(store.dim), torch.tensor(store.scale))
     champions = read_champions(folder)
-    errors = measure(champions, spectrum, store, device="cpu").errors
+    _, errors = measure(champions, spectrum, store, device="cpu")
     assert errors.shape == (len(store.val_indices), len(GRIDS))
     for number, champion in enumerate(champions):
         codec = codec_of(champion.compressor, load_decoder(champion.path))
@@ -71,7 +71,7 @@ def test_the_report_is_about_images_that_were_not_fitted_on(fitted: Fitted) -> N
     _, store, report = fitted
     assert report.grids == GRIDS
     assert report.fitted_on + report.judged_on == len(store.val_indices)
-    assert min(report.spearman[:2]) > 0.5
+    assert min(report.rank_correlation[:2]) > 0.5
     for row, best in zip(report.dynamic, report.oracle, strict=True):
         assert row.target == best.target
         assert 4 <= row.tokens <= 36

@@ -86,7 +86,7 @@ def _between(images: list[str]) -> float:
     tokens = tower.encode(torch.cat([tower.preprocess([Image.open(name).convert("RGB")]) for name in images]))
     dynamic = load_dynamic("champions", target_fvu=1)
     with torch.no_grad():
-        bounds = dynamic.predictor.upper(tokens, 0.5)[:, 0].sort().values
+        bounds = dynamic.predictor.upper_of(dynamic.predictor.spectrum(tokens), 0.5)[:, 0].sort().values
     return math.sqrt(float(bounds[2] * bounds[3]))
 
 

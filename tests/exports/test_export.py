@@ -205,7 +205,9 @@ def test_the_card_holds_the_figures_and_loads_what_it_says(artefact: Path) -> No
 def test_a_picture_has_one_row_per_image(tmp_path: Path, artefact: Path, count: int, with_images: bool) -> None:
     images = [Image.new("RGB", (32, 20), (60 * number, 0, 0)) for number in range(count)] if with_images else None
     out = tmp_path / "pictures" / "compression.png"
-    drawn = draw_compression(load_compressor(artefact), load_decoder(artefact), tokens_of(count), out, images)
+    drawn = draw_compression(
+        [(load_compressor(artefact), load_decoder(artefact))] * count, tokens_of(count), out, images
+    )
     assert [file.name for file in out.parent.iterdir()] == [drawn.name]
     with Image.open(drawn) as picture:
         assert picture.format == "PNG"

@@ -35,7 +35,7 @@ def test_the_branch_adds_nothing_at_first() -> None:
 def test_units_of_tokens_do_not_matter() -> None:
     torch.manual_seed(0)
     plain = ResidualCompressor(6, 4, 3)
-    scaled = ResidualCompressor(6, 4, 3, mean=torch.full((4,), 7.0), scale=3.0)
+    scaled = ResidualCompressor(6, 4, 3)
     scaled.load_state_dict({**plain.state_dict(), "standardise.mean": torch.full((4,), 7.0),
                             "standardise.scale": torch.tensor(3.0)})  # fmt: skip
     tokens = torch.randn(2, 36, 4)

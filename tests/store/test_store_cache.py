@@ -21,7 +21,6 @@ import tokconv
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
 from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import EncodeProgress, encode
-from tokconv.encoding.plan import plan
 from tokconv.errors import ConfigError, StorageError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.store.format import INDEX, SETTINGS, StoreSettings, shard_name
@@ -71,9 +70,9 @@ def put_store(server: ObjectServer, path: Path) -> TokenStore:
 def test_an_encode_to_a_url_is_a_local_encode_bit_for_bit(
     server: ObjectServer, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not plan(config).complete
+    assert not open_job(config).is_complete()
     store = encode(config, device="cpu")
-    assert plan(config).complete
+    assert open_job(config).is_complete()
     assert store.path == copy_of(store.fingerprint)
     assert place_of(store) == StorePlace(URL, store.fingerprint)
     there = server.files / "stores" / "tiny"

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from support.artefacts import write_export
-from tokconv.evaluation.baselines.fitting import linear_codecs
+from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.exports.artefact import load_compressor, load_decoder
 from tokconv.store.reader import TokenStore
 
@@ -22,7 +22,7 @@ def write_champions(folder: Path, store: TokenStore, grids: Sequence[int] = (2, 
         for module in modules.values():
             module.standardise.mean.copy_(store.mean)
             module.standardise.scale.fill_(store.scale)
-        linear_codecs(store, grid)["window_pca"].fill(modules["model"], modules["decoder"])
+        fitted_baselines(store, grid).linear["window_pca"].fill(modules["model"], modules["decoder"])
         for name, module in modules.items():
             save_file(module.state_dict(), path / f"{name}.safetensors")
         change_config(path, store_fingerprint=store.fingerprint, encoder=store.settings.encoder)

@@ -15,7 +15,8 @@ from tokconv.models.windows import compression_ratio
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import Record, TrialRecord
-from tokconv.sweep.record.layout import SweepDirectory, new_directory
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.remote import Root
 from tokconv.sweep.spec.file import parse_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.system.files import write_text
@@ -56,7 +57,7 @@ def write_sweep(
             **changes,
         )
     )
-    directory = new_directory(root / "runs", name)
+    directory = Root(root / "runs").new(name)
     write_text(directory.spec, to_yaml(checked))
     record = Record(directory.events)
     stated = {} if protocol is None else {"protocol": protocol}
@@ -135,7 +136,6 @@ def snapshot(
         spec=spec,
         state="finished",
         driver=None,
-        token_grid=TOKEN_GRID,
         epochs=EPOCHS,
         started=0,
         last=0,

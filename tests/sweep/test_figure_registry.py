@@ -54,4 +54,4 @@ def test_a_new_figure_is_shown_wherever_its_entry_says(tmp_path: Path, monkeypat
     assert re.search(rf"<tr><td>{trial.uid}</td>.*<td>0\.75</td>.*</tr>", html)
     assert "metrics.`val/roundness`" in next(iter(view_tags("3.17.0", []).values()))
     assert "`val/roundness`: how round the tokens are" in description()
-    assert "roundness 0.75" in run_note(trial, 24, "complete", "")
+    assert "roundness 0.75" in run_note(trial, 24)

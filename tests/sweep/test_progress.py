@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from support.trials import EPOCHS, TOKEN_GRID, baselines, trial
 
+from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.text import values_text
@@ -48,10 +49,8 @@ def display(console: Console, clock: Clock, total: int = 4) -> SweepDisplay:
     return SweepDisplay(
         name="demo-001",
         total=total,
-        token_grid=TOKEN_GRID,
-        baselines=baselines(*GRIDS),
         epochs=EPOCHS,
-        rule=Champion(),
+        judge=lambda trials: judge(trials, Champion(), TOKEN_GRID, baselines(*GRIDS)),
         console=console,
         clock=clock,
     )

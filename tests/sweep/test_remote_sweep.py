@@ -21,7 +21,7 @@ from tokconv.sweep.record import lease as leases
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import LEASE, Lease
-from tokconv.sweep.record.remote import RemoteRoot, mirrored, open_root
+from tokconv.sweep.record.remote import mirrored, open_root
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
@@ -205,7 +205,6 @@ def test_every_run_of_a_spec_has_its_own_remote_directory(
     server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = open_root(URL)
-    assert isinstance(root, RemoteRoot)
     first = root.new("tiny")
     assert (first.name, first.trials) == ("tiny-001", f"{URL}/sweeps/tiny-001/trials")
     with pytest.raises(SweepError, match="no run of 'tiny' to resume"):

@@ -157,17 +157,17 @@ def test_replay_of_the_records_own_history_fills_the_rungs() -> None:
 @pytest.mark.parametrize(
     ("result", "error", "expected"),
     [
-        ({"epoch": 4, "epochs": 4}, False, FinalState.COMPLETE),
-        ({"epoch": 5, "epochs": 4}, False, FinalState.COMPLETE),
-        ({"epoch": 3, "epochs": 4}, False, FinalState.PRUNED),
-        ({"epoch": 4, "epochs": 4}, True, FinalState.FAILED),
-        ({"epoch": 3, "epochs": 4}, True, FinalState.FAILED),
-        ({"epoch": 4, "epochs": 4, FAILURE: "diverged"}, False, FinalState.FAILED),
-        ({FAILURE: "diverged"}, False, FinalState.FAILED),
-        ({"done": True}, False, FinalState.FAILED),
-        ({}, False, FinalState.FAILED),
-        (None, False, FinalState.FAILED),
-        (None, True, FinalState.FAILED),
+        ({"epoch": 4, "epochs": 4}, False, "complete"),
+        ({"epoch": 5, "epochs": 4}, False, "complete"),
+        ({"epoch": 3, "epochs": 4}, False, "pruned"),
+        ({"epoch": 4, "epochs": 4}, True, "failed"),
+        ({"epoch": 3, "epochs": 4}, True, "failed"),
+        ({"epoch": 4, "epochs": 4, FAILURE: "diverged"}, False, "failed"),
+        ({FAILURE: "diverged"}, False, "failed"),
+        ({"done": True}, False, "failed"),
+        ({}, False, "failed"),
+        (None, False, "failed"),
+        (None, True, "failed"),
     ],
 )
 def test_how_a_trial_ended(result: dict[str, Any] | None, error: bool, expected: FinalState) -> None:

@@ -25,7 +25,7 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.checks import check_figures
 from tokconv.sweep.record.events import Record
-from tokconv.sweep.record.layout import new_directory
+from tokconv.sweep.record.remote import Root
 from tokconv.sweep.run import SweepResult, run_sweep
 from tokconv.sweep.spec.file import load_spec, parse_spec, to_yaml
 from tokconv.sweep.tracking.mlflow_connection import local_uri
@@ -256,7 +256,7 @@ def test_impossible_sweeps_are_refused_before_anything_is_written(tmp_path: Path
 def test_a_sweep_judged_by_another_protocol_is_not_resumed(tmp_path: Path, protocol: int | None) -> None:
     """The first version of the record did not name its protocol."""
     tiny = parse_spec(spec(tmp_path))
-    directory = new_directory(tmp_path / "runs", "tiny")
+    directory = Root(tmp_path / "runs").new("tiny")
     write_text(directory.spec, to_yaml(tiny))
     record = Record(directory.events)
     record.append("sweep_started", sweep=directory.name, **({} if protocol is None else {"protocol": protocol}))

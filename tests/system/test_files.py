@@ -12,7 +12,8 @@ from threading import Barrier
 import pytest
 
 from tokconv.errors import SweepError
-from tokconv.sweep.record.layout import SweepDirectory, new_directory, newest_directory
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.remote import Root
 from tokconv.system.files import atomic_path, new_numbered, newest_numbered, write_json, write_text
 
 
@@ -49,14 +50,14 @@ def test_numbers_continue_after_the_highest_of_the_same_name(tmp_path: Path) -> 
 
 def test_the_newest_sweep_is_the_one_created_last(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="no run of 'demo'"):
-        newest_directory(tmp_path, "demo")
-    created = [new_directory(tmp_path, "demo") for _ in range(3)]
+        Root(tmp_path).newest("demo")
+    created = [Root(tmp_path).new("demo") for _ in range(3)]
     assert [found.name for found in created] == ["demo-001", "demo-002", "demo-003"]
-    assert newest_directory(tmp_path, "demo") == created[-1]
+    assert Root(tmp_path).newest("demo") == created[-1]
 
 
 def test_a_locked_sweep_refuses_a_second_driver(tmp_path: Path) -> None:
-    directory = new_directory(tmp_path, "demo")
+    directory = Root(tmp_path).new("demo")
     other = "import sys; from pathlib import Path; from tokconv.sweep.record.layout import SweepDirectory\n"
     other += "with SweepDirectory(Path(sys.argv[1])).lock(): pass"
 
@@ -71,12 +72,12 @@ def test_a_locked_sweep_refuses_a_second_driver(tmp_path: Path) -> None:
     assert refused.returncode != 0
     assert "another process is running this sweep" in refused.stderr
     assert second_process().returncode == 0
-    with directory.lock(), new_directory(tmp_path, "demo").lock():
+    with directory.lock(), Root(tmp_path).new("demo").lock():
         pass
 
 
 def test_an_error_under_the_lock_is_passed_on_and_frees_the_lock(tmp_path: Path) -> None:
-    directory = new_directory(tmp_path, "demo")
+    directory = Root(tmp_path).new("demo")
     with pytest.raises(TimeoutError, match="mine"), directory.lock():
         raise TimeoutError("mine")
     with directory.lock():

@@ -14,12 +14,6 @@ def test_an_unknown_name_is_refused_with_its_key_and_the_nearest_name():
         registry["x"]
 
 
-def test_a_name_is_registered_once():
-    registry = Registry("model.critic.kind", {"grid": 1})
-    with pytest.raises(ValueError, match="registered twice"):
-        registry.add("grid", 2)
-
-
 def test_a_registry_is_a_mapping_in_the_order_of_its_entries():
     registry = Registry("data.source", {"b": 1, "a": 2})
     assert list(registry) == ["b", "a"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.cli.options import Commands, add_device, add_overrides, command, place
+from tokconv.cli.options import Commands, add_device, add_overrides, command, place, refuse
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
 from tokconv.errors import ConfigError
 
@@ -43,8 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"unknown option {text}{hint}")
         if "list" not in args:
             parser.error(f"unexpected {text!r}")
-    if rest:
-        getattr(args, args.list).extend(Path(text) if args.list == "images" else text for text in rest)
+        getattr(args, args.list).append(Path(text) if args.list == "images" else text)
     if "check" in args:
         args.check(args)
     return args
@@ -114,12 +113,10 @@ def _add_encode(commands: Commands) -> None:
 
 
 def _check_encode(args: argparse.Namespace) -> None:
-    for option in ("gpus_per_encoder", "cpus_per_encoder"):
-        if args.encoders is None and getattr(args, option) is not None:
-            raise ConfigError(f"--{option.replace('_', '-')}: goes with --encoders")
-    for option in ("images", "images_per_second"):
-        if not args.plan and getattr(args, option) is not None:
-            raise ConfigError(f"--{option.replace('_', '-')}: goes with --plan")
+    if args.encoders is None:
+        refuse(args, ("gpus_per_encoder", "cpus_per_encoder"), "--encoders")
+    if not args.plan:
+        refuse(args, ("images", "images_per_second"), "--plan")
     if args.encoders is not None and args.device is not None and not args.plan:
         raise ConfigError("--device: not with --encoders; --gpus-per-encoder sets what each runs on, 0 is a CPU")
 
@@ -172,9 +169,8 @@ def _add_evaluate(commands: Commands) -> None:
 def _check_evaluate(args: argparse.Namespace) -> None:
     if (args.compressor is None) == (args.baselines is None):
         raise ConfigError("name an exported compressor or --baselines STORE, one of the two; see: tokconv evaluate -h")
-    for option in ("grids", "plot"):
-        if args.baselines is None and getattr(args, option) is not None:
-            raise ConfigError(f"--{option}: goes with --baselines STORE; an exported compressor has one grid, no plot")
+    if args.baselines is None:
+        refuse(args, ("grids", "plot"), "--baselines STORE; an exported compressor has one grid, no plot")
 
 
 def _add_export(commands: Commands) -> None:

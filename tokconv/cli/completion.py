@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import shtab
 
@@ -38,11 +39,9 @@ def completion(shell: str) -> str:
     return shtab.complete(parser, shell, preamble=preamble)  # type: ignore[arg-type]  # it takes one per shell
 
 
-def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    found = []
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     for action in parser._actions:
-        found.append(action)
+        yield action
         if isinstance(action, argparse._SubParsersAction):
             for sub in action.choices.values():
-                found += _actions(sub)
-    return found
+                yield from _actions(sub)

@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokconv.cli.options import refuse
 from tokconv.config.tree import ClipConfig
 from tokconv.encoding.sources.features import GIVEN
 from tokconv.encoding.sources.files import open_image
 from tokconv.encoding.towers.families import layer_from_start
 from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
 from tokconv.errors import CheckpointError, ConfigError, DataError, first_line, import_extra
-from tokconv.evaluation.pictures import draw_compression, draw_compressions
+from tokconv.evaluation.pictures import draw_compression
 from tokconv.exports.artefact import load_compressor, load_decoder, read_config
 from tokconv.exports.dynamic.compressor import MEDIAN, DynamicCompressor, load_dynamic
 from tokconv.exports.dynamic.predictor import check_target
@@ -33,6 +34,7 @@ PICTURED_IMAGES = 8
 PICTURED_SIZE = (512, 512)
 
 
+@torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
     """Compress images with one compressor, or with those of a folder. Raises TokconvError."""
     _check_files(args.images, [args.out] if args.picture is None else [args.out, args.picture])
@@ -48,15 +50,13 @@ def run(args: argparse.Namespace) -> None:
         confidence = MEDIAN if args.confidence is None else args.confidence
         dynamic = load_dynamic(args.compressors, target_fvu=args.target_fvu, confidence=confidence)
         tower = _tower_of(dynamic.paths[0], args.encoder, args.device)
-        _compress_dynamic(reader, dynamic, tower, args.out, args.picture)
-        return
-    for option in ("target_fvu", "confidence"):
-        if getattr(args, option) is not None:
-            raise ConfigError(
-                f"--{option.replace('_', '-')}: goes with --compressors; a single --compressor leaves nothing to choose"
-            )
-    tower = _tower_of(args.compressor, args.encoder, args.device)
-    _compress_fixed(reader, args.compressor, tower, args.out, args.picture)
+        compressors = _compress_dynamic(reader, dynamic, tower, args.out)
+    else:
+        refuse(args, ("target_fvu", "confidence"), "--compressors; a single --compressor leaves nothing to choose")
+        tower = _tower_of(args.compressor, args.encoder, args.device)
+        compressors = _compress_fixed(reader, args.compressor, tower, args.out)
+    if args.picture is not None:
+        _draw(reader, compressors, args.picture)
 
 
 class _Reader:
@@ -64,17 +64,10 @@ class _Reader:
 
     def __init__(self, images: Sequence[Path], batch_size: int, pictured: int) -> None:
         self.images, self.batch_size, self._pictured = images, batch_size, pictured
+        self.names = [str(path) for path in images]
         self.pictures: list[Image.Image] = []
-        self._tokens: list[Tensor] = []
-
-    @property
-    def names(self) -> list[str]:
-        return [str(path) for path in self.images]
-
-    @property
-    def tokens(self) -> Tensor:
-        """The tokens [b, N, C] of the pictured images."""
-        return torch.cat(self._tokens)[: len(self.pictures)]
+        self.tokens: list[Tensor] = []
+        """[b, N, C] per batch, as far as there are pictures."""
 
     def batches(self, tower: VisionTower) -> Iterator[Tensor]:
         """Yield the tokens [b, N, C] of all images in order, on the tower's device."""
@@ -88,79 +81,67 @@ class _Reader:
                         image.thumbnail(PICTURED_SIZE)
                         self.pictures.append(image)
                 tokens = tower.encode(torch.cat(pixels))
-                if sum(map(len, self._tokens)) < len(self.pictures):
-                    self._tokens.append(tokens.cpu())
+                if sum(map(len, self.tokens)) < len(self.pictures):
+                    self.tokens.append(tokens.cpu())
                 yield tokens
                 if len(self.images) > self.batch_size:
                     line(first + len(pixels), len(self.images))
 
-    def caption(self, picture: Path) -> str:
-        """Describe the picture that was written."""
-        more = f" of the first {len(self.pictures)} images" if len(self.images) > len(self.pictures) else ""
-        return f"{picture}: image, tokens, compressed grid, reconstruction, error of each token{more}"
 
-
-@torch.inference_mode()
-def _compress_fixed(reader: _Reader, path: Path, tower: VisionTower, out: Path, picture: Path | None) -> None:
+def _compress_fixed(reader: _Reader, path: Path, tower: VisionTower, out: Path) -> list[Path]:
+    """Write the tokens of all images, and return the compressor of each."""
     network = load_compressor(path).to(tower.device)
     result = torch.cat([network(tokens).cpu() for tokens in reader.batches(tower)])
     with atomic_path(out) as temporary:
         save_file({"tokens": result}, temporary, {"images": json.dumps(reader.names)})
     print(f"{out}: tokens {list(result.shape)}, {network.token_grid**2 / result.shape[1]:.3g}x fewer")
-    if picture is not None:
-        draw_compression(network.cpu(), load_decoder(path), reader.tokens, picture, reader.pictures)
-        print(reader.caption(picture))
+    return [path] * len(result)
 
 
-@torch.inference_mode()
-def _compress_dynamic(
-    reader: _Reader,
-    network: DynamicCompressor,
-    tower: VisionTower,
-    out: Path,
-    picture: Path | None,
-) -> None:
+def _compress_dynamic(reader: _Reader, network: DynamicCompressor, tower: VisionTower, out: Path) -> list[Path]:
+    """Write the tokens of all images, and return the compressor that was chosen for each."""
     network.to(tower.device)
     parts: list[Tensor] = []
-    chosen, believed = [], []
+    chosen: list[int] = []
+    unmet = 0
     for tokens in reader.batches(tower):
         index, meets = network.choose(tokens)
         parts += [part.cpu() for part in network.compress(tokens, index)]
-        chosen.append(index.cpu())
-        believed.append(meets.cpu())
-    numbers = torch.cat(chosen)
+        chosen += index.tolist()
+        unmet += int((~meets).sum())
     save_ragged(out, parts, reader.names)
     mean = sum(map(len, parts)) / len(parts)
     print(f"{out}: {mean:.1f} tokens per image on average, {network.token_grid**2 / mean:.3g}x fewer")
     for number, grid in enumerate(network.grids.tolist()):
-        count = int((numbers == number).sum())
+        count = chosen.count(number)
         print(f"  {grid} x {grid}: {count} image{'' if count == 1 else 's'}")
-    unmet = int((~torch.cat(believed)).sum())
     if unmet:
         largest = int(network.grids[-1])
         print(
             f"  {unmet} of the {len(parts)} images are not expected to meet the target at any grid; "
             f"they got the largest, {largest} x {largest}"
         )
-    if picture is not None:
-        pairs = {}
-        for number in sorted(set(numbers[: len(reader.pictures)].tolist())):
-            path = network.paths[number]
-            pairs[number] = load_compressor(path), load_decoder(path)
-        codecs = [pairs[number] for number in numbers[: len(reader.pictures)].tolist()]
-        draw_compressions(codecs, reader.tokens, picture, reader.pictures)
-        print(reader.caption(picture))
+    return [network.paths[number] for number in chosen]
+
+
+def _draw(reader: _Reader, compressors: Sequence[Path], picture: Path) -> None:
+    """Draw the pictured images, each with its own compressor."""
+    paths = compressors[: len(reader.pictures)]
+    codecs = {path: (load_compressor(path), load_decoder(path)) for path in paths}
+    tokens = torch.cat(reader.tokens)[: len(paths)]
+    draw_compression([codecs[path] for path in paths], tokens, picture, reader.pictures)
+    more = f" of the first {len(paths)} images" if len(reader.images) > len(paths) else ""
+    print(f"{picture}: image, tokens, compressed grid, reconstruction, error of each token{more}")
 
 
 def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:
     for path in images:
         if not path.is_file():
             raise DataError(f"{path}: {'is a folder; name its images' if path.is_dir() else 'there is no such image'}")
+    taken = {path.resolve() for path in images}
     for path in outputs:
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; name the file to write")
-    taken = {path.resolve() for path in images}
-    for path in outputs:
         if path.resolve() in taken:
             raise ConfigError(f"{path}: is named twice; each file to write needs its own name")
         taken.add(path.resolve())
@@ -199,5 +180,4 @@ def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
     except Exception as error:  # Pillow raises many kinds of errors for a damaged file
-        reason = first_line(error)
-        raise DataError(f"{path}: cannot be read as an image ({reason})") from error
+        raise DataError(f"{path}: cannot be read as an image ({first_line(error)})") from error

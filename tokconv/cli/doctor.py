@@ -13,12 +13,14 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.errors import MissingExtraError, TokconvError, first_line
+from tokconv.errors import MissingExtraError, first_line
+from tokconv.system.ray_cluster import check_ray
 
 Check = Callable[[], str]
 MODULES = {"hydra-core": "hydra", "scikit-learn": "sklearn", "scikit-image": "skimage", "PyYAML": "yaml"}
@@ -26,10 +28,6 @@ MODULES |= {"Jinja2": "jinja2", "markdown-it-py": "markdown_it"}
 """The modules of packages whose module has another name."""
 RAY_TMPDIR = 36
 """Characters: Ray appends up to 70 to TMPDIR for a socket, and Linux allows 107."""
-
-
-class BrokenError(TokconvError):
-    """A part that is installed but does not work."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,7 @@ class Part:
     packages: tuple[str, ...] = ()
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run `tokconv doctor`."""
-    return examine()
-
-
-def examine() -> int:
+def run(_: argparse.Namespace) -> int:
     """Run every check and print one line per part; return 1 if a part is broken or a required one missing, else 0."""
     tick, dash, cross = _marks()
     print(f"tokconv {__version__}\n")
@@ -83,14 +76,12 @@ def _scratch() -> Iterator[None]:
     """
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="tc", ignore_cleanup_errors=True) as scratch:
-        if len(scratch) > RAY_TMPDIR:
-            yield
-            return
-        os.environ["TMPDIR"] = tempfile.tempdir = scratch
         try:
+            if len(scratch) <= RAY_TMPDIR:
+                os.environ["TMPDIR"] = tempfile.tempdir = scratch
             yield
         finally:
-            os.environ.pop("TMPDIR")
+            os.environ.pop("TMPDIR", None)
             if before[0] is not None:
                 os.environ["TMPDIR"] = before[0]
             tempfile.tempdir = before[1]
@@ -124,13 +115,10 @@ def _python() -> str:
     return f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
-def _packages(*names: str) -> Check:
-    def check() -> str:
-        if missing := _missing(names):
-            raise BrokenError(f"{missing} not installed")
-        return ", ".join(f"{name} {_version(name)}" for name in names)
-
-    return check
+def _versions(packages: Sequence[str]) -> str:
+    if missing := _missing(packages):
+        raise RuntimeError(f"{missing} not installed")
+    return ", ".join(f"{name} {_version(name)}" for name in packages)
 
 
 def _missing(packages: Sequence[str]) -> str:
@@ -167,7 +155,7 @@ def _devices() -> str:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     total = float(torch.ones(8, device="cuda").sum())
     if total != 8:
-        raise BrokenError(f"the sum of eight ones on {names[0]} is {total}")
+        raise RuntimeError(f"the sum of eight ones on {names[0]} is {total}")
     half = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16: set training.precision=float32"
     return f"{len(names)} GPU ({', '.join(names)}), {half}"
 
@@ -203,12 +191,6 @@ def _training() -> str:
     return f"16 images encoded, one epoch trained and evaluated (fvu {result.figures['val/fvu']:.3f})"
 
 
-def _ray() -> str:
-    from tokconv.system.ray_cluster import check_ray
-
-    return check_ray()
-
-
 def _mlflow() -> str:
     from tokconv.sweep.tracking.mlflow_connection import check_tracking
 
@@ -224,12 +206,12 @@ SWEEP = (
 
 
 def _extra(name: str, *packages: str) -> Part:
-    return Part(f"{name} extra", _packages(*packages), _install(name), extra=name, packages=packages)
+    return Part(f"{name} extra", partial(_versions, packages), _install(name), extra=name, packages=packages)
 
 
 PARTS = (
     Part("python", _python, "install Python 3.11 or newer"),
-    Part("packages", _packages(*REQUIRED), "pip install tokconv"),
+    Part("packages", partial(_versions, REQUIRED), "pip install tokconv"),
     Part("torch", _torch_pair, "install a matching pair: pip install -c constraints.txt torch torchvision"),
     Part("devices", _devices, "check the driver: nvidia-smi must list the GPU that torch was built for"),
     Part("encoder", _encoder, "reinstall tokconv: its bundled tower is missing or damaged"),
@@ -239,7 +221,7 @@ PARTS = (
     _extra("sweep", *SWEEP),
     Part(
         "ray",
-        _ray,
+        check_ray,
         f"{_install('ray')}; if RAY_ADDRESS is set, a cluster must answer there; if a path is too long: TMPDIR=/tmp",
         extra="ray",
         packages=("ray",),

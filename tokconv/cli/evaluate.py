@@ -21,7 +21,6 @@ from tokconv.store.reader import TokenStore
 from tokconv.store.remote import open_place
 from tokconv.system.terminal import progress_line
 
-LABELS = {name: baseline.label for name, baseline in BASELINES.items()}
 SIDE_INFORMATION = (
     "* also needs a map next to the compressed tokens: which of them each token was merged into. The others do not, so "
     "equal\n  ratios are not equal bits; and its tokens form no grid."
@@ -63,11 +62,9 @@ def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | No
 def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str | None) -> None:
     """Print the figures of an exported compressor and of the baselines at its grid, and whether it beats them."""
     description = read_config(folder)
-    if place is not None:
-        store = open_place(place)
-    else:
-        advice = f"name a store of the same encoder: tokconv evaluate {folder} STORE"
-        store = find_store(folder, description.get("store_fingerprint"), advice=advice)
+    fingerprint = description.get("store_fingerprint")
+    advice = f"name a store of the same encoder: tokconv evaluate {folder} STORE"
+    store = find_store(folder, fingerprint, advice=advice) if place is None else open_place(place)
     figures = evaluate(folder, store, device=device)
     grid = description["compressor"]["output_grid_size"]
     baselines = baseline_figures(store, grid)
@@ -97,7 +94,7 @@ def _differences(description: Mapping[str, Any], store: TokenStore) -> list[str]
 
 def _verdict(figures: Figures, baselines: Mapping[str, Figures]) -> str:
     """Name the baselines that leave no reason to use this compressor."""
-    better = [LABELS[name] for name in at_least_as_good(baselines, figures)]
+    better = [BASELINES[name].label for name in at_least_as_good(baselines, figures)]
     if better:
         return f"At least as good on both fvu and swd: {', '.join(better)}."
     return "No baseline is at least as good on both fvu and swd."
@@ -113,7 +110,7 @@ def _heading(store: TokenStore, grid: int) -> str:
 
 
 def _labelled(rows: Mapping[str, Figures]) -> dict[str, Figures]:
-    return {LABELS[name]: figures for name, figures in rows.items()}
+    return {BASELINES[name].label: figures for name, figures in rows.items()}
 
 
 def _pca_note(rows: Mapping[str, Figures]) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 
 from tokconv.config.overrides import compose
-from tokconv.config.tree import ClipConfig, Config
+from tokconv.config.tree import ClipConfig
 from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
 from tokconv.encoding.towers.hub import locate
 from tokconv.encoding.towers.spec import describe, read_config
@@ -19,16 +18,6 @@ BUDGET = 0.01
 """Share of the encoder's FLOPs that a compressor may cost."""
 
 
-@dataclass(frozen=True)
-class Tower:
-    """What the cost of a vision tower depends on, and the cost."""
-
-    name: str
-    token_grid: int
-    dim: int
-    flops: int
-
-
 def run(args: argparse.Namespace) -> None:
     """Print parameters, FLOPs and share of the encoder's FLOPs of every kind of network.
 
@@ -37,18 +26,24 @@ def run(args: argparse.Namespace) -> None:
         DataError: the tower is neither published nor reachable.
     """
     config = compose(args.overrides)
-    tower = _tower(config.model.clip)
-    at_grids = chosen_grids(args.grids, tower.token_grid)
+    name, token_grid, dim, of_tower = _tower(config.model.clip)
+    at_grids = chosen_grids(args.grids, token_grid)
     print(
-        f"{tower.name}: {tower.token_grid}x{tower.token_grid} tokens of {tower.dim} channels, "
-        f"{_flops(tower.flops)} per image; widths and depths as configured\n"
+        f"{name}: {token_grid}x{token_grid} tokens of {dim} channels, {_flops(of_tower)} per image; "
+        "widths and depths as configured\n"
     )
     print(f"{'':<12}{'kind':<12}{'grid':>7}{'parameters':>13}{'FLOPs':>12}{'of encoder':>12}")
-    before = ""
-    for cost in sorted(costs(config, tower.token_grid, tower.dim, at_grids), key=lambda cost: ROLES.index(cost.role)):
+    model = config.model
+    configured = {
+        "compressor": model.compressor.kind,
+        "decoder": COMPRESSORS[model.compressor.kind].decoder_kind or model.autoencoder.kind,
+        "critic": model.critic.kind,
+    }
+    roles, before = list(configured), ""
+    for cost in sorted(costs(config, token_grid, dim, at_grids), key=lambda cost: roles.index(cost.role)):
         role, before = cost.role if cost.role != before else "", cost.role
-        share = cost.flops / tower.flops
-        chosen = " *" if cost.kind == _configured(config, cost.role) else ""
+        share = cost.flops / of_tower
+        chosen = " *" if cost.kind == configured[cost.role] else ""
         over = "  more than 1 %" if cost.role == "compressor" and share > BUDGET else ""
         print(
             f"{role:<12}{cost.kind + chosen:<12}{f'{cost.grid}x{cost.grid}':>7}{cost.parameters / 1e6:>11.2f} M"
@@ -57,21 +52,8 @@ def run(args: argparse.Namespace) -> None:
     print("\n* as configured. FLOPs of one image forward; critic and decoder run only in training.")
 
 
-ROLES = ("compressor", "decoder", "critic")
-
-
-def _configured(config: Config, role: str) -> str:
-    model = config.model
-    own_decoder = COMPRESSORS[model.compressor.kind].decoder_kind
-    kinds = {
-        "compressor": model.compressor.kind,
-        "decoder": own_decoder or model.autoencoder.kind,
-        "critic": model.critic.kind,
-    }
-    return kinds[role]
-
-
-def _tower(clip: ClipConfig) -> Tower:
+def _tower(clip: ClipConfig) -> tuple[str, int, int, int]:
+    """Return the name, the token grid, the channels and the FLOPs per image of a vision tower."""
     name = SHORT_NAMES.get(clip.model_name, clip.model_name)
     if name in PUBLISHED_SHAPES:
         image_size, patch_size, dim, layers, mlp_dim = PUBLISHED_SHAPES[name]
@@ -93,7 +75,7 @@ def _tower(clip: ClipConfig) -> Tower:
         mlp_dim=mlp_dim,
         class_token=class_token,
     )
-    return Tower(name, grid, dim, flops)
+    return name, grid, dim, flops
 
 
 def _flops(flops: int) -> str:

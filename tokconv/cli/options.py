@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
+
+from tokconv.errors import ConfigError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -20,15 +23,22 @@ def command(commands: Commands, name: str, summary: str, *examples: str) -> argp
     )
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add config overrides, which may stand on both sides of an option."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides, as in training.epochs=5")
+def add_overrides(parser: argparse.ArgumentParser, meaning: str = "config overrides, as in training.epochs=5") -> None:
+    """Add overrides, which may stand on both sides of an option."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=meaning)
     parser.set_defaults(list="overrides")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+
+
+def refuse(args: argparse.Namespace, options: Iterable[str], partner: str) -> None:
+    """Raise ConfigError if one of these options was given, because it goes with another one, which was not."""
+    for option in options:
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')}: goes with {partner}")
 
 
 def place(text: str) -> Path | str:

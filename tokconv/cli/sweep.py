@@ -6,7 +6,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from tokconv.cli.options import Commands, command
+from tokconv.cli.options import Commands, add_overrides, command, refuse
 from tokconv.errors import ConfigError, import_extra
 
 SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats")
@@ -23,10 +23,7 @@ def add_sweep(commands: Commands) -> None:
         "tokconv sweep sweeps/demo.yaml trials=8",
     )
     parser.add_argument("spec", type=Path, help="the spec, a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="replace keys of the spec, as in resources.runner=inline"
-    )
-    parser.set_defaults(list="overrides")
+    add_overrides(parser, "replace keys of the spec, as in resources.runner=inline")
     parser.add_argument("--resume", action="store_true", help="continue the newest run of this spec's name")
     parser.add_argument(
         "--allow-unproven",
@@ -124,15 +121,14 @@ def sweep(args: argparse.Namespace) -> int:
         return submit(args.submit, args.spec, spec, args.overrides, options=options, wait=not args.no_wait)
     for module in SWEEP_MODULES:
         import_extra(module, "sweep")
-    given = {name: getattr(args, name) for name in PLANNED if getattr(args, name) is not None}
     if args.plan:
         from tokconv.sweep.plan.plan import Accelerator, plan_sweep
         from tokconv.sweep.plan.text import plan_text
 
+        given = {name: getattr(args, name) for name in PLANNED if getattr(args, name) is not None}
         print(plan_text(plan_sweep(spec, Accelerator(**given))))
         return 0
-    if given:
-        raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: goes with --plan")
+    refuse(args, PLANNED, "--plan")
     from tokconv.sweep.run import run_sweep
 
     # `ray job stop` and schedulers send SIGTERM, which stops a sweep as Ctrl-C does.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from tokconv.evaluation.protocol import check_resumable, other_protocol
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
-from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered, write_json
+from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered, read_json_object, write_json
 from tokconv.system.terminal import progress_line
 from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
@@ -38,9 +37,12 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--name: got {args.name!r}; {NAME_RULE}")
     run_dir = _newest_run(args.name) if args.resume else None
     config = compose(args.overrides) if run_dir is None else _resumed_config(run_dir, args.overrides)
-    if run_dir is not None and _is_finished(run_dir, config):
-        _print_finished(run_dir)
-        return
+    if run_dir is not None and (saved := checkpoints_of(run_dir)):
+        state = load_state(saved[-1])
+        if state["history"][-1]["epoch"] >= config.training.epochs:
+            _print_finished(run_dir, state)
+            return
+        check_resumable(state, run_dir)
     token_grid, grid = describe_tokens(config).token_grid, config.model.compressor.output_grid_size
     check_output_grid(grid, token_grid)
     try:
@@ -94,9 +96,7 @@ def _newest_run(name: str) -> Path:
 def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     """Return the config that a run was started with, changed only in what `MAY_CHANGE` lists."""
     try:
-        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(saved, dict):
-            raise ValueError("not a JSON object")
+        saved = read_json_object(run_dir / "config.json")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run_dir / 'config.json'}: missing or damaged; start a new run") from error
     config = from_dict(saved)
@@ -115,20 +115,7 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     return with_values(config, changed)
 
 
-def _is_finished(run_dir: Path, config: Config) -> bool:
-    """Return whether a run has all its epochs. Raises CheckpointError if it has not and cannot be resumed."""
-    found = checkpoints_of(run_dir)
-    if not found:
-        return False
-    state = load_state(found[-1])
-    if state["history"][-1]["epoch"] >= config.training.epochs:
-        return True
-    check_resumable(state, run_dir)
-    return False
-
-
-def _print_finished(run_dir: Path) -> None:
-    state = load_state(checkpoints_of(run_dir)[-1])
+def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:
     print(f"{run_dir}: finished already, nothing is left to train")
     if difference := other_protocol(state):
         print(f"note: {difference}")

@@ -83,7 +83,8 @@ def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
         except _PARSER_ERRORS as error:
             rule = "write key=value, as in training.epochs=5, and quotes around a text with special characters"
             raise ConfigError(f"{text!r}: not an override; {rule}: data.root='/photos (old)'") from error
-        pairs.append((_plain_key(override, text), _plain_value(override)))
+        value = override.value()
+        pairs.append((_plain_key(override, text), value.text if isinstance(value, QuotedString) else value))
     current = _translate(pairs)
     for key, value in current:
         _check_plain(key, value)
@@ -95,14 +96,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
     Values are taken literally. Raises ConfigError.
     """
-    pairs = list(flatten(tree).items())
-    for key, value in pairs:
-        check_key(key)
-        _check_literal(key, value)
-    try:
-        return validate(_to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(tree)))))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, pairs)) from error
+    return with_values(Config(), flatten(tree))
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -131,11 +125,6 @@ def _plain_key(override: Override, text: str) -> str:
     if override.package is not None:
         raise ConfigError(f"{text!r}: `@` has no meaning here; write key=value, as in training.epochs=5")
     return str(override.key_or_group)
-
-
-def _plain_value(override: Override) -> Any:
-    value = override.value()
-    return value.text if isinstance(value, QuotedString) else value
 
 
 def _check_plain(key: str, value: Any) -> None:
@@ -171,39 +160,33 @@ def _translate(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
             if not isinstance(value, bool):
                 raise ConfigError(f"{key}: got {value!r}; allowed: true, false (the current name is {name})")
             current.append((name, values[value]))
-        elif key in GROUPS:
-            if value not in GROUPS[key]:
-                raise ConfigError(f"{key}: got {value!r}; {suggest(str(value), GROUPS[key])}")
-            current.append((key, value))
         else:
-            check_key(key)
+            if key not in GROUPS:
+                check_key(key)
+            elif value not in GROUPS[key]:
+                raise ConfigError(f"{key}: got {value!r}; {suggest(str(value), GROUPS[key])}")
             current.append((key, value))
     return current
 
 
 def _quote(value: Any) -> str:
     """Write a value in Hydra's grammar; strings are quoted so that no path or name is read as syntax."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, str):
         return str(QuotedString(text=value, quote=Quote.single).with_quotes())
-    return str(value)
+    return "null" if value is None else str(value).lower()
 
 
 def _explain(error: Exception, pairs: Sequence[tuple[str, Any]]) -> str:
     """Return one sentence with the key, the value and the expected type."""
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    for cause in causes:
+    cause: BaseException | None = error
+    while cause is not None:
         key = getattr(cause, "full_key", None)
         if key in KEYS:
             value = dict(pairs).get(str(key))
             if isinstance(cause, InterpolationResolutionError):
                 return f"{key}: got {value!r}; {first_line(cause)}"
             return f"{key}: got {value!r}; must be {_type_name(KEYS[str(key)])}"
+        cause = cause.__cause__
     return first_line(error)
 
 

@@ -7,6 +7,7 @@ composes them. The published names are kept, others are added. A key's bounds ar
 from __future__ import annotations
 
 import dataclasses
+import operator
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -232,10 +233,7 @@ BOUNDS: dict[str, Bound] = {name: bound for name, _, bound in _leaves(Config) if
 
 def get(config: Config, key: str) -> Any:
     """Return the value at a dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+    return operator.attrgetter(key)(config)
 
 
 def matryoshka_grids(compressor: CompressorConfig) -> tuple[int, ...]:

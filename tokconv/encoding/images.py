@@ -66,7 +66,9 @@ def assign_split(items: Sequence[ImageItem], val_fraction: float) -> list[str]:
     """
     if len(items) < 2:
         raise DataError(f"data: {len(items)} readable images; at least 2 are needed, one to train on, one to hold out")
-    draws = [_draw(item.key) for item in items]
+    hashes = [hashlib.sha256(item.key.encode("utf-8", "surrogateescape")).digest() for item in items]
+    # Uniform in [0, 1).
+    draws = [int.from_bytes(found[:8]) / 2**64 for found in hashes]
     drawn = ["val" if draw < val_fraction else "train" for draw in draws]
     splits = [item.split or split for item, split in zip(items, drawn, strict=True)]
     if "val" not in splits:
@@ -100,8 +102,3 @@ class SubsetSource:
 
     def identity(self) -> dict[str, Any]:
         return {**self.source.identity(), "subset": len(self.items)}
-
-
-def _draw(key: str) -> float:
-    """Return a uniform number in [0, 1) that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64

@@ -10,7 +10,8 @@ from tokconv.encoding.images import ImageSource, describe_tokens, open_source
 from tokconv.encoding.sources.features import FeatureSpec
 from tokconv.encoding.towers.spec import EncoderSpec
 from tokconv.store.format import StoreSettings, default_shard_size
-from tokconv.store.remote import staging_dir
+from tokconv.store.reader import TokenStore
+from tokconv.store.remote import exists_remote, staging_dir
 from tokconv.system.storage import check_url, is_url
 
 STORES = Path("runs/stores")
@@ -27,6 +28,12 @@ class EncodeJob:
     """The directory that the store is written to."""
     url: str | None = None
     """Where the store goes if `data.store` is a URL; `path` is then the local directory that it is written to first."""
+
+    def is_complete(self) -> bool:
+        """Return whether the whole store is at its place. Raises StoreError if another store is there."""
+        if self.url is not None:
+            return exists_remote(self.url, self.settings)
+        return TokenStore.find(self.path, self.settings) is not None
 
 
 def open_job(config: Config, stores: str | Path = STORES) -> EncodeJob:

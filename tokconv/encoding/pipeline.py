@@ -75,17 +75,15 @@ def encode_job(config: Config, job: EncodeJob, write: WriteShards, progress: OnP
     Raises as `encode`.
     """
     if job.url is not None:
-        return encode_remote(job.url, job.settings, lambda path: _encode_to(path, config, job, write, progress))
-    return _encode_to(job.path, config, job, write, progress)
+        return encode_remote(job.url, job.settings, lambda: _encode_here(config, job, write, progress))
+    return _encode_here(config, job, write, progress)
 
 
-def _encode_to(
-    path: Path, config: Config, job: EncodeJob, write: WriteShards, progress: OnProgress | None
-) -> TokenStore:
-    store = TokenStore.find(path, job.settings)
+def _encode_here(config: Config, job: EncodeJob, write: WriteShards, progress: OnProgress | None) -> TokenStore:
+    store = TokenStore.find(job.path, job.settings)
     if store is not None:
         return store
-    with StoreWriter(path, job.settings) as writer:
+    with StoreWriter(job.path, job.settings) as writer:
         if not writer.complete:
             start, settings, written = time.monotonic(), job.settings, writer.headers()
             done = sum(len(settings.shard_items(number)) for number in written)
@@ -101,7 +99,7 @@ def _encode_to(
             if missing:
                 write(writer, missing, count)
             _finish(config, job, writer)
-    return TokenStore.open(path)
+    return TokenStore.open(job.path)
 
 
 def _finish(config: Config, job: EncodeJob, writer: StoreWriter) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -15,54 +13,11 @@ from tokconv.encoding.encoders import Encoders
 from tokconv.encoding.job import EncodeJob, open_job
 from tokconv.encoding.shards import ShardEncoder
 from tokconv.errors import ConfigError, DataError
-from tokconv.store.format import StoreSettings, image_bytes, pack
-from tokconv.store.reader import TokenStore
-from tokconv.store.remote import exists_remote
+from tokconv.store.format import image_bytes, pack
 from tokconv.system.terminal import data_size, duration
 
 CALIBRATION_SECONDS = 10.0
 """A calibration ends with the first batch that is done after this time; loading the weights does not count."""
-
-
-@dataclass(frozen=True)
-class EncodePlan:
-    """What an encode would do."""
-
-    path: Path
-    url: str | None
-    """Where the store goes if `data.store` is a URL; `path` is then the local directory that it is written to first."""
-    images: int
-    tokens_per_image: int
-    bytes: int
-    shards: int
-    complete: bool
-
-
-def plan(config: Config) -> EncodePlan:
-    """Return what `encode` would write, without loading weights or opening images.
-
-    Raises:
-        DataError, ConfigError, StoreError: as `encode`.
-
-    Example:
-        >>> plan(compose()).bytes      # doctest: +SKIP
-        132489216
-    """
-    return plan_job(open_job(config))
-
-
-def plan_job(job: EncodeJob) -> EncodePlan:
-    """Return the plan of an opened job. Raises StoreError if its place holds another store."""
-    settings = job.settings
-    return EncodePlan(
-        path=job.path,
-        url=job.url,
-        images=settings.num_items,
-        tokens_per_image=settings.num_tokens,
-        bytes=_store_bytes(settings),
-        shards=settings.num_shards,
-        complete=exists_remote(job.url, settings) if job.url else TokenStore.find(job.path, settings) is not None,
-    )
 
 
 def describe_plan(
@@ -88,18 +43,18 @@ def describe_plan(
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name}: got {value:g}; must be greater than 0")
     job = open_job(config)
-    planned, settings = plan_job(job), job.settings
+    settings, complete = job.settings, job.is_complete()
     if images is None:
-        what, state = f"{settings.num_items} images", "complete already" if planned.complete else "not yet encoded"
+        what, state = f"{settings.num_items} images", "complete already" if complete else "not yet encoded"
     else:
         settings = dataclasses.replace(settings, num_items=images)
         what, state = f"as if there were {images} images", "a plan, not this store"
-    size = _store_bytes(settings)
+    size = settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)
     first = (
-        f"{planned.path}: {what} x {settings.num_tokens} tokens, {data_size(size)} in {settings.num_shards} shards "
+        f"{job.path}: {what} x {settings.num_tokens} tokens, {data_size(size)} in {settings.num_shards} shards "
         f"({state})"
     )
-    if images is None and planned.complete:
+    if images is None and complete:
         return first
     how = "as given"
     if images_per_second is None:
@@ -170,7 +125,3 @@ def _describe_pool(encoders: Encoders, seconds: float, size: int) -> str:
         f"{encoders} encoders on {devices}: {duration(spent)}, {hours}writing {data_size(size / spent)}/s; "
         "if each has what the one above had, and storage keeps up"
     )
-
-
-def _store_bytes(settings: StoreSettings) -> int:
-    return settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)

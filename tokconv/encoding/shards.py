@@ -12,7 +12,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from tokconv.encoding.images import ImageSource
 from tokconv.encoding.job import EncodeJob
 from tokconv.encoding.sources.features import FeatureSpec
 from tokconv.encoding.towers.tower import VisionTower, preprocess
-from tokconv.store.format import Skipped, StoreSettings, pack
+from tokconv.store.format import Skipped, pack
 from tokconv.store.writer import StoreWriter
 
 CountImages = Callable[[int, int], None]
@@ -49,26 +49,40 @@ class ShardEncoder:
         self.config, self.job = config, job
         ready_made = isinstance(job.spec, FeatureSpec)
         self.tower = None if ready_made else VisionTower(config.model.clip, device)
-        self._batches = _ShardBatches(job.settings, (), config.data.encode_batch_size)
+        self._batches: list[range] = []
         self._loader: DataLoader[Any] | None = None
 
     def write(self, writer: StoreWriter, numbers: Sequence[int], count: CountImages) -> None:
         """Encode these shards and write each when it is whole. Raises StoreError if the dtype cannot hold a token."""
-        self._batches.shards = numbers
+        settings, size = self.job.settings, self.config.data.encode_batch_size
+        # No batch spans two shards: a resumed shard gets the same batches, thus the same bits.
+        self._batches[:] = [
+            covered[start : start + size]
+            for covered in map(settings.shard_items, numbers)
+            for start in range(0, len(covered), size)
+        ]
         self._loader = self._loader or self.read(self._batches)
-        size = self.job.settings.shard_size
-        for number, batches in itertools.groupby(self._loader, key=lambda batch: batch.first // size):
-            shard = _Shard(self.job.settings)
+        no_tokens = torch.zeros(0, settings.num_tokens, settings.dim)
+        for number, batches in itertools.groupby(self._loader, key=lambda batch: batch.first // settings.shard_size):
+            parts = [pack(no_tokens, settings.dtype)]
+            items: list[int] = []
+            skipped: list[Skipped] = []
             for batch in batches:
-                shard.add(batch, self.encode)
+                if batch.items:
+                    parts.append(pack(self.encode(batch.loaded), settings.dtype))
+                items += batch.items
+                skipped += batch.skipped
                 count(len(batch.items) + len(batch.skipped), len(batch.skipped))
-            shard.write(writer, number, self.job.source)
+            packed = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            found = [self.job.source.items[item].label for item in items]
+            labels = [-1 if label is None else label for label in found] if settings.class_names else None
+            writer.write_shard(number, packed, items, labels, skipped)
 
     def encode(self, loaded: Tensor) -> Tensor:
         """Turn what `read` yields, pixels [B, 3, H, W] or ready-made tokens, into tokens [B, N, C]."""
         return loaded if self.tower is None else self.tower.encode(loaded)
 
-    def read(self, batches: _ShardBatches | Sequence[Sequence[int]]) -> DataLoader[Any]:
+    def read(self, batches: list[range]) -> DataLoader[Any]:
         """Yield one `Batch` per list of source indices; the next ones are read while earlier ones are encoded."""
         # A daemonic process cannot have children; more workers than cores or batches would only cost memory.
         daemon = multiprocessing.current_process().daemon
@@ -84,29 +98,6 @@ class ShardEncoder:
         )
 
 
-class _Shard:
-    """A shard that is being filled, in the dtype in which it will be stored."""
-
-    def __init__(self, settings: StoreSettings) -> None:
-        self.settings = settings
-        self.items: list[int] = []
-        self.skipped: list[Skipped] = []
-        no_tokens = torch.zeros(0, settings.num_tokens, settings.dim)
-        self.packed = [pack(no_tokens, settings.dtype)]
-
-    def add(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> None:
-        if batch.items:
-            self.packed.append(pack(encode(batch.loaded), self.settings.dtype))
-        self.items += batch.items
-        self.skipped += itertools.starmap(Skipped, batch.skipped)
-
-    def write(self, writer: StoreWriter, number: int, source: ImageSource) -> None:
-        packed = {name: torch.cat([part[name] for part in self.packed]) for name in self.packed[0]}
-        labels = [source.items[item].label for item in self.items] if self.settings.class_names else None
-        numbers = None if labels is None else [-1 if label is None else label for label in labels]
-        writer.write_shard(number, packed, self.items, numbers, self.skipped)
-
-
 class Batch(NamedTuple):
     """Some images of one shard."""
 
@@ -116,8 +107,7 @@ class Batch(NamedTuple):
     """Source indices of the readable images."""
     loaded: Tensor
     """The readable images, float32: pixels [B, 3, H, W], or ready-made tokens [B, N, C]."""
-    skipped: list[tuple[int, str]]
-    """Source index of each unreadable image, and the reason."""
+    skipped: list[Skipped]
 
 
 class _Images(Dataset[tuple[int, Tensor | str]]):
@@ -138,24 +128,8 @@ class _Images(Dataset[tuple[int, Tensor | str]]):
 def _collate(images: Sequence[tuple[int, Tensor | str]]) -> Batch:
     good = [(item, loaded) for item, loaded in images if isinstance(loaded, Tensor)]
     loaded = torch.stack([loaded for _, loaded in good]) if good else torch.zeros(0)
-    skipped = [(item, reason) for item, reason in images if isinstance(reason, str)]
+    skipped = [Skipped(item, reason) for item, reason in images if isinstance(reason, str)]
     return Batch(images[0][0], [item for item, _ in good], loaded, skipped)
-
-
-class _ShardBatches:
-    """Source indices by batch. No batch spans two shards: a resumed shard gets the same batches, thus the same bits."""
-
-    def __init__(self, settings: StoreSettings, shards: Sequence[int], batch_size: int) -> None:
-        self.settings, self.shards, self.batch_size = settings, shards, batch_size
-
-    def __iter__(self) -> Iterator[range]:
-        for number in self.shards:
-            items = self.settings.shard_items(number)
-            for start in range(0, len(items), self.batch_size):
-                yield items[start : start + self.batch_size]
-
-    def __len__(self) -> int:
-        return sum(-(-len(self.settings.shard_items(number)) // self.batch_size) for number in self.shards)
 
 
 def _ignore_interrupt(worker: int) -> None:

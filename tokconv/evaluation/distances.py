@@ -10,13 +10,8 @@ from tokconv.evaluation.metrics.mmd import MmdReference
 from tokconv.evaluation.metrics.wasserstein import projections, sliced_wasserstein, sorted_projections
 
 
-def mmd_reference(sample: Sample) -> MmdReference | None:
-    """Return the reference of the discrepancy; None for a single real token, which has no pairs."""
-    return MmdReference.of(sample.mmd_reference) if len(sample.mmd_reference) > 1 else None
-
-
 class TokenDistances:
-    """The figures swd and mmd of a codec, from batches in the order of the images."""
+    """The figures swd and, if there is a reference for it, mmd of a codec, from batches in the order of the images."""
 
     def __init__(self, sample: Sample, mmd: MmdReference | None) -> None:
         self.sample, self.mmd = sample, mmd

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tokconv.errors import ConfigError
 from tokconv.evaluation import heldout, protocol
-from tokconv.evaluation.distances import TokenDistances, mmd_reference
+from tokconv.evaluation.distances import TokenDistances
 from tokconv.evaluation.heldout import Batch
 from tokconv.evaluation.metrics.fidelity import Fidelity
 from tokconv.evaluation.metrics.mmd import MmdReference
 from tokconv.evaluation.probe import FIT_VERSION
 from tokconv.evaluation.readers import ReaderAccuracy, count_labelled
-from tokconv.evaluation.relations import ImageRelations, real_relations
+from tokconv.evaluation.relations import ImageRelations
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.windows import Windows, compression_ratio
@@ -70,11 +70,20 @@ class Evaluator:
         self.indices = heldout.held_out(store)
         self.windows = Windows(store.token_grid, output_grid)
         self.sample = heldout.draw_sample(store, self.indices, self.windows)
-        relations = real_relations(store, self.indices)
-        self.relations = ImageRelations(store, relations, self.device) if relations is not None else None
+        related = len(self.indices) >= protocol.MIN_NEIGHBOUR_IMAGES
+        self.relations = ImageRelations(store, self.indices, self.device) if related else None
         labelled = count_labelled(store, self.indices)
         self.readers = ReaderAccuracy(store, labelled, self.windows, self.device) if labelled else None
-        real = self._real_rows()
+        # What does not depend on a codec: the scale of the discrepancy ("mmd"), what real tokens get ("figures"), and
+        # the probe's accuracy on real images ("probe").
+        real = computed_once(
+            store,
+            f"real-p{protocol.PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json",
+            self._measure_real,
+            JsonFigures("real"),
+            origin={"protocol": protocol.PROTOCOL, "probe": FIT_VERSION},
+            check=self._check_real,
+        )
         self.real, self.probe_full = real["figures"], real["probe"].get("full", 0.0)
         mmd = MmdReference(self.sample.mmd_reference, **real["mmd"]) if real["mmd"] else None
         self.distances = TokenDistances(self.sample, mmd)
@@ -95,9 +104,7 @@ class Evaluator:
             for measure in measures:
                 measure.add(batch)
         return {
-            "val/fvu": fidelity.fvu,
-            "val/cosine": fidelity.cosine,
-            "val/cosine_centered": fidelity.cosine_centered,
+            **fidelity.figures(),
             **self.distances.figures(),
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
             **self.real,
@@ -118,20 +125,9 @@ class Evaluator:
             standardise = self.store.standardise
             yield Batch(images, tokens, reconstructed, standardise(compressed), standardise(reconstructed))
 
-    def _real_rows(self) -> Rows:
-        """Return what does not depend on a codec, measured at the first call per store and grid: the scale of the
-        discrepancy ("mmd"), what real tokens get ("figures"), and the probe's accuracy on real images ("probe")."""
-        return computed_once(
-            self.store,
-            f"real-p{protocol.PROTOCOL}-v{FIT_VERSION}-grid-{self.output_grid:02d}.json",
-            self._measure_real,
-            JsonFigures("real"),
-            origin={"protocol": protocol.PROTOCOL, "probe": FIT_VERSION},
-            check=self._check_real,
-        )
-
     def _measure_real(self) -> Rows:
-        mmd = mmd_reference(self.sample)
+        # A single real token has no pairs.
+        mmd = MmdReference.of(self.sample.mmd_reference) if len(self.sample.mmd_reference) > 1 else None
         figures, probe = TokenDistances(self.sample, mmd).real_figures(), Figures()
         if self.relations is not None:
             figures |= self.relations.real_figures()

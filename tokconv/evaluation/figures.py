@@ -25,38 +25,25 @@ class Figure:
         name: its key in an evaluation, a record and MLflow, such as "val/fvu".
         title: its short name, as it heads a column.
         meaning: what it measures, in one phrase.
-        lower_is_better: whether low values are good.
         form: format specification of its values.
-        unit: of its values; "" for a pure number.
+        lower_is_better: whether low values are good.
         floor: the name of the figure that real tokens get in its place, the level to reach; "" if there is none.
         places: where it is shown.
-        objective: whether a sweep may optimise it, or set a target for it.
         needs: `LABELS`, `NEIGHBOURS`, or "" if it exists for every store.
     """
 
     name: str
     title: str
     meaning: str
-    lower_is_better: bool
     form: str
-    unit: str = ""
+    lower_is_better: bool = False
     floor: str = ""
-    places: frozenset[str] = frozenset()
-    objective: bool = True
+    places: tuple[str, ...] = ()
     needs: str = ""
 
     def text(self, value: float | None) -> str:
         """Format a value; "" for None."""
         return "" if value is None else format(value, self.form)
-
-    @property
-    def label(self) -> str:
-        """The title with the meaning, for an axis."""
-        return f"{self.title} ({self.meaning})"
-
-
-def _places(*places: str) -> frozenset[str]:
-    return frozenset(places)
 
 
 _ENTRIES = (
@@ -64,9 +51,8 @@ _ENTRIES = (
         name="compression_ratio",
         title="ratio",
         meaning="tokens in / tokens out",
-        lower_is_better=False,
         form=".3g",
-        places=_places(MLFLOW),
+        places=(MLFLOW,),
     ),
     Figure(
         name="val/fvu",
@@ -74,15 +60,14 @@ _ENTRIES = (
         meaning="fraction of variance unexplained: 0 is perfect, 1 is the mean token",
         lower_is_better=True,
         form=".4f",
-        places=_places(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
+        places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
     ),
     Figure(
         name="val/gain",
         title="gain",
         meaning="share of pooling's fvu that is gone",
-        lower_is_better=False,
         form="+z.1%",
-        places=_places(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
+        places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
     ),
     Figure(
         name="val/swd",
@@ -90,9 +75,8 @@ _ENTRIES = (
         meaning="sliced Wasserstein distance to real tokens",
         lower_is_better=True,
         form=".3f",
-        unit="token deviations",
         floor="val/swd_floor",
-        places=_places(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
+        places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
     ),
     Figure(
         name="val/swd_floor",
@@ -100,9 +84,7 @@ _ENTRIES = (
         meaning="the same distance between two samples of real tokens",
         lower_is_better=True,
         form=".3f",
-        unit="token deviations",
-        places=_places(CARD, NOTE),
-        objective=False,
+        places=(CARD, NOTE),
     ),
     Figure(
         name="val/mmd",
@@ -111,7 +93,7 @@ _ENTRIES = (
         lower_is_better=True,
         form=".4f",
         floor="val/mmd_floor",
-        places=_places(EVALUATE, CARD),
+        places=(EVALUATE, CARD),
     ),
     Figure(
         name="val/mmd_floor",
@@ -119,119 +101,104 @@ _ENTRIES = (
         meaning="the same discrepancy between two samples of real tokens: 0 on average",
         lower_is_better=True,
         form=".4f",
-        places=_places(CARD),
-        objective=False,
+        places=(CARD,),
     ),
     Figure(
         name="val/cosine",
         title="cosine",
         meaning="cosine of reconstructed and real tokens",
-        lower_is_better=False,
         form=".3f",
-        places=_places(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW),
+        places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW),
     ),
     Figure(
         name="val/cosine_centered",
         title="centred",
         meaning="the same cosine with the mean token removed",
-        lower_is_better=False,
         form=".3f",
-        places=_places(EVALUATE, CARD),
+        places=(EVALUATE, CARD),
     ),
     Figure(
         name="val/knn_overlap",
         title="kNN",
         meaning="share of an image's 10 nearest images that stay the nearest after reconstruction",
-        lower_is_better=False,
         form=".1%",
         floor="val/knn_overlap_halves",
-        places=_places(EVALUATE, CARD, MLFLOW),
+        places=(EVALUATE, CARD, MLFLOW),
         needs=NEIGHBOURS,
     ),
     Figure(
         name="val/knn_overlap_halves",
         title="kNN of halves",
         meaning="the same share between two halves of each image's real tokens",
-        lower_is_better=False,
         form=".1%",
-        places=_places(CARD),
-        objective=False,
+        places=(CARD,),
         needs=NEIGHBOURS,
     ),
     Figure(
         name="val/cka",
         title="CKA",
         meaning="alignment (CKA) of reconstructed and real images",
-        lower_is_better=False,
         form=".3f",
         floor="val/cka_halves",
-        places=_places(EVALUATE, CARD),
+        places=(EVALUATE, CARD),
         needs=NEIGHBOURS,
     ),
     Figure(
         name="val/cka_halves",
         title="CKA of halves",
         meaning="the same alignment between two halves of each image's real tokens",
-        lower_is_better=False,
         form=".3f",
-        places=_places(CARD),
-        objective=False,
+        places=(CARD,),
         needs=NEIGHBOURS,
     ),
     Figure(
         name="val/probe_accuracy",
         title="probe",
         meaning="accuracy of a linear probe on reconstructed tokens",
-        lower_is_better=False,
         form=".1%",
-        places=_places(EVALUATE, CARD, SWEEP),
+        places=(EVALUATE, CARD, SWEEP),
         needs=LABELS,
     ),
     Figure(
         name="val/probe_kept",
         title="probe kept",
         meaning="the probe's accuracy as a share of its accuracy on real tokens",
-        lower_is_better=False,
         form=".1%",
-        places=_places(EVALUATE, CARD, TRAIN, SWEEP, MLFLOW),
+        places=(EVALUATE, CARD, TRAIN, SWEEP, MLFLOW),
         needs=LABELS,
     ),
     Figure(
         name="val/reader_accuracy",
         title="reader",
         meaning="accuracy of the same probe, not retrained, on compressed tokens",
-        lower_is_better=False,
         form=".1%",
         floor="val/reader_sampled",
-        places=_places(EVALUATE, CARD),
+        places=(EVALUATE, CARD),
         needs=LABELS,
     ),
     Figure(
         name="val/reader_kept",
         title="reader kept",
         meaning="the reader's accuracy as a share of the probe's accuracy on real tokens",
-        lower_is_better=False,
         form=".1%",
-        places=_places(CARD, MLFLOW),
+        places=(CARD, MLFLOW),
         needs=LABELS,
     ),
     Figure(
         name="val/reader_sampled",
         title="reader of samples",
         meaning="accuracy of the reader on one real token per window",
-        lower_is_better=False,
         form=".1%",
-        places=_places(CARD),
-        objective=False,
+        places=(CARD,),
         needs=LABELS,
     ),
 )
 
 FIGURES: Mapping[str, Figure] = {figure.name: figure for figure in _ENTRIES}
 """Every figure by name, in the order in which they are shown."""
-OBJECTIVES: tuple[str, ...] = tuple(figure.name for figure in _ENTRIES if figure.objective)
-"""What objectives and targets may name. A critic's own estimate is never among them: its ruler changes with the
-trial."""
+OBJECTIVES: tuple[str, ...] = tuple(name for name in FIGURES if name not in {figure.floor for figure in _ENTRIES})
+"""What objectives and targets may name: every figure that is not the level of real tokens. A critic's own estimate is
+not among the figures: its ruler changes with the trial."""
 JUDGED_ON: tuple[str, str] = ("val/fvu", "val/swd")
 """The figures on which compressors and baselines are compared: error and token-likeness. Lower is better for both."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,8 +21,9 @@ CELL, TITLE, GAP, BAR = 2.3, 0.25, 0.06, 0.7
 """In inches: a picture with its margin, the text above it, that margin, and the colour bar of the errors."""
 
 
+@torch.no_grad()
 def draw_compression(
-    compressor: Compressor, decoder: Decoder, tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
+    codecs: Sequence[tuple[Compressor, Decoder]], tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
 ) -> Path:
     """Write a PNG with one row per image: the image (if given), its tokens, the compressed grid, the decoder's output,
     and the error of each token (its squared error over the tokens' average variance: 0 perfect, 1 the mean token).
@@ -29,21 +31,14 @@ def draw_compression(
     Colours are the three leading principal components of that image's own tokens, the same for all grids of a row.
 
     Args:
+        codecs: compressor and decoder of each image; their grids may differ.
         tokens_BNC: [B, N, C] float32.
         out: the file.
-        images: the B images.
+        images: the B images, RGB.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    return draw_compressions([(compressor, decoder)] * len(tokens_BNC), tokens_BNC, out, images)
-
-
-@torch.no_grad()
-def draw_compressions(
-    codecs: Sequence[tuple[Compressor, Decoder]], tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
-) -> Path:
-    """Draw the same with a compressor and a decoder per image: their grids may differ."""
     rows, maps = [], []
     for index, ((compressor, decoder), tokens) in enumerate(zip(codecs, tokens_BNC, strict=True)):
         compressed = compressor(tokens[None])
@@ -51,7 +46,7 @@ def draw_compressions(
         scaled = (reconstructed - tokens) / compressor.standardise.scale
         maps.append(to_grid(scaled.square().mean(-1, keepdim=True)[None])[0])
         paint = _Palette(tokens)
-        row: list[tuple[str, Any]] = [] if images is None else [("image", images[index])]
+        row: list[tuple[str, Any]] = [] if images is None else [("image", np.asarray(images[index]))]
         row += [
             (f"{len(tokens)} tokens", paint(tokens)),
             (f"{compressed.shape[1]} compressed", paint(compressed[0])),
@@ -72,9 +67,7 @@ def _draw(rows: Sequence[Sequence[tuple[str, Any]]], errors: Sequence[Any], brig
 
     def place(column: int, line: int, title: str, picture: Any, **how: Any) -> Any:
         left, top = column * CELL + GAP, line * (CELL + TITLE) + TITLE
-        rows_of, columns_of = (
-            (picture.size[1], picture.size[0]) if isinstance(picture, Image.Image) else picture.shape[:2]
-        )
+        rows_of, columns_of = picture.shape[:2]
         scale = (CELL - 2 * GAP) / max(rows_of, columns_of)
         extent = (left, left + columns_of * scale, top + rows_of * scale, top)
         axes.text(left, top - 0.06, title, fontsize=9)

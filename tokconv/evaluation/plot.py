@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokconv.errors import import_extra
-from tokconv.evaluation.baselines.registry import BASELINES, Baseline
+from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.models.windows import compression_ratio
 from tokconv.system.files import atomic_path
 
@@ -35,9 +35,16 @@ def draw_rate_distortion(figures: Mapping[int, Mapping[str, Figures]], token_gri
     for baseline in BASELINES.values():
         rows = {grid: figures[grid][baseline.name] for grid in grids if baseline.name in figures[grid]}
         fvu = [_drawn(row, "val/fvu") for row in rows.values()]
-        _draw_line(left, baseline, [ratios[grid] for grid in rows], fvu)
+        swd = [_drawn(row, "val/swd") for row in rows.values()]
+        style = {"color": baseline.color, "linestyle": "--" if baseline.has_side_information else "-"}
+        # The matched one has window PCA's error: a hollow mark around it.
+        hollow = {"markerfacecolor": "none", "markersize": 11} if baseline.name == "matched_window_pca" else {}
+        marks = {"marker": baseline.marker, "markersize": 6, "linewidth": 1.3, "label": baseline.label} | hollow
+        left.plot([ratios[grid] for grid in rows], fvu, **style, **marks)
+        right.plot(swd, fvu, linewidth=0.8, **style)
         sizes = [30 + 130 * (1 - grids.index(grid) / max(1, len(grids) - 1)) for grid in rows]
-        _draw_path(right, baseline, [_drawn(row, "val/swd") for row in rows.values()], fvu, sizes)
+        marks = {"color": baseline.color, "marker": baseline.marker, "edgecolors": "white", "linewidths": 0.6}
+        right.scatter(swd, fvu, s=sizes, zorder=3, **marks)
     for grid in grids:
         floor = _drawn(next(iter(figures[grid].values())), "val/swd_floor")
         right.axvline(floor, color="black", linestyle=":", linewidth=0.8, zorder=0.5)
@@ -55,25 +62,6 @@ def draw_rate_distortion(figures: Mapping[int, Mapping[str, Figures]], token_gri
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return out
-
-
-def _draw_line(axes: Any, baseline: Baseline, ratios: Sequence[float], fvu: Sequence[float]) -> None:
-    # The matched one has window PCA's error: a hollow mark around it.
-    hollow = {"markerfacecolor": "none", "markersize": 11} if baseline.name == "matched_window_pca" else {}
-    style = {"marker": baseline.marker, "markersize": 6, "linewidth": 1.3, "label": baseline.label} | hollow
-    axes.plot(ratios, fvu, color=baseline.color, linestyle=_dashes(baseline), **style)
-
-
-def _draw_path(
-    axes: Any, baseline: Baseline, swd: Sequence[float], fvu: Sequence[float], sizes: Sequence[float]
-) -> None:
-    axes.plot(swd, fvu, color=baseline.color, linestyle=_dashes(baseline), linewidth=0.8)
-    marks = {"color": baseline.color, "marker": baseline.marker, "edgecolors": "white", "linewidths": 0.6}
-    axes.scatter(swd, fvu, s=sizes, zorder=3, **marks)
-
-
-def _dashes(baseline: Baseline) -> str:
-    return "--" if baseline.has_side_information else "-"
 
 
 def _drawn(figures: Figures, name: str) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -126,14 +127,14 @@ def _fit(store: TokenStore, windows: Windows, labels: Tensor) -> Mapping[str, Te
     features -= center
     values, vectors = torch.linalg.eigh((features @ features.T).double())
     rotated = vectors.T @ (targets - target_mean)
-    best: tuple[float, Tensor] | None = None
-    for ridge in RIDGES:
+
+    def fit(ridge: float) -> tuple[float, Tensor]:
+        """Return the leave-one-out error and the dual weight."""
         shrink = 1 / (values.clamp_min(0) + ridge * values.mean())
         dual = vectors @ (shrink[:, None] * rotated)
         left_out = dual / (vectors.square() @ shrink)[:, None]
-        error = float(left_out.square().mean())
-        if best is None or error < best[0]:
-            best = (error, dual)
-    assert best is not None
-    weight = features.T @ best[1].float()
+        return float(left_out.square().mean()), dual
+
+    _, dual = min(map(fit, RIDGES), key=itemgetter(0))
+    weight = features.T @ dual.float()
     return {"weight": weight, "bias": target_mean.float() - center @ weight}

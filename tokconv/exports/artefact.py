@@ -24,7 +24,7 @@ from tokconv.exports.card import model_card
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.registry import build_compressor, build_decoder
-from tokconv.system.files import atomic_path, write_json
+from tokconv.system.files import atomic_path, write_json, write_text
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.runtime import checkpoints_of
 
@@ -41,6 +41,8 @@ OWN_KEYS = (
 )
 """The keys of config.json that belong to tokconv and not to transformers."""
 Module = TypeVar("Module", Compressor, Decoder)
+FILES = {"compressor": "model.safetensors", "decoder": "decoder.safetensors"}
+"""The file of each network's weights."""
 DEFAULT_KINDS = {"compressor": "residual", "decoder": "conv"}
 """The kinds of networks in older config.json files, which name none."""
 MAX_SIZES = {"token_grid": 1024, "output_grid_size": 1024, "dim": 2**16, "hidden_dim": 2**16, "num_layers": 1024}
@@ -65,9 +67,20 @@ def export(source: str | Path | TrialResult, out: str | Path, *, evidence: Mappi
         >>> tokconv.export(tokconv.train(config, store, "runs/first"), "my-compressor")    # doctest: +SKIP
     """
     saved = checkpoints.load(find_checkpoint(source))
-    description = _description_of(saved.state) | ({} if evidence is None else {"evidence": dict(evidence)})
-    networks = {"model.safetensors": "compressor", "decoder.safetensors": "decoder"}
-    return _write(description, {file: saved.module_weights(name) for file, name in networks.items()}, Path(out))
+    state = saved.state
+    description = {
+        "tokconv_format": FORMAT,
+        **state["networks"],
+        "clip": state["config"]["model"]["clip"],
+        "encoder": state["encoder"],
+        "store_fingerprint": state["store_fingerprint"],
+        "protocol": state["protocol"],
+        "figures": state["history"][-1],
+        "baselines": state["baselines"],
+        "training": {"loss": state["config"]["loss"], **state["config"]["training"]},
+        **({} if evidence is None else {"evidence": dict(evidence)}),
+    }
+    return _write(description, {name: saved.module_weights(name) for name in FILES}, Path(out))
 
 
 def find_checkpoint(source: str | Path | TrialResult) -> Path:
@@ -104,7 +117,7 @@ def load_compressor(path: str | Path) -> Compressor:
         torch.Size([1, 36, 64])
     """
     description = read_config(path)
-    compressor = _load(build_compressor, "compressor", description, Path(path), "model.safetensors")
+    compressor = _load(build_compressor, "compressor", description, Path(path))
     compressor.description = description
     return compressor
 
@@ -120,7 +133,7 @@ def load_decoder(path: str | Path) -> Decoder:
         >>> decoder(compressor(tokens)).shape                                           # doctest: +SKIP
         torch.Size([1, 576, 64])
     """
-    return _load(build_decoder, "decoder", read_config(path), Path(path), "decoder.safetensors")
+    return _load(build_decoder, "decoder", read_config(path), Path(path))
 
 
 def save_compressor(compressor: Compressor, out: Path, weights: Mapping[str, Tensor] | None = None) -> Path:
@@ -138,7 +151,13 @@ def save_compressor(compressor: Compressor, out: Path, weights: Mapping[str, Ten
     before = compressor.description.get("evidence", {})
     summary = "saved again after it was loaded; the figures are those of the export that it was loaded from"
     description = {**compressor.description, "evidence": {**before, "status": "unconfirmed", "summary": summary}}
-    return _write(description, {"model.safetensors": compressor.state_dict() if weights is None else weights}, out)
+    return _write(description, {"compressor": compressor.state_dict() if weights is None else weights}, out)
+
+
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Write an artefact's config.json and its model card."""
+    write_json(folder / "config.json", {**REGISTERED, **description})
+    write_text(folder / "README.md", model_card(description))
 
 
 def is_export(path: Path) -> bool:
@@ -185,37 +204,22 @@ def build_described(build: Callable[..., Module], name: str, description: Mappin
         raise CheckpointError(f"{where}: damaged, it describes no {name}") from error
 
 
-def _load(build: Callable[..., Module], name: str, description: Mapping[str, Any], path: Path, file: str) -> Module:
-    module = build_described(build, name, description, path / "config.json")
+def _load(build: Callable[..., Module], name: str, description: Mapping[str, Any], path: Path) -> Module:
+    module, file = build_described(build, name, description, path / "config.json"), path / FILES[name]
     try:
-        module.load_state_dict(load_file(path / file))
+        module.load_state_dict(load_file(file))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path / file}: damaged or of another architecture than its config.json") from error
+        raise CheckpointError(f"{file}: damaged or of another architecture than its config.json") from error
     return module.eval()
 
 
-def _write(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]], out: Path) -> Path:
+def _write(description: Mapping[str, Any], networks: Mapping[str, Mapping[str, Tensor]], out: Path) -> Path:
     if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
     with atomic_path(out) as temporary:
         temporary.mkdir()
-        write_json(temporary / "config.json", {**REGISTERED, **description})
-        for file, weights in files.items():
-            plain = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-            save_file(plain, temporary / file, {"format": "pt"})
-        (temporary / "README.md").write_text(model_card(description), encoding="utf-8")
+        write_description(temporary, description)
+        for name, weights in networks.items():
+            plain = {key: tensor.detach().contiguous() for key, tensor in weights.items()}
+            save_file(plain, temporary / FILES[name], {"format": "pt"})
     return out
-
-
-def _description_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "tokconv_format": FORMAT,
-        **state["networks"],
-        "clip": state["config"]["model"]["clip"],
-        "encoder": state["encoder"],
-        "store_fingerprint": state["store_fingerprint"],
-        "protocol": state["protocol"],
-        "figures": state["history"][-1],
-        "baselines": state["baselines"],
-        "training": {"loss": state["config"]["loss"], **state["config"]["training"]},
-    }

@@ -16,46 +16,41 @@ def model_card(description: Mapping[str, Any]) -> str:
         description: the content of config.json.
     """
     sizes, figures, baselines = description["compressor"], description["figures"], description["baselines"]
-    tokens, cells = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2
+    tokens, cells, dim = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2, sizes["dim"]
     columns = [("this compressor", figures), *((_title(name), values) for name, values in baselines.items())]
     rows = [
-        f"| {figure.meaning} (`{figure.name}`) | "
-        + " | ".join(_cell(values.get(figure.name)) for _, values in columns)
-        + " |"
+        [f"{figure.meaning} (`{figure.name}`)", *(_cell(values.get(figure.name)) for _, values in columns)]
         for figure in shown_in(CARD)
         if figure.name in figures
     ]
-    formats = description.get("formats", {})
-    return "\n".join(
-        [
-            "---",
-            "library_name: tokconv",
-            "license: other",
-            "tags: [clip, vision-language, token-compression]",
-            "---",
-            "",
-            f"# CLIP token compressor, {tokens} to {cells} tokens ({tokens / cells:.3g}x)",
-            "",
-            f"Compresses [batch, {tokens}, {sizes['dim']}] patch tokens (no CLS) to [batch, {cells}, {sizes['dim']}].",
-            "",
-            f"- Encoder: `{description['encoder']['name']}`, hidden layer {description['encoder']['layer']}",
-            f"- Token store: `{description['store_fingerprint']}`, evaluation protocol {description['protocol']}",
-            f"- Evidence: {description.get('evidence', {}).get('summary', 'one run, not confirmed over seeds')}",
-            *(f"- `{measured['file']}`: {_format_line(name, measured)}" for name, measured in formats.items()),
-            "",
-            "| held-out figure | " + " | ".join(title for title, _ in columns) + " |",
-            "| --- |" + " ---: |" * len(columns),
-            *rows,
-            "",
-            "```python",
-            "import tokconv",
-            "",
-            'compressor = tokconv.load_compressor("PATH/OF/THIS/FOLDER")',
-            f"compressed = compressor(tokens)  # [batch, {tokens}, {sizes['dim']}] to [batch, {cells}, {sizes['dim']}]",
-            "```",
-            "",
-        ]
-    )
+    head, rule = ["held-out figure", *(title for title, _ in columns)], ["---", *["---:"] * len(columns)]
+    formats = [f"- `{one['file']}`: {_format_line(name, one)}" for name, one in description.get("formats", {}).items()]
+    evidence = description.get("evidence", {}).get("summary", "one run, not confirmed over seeds")
+    points = "\n".join([f"- Evidence: {evidence}", *formats])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+    return f"""---
+library_name: tokconv
+license: other
+tags: [clip, vision-language, token-compression]
+---
+
+# CLIP token compressor, {tokens} to {cells} tokens ({tokens / cells:.3g}x)
+
+Compresses [batch, {tokens}, {dim}] patch tokens (no CLS) to [batch, {cells}, {dim}].
+
+- Encoder: `{description["encoder"]["name"]}`, hidden layer {description["encoder"]["layer"]}
+- Token store: `{description["store_fingerprint"]}`, evaluation protocol {description["protocol"]}
+{points}
+
+{table}
+
+```python
+import tokconv
+
+compressor = tokconv.load_compressor("PATH/OF/THIS/FOLDER")
+compressed = compressor(tokens)  # [batch, {tokens}, {dim}] to [batch, {cells}, {dim}]
+```
+"""
 
 
 def _title(name: str) -> str:

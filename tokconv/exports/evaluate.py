@@ -87,8 +87,7 @@ def find_store(folder: Path, fingerprint: str | None, *, advice: str) -> TokenSt
     of_sweeps = (above.parent / "stores" for above in folder.resolve().parents if above.name == "sweeps")
     places = list(dict.fromkeys([STORES, *of_sweeps]))
     for stores in (*places, stores_dir()):
-        store = TokenStore.with_fingerprint(stores, fingerprint)
-        if store is not None:
+        if (store := TokenStore.with_fingerprint(stores, fingerprint)) is not None:
             return store
     raise StoreError(f"{folder}: its token store is not below {' or '.join(map(str, places))}; {advice}")
 

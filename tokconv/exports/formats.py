@@ -10,41 +10,39 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokconv.errors import CheckpointError, ConfigError, import_extra, suggest
-from tokconv.exports.artefact import REGISTERED, load_compressor
-from tokconv.exports.card import model_card
+from tokconv.errors import CheckpointError, require_extra
+from tokconv.exports.artefact import load_compressor, write_description
 from tokconv.models.compressor import Compressor
-from tokconv.system.files import atomic_path, write_json, write_text
+from tokconv.system.files import atomic_path
+from tokconv.system.registry import Registry
 
 OPSET = 20
 MAX_ERROR = 1e-3
 """Largest difference from the compressor, in units of the tokens' standard deviation, with which a file is written."""
 BATCHES = (1, 3)
-FORMATS = ("pt2", "onnx")
+
+Run = Callable[[Tensor], Tensor]
+Writer = Callable[[Compressor, Path], Run]
 
 
-def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
-    """Return the formats in order, without duplicates.
+def check_formats(formats: Iterable[str]) -> dict[str, Writer]:
+    """Return the writer of each format, in order.
 
     Raises:
         ConfigError: an unknown format.
         MissingExtraError: the packages of a format are not installed.
     """
-    chosen = tuple(dict.fromkeys(formats))
-    for name in chosen:
-        if name not in FORMATS:
-            raise ConfigError(f"--format: got {name!r}; {suggest(name, FORMATS)}")
-    if "onnx" in chosen:
-        for module in ("onnx", "onnxscript", "onnxruntime"):
-            import_extra(module, "onnx")
-    return chosen
+    writers = {name: FORMATS[name] for name in formats}
+    if "onnx" in writers:
+        require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    return writers
 
 
 def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -57,26 +55,20 @@ def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any
         CheckpointError: the folder is not an export, or a file computes something else, which is then not written.
         ConfigError, MissingExtraError: as `check_formats`.
     """
-    chosen = check_formats(formats)
-    if not chosen:
+    writers = check_formats(formats)
+    if not writers:
         return {}
     compressor = load_compressor(folder)
     description = compressor.description or {}
     measured: dict[str, dict[str, Any]] = {}
-    for name in chosen:
+    for name, write in writers.items():
         with atomic_path(folder / f"model.{name}") as temporary:
-            run = {"pt2": _write_pt2, "onnx": _write_onnx}[name](compressor, temporary)
+            run = write(compressor, temporary)
             error = max(_error(compressor, run, batch) for batch in BATCHES)
             if error > MAX_ERROR:
                 raise CheckpointError(f"{name}: differs from the compressor by {error:.1e} of a token's deviation")
         measured[name] = {"file": f"model.{name}", "max_error": error} | ({"opset": OPSET} if name == "onnx" else {})
-    described: Mapping[str, Any] = {
-        **REGISTERED,
-        **description,
-        "formats": {**description.get("formats", {}), **measured},
-    }
-    write_json(folder / "config.json", described)
-    write_text(folder / "README.md", model_card(described))
+    write_description(folder, {**description, "formats": {**description.get("formats", {}), **measured}})
     return measured
 
 
@@ -88,9 +80,6 @@ def copy_export(source: Path, out: Path) -> Path:
     with atomic_path(out) as temporary:
         shutil.copytree(source, temporary)
     return out
-
-
-Run = Callable[[Tensor], Tensor]
 
 
 def _error(compressor: Compressor, run: Run, batch: int) -> float:
@@ -138,3 +127,6 @@ def _write_onnx(compressor: Compressor, path: Path) -> Run:
     program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda tokens_BNC: torch.from_numpy(session.run(None, {"tokens": tokens_BNC.numpy()})[0])
+
+
+FORMATS: Registry[Writer] = Registry("--format", {"pt2": _write_pt2, "onnx": _write_onnx})

@@ -14,7 +14,7 @@ class Standardise(nn.Module):
 
     Args:
         dim: C.
-        mean: [C], per-channel mean of the store's training split; None is zero until a state dict is loaded.
+        mean: [C], per-channel mean of the store's training split; None is zero.
         scale: square root of the average channel variance.
     """
 
@@ -68,17 +68,16 @@ class ConvBlock(nn.Module):
         padding: see `DepthwiseConv`.
     """
 
-    def __init__(self, dim: int, expansion: int = 2, *, norm: str = "layer", padding: str = "zeros") -> None:
+    def __init__(self, dim: int, *, norm: str = "layer", padding: str = "zeros") -> None:
         super().__init__()
         self.depthwise = DepthwiseConv(dim, padding)
         self.norm: nn.Module = make_norm(norm, dim)
-        self.widen = nn.Linear(dim, expansion * dim)
-        self.narrow = nn.Linear(expansion * dim, dim)
+        self.widen = nn.Linear(dim, 2 * dim)
+        self.narrow = nn.Linear(2 * dim, dim)
 
     def forward(self, grid_BHWC: Tensor) -> Tensor:
         mixed = self.depthwise(grid_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        skip: Tensor = grid_BHWC + self.narrow(F.gelu(self.widen(self.norm(mixed))))
-        return skip
+        return grid_BHWC + self.narrow(F.gelu(self.widen(self.norm(mixed))))
 
 
 def make_norm(norm: str, dim: int) -> nn.Module:

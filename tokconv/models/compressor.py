@@ -67,10 +67,8 @@ class ResidualCompressor(Compressor):
         use_residual: bool = True,
         norm: str = "layer",
         padding: str = "zeros",
-        mean: Tensor | None = None,
-        scale: float = 1.0,
     ) -> None:
-        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        super().__init__(token_grid, dim, output_grid_size)
         window_dim = self.windows.window_size * dim
         self.projection = WindowProjection(window_dim, dim)
         self.branch: Branch | None = None
@@ -80,7 +78,7 @@ class ResidualCompressor(Compressor):
 
     def compress(self, standardised_BNC: Tensor) -> Tensor:
         windows = self.windows.split(standardised_BNC).flatten(2)
-        cells: Tensor = self.projection(windows)
+        cells = self.projection(windows)
         return cells if self.branch is None else cells + self.branch(windows)
 
 
@@ -91,18 +89,11 @@ class Branch(nn.Module):
         in_dim, hidden_dim, out_dim: channels of a cell before, inside and after.
         num_cells: K.
         num_layers: blocks.
+        norm, padding: of the blocks, see `ConvBlock`.
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        hidden_dim: int,
-        out_dim: int,
-        num_cells: int,
-        num_layers: int,
-        *,
-        norm: str = "layer",
-        padding: str = "zeros",
+        self, in_dim: int, hidden_dim: int, out_dim: int, num_cells: int, num_layers: int, *, norm: str, padding: str
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(in_dim, hidden_dim)
@@ -112,5 +103,4 @@ class Branch(nn.Module):
 
     def forward(self, cells_BKC: Tensor) -> Tensor:
         hidden = self.enter(cells_BKC) + self.position
-        mixed: Tensor = self.leave(to_tokens(self.blocks(to_grid(hidden))))
-        return mixed
+        return self.leave(to_tokens(self.blocks(to_grid(hidden))))

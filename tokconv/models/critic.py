@@ -39,8 +39,7 @@ class GridCritic(nn.Module):
     def on_grid(self, grid_BHWC: Tensor) -> Tensor:
         """[B, H, W, C] -> [B]."""
         hidden = self.blocks(self.enter(grid_BHWC))
-        scores: Tensor = self.score(self.norm(hidden)).mean((1, 2, 3))
-        return scores
+        return self.score(self.norm(hidden)).mean((1, 2, 3))
 
 
 class TokenCritic(nn.Module):
@@ -62,8 +61,7 @@ class TokenCritic(nn.Module):
         hidden = self.enter(tokens_BKC)
         for norm, widen, narrow in zip(self.norms, self.widen, self.narrow, strict=True):
             hidden = hidden + narrow(F.gelu(widen(norm(hidden))))
-        scores: Tensor = self.score(F.gelu(hidden)).mean((1, 2))
-        return scores
+        return self.score(F.gelu(hidden)).mean((1, 2))
 
 
 class MultiScaleCritic(nn.Module):
@@ -71,16 +69,15 @@ class MultiScaleCritic(nn.Module):
 
     Fine texture and coarse arrangement each have a critic (Wang et al. 2018, arXiv:1711.11585, section 3.2).
 
-    Args: as `GridCritic`, and
-        num_scales: number of critics; a side is at least 1.
+    A side is at least 1.
+
+    Args: as `GridCritic`.
     """
 
-    def __init__(
-        self, dim: int, *, num_layers: int = 2, hidden_dim: int = 128, norm: str = "layer", num_scales: int = 3
-    ) -> None:
+    def __init__(self, dim: int, *, num_layers: int = 2, hidden_dim: int = 128, norm: str = "layer") -> None:
         super().__init__()
         self.critics = nn.ModuleList(
-            GridCritic(dim, num_layers=num_layers, hidden_dim=hidden_dim, norm=norm) for _ in range(num_scales)
+            GridCritic(dim, num_layers=num_layers, hidden_dim=hidden_dim, norm=norm) for _ in range(3)
         )
 
     def forward(self, tokens_BKC: Tensor) -> Tensor:

@@ -19,10 +19,8 @@ class Decoder(WindowNetwork):
 
     projection: WindowProjection
 
-    def __init__(
-        self, token_grid: int, dim: int, output_grid_size: int, *, mean: Tensor | None = None, scale: float = 1.0
-    ) -> None:
-        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+    def __init__(self, token_grid: int, dim: int, output_grid_size: int) -> None:
+        super().__init__(token_grid, dim, output_grid_size)
         self.projection = WindowProjection(dim, self.windows.window_size * dim)
 
     def forward(self, compressed_BKC: Tensor) -> Tensor:
@@ -54,10 +52,8 @@ class ConvDecoder(Decoder):
         hidden_dim: int = 128,
         norm: str = "layer",
         padding: str = "zeros",
-        mean: Tensor | None = None,
-        scale: float = 1.0,
     ) -> None:
-        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        super().__init__(token_grid, dim, output_grid_size)
         window_dim, cells = self.windows.window_size * dim, self.windows.num_cells
         self.branch = Branch(dim, hidden_dim, window_dim, cells, num_layers, norm=norm, padding=padding)
 
@@ -87,10 +83,8 @@ class AttentionDecoder(Decoder):
         hidden_dim: int = 128,
         num_heads: int = 4,
         norm: str = "layer",
-        mean: Tensor | None = None,
-        scale: float = 1.0,
     ) -> None:
-        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        super().__init__(token_grid, dim, output_grid_size)
         self.enter = nn.Linear(dim, hidden_dim)
         self.position = nn.Parameter(0.02 * torch.randn(self.windows.num_cells, hidden_dim))
         self.queries = nn.Parameter(0.02 * torch.randn(token_grid**2, hidden_dim))
@@ -126,8 +120,7 @@ class CrossAttention(nn.Module):
         key, value = (self._heads(part) for part in self.key_value(self.norm_memory(memory_BKC)).chunk(2, dim=-1))
         read = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         hidden = hidden_BNC + self.out(read)
-        mixed: Tensor = hidden + self.narrow(F.gelu(self.widen(self.norm_mlp(hidden))))
-        return mixed
+        return hidden + self.narrow(F.gelu(self.widen(self.norm_mlp(hidden))))
 
     def _heads(self, tokens_BNC: Tensor) -> Tensor:
         return tokens_BNC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)

@@ -9,7 +9,8 @@ it starts at its closed form, and one layer that folds the finest grid into its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +26,32 @@ class ManyGrids(WindowNetwork):
     """Several grids in one network: their windows, their projections, and the choice between them."""
 
     projections: nn.ModuleDict
+    all_windows: Mapping[str, Windows]
+    """The windows of every grid over the token grid, by `str(grid)`."""
+    folds: Mapping[str, Windows]
+    """The same over the finest grid."""
+
+    def __init__(self, token_grid: int, dim: int, output_grid_size: int, *, grids: Sequence[int]) -> None:
+        check_served(grids, output_grid_size)
+        super().__init__(token_grid, dim, output_grid_size)
+        self.grids = tuple(grids)
+        self.finest = Windows(token_grid, max(grids))
+        self.all_windows = _windows(token_grid, grids)
+        self.folds = _windows(max(grids), grids)
 
     def select(self, output_grid_size: int) -> None:
         super().select(output_grid_size)
         key = str(output_grid_size)
-        self.windows = self.all_windows[key]  # type: ignore[assignment]
+        self.windows = self.all_windows[key]
         # Not registered as a module of its own: `projections` holds it, and a state dict must not hold it twice.
         self.__dict__["projection"] = self.projections[key]
         self.output_grid_size = output_grid_size
 
-    def _serve(self, token_grid: int, grids: Sequence[int]) -> tuple[dict[str, Windows], dict[str, Windows]]:
-        """Return the windows of every grid over the token grid, and over the finest grid, by `str(grid)`."""
-        self.grids = tuple(grids)
-        finest = max(self.grids)
-        self.finest = Windows(token_grid, finest)
-        windows = {str(grid): Windows(token_grid, grid) for grid in self.grids}
-        folds = {str(grid): Windows(finest, grid) for grid in self.grids}
-        self.all_windows, self.folds = nn.ModuleDict(windows), nn.ModuleDict(folds)
-        return windows, folds
+
+def _windows(token_grid: int, grids: Sequence[int]) -> Mapping[str, Windows]:
+    """Return the windows of every grid, by `str(grid)`; they follow the network to its device."""
+    windows = nn.ModuleDict({str(grid): Windows(token_grid, grid) for grid in grids})
+    return cast(Mapping[str, Windows], windows)
 
 
 class MatryoshkaCompressor(ManyGrids, Compressor):
@@ -75,20 +84,16 @@ class MatryoshkaCompressor(ManyGrids, Compressor):
         hidden_dim: int = 128,
         norm: str = "layer",
         padding: str = "zeros",
-        mean: Tensor | None = None,
-        scale: float = 1.0,
     ) -> None:
-        check_served(grids, output_grid_size)
-        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
-        windows, folds = self._serve(token_grid, grids)
+        super().__init__(token_grid, dim, output_grid_size, grids=grids)
         self.projections = nn.ModuleDict(
-            {key: WindowProjection(own.window_size * dim, dim) for key, own in windows.items()}
+            {key: WindowProjection(own.window_size * dim, dim) for key, own in self.all_windows.items()}
         )
         self.enter = nn.Linear(self.finest.window_size * dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(self.finest.num_cells, hidden_dim))
         self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
         self.fold = nn.ModuleDict(
-            {key: nn.Linear(own.window_size * hidden_dim, hidden_dim) for key, own in folds.items()}
+            {key: nn.Linear(own.window_size * hidden_dim, hidden_dim) for key, own in self.folds.items()}
         )
         self.last = ConvBlock(hidden_dim, norm=norm, padding=padding)
         self.leave = zeroed(nn.Linear(hidden_dim, dim))
@@ -98,10 +103,9 @@ class MatryoshkaCompressor(ManyGrids, Compressor):
         key = str(self.output_grid_size)
         hidden = self.enter(self.finest.split(standardised_BNC).flatten(2)) + self.position
         hidden = to_tokens(self.blocks(to_grid(hidden)))
-        cells = self.fold[key](self.folds[key].split(hidden).flatten(2))  # type: ignore[operator]
+        cells = self.fold[key](self.folds[key].split(hidden).flatten(2))
         mixed = to_tokens(self.last(to_grid(cells)))
-        compressed: Tensor = self.projections[key](self.windows.split(standardised_BNC).flatten(2)) + self.leave(mixed)
-        return compressed
+        return self.projections[key](self.windows.split(standardised_BNC).flatten(2)) + self.leave(mixed)
 
 
 class MatryoshkaDecoder(ManyGrids, Decoder):
@@ -121,21 +125,17 @@ class MatryoshkaDecoder(ManyGrids, Decoder):
         hidden_dim: int = 128,
         norm: str = "layer",
         padding: str = "zeros",
-        mean: Tensor | None = None,
-        scale: float = 1.0,
     ) -> None:
-        check_served(grids, output_grid_size)
-        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        super().__init__(token_grid, dim, output_grid_size, grids=grids)
         # The base class made a projection for one grid; here every grid has its own.
         del self.projection
-        windows, folds = self._serve(token_grid, grids)
         self.projections = nn.ModuleDict(
-            {key: WindowProjection(dim, own.window_size * dim) for key, own in windows.items()}
+            {key: WindowProjection(dim, own.window_size * dim) for key, own in self.all_windows.items()}
         )
         self.enter = nn.Linear(dim, hidden_dim)
         self.first = ConvBlock(hidden_dim, norm=norm, padding=padding)
         self.unfolds = nn.ModuleDict(
-            {key: nn.Linear(hidden_dim, own.window_size * hidden_dim) for key, own in folds.items()}
+            {key: nn.Linear(hidden_dim, own.window_size * hidden_dim) for key, own in self.folds.items()}
         )
         self.position = nn.Parameter(torch.zeros(self.finest.num_cells, hidden_dim))
         self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
@@ -144,7 +144,7 @@ class MatryoshkaDecoder(ManyGrids, Decoder):
 
     def decode(self, standardised_BKC: Tensor) -> Tensor:
         key = str(self.output_grid_size)
-        folds: Windows = self.folds[key]  # type: ignore[assignment]
+        folds = self.folds[key]
         hidden = to_tokens(self.first(to_grid(self.enter(standardised_BKC))))
         hidden = folds.join(self.unfolds[key](hidden).unflatten(2, (folds.window_size, -1))) + self.position
         hidden = to_tokens(self.blocks(to_grid(hidden)))

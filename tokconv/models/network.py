@@ -35,7 +35,6 @@ class WindowNetwork(nn.Module):
         token_grid: G; sequences of G*G patch tokens, without CLS.
         dim: C, channels in and out.
         output_grid_size: k, from 1 to G; it need not divide G (`tokconv.models.windows.Windows`).
-        mean, scale: see `Standardise`; a loaded state dict brings them.
     """
 
     grids: tuple[int, ...]
@@ -46,23 +45,19 @@ class WindowNetwork(nn.Module):
     """The windows of that grid."""
     projection: WindowProjection | None
     """The window projection of that grid; None for a kind without one."""
+    standardise: Standardise
+    """The scale of the tokens: mean 0 and scale 1, until a store's replaces it or a state dict is loaded."""
 
-    def __init__(
-        self, token_grid: int, dim: int, output_grid_size: int, *, mean: Tensor | None = None, scale: float = 1.0
-    ) -> None:
+    def __init__(self, token_grid: int, dim: int, output_grid_size: int) -> None:
         super().__init__()
         self.windows = Windows(token_grid, output_grid_size)
         self.token_grid, self.dim, self.output_grid_size = token_grid, dim, output_grid_size
         self.grids = (output_grid_size,)
-        self.standardise = Standardise(dim, mean, scale)
+        self.standardise = Standardise(dim)
 
     def select(self, output_grid_size: int) -> None:
         """Use this grid from now on. Raises ConfigError if it is not one of `grids`."""
         check_served(self.grids, output_grid_size)
-
-    def closed_form_projections(self) -> list[WindowProjection]:
-        """Return the window projections, of all grids, that start at a closed-form optimum."""
-        return [module for module in self.modules() if isinstance(module, WindowProjection) and module.closed_form]
 
 
 def check_served(grids: Sequence[int], output_grid_size: int) -> None:

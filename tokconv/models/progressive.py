@@ -54,10 +54,8 @@ class ConvCompressor(Compressor):
         use_residual: bool = True,
         norm: str = "layer",
         padding: str = "zeros",
-        mean: Tensor | None = None,
-        scale: float = 1.0,
     ) -> None:
-        super().__init__(token_grid, dim, output_grid_size, mean=mean, scale=scale)
+        super().__init__(token_grid, dim, output_grid_size)
         sizes = stage_sizes(token_grid, output_grid_size, max(1, num_layers))
         self.enter = nn.Linear(dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(token_grid**2, hidden_dim))
@@ -72,7 +70,7 @@ class ConvCompressor(Compressor):
         hidden = self.enter(standardised_BNC) + self.position
         for stage in self.stages:
             hidden = stage(hidden)
-        cells: Tensor = self.leave(hidden)
+        cells = self.leave(hidden)
         if self.projection is None:
             return cells
         return cells + self.projection(self.windows.split(standardised_BNC).flatten(2))
@@ -98,5 +96,4 @@ class Stage(nn.Module):
 
     def forward(self, hidden_BNC: Tensor) -> Tensor:
         mixed = to_tokens(self.block(to_grid(hidden_BNC)))
-        shrunk: Tensor = self.shrink(self.windows.split(mixed).flatten(2))
-        return shrunk
+        return self.shrink(self.windows.split(mixed).flatten(2))

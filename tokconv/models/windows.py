@@ -30,9 +30,7 @@ def window_starts(token_grid: int, output_grid: int) -> list[int]:
     one projection still serves all windows because all have the same size.
     """
     width = math.ceil(token_grid / output_grid)
-    if output_grid == 1:
-        return [0]
-    stride = (token_grid - width) / (output_grid - 1)
+    stride = (token_grid - width) / max(1, output_grid - 1)
     return [math.floor(i * stride + 0.5) for i in range(output_grid)]
 
 

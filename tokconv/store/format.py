@@ -16,13 +16,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from tokconv.errors import StoreError
+from tokconv.system.files import read_json_object
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -101,8 +102,7 @@ class StoreSettings:
         return None
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """An image that could not be read."""
 
     item: int
@@ -170,15 +170,14 @@ def read_header(path: Path, settings: StoreSettings, number: int) -> ShardHeader
     tensors, metadata = _safetensors_header(path)
     try:
         content = json.loads(metadata[METADATA])
-        if content["settings"] != settings.digest() or content["shard"] != number:
-            raise StoreError(f"{path}: is a shard of another store")
+        belongs = content["settings"] == settings.digest() and content["shard"] == number
         skipped = tuple(Skipped(item, reason) for item, reason in content["skipped"])
         count = len(settings.shard_items(number)) - len(skipped)
         found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, StoreError):
-            raise
         raise StoreError(f"{path}: is not a shard of a token store") from error
+    if not belongs:
+        raise StoreError(f"{path}: is a shard of another store")
     wanted = {
         "tokens": (DTYPES[settings.dtype][1], (count, settings.num_tokens, settings.dim)),
         "items": ("I64", (count,)),
@@ -202,30 +201,32 @@ def map_shard(path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises StoreError if it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: unreadable ({error}); remove the directory and encode again") from error
-    return value
-
-
-def stored_settings(path: Path) -> StoreSettings:
-    """Read the settings of the store in a directory, finished or not. Raises StoreError if they cannot be read."""
-    stored = read_json(path / INDEX).get("settings") if (path / INDEX).exists() else read_json(path / SETTINGS)
-    try:
-        return StoreSettings.from_json(stored or {})
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: damaged settings ({error}); remove the directory and encode again") from error
 
 
 def check_settings(path: Path, wanted: StoreSettings) -> None:
-    """Raise StoreError, naming the most telling difference, if a directory holds a store of other settings."""
-    difference = stored_settings(path).difference(wanted)
+    """Raise StoreError if the store in a directory, finished or not, has other settings, or unreadable ones."""
+    stored = read_json(path / INDEX).get("settings") if (path / INDEX).exists() else read_json(path / SETTINGS)
+    check_stored(path, stored or {}, wanted, "the directory")
+
+
+def check_stored(place: str | Path, stored: Any, wanted: StoreSettings, content: str) -> None:
+    """Raise StoreError if the JSON of stored settings is damaged or differs, naming the most telling difference.
+
+    Args:
+        place: where they are stored.
+        content: what the user may remove there, for the message.
+    """
+    try:
+        difference = StoreSettings.from_json(stored).difference(wanted)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{place}: damaged settings ({error}); remove {content} and encode again") from error
     if difference is not None:
         raise StoreError(
-            f"data.store: {path} was made with other settings ({difference}); "
-            "choose another data.store or remove the directory"
+            f"data.store: {place} was made with other settings ({difference}); choose another data.store or remove "
+            f"{content}"
         )
 
 

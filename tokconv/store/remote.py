@@ -27,12 +27,13 @@ from tokconv.store.format import (
     SHARD_NAME,
     StoreSettings,
     check_settings,
+    check_stored,
     digest,
     read_header,
     shard_name,
 )
 from tokconv.store.reader import TokenStore
-from tokconv.system.files import atomic_path, file_digest, write_text
+from tokconv.system.files import atomic_path, file_digest, write_json
 from tokconv.system.mirror import SHA256, Mirror
 from tokconv.system.storage import Remote, cache_dir, check_url, is_url, storage_advice
 from tokconv.system.terminal import progress_line
@@ -109,37 +110,20 @@ def open_remote(url: str) -> TokenStore:
     return _open_copy(Remote(url), content)
 
 
-def find_remote(url: str, settings: StoreSettings) -> TokenStore | None:
-    """Open the complete store of these settings at a URL; return None if there is none.
-
-    Raises:
-        StoreError: the store there has other settings; or as `open_remote`.
-        StorageError: as `open_remote`.
-    """
-    content = (Remote(url) / INDEX).read()
-    if content is None:
-        return None
-    _check_remote_settings(url, settings, _parse(url, content).get("settings"))
-    return _open_copy(Remote(url), content)
-
-
 def exists_remote(url: str, settings: StoreSettings) -> bool:
     """Return whether the complete store of these settings is at a URL; only its index is fetched."""
     with storage_advice("data.store"):
-        content = (Remote(url) / INDEX).read()
-    if content is not None:
-        _check_remote_settings(url, settings, _parse(url, content).get("settings"))
-    return content is not None
+        return _find_index(url, settings) is not None
 
 
-def encode_remote(url: str, settings: StoreSettings, encode: Callable[[Path], TokenStore]) -> TokenStore:
+def encode_remote(url: str, settings: StoreSettings, encode: Callable[[], TokenStore]) -> TokenStore:
     """Return the store of these settings at a URL; encode it if it is not there.
 
     It is encoded on this node, in `staging_dir`. Each shard is uploaded as soon as it is whole, the index last. What an
     interrupted encode of any machine left at the URL is fetched instead of encoded again.
 
     Args:
-        encode: encodes to a directory that may already hold some shards.
+        encode: encodes to `staging_dir`, which may already hold some shards.
 
     Raises:
         StoreError: another store is there.
@@ -149,20 +133,20 @@ def encode_remote(url: str, settings: StoreSettings, encode: Callable[[Path], To
     staging.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{staging}.lock"):
         with storage_advice("data.store"):
-            store = find_remote(url, settings)
-        if store is not None:
-            return store
+            content = _find_index(url, settings)
+            if content is not None:
+                return _open_copy(remote, content)
         remote.check_writable("data.store")
         _fetch_unfinished(remote, staging, settings)
         with Mirror(
             staging,
             remote,
-            files=lambda: [SETTINGS, *_shards_in(staging)],
+            files=lambda: [SETTINGS, *sorted(path.name for path in staging.glob("tokens-*.safetensors"))],
             digests=True,
             drain_seconds=DRAIN_SECONDS,
             resume_with="the same command",
         ):
-            store = encode(staging)
+            store = encode()
         (remote / INDEX).upload(staging / INDEX)
         return _make_copy(staging, store.fingerprint, url)
 
@@ -184,10 +168,9 @@ def _fetch_unfinished(remote: Remote, staging: Path, settings: StoreSettings) ->
     content = (remote / SETTINGS).read()
     if content is None:
         return
-    stored = _parse(remote.url, content)
-    _check_remote_settings(remote.url, settings, stored)
+    check_stored(remote.url, _parse(remote.url, content), settings, "what is there")
     if not (staging / SETTINGS).exists():
-        write_text(staging / SETTINGS, json.dumps(settings.to_json(), indent=2) + "\n")
+        write_json(staging / SETTINGS, settings.to_json())
     check_settings(staging, settings)
     there = remote.files()
     wanted = [
@@ -261,20 +244,9 @@ def _fetch(remote: Remote, path: Path, sha256: str) -> None:
 
 def _in_parallel(work: Callable[[Any], None], items: list[Any], label: str, already: int = 0) -> None:
     """Work on several items at a time; raise the first error when those in progress have ended."""
-    if not items:
-        return
     with progress_line(label) as line, ThreadPoolExecutor(DOWNLOADS) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            for done, future in enumerate(futures, start=already + 1):
-                future.result()
-                line(done, already + len(items))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _shards_in(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.glob("*") if SHARD_NAME.fullmatch(path.name))
+        for done, _ in enumerate(pool.map(work, items), start=already + 1):
+            line(done, already + len(items))
 
 
 def _parse(url: str, content: bytes) -> dict[str, Any]:
@@ -287,14 +259,9 @@ def _parse(url: str, content: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_remote_settings(url: str, wanted: StoreSettings, stored: Any) -> None:
-    """Raise StoreError if the stored settings are not the wanted ones."""
-    try:
-        difference = StoreSettings.from_json(stored).difference(wanted)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{url}: damaged settings ({error}); remove what is there and encode again") from error
-    if difference is not None:
-        raise StoreError(
-            f"data.store: {url} was made with other settings ({difference}); choose another data.store or remove what "
-            "is there"
-        )
+def _find_index(url: str, settings: StoreSettings) -> bytes | None:
+    """Return the index of the store at a URL, or None. Raises StoreError if it is of other settings."""
+    content = (Remote(url) / INDEX).read()
+    if content is not None:
+        check_stored(url, _parse(url, content).get("settings"), settings, "what is there")
+    return content

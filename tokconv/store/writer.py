@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from filelock import FileLock
@@ -75,9 +75,7 @@ class StoreWriter:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
     @property
@@ -89,10 +87,8 @@ class StoreWriter:
         """Return the headers of the shards that are on disk and whole, by number."""
         found: dict[int, ShardHeader] = {}
         for number in range(self.settings.num_shards):
-            try:
-                found[number] = read_header(self._path(number), self.settings, number)
-            except StoreError:
-                continue
+            with suppress(StoreError):
+                found[number] = self._header(number)
         return found
 
     def write_shard(
@@ -121,9 +117,8 @@ class StoreWriter:
         tensors["items"] = torch.tensor(items, dtype=torch.int64)
         if labels is not None:
             tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
-        reasons = [[image.item, image.reason] for image in skipped]
         # A single entry: safetensors writes several in random order, and a resumed shard must have the same bytes.
-        content = json.dumps({"settings": self.settings.digest(), "shard": number, "skipped": reasons})
+        content = json.dumps({"settings": self.settings.digest(), "shard": number, "skipped": skipped})
         with atomic_path(self._path(number)) as temporary:
             save_file(tensors, temporary, {METADATA: content})
             read_header(temporary, self.settings, number)
@@ -135,9 +130,8 @@ class StoreWriter:
 
     def stored_items(self) -> list[int]:
         """Return the source indices of all stored images, in order. Raises StoreError as `read_header` does."""
-        covered = range(self.settings.num_items)
         missing = {image.item for number in range(self.settings.num_shards) for image in self._header(number).skipped}
-        return [item for item in covered if item not in missing]
+        return [item for item in range(self.settings.num_items) if item not in missing]
 
     def finish(self, keys: Sequence[str], splits: Sequence[str]) -> None:
         """Hash the shards, compute the moments of the training split, write the index.
@@ -153,7 +147,6 @@ class StoreWriter:
         num_images = sum(header.count for header in headers)
         if not num_images == len(keys) == len(splits) or "train" not in splits:
             raise StoreError(f"{self.directory}: {num_images} images, {len(keys)} keys, {len(splits)} splits")
-        names = [shard_name(number) for number in range(len(headers))]
         mean, variance = self._moments(torch.tensor([split == "train" for split in splits]))
         index = {
             "format_version": FORMAT_VERSION,
@@ -161,12 +154,12 @@ class StoreWriter:
             "num_images": num_images,
             "shards": [
                 {
-                    "name": name,
+                    "name": shard_name(number),
                     "count": header.count,
-                    "sha256": file_digest(self.directory / name),
-                    "skipped": [[image.item, image.reason] for image in header.skipped],
+                    "sha256": file_digest(self._path(number)),
+                    "skipped": header.skipped,
                 }
-                for name, header in zip(names, headers, strict=True)
+                for number, header in enumerate(headers)
             ],
             "mean": mean,
             "variance": variance,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokconv.errors import SpecError, SweepError, first_line
 from tokconv.sweep.spec.schema import Spec
 from tokconv.system.ray_cluster import TOKEN_ADVICE, use_token
+from tokconv.system.storage import is_url
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -58,8 +59,7 @@ def submit(
     inside = _below_here(path)
     check_spec(spec)
     use_token()
-    with _talking_to(address):
-        client = _client(address)
+    with _client(address) as client:
         job = client.submit_job(
             entrypoint=shlex.join(["tokconv", "sweep", inside, *overrides, *options]),
             submission_id=f"{spec.name}-{uuid.uuid4().hex[:8]}",
@@ -89,11 +89,8 @@ def check_spec(spec: Spec) -> None:
     Raises:
         SpecError: `storage` or `data.store` is missing or relative.
     """
-    places = {"storage": spec.storage}
-    if (store := spec.base_config().data.store) is not None:
-        places["data.store"] = store
-    for key, place in places.items():
-        if place is None or not ("://" in place or Path(place).is_absolute()):
+    for key, place in (("storage", spec.storage or ""), ("data.store", spec.base_config().data.store)):
+        if place is not None and not (is_url(place) or Path(place).is_absolute()):
             raise SpecError(
                 f"{key}: {place or 'not set'}; a job's own directory is deleted with it; name a place that every "
                 "node sees, as in storage=/shared/tokconv"
@@ -111,22 +108,17 @@ def _below_here(path: Path) -> str:
         ) from error
 
 
-def _client(address: str) -> JobSubmissionClient:
+@contextmanager
+def _client(address: str) -> Iterator[JobSubmissionClient]:
+    """Yield a client; turn Ray's errors into sentences, and unset the variables that override the address."""
+    aside = {name: os.environ.pop(name) for name in OVERRIDING if name in os.environ}
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    return JobSubmissionClient(address if "://" in address else f"http://{address}")
-
-
-@contextmanager
-def _talking_to(address: str) -> Iterator[None]:
-    """Turn Ray's errors into sentences, and unset the variables that override the address."""
-    aside = {name: os.environ.pop(name) for name in OVERRIDING if name in os.environ}
-    from ray.exceptions import AuthenticationError
-
     try:
-        yield
+        yield JobSubmissionClient(address if is_url(address) else f"http://{address}")
     except AuthenticationError as error:
         raise SweepError(f"--submit {address}: {TOKEN_ADVICE}") from error
     except (ConnectionError, TimeoutError) as error:

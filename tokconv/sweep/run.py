@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol
 from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
-from tokconv.sweep.record.remote import LocalRoot, RemoteRoot, mirrored, open_root
+from tokconv.sweep.record.remote import mirrored, open_root
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
@@ -90,7 +91,11 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     for key, place in (("storage", storage), ("data.store", config.data.store)):
         if place is not None and not is_url(place):
             check_outlives_job(Path(place).expanduser(), key)
-    directory = _directory_to_resume(spec, root) if resume else None
+    directory = None
+    if resume:
+        directory = root.newest(spec.name)
+        check_same_experiment(spec, load_spec(directory.spec))
+        check_same_protocol(directory)
     store = encode_and_print(config, stores=stores_place(storage))
     check_figures(spec, store)
     if spec.resources.workers > 1:
@@ -102,13 +107,6 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
         sweep = _Sweep(spec, config, store, directory, root.local, allow_unproven)
         with mirrored(directory, sweep.record):
             return sweep.run()
-
-
-def _directory_to_resume(spec: Spec, root: LocalRoot | RemoteRoot) -> SweepDirectory:
-    directory = root.newest(spec.name)
-    check_same_experiment(spec, load_spec(directory.spec))
-    check_same_protocol(directory)
-    return directory
 
 
 class _Sweep:
@@ -195,18 +193,10 @@ class _Sweep:
         display = SweepDisplay(
             name=self.directory.name,
             total=self.spec.trials,
-            token_grid=self.store.token_grid,
-            baselines=baselines,
             epochs=self.config.training.epochs,
-            rule=self.spec.champion,
+            judge=lambda trials: judge(trials, self.spec.champion, self.store.token_grid, baselines),
             confirmations=self.spec.confirm_seeds * len(baselines),
         )
-
-        def next_confirmations() -> list[dict[str, Any]]:
-            configs = self._missing_confirmations(baselines)
-            display.expect(len(self.record.confirmations.keys() | {config["uid"] for config in configs}))
-            return configs
-
         listener = Listener(
             self.record,
             token_grid=self.store.token_grid,
@@ -218,26 +208,22 @@ class _Sweep:
         )
         place = place_of(self.store)
         with display:
-            tune(self.spec, self.config, place, self.directory, self.record, listener, next_confirmations)
+            missing = partial(self._missing_confirmations, display)
+            tune(self.spec, self.config, place, self.directory, self.record, listener, missing)
             listener.close()
 
-    def _missing_confirmations(self, baselines: Baselines) -> list[dict[str, Any]]:
-        verdicts = judge(
-            self.record.trials.values(),
-            self.spec.champion,
-            self.store.token_grid,
-            baselines,
-            confirmations=self.record.confirmations.values(),
-            seeds=self.spec.confirm_seeds,
-        )
+    def _missing_confirmations(self, display: SweepDisplay) -> list[dict[str, Any]]:
+        verdicts = read_sweep(self.directory).verdicts
         end_stale_confirmations(self.record, verdicts)
-        return missing_confirmations(
+        configs = missing_confirmations(
             verdicts,
             self.record.trials,
             self.record.confirmations,
             seeds=self.spec.confirm_seeds,
             base_seed=self.config.training.seed,
         )
+        display.expect(len(self.record.confirmations.keys() | {config["uid"] for config in configs}))
+        return configs
 
     def _conclude(self, state: str) -> tuple[SweepSnapshot, dict[str, dict[str, Any]]]:
         """Judge what is complete, export the champions, write tables, plots and page, and record the end."""

@@ -17,10 +17,9 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from tokconv.errors import StorageError
-from tokconv.system.files import file_digest, write_text
+from tokconv.system.files import file_digest, read_json_object, write_text
 from tokconv.system.storage import FIRST_WAIT, LONGEST_WAIT, Remote
 
 INTERVAL = 5.0
@@ -71,7 +70,7 @@ class Mirror:
         self._offsets: dict[str, int] = dict.fromkeys(logs, 0)
         self._drain_seconds, self._resume_with = drain_seconds, resume_with
         self._error = ""
-        self._reported = False
+        self._first_error = True
         self._closing, self._abandoned = threading.Event(), threading.Event()
         self._done = False
         self._thread = threading.Thread(target=self._run, name=f"mirror to {remote}", daemon=True)
@@ -80,9 +79,7 @@ class Mirror:
     def __enter__(self) -> Mirror:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.close(self._drain_seconds)
             return
@@ -118,7 +115,10 @@ class Mirror:
             try:
                 self._copy_changes()
             except (StorageError, OSError) as error:
-                self._note(error)
+                if self._first_error:
+                    self._first_error = False
+                    self._on_message(f"{error}; the work goes on, and what is missing there is uploaded later")
+                self._error = str(error)
                 self._abandoned.wait(wait) if closing else self._closing.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
                 continue
@@ -143,7 +143,7 @@ class Mirror:
             self._remote.remove([*gone, *(f"{name}{SHA256}" for name in gone if self._digests)])
             for name in gone:
                 del self._uploaded[name]
-            self._write_state()
+            write_state(self._directory, self._uploaded)
 
     def _upload_log(self, name: str, end: int) -> None:
         """Upload the pieces of a log that grew since the last round."""
@@ -170,21 +170,12 @@ class Mirror:
                 if self._uploaded.get(name) != signature:
                     (self._remote / name).upload(path)
                     if self._digests:
-                        (self._remote / f"{name}{SHA256}").write(_sha256_line(path))
+                        (self._remote / f"{name}{SHA256}").write(f"{file_digest(path)}  {path.name}\n".encode())
                     self._uploaded[name] = signature
         finally:
             if self._uploaded != uploaded:
-                self._write_state()
+                write_state(self._directory, self._uploaded)
         return present
-
-    def _write_state(self) -> None:
-        write_state(self._directory, self._uploaded)
-
-    def _note(self, error: Exception) -> None:
-        self._error = str(error)
-        if not self._reported:
-            self._reported = True
-            self._on_message(f"{error}; the work goes on, and what is missing there is uploaded later")
 
 
 def write_state(directory: Path, uploaded: dict[str, Signature]) -> None:
@@ -215,10 +206,9 @@ def fetch_log(remote: Remote, name: str) -> bytes:
 
 def _read_state(directory: Path) -> dict[str, Signature]:
     try:
-        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        return read_json_object(directory / STATE)
     except (OSError, ValueError):
         return {}
-    return dict(state) if isinstance(state, dict) else {}
 
 
 def _signature(path: Path) -> Signature:
@@ -228,10 +218,6 @@ def _signature(path: Path) -> Signature:
 
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
-
-
-def _sha256_line(path: Path) -> bytes:
-    return f"{file_digest(path)}  {path.name}\n".encode()
 
 
 def _whole_lines(path: Path) -> int:

@@ -135,7 +135,7 @@ def use_token() -> None:
     if "RAY_AUTH_MODE" in os.environ or not (in_environment or (Path.home() / ".ray" / "auth_token").exists()):
         return
     os.environ["RAY_AUTH_MODE"] = "token"
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, and not in its stubs
 
     # Ray reads the mode once per process; if that was before, this process would send no token, even to the private
     # clusters that it starts afterwards, and they would refuse it.

@@ -15,7 +15,7 @@ class Registry(dict[str, T]):
 
     Args:
         key: the config key or command-line option that holds such a name; error messages quote it.
-        entries: the first entries.
+        entries: what each name stands for.
 
     Example:
         >>> Registry("model.critic.kind", {"grid": 1})["gird"]
@@ -23,16 +23,9 @@ class Registry(dict[str, T]):
         tokconv.errors.ConfigError: model.critic.kind: got 'gird'; did you mean grid?
     """
 
-    def __init__(self, key: str, entries: Mapping[str, T] | None = None) -> None:
-        super().__init__(entries or {})
+    def __init__(self, key: str, entries: Mapping[str, T]) -> None:
+        super().__init__(entries)
         self.key = key
-
-    def add(self, name: str, entry: T) -> T:
-        """Add an entry and return it. Raises ValueError if the name is taken."""
-        if name in self:
-            raise ValueError(f"{self.key}: {name!r} is registered twice")
-        self[name] = entry
-        return entry
 
     def __missing__(self, name: str) -> NoReturn:
         raise ConfigError(f"{self.key}: got {name!r}; {suggest(str(name), self)}")

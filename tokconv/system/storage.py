@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,10 +93,9 @@ class Remote:
         """Return the object's bytes; None if it does not exist."""
         with self._explained("read"):
             try:
-                content: bytes = self._fs.cat_file(self._path)
+                return self._fs.cat_file(self._path)
             except FileNotFoundError:
                 return None
-            return content
 
     def write(self, content: bytes) -> None:
         """Write the object, either whole or not at all."""
@@ -108,7 +107,7 @@ class Remote:
         """Write a local file's content to the object, either whole or not at all."""
         path.stat()
         with self._explained("written"):
-            if self._is_local:
+            if self.url.startswith(f"{LOCAL}://"):
                 # Only a server replaces an object atomically by itself.
                 with atomic_path(Path(self._path)) as temporary:
                     shutil.copyfile(path, temporary)
@@ -148,10 +147,8 @@ class Remote:
         """Remove objects below this prefix; those that are already gone are ignored."""
         with self._explained("changed"):
             for name in names:
-                try:
+                with suppress(FileNotFoundError):
                     self._fs.rm_file(f"{self._path}/{name}")
-                except FileNotFoundError:
-                    continue
 
     def check_writable(self, key: str) -> None:
         """Write, read and remove a small object, before long work depends on it.
@@ -174,10 +171,6 @@ class Remote:
     @property
     def _fs(self) -> Any:
         return _filesystem(self.url.split("://", 1)[0], os.getpid())
-
-    @property
-    def _is_local(self) -> bool:
-        return self.url.startswith(f"{LOCAL}://")
 
     @property
     def _path(self) -> str:

@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TextIO
 
 BAR = 24
@@ -89,8 +88,9 @@ class ProgressLine:
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
-        bar = self._bar
-        self._erase()
+        bar, self._bar = self._bar, ""
+        if bar:
+            self._print(f"\r{' ' * len(bar)}\r", end="")
         self._print(text)
         self._draw(bar)
 
@@ -103,9 +103,7 @@ class ProgressLine:
     def __enter__(self) -> ProgressLine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _amount(self, done: int, total: int) -> str:
@@ -126,11 +124,6 @@ class ProgressLine:
         if bar:
             self._print(f"\r{bar.ljust(len(self._bar))}", end="")
         self._bar = bar
-
-    def _erase(self) -> None:
-        if self._bar:
-            self._print(f"\r{' ' * len(self._bar)}\r", end="")
-            self._bar = ""
 
     def _print(self, text: str = "", end: str = "\n") -> None:
         print(text, end=end, file=self._stream, flush=True)

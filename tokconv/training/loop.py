@@ -76,7 +76,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
         workers=workers,
     )
     history = _resume(config, store, runtime, trainer)
-    held_out = _HeldOutFigures(config, store, runtime.device) if runtime.rank == 0 else None
+    held_out = _HeldOutFigures(trainer, store) if runtime.rank == 0 else None
     path = runtime.latest_checkpoint() if history and runtime.rank == 0 else None
     if history:
         # The last report before the interruption may have been lost.
@@ -84,7 +84,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
     for epoch in range(len(history), epochs):
         figures = _train_epoch(trainer, batches, epoch, runtime)
         # The others wait for rank 0's figures: a run that ends must end on all of them.
-        figures = workers.broadcast(figures if held_out is None else figures | held_out(trainer))
+        figures = workers.broadcast(figures if held_out is None else figures | held_out())
         _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
         history.append(figures)
         if held_out is not None:
@@ -166,24 +166,20 @@ class _HeldOutFigures:
     For a compressor with several grids it also reports fvu and swd of the others, as `val/grid-04/fvu` and so on.
     """
 
-    def __init__(self, config: Config, store: TokenStore, device: torch.device) -> None:
-        self.store, self.device = store, device
-        self.grid = config.model.compressor.output_grid_size
-        self.evaluators = {self.grid: Evaluator(store, self.grid, device)}
+    def __init__(self, trainer: Trainer, store: TokenStore) -> None:
+        self.networks, self.grid = (trainer.compressor, trainer.decoder), trainer.compressor.output_grid_size
+        self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
         self.baselines = baseline_figures(store, self.grid)
 
-    def __call__(self, trainer: Trainer) -> Figures:
-        codec = codec_of(trainer.compressor, trainer.decoder)
-        figures = add_gain(self.evaluators[self.grid].evaluate(codec), self.baselines["pooling"])
-        for grid in trainer.compressor.grids:
-            if grid == self.grid:
-                continue
-            if grid not in self.evaluators:
-                self.evaluators[grid] = Evaluator(self.store, grid, self.device)
-            select_grid(trainer.compressor, trainer.decoder, grid)
-            other = self.evaluators[grid].evaluate(codec)
-            figures |= {f"val/grid-{grid:02d}/{name}": other[f"val/{name}"] for name in ("fvu", "swd")}
-        select_grid(trainer.compressor, trainer.decoder, self.grid)
+    def __call__(self) -> Figures:
+        found = {}
+        for grid, evaluator in self.evaluators.items():
+            select_grid(*self.networks, grid)
+            found[grid] = evaluator.evaluate(codec_of(*self.networks))
+        select_grid(*self.networks, self.grid)
+        figures = add_gain(found.pop(self.grid), self.baselines["pooling"])
+        for grid, others in found.items():
+            figures |= {f"val/grid-{grid:02d}/{name}": others[f"val/{name}"] for name in ("fvu", "swd")}
         return figures
 
 

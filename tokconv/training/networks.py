@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tokconv.config.tree import Config, matryoshka_grids
-from tokconv.evaluation.baselines.fitting import linear_codecs
+from tokconv.evaluation.baselines.fitting import fitted_baselines
+from tokconv.models.blocks import Standardise
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.registry import COMPRESSORS, DECODERS, arguments, build_compressor, build_critic, build_decoder
@@ -37,11 +38,10 @@ def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, di
         ConfigError: there is no such kind.
     """
     compressor, decoder = asdict(config.model.compressor), asdict(config.model.autoencoder)
-    own_decoder = COMPRESSORS[compressor["kind"]].decoder_kind
-    if own_decoder is not None:
-        decoder["kind"] = own_decoder
+    if own_decoder := COMPRESSORS[compressor["kind"]].decoder_kind:
         grids = [grid for grid in matryoshka_grids(config.model.compressor) if grid <= token_grid]
         compressor["grids"] = decoder["grids"] = grids
+        decoder["kind"] = own_decoder
     sizes = {"token_grid": token_grid, "dim": dim, "output_grid_size": compressor["output_grid_size"]}
     return {
         "compressor": {"kind": compressor["kind"], **arguments(COMPRESSORS[compressor["kind"]], compressor | sizes)},
@@ -56,26 +56,22 @@ def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Comp
     `TokenShape`) everything starts at random.
     """
     networks = network_arguments(config, store.token_grid, store.dim)
-    scaling: dict[str, Any] = {"mean": store.mean, "scale": store.scale}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        compressor = build_compressor(**networks["compressor"] | scaling)
-        decoder = build_decoder(**networks["decoder"] | scaling)
+        compressor = build_compressor(**networks["compressor"])
+        decoder = build_decoder(**networks["decoder"])
         spectral_norm = ADVERSARIES[config.loss.wgan.kind].spectral_norm
         critic = build_critic(**asdict(config.model.critic), dim=store.dim, spectral_norm=spectral_norm)
+    for network in (compressor, decoder):
+        network.standardise = Standardise(store.dim, store.mean, store.scale)
     if isinstance(store, TokenStore):
-        _fill_projections(compressor, decoder, store, STARTS[config.model.compressor.init])
+        for grid in compressor.grids:
+            select_grid(compressor, decoder, grid)
+            if compressor.projection is not None:
+                codecs = fitted_baselines(store, grid).linear
+                codecs[STARTS[config.model.compressor.init]].fill(compressor, decoder)
+        select_grid(compressor, decoder, config.model.compressor.output_grid_size)
     return compressor, decoder, critic
-
-
-def _fill_projections(compressor: Compressor, decoder: Decoder, store: TokenStore, codec: str) -> None:
-    """Start every grid at the linear codec of this name, if the compressor has a window projection to hold it."""
-    chosen = compressor.output_grid_size
-    for grid in compressor.grids:
-        select_grid(compressor, decoder, grid)
-        if compressor.projection is not None:
-            linear_codecs(store, grid)[codec].fill(compressor, decoder)
-    select_grid(compressor, decoder, chosen)
 
 
 def select_grid(compressor: Compressor, decoder: Decoder, output_grid_size: int) -> None:

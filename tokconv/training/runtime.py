@@ -30,23 +30,18 @@ class Runtime(Protocol):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module on this runtime's device; with several workers its gradients are averaged over them."""
-        ...
 
     def checkpoint_dir(self, epoch: int) -> Path:
         """Return where rank 0 writes the checkpoint of this epoch; the directory does not exist yet."""
-        ...
 
     def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
         """Report the figures of one epoch and its checkpoint. Every rank calls it; only rank 0's values count."""
-        ...
 
     def latest_checkpoint(self) -> Path | None:
         """Return the checkpoint to resume from, or None for a fresh start."""
-        ...
 
     def progress(self, step: int, total: int) -> None:
         """Report how many steps of the run are done; called after every step."""
-        ...
 
 
 class LocalRuntime:
@@ -68,8 +63,8 @@ class LocalRuntime:
         run_dir: Path,
         *,
         device: str | None = None,
-        on_report: Callable[[Metrics, Path | None], None] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_report: Callable[[Metrics, Path | None], None] = lambda metrics, checkpoint: None,
+        on_progress: Callable[[int, int], None] = lambda step, total: None,
         resume: bool = False,
     ) -> None:
         self.run_dir = Path(run_dir)
@@ -88,16 +83,14 @@ class LocalRuntime:
             for older in checkpoints_of(self.run_dir):
                 if epoch_of(older.name) < epoch_of(checkpoint.name):
                     shutil.rmtree(older)
-        if self._on_report is not None:
-            self._on_report(metrics, checkpoint)
+        self._on_report(metrics, checkpoint)
 
     def latest_checkpoint(self) -> Path | None:
         checkpoints = checkpoints_of(self.run_dir)
         return checkpoints[-1] if self._resume and checkpoints else None
 
     def progress(self, step: int, total: int) -> None:
-        if self._on_progress is not None:
-            self._on_progress(step, total)
+        self._on_progress(step, total)
 
 
 def epoch_directory(epoch: int) -> str:

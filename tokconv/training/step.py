@@ -17,8 +17,9 @@ from tokconv.config.tree import Config
 from tokconv.errors import DivergedError
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
+from tokconv.models.network import WindowProjection
 from tokconv.store.reader import TokenStore
-from tokconv.training.losses.adversarial import adversarial_loss, critic_loss
+from tokconv.training.losses.adversarial import CriticTerms, adversarial_loss, critic_loss
 from tokconv.training.losses.terms import loss_terms
 from tokconv.training.networks import TokenShape, build_networks, select_grid
 from tokconv.training.workers import SINGLE_PROCESS, Workers
@@ -31,8 +32,6 @@ PROJECTION_SHARE = 0.03
 """Learning rate of the window projections that start at a closed form, as a share of the other layers'. They start at a
 linear optimum and are wide: a full Adam step moves every input's weight at once and loses that start (measured, see
 docs/results.md)."""
-
-Wrap = Callable[[nn.Module], nn.Module]
 
 
 class Autoencoder(nn.Module):
@@ -59,10 +58,9 @@ class CriticUpdate(nn.Module):
         super().__init__()
         self.critic, self.kind, self.lambda_gp = critic, kind, lambda_gp
 
-    def forward(self, real: Tensor, fake: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, real: Tensor, fake: Tensor, mix: Tensor) -> CriticTerms:
         """Return loss, Wasserstein estimate and penalty, scalars; shapes as in `gradient_penalty`."""
-        terms = critic_loss(self.critic, real, fake, mix, self.lambda_gp, self.kind)
-        return terms.loss, terms.wasserstein, terms.gradient_penalty
+        return critic_loss(self.critic, real, fake, mix, self.lambda_gp, self.kind)
 
 
 class Trainer:
@@ -84,7 +82,7 @@ class Trainer:
         store: TokenStore | TokenShape,
         *,
         device: torch.device,
-        wrap: Wrap,
+        wrap: Callable[[nn.Module], nn.Module],
         total_steps: int,
         workers: Workers = SINGLE_PROCESS,
     ) -> None:
@@ -205,12 +203,11 @@ class Trainer:
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Put the projections that start at a closed form into a group of their own, in the order of the networks."""
-        networks = (self.compressor, self.decoder)
         closed_form = {
             parameter
-            for network in networks
-            for projection in network.closed_form_projections()
-            for parameter in projection.parameters()
+            for module in self._autoencode.modules()
+            if isinstance(module, WindowProjection) and module.closed_form
+            for parameter in module.parameters()
         }
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for parameter in self._autoencode.parameters():

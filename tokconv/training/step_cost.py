@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -39,13 +38,13 @@ TOTAL_STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class StepCost:
-    """The cost of one config at one shape of tokens."""
+    """The cost of one config, or the mean over several, at one shape of tokens."""
 
-    parameters: int
+    parameters: float
     """Weights of compressor, decoder and critic."""
-    checkpoint_bytes: int
+    checkpoint_bytes: float
     """Weights and the states of both optimizers."""
-    export_bytes: int
+    export_bytes: float
     """Weights of compressor and decoder."""
     flops: float
     """FLOPs of a whole training step per image of its batch."""
@@ -170,18 +169,16 @@ def _seconds(trainer: Trainer, shape: TokenShape, flops: float) -> float:
 
 
 def _median_seconds(trainer: Trainer, shape: TokenShape, batch: int) -> float:
-    # The first step also allocates memory and chooses kernels.
-    return median(list(_timed_steps(trainer, shape, batch))[1:])
-
-
-def _timed_steps(trainer: Trainer, shape: TokenShape, batch: int) -> Iterator[float]:
+    seconds = []
     for step in range(1 + TIMED_STEPS * len(trainer.compressor.grids)):
         tokens_BNC = _tokens(shape, batch)
         start = time.perf_counter()
         trainer.step(tokens_BNC, step)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
-        yield time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
+    # The first step also allocates memory and chooses kernels.
+    return median(seconds[1:])
 
 
 def _tokens(shape: TokenShape, batch: int) -> Tensor:

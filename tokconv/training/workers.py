@@ -42,8 +42,7 @@ class Workers:
         from torch.distributed._functional_collectives import all_gather_single
 
         group = dist.distributed_c10d._get_default_group()
-        gathered: Tensor = all_gather_single(part.contiguous(), 0, group)
-        return gathered
+        return all_gather_single(part.contiguous(), 0, group)
 
     def rows(self, part: Tensor, rows: Tensor) -> Tensor:
         """Return some rows of the whole batch, [len(rows), C], without a gradient.

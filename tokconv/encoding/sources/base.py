@@ -40,7 +40,6 @@ class ImageSource(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; empty if the source has no labels."""
-        ...
 
     @property
     def items(self) -> Sequence[ImageItem]: ...
@@ -50,11 +49,9 @@ class ImageSource(Protocol):
 
         Raises OSError, ValueError and other errors of Pillow if it cannot be read.
         """
-        ...
 
     def identity(self) -> dict[str, Any]:
         """Return JSON that is equal for two sources exactly if their tokens may share a store."""
-        ...
 
 
 def basic_identity(source: ImageSource) -> dict[str, Any]:

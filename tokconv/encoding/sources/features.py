@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,7 @@ class FeatureSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return JSON that identifies the encoder by what the config says about it."""
-        return {
-            "name": self.name,
-            "revision": GIVEN,
-            "layer": self.layer,
-            "token_grid": self.token_grid,
-            "dim": self.dim,
-        }
+        return {"name": self.name, "revision": GIVEN, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,9 @@ class FeatureSource:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser()
-        files = [_describe(path, self._key(path)) for path in self._paths()]
+        # The key of the root itself, where it is a file, is the file's name.
+        above = self.root.parent if self.root.is_file() else self.root
+        files = [_describe(path, path.relative_to(above).as_posix()) for path in self._paths()]
         for file in files:
             _check_alike(file, files[0])
         self.dim, self.token_grid = files[0].dim, _grid(files[0].num_tokens)
@@ -147,14 +143,11 @@ class FeatureSource:
             )
         return paths
 
-    def _key(self, path: Path) -> str:
-        return path.name if path == self.root else path.relative_to(self.root).as_posix()
-
 
 def _describe(path: Path, key: str) -> _File:
     """Describe a file from its header. Raises DataError if it does not hold tokens."""
     name = ""
-    labels: tuple[int, ...] = ()
+    labels: Tensor | None = None
     try:
         if path.suffix == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -166,9 +159,7 @@ def _describe(path: Path, key: str) -> _File:
                 part = file.get_slice(name)
                 shape, floats = tuple(part.get_shape()), part.get_dtype() in ("F16", "BF16", "F32", "F64")
                 if LABELS in file.keys():  # noqa: SIM118
-                    labels = _labels(path, file.get_tensor(LABELS), shape)
-    except DataError:
-        raise
+                    labels = file.get_tensor(LABELS)
     except Exception as error:  # for damaged files, numpy raises several kinds and safetensors a bare Exception
         raise DataError(f"data.root: {path} cannot be read ({error}); write it again") from error
     if len(shape) not in (2, 3) or 0 in shape or not floats or not _grid(shape[-2]):
@@ -178,7 +169,7 @@ def _describe(path: Path, key: str) -> _File:
             "class token comes first"
         )
     rows = shape[0] if len(shape) == 3 else None
-    return _File(path, key, name, rows, shape[-2], shape[-1], labels)
+    return _File(path, key, name, rows, shape[-2], shape[-1], () if labels is None else _labels(path, labels, shape))
 
 
 def _labels(path: Path, labels: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:

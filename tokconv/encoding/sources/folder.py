@@ -55,12 +55,9 @@ class FolderSource:
 
     def _scan(self) -> tuple[tuple[str, ...], tuple[ImageItem, ...]]:
         folders = {entry.name for entry in list_folder(self.root) if is_folder(entry)}
-        if folders and folders <= set(SPLITS) and not has_images(self.root):
-            parts = {split: find_images(self.root, self.root / split) for split in sorted(folders)}
-            declared = len(parts) == len(SPLITS) and all(parts.values())
-        else:
-            parts = {"": find_images(self.root, self.root)}
-            declared = False
+        has_splits = folders and folders <= set(SPLITS) and not has_images(self.root)
+        parts = {part: find_images(self.root, self.root / part) for part in (sorted(folders) if has_splits else [""])}
+        declared = len(parts) == len(SPLITS) and all(parts.values())
         classes = {name for found in parts.values() for _, name in found}
         if None in classes and len(classes) > 1:
             raise DataError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -63,13 +61,13 @@ class HuggingFaceSource:
             )
         label = _find_column(features, datasets.ClassLabel, label_column, "label", root)
         with _explained(root):
-            self._parts = [
-                # As bytes or a path: `open_image` turns images upright and scales 16 bits, the library does not.
+            # As bytes or a path: `open_image` turns images upright and scales 16 bits, the library does not.
+            encoded = [
                 part.with_format(None).select_columns([image]).cast_column(image, datasets.Image(decode=False))
                 for _, part in parts.values()
             ]
+            self._images = datasets.concatenate_datasets(encoded)
         self._column = image
-        self._starts = [0, *itertools.accumulate(len(part) for part in self._parts)]
         self.class_names, labels = _read_labels(features, [part for _, part in parts.values()], label)
         splits = [(name, split, row) for name, (split, part) in parts.items() for row in range(len(part))]
         self.items = tuple(
@@ -90,8 +88,7 @@ class HuggingFaceSource:
 
     def _content(self, index: int) -> bytes | Path | None:
         """Return an encoded image, or the path of its file."""
-        part = bisect.bisect_right(self._starts, index) - 1
-        cell = self._parts[part][index - self._starts[part]][self._column] or {}
+        cell = self._images[index][self._column] or {}
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
         return Path(cell["path"]) if cell.get("path") else None
@@ -159,8 +156,7 @@ def _explained(root: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # datasets, pyarrow, fsspec and the hub raise many kinds
-        reason = first_line(error)
-        raise DataError(f"data.root: cannot read {root!r} as an image data set ({reason})") from error
+        raise DataError(f"data.root: cannot read {root!r} as an image data set ({first_line(error)})") from error
 
 
 def _choose_splits(parts: Mapping[str, Any], root: str) -> dict[str, tuple[str | None, Any]]:

@@ -19,18 +19,14 @@ OPENERS: Registry[Callable[[DataConfig], ImageSource]] = Registry(
     {
         "digits": lambda data: DigitsSource(),
         "photographs": lambda data: PhotographsSource(),
-        "folder": lambda data: FolderSource(_root(data)),
-        "imagenet": lambda data: ImageNetSource(_root(data)),
-        "coco": lambda data: CocoSource(_root(data), year=data.name),
+        "folder": lambda data: FolderSource(data.root or ""),
+        "imagenet": lambda data: ImageNetSource(data.root or ""),
+        "coco": lambda data: CocoSource(data.root or "", year=data.name),
         "huggingface": lambda data: HuggingFaceSource(
-            _root(data), config_name=data.name, image_column=data.image_column, label_column=data.label_column
+            data.root or "", config_name=data.name, image_column=data.image_column, label_column=data.label_column
         ),
-        "features": lambda data: FeatureSource(_root(data)),
+        "features": lambda data: FeatureSource(data.root or ""),
     },
 )
 if tuple(OPENERS) != tuple(SOURCES):
     raise ValueError(f"sources that open, {', '.join(OPENERS)}, differ from those of the config, {', '.join(SOURCES)}")
-
-
-def _root(data: DataConfig) -> str:
-    return data.root or ""

@@ -41,7 +41,6 @@ class Family:
     """`model_type` of a directory that includes the text tower; its `vision_config` describes the vision tower."""
     vision_type: str
     """`model_type` of a directory that holds the vision tower alone."""
-    config_class: str
     model_class: str
     processor_class: str
     defaults: Mapping[str, int]
@@ -58,7 +57,6 @@ CLIP, SIGLIP = (
         name="CLIP",
         whole_type="clip",
         vision_type="clip_vision_model",
-        config_class="CLIPVisionConfig",
         model_class="CLIPVisionModel",
         processor_class="CLIPImageProcessor",
         defaults={"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 32},
@@ -71,7 +69,6 @@ CLIP, SIGLIP = (
         name="SigLIP",
         whole_type="siglip",
         vision_type="siglip_vision_model",
-        config_class="SiglipVisionConfig",
         model_class="SiglipVisionModel",
         processor_class="SiglipImageProcessor",
         defaults={"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16},

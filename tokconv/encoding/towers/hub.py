@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ from typing import Any
 
 from tokconv.encoding.towers.families import SHORT_NAMES, is_short, nearest_name
 from tokconv.errors import DataError, suggest
-from tokconv.system.files import file_digest
+from tokconv.system.files import file_digest, read_json_object
 
 BUNDLED = "bundled:digits-tower"
 ASSETS = Path(__file__).parent / "assets"
@@ -142,29 +141,25 @@ def weights_folder(located: Located) -> Path:
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """Read a JSON object of the tower called `name`. Raises DataError if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise DataError(
             f"model.clip.model_name: {path.name} of {name!r} is {reason}; give a directory written by save_pretrained"
         ) from error
-    return content
 
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if are_progress_bars_disabled():
-        yield
-        return
+    disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        if not disabled:
+            enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,6 @@ class EncoderSpec:
     preprocessing: dict[str, Any]
 
     @property
-    def num_tokens(self) -> int:
-        return self.token_grid**2
-
-    @property
     def slug(self) -> str:
         """The last part of the name, suitable for a file name."""
         return re.sub(r"[^a-z0-9.]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1].lower()).strip("-.")
@@ -49,16 +45,11 @@ class EncoderSpec:
 
         A local directory is identified by its content, so that its stores stay valid if it is moved.
         """
-        return {
-            "name": self.slug if self.revision.startswith("sha256:") else self.name,
-            "revision": self.revision,
-            "layer": self.layer,
-            "token_grid": self.token_grid,
-            "dim": self.dim,
-            "image_size": self.image_size,
-            "precision": self.precision,
-            "preprocessing": self.preprocessing,
-        }
+        identity = asdict(self)
+        del identity["num_layers"]  # no token depends on the layers after `layer`
+        if self.revision.startswith("sha256:"):
+            identity["name"] = self.slug
+        return identity
 
 
 def describe(clip: ClipConfig) -> EncoderSpec:

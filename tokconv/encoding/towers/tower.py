@@ -49,26 +49,26 @@ class VisionTower:
 
         self.spec = describe(clip)
         self.device = torch.device(device)
-        self.dtype = _dtype(clip.precision, self.device)
+        automatic = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.dtype: torch.dtype = automatic if clip.precision == "auto" else getattr(torch, clip.precision)
         located = locate(clip.model_name, clip.revision)
         family, _ = read_config(located.folder, self.spec.name)
         try:
             with quiet_transformers():
                 self.processor: Any = getattr(transformers, family.processor_class).from_pretrained(located.folder)
-                model, loaded = getattr(transformers, family.model_class).from_pretrained(
+                model_class = getattr(transformers, family.model_class)
+                model, loaded = model_class.from_pretrained(
                     weights_folder(located),
-                    config=_trimmed_config(getattr(transformers, family.config_class), located.folder, self.spec),
+                    config=_trimmed_config(model_class.config_class, located.folder, self.spec),
                     use_safetensors=True,
                     dtype=self.dtype,
                     attn_implementation="sdpa",
                     output_loading_info=True,
                 )
-        except DataError:
-            raise
         except Exception as error:  # transformers and safetensors raise many kinds, including plain Exception
-            reason = first_line(error)
             raise DataError(
-                f"model.clip.model_name: cannot load {self.spec.name!r} ({reason}); download or save it again"
+                f"model.clip.model_name: cannot load {self.spec.name!r} ({first_line(error)}); download or save it "
+                "again"
             ) from error
         _check_weights(loaded, self.spec, family)
         if family.normalises_last:
@@ -121,9 +121,3 @@ def _check_weights(loaded: dict[str, Any], spec: EncoderSpec, family: Family) ->
             f"model.clip.model_name: the weights of {spec.name!r} do not fit {family.name}'s vision tower "
             f"({wrong[0]}{more}); check that config.json and the safetensors belong together"
         )
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]

@@ -5,16 +5,18 @@ D = W*C is the width of a window.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.errors import StoreError
 from tokconv.evaluation.baselines.linear import LinearCodec, decode_windows
-from tokconv.evaluation.baselines.merging import MergeCodec, unmerge
+from tokconv.evaluation.baselines.merging import Merge, unmerge
 from tokconv.evaluation.baselines.pca import Components, WindowMoments, exact_components, randomised_components
 from tokconv.evaluation.baselines.registry import BASELINES, of_kind
 from tokconv.evaluation.baselines.regression import Regression
@@ -38,6 +40,7 @@ MAX_COVARIANCE = 4096
 SVD_BYTES = 2**31
 
 Codec = Callable[[Tensor], tuple[Tensor, Tensor]]
+Select = Callable[[Tensor, Windows], Tensor]
 Shape = tuple[int, ...]
 
 
@@ -46,20 +49,13 @@ class FittedBaselines:
     """The baselines of one store and grid.
 
     codecs: by name, [B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all in token units, on the CPU.
-    linear: those that are affine on both sides, on standardised tokens.
-    selecting: decoders of the selections: weight [W*C, C], bias [W*C].
+    linear: those that are affine on both sides, on standardised tokens: they can fill the networks' window projections.
     pca_shortfall: `tokconv.evaluation.baselines.pca.Components.shortfall` of both window PCAs.
     """
 
     codecs: Mapping[str, Codec]
     linear: Mapping[str, LinearCodec]
-    selecting: Mapping[str, tuple[Tensor, Tensor]]
     pca_shortfall: float
-
-
-def linear_codecs(store: TokenStore, output_grid: int) -> Mapping[str, LinearCodec]:
-    """Return the baselines of a grid that can fill the window projections of our networks; see `fitted_baselines`."""
-    return fitted_baselines(store, output_grid).linear
 
 
 def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
@@ -110,12 +106,10 @@ class _Sums:
     """What one pass over the tokens collects: one regression per baseline, second moments of windows and tokens."""
 
     def __init__(self, dim: int, windows: Windows) -> None:
-        self.dim, self.windows, self.width = dim, windows, windows.window_size * dim
+        self.windows, self.width = windows, windows.window_size * dim
         self.projections = {entry.name: entry.function(dim, windows.window_size) for entry in PROJECTIONS}
-        self.selections = {entry.name: entry.function for entry in SELECTIONS}
-        self.mergers = {entry.name: entry.function for entry in MERGERS}
-        self.of_cells = {name: Regression(dim, self.width) for name in (*self.projections, *self.selections)}
-        self.of_merged = {name: Regression(dim, dim, windows.token_grid**2) for name in self.mergers}
+        self.of_cells = {entry.name: Regression(dim, self.width) for entry in (*PROJECTIONS, *SELECTIONS)}
+        self.of_merged = {entry.name: Regression(dim, dim, windows.token_grid**2) for entry in MERGERS}
         self.has_covariance = self.width <= MAX_COVARIANCE
         side = self.width if self.has_covariance else 0
         self._window_square = torch.zeros(side, side, dtype=torch.float64)
@@ -127,12 +121,12 @@ class _Sums:
         flat = members.flatten(1)
         for name, weight in self.projections.items():
             self.of_cells[name].update((flat @ weight.T)[:, None], flat[:, None])
-        for name, select in self.selections.items():
-            cells = select(standardised_BNC, self.windows)
-            self.of_cells[name].update(cells.flatten(0, 1)[:, None], flat[:, None])
-        for name, merge in self.mergers.items():
-            merged, groups = merge(standardised_BNC, self.windows.num_cells)
-            self.of_merged[name].update(unmerge(merged, groups), standardised_BNC)
+        for entry in SELECTIONS:
+            cells = entry.function(standardised_BNC, self.windows)
+            self.of_cells[entry.name].update(cells.flatten(0, 1)[:, None], flat[:, None])
+        for entry in MERGERS:
+            merged, groups = entry.function(standardised_BNC, self.windows.num_cells)
+            self.of_merged[entry.name].update(unmerge(merged, groups), standardised_BNC)
         tokens = members.flatten(0, 1)
         self._token_square += tokens.T @ tokens
         if self.has_covariance:
@@ -200,18 +194,17 @@ def _shapes(store: TokenStore, windows: Windows) -> dict[str, Shape]:
 
 
 def _assemble(tensors: Mapping[str, Tensor], store: TokenStore, windows: Windows) -> FittedBaselines:
-    fields = LinearCodec.__dataclass_fields__
-    linear = {e.name: LinearCodec(*(tensors[f"{e.name}.{field}"] for field in fields)) for e in LINEAR}
-    selecting = {e.name: (tensors[f"{e.name}.decode_weight"], tensors[f"{e.name}.decode_bias"]) for e in SELECTIONS}
+    own: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key in tensors.keys() - {SHORTFALL}:
+        name, field = key.split(".")
+        own[name][field] = tensors[key]
+    linear = {entry.name: LinearCodec(**own[entry.name]) for entry in LINEAR}
     codecs: dict[str, Codec] = {name: partial(_run_linear, codec, windows) for name, codec in linear.items()}
-    for entry in SELECTIONS:
-        codecs[entry.name] = partial(_run_selection, entry.function, windows, *selecting[entry.name])
-    for entry in MERGERS:
-        weight, bias = tensors[f"{entry.name}.weight"], tensors[f"{entry.name}.bias"]
-        codecs[entry.name] = MergeCodec(entry.function, windows.num_cells, weight, bias)
+    codecs |= {e.name: partial(_run_selection, e.function, windows, **own[e.name]) for e in SELECTIONS}
+    codecs |= {e.name: partial(_run_merging, e.function, windows.num_cells, **own[e.name]) for e in MERGERS}
     standardise = Standardise(store.dim, store.mean, store.scale)
     in_token_units = {name: partial(_in_token_units, standardise, codecs[name]) for name in BASELINES}
-    return FittedBaselines(in_token_units, linear, selecting, float(tensors[SHORTFALL]))
+    return FittedBaselines(in_token_units, linear, float(tensors[SHORTFALL]))
 
 
 def _run_linear(codec: LinearCodec, windows: Windows, standardised: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,10 +213,17 @@ def _run_linear(codec: LinearCodec, windows: Windows, standardised: Tensor) -> t
 
 
 def _run_selection(
-    select: Callable[[Tensor, Windows], Tensor], windows: Windows, weight: Tensor, bias: Tensor, standardised: Tensor
+    select: Select, windows: Windows, standardised: Tensor, *, decode_weight: Tensor, decode_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     cells = select(standardised, windows)
-    return cells, decode_windows(cells, windows, weight, bias)
+    return cells, decode_windows(cells, windows, decode_weight, decode_bias)
+
+
+def _run_merging(
+    merge: Merge, num_merged: int, standardised: Tensor, *, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    merged, groups = merge(standardised, num_merged)
+    return merged, F.linear(unmerge(merged, groups), weight) + bias
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ tokens, with a bias of its own at each of the N positions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,21 +23,6 @@ MERGE_ROUNDS = 12
 
 Merge = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """[B, N, C] and K -> merged tokens [B, K, C] and the group of each token, [B, N] int64 in 0..K-1."""
-
-
-@dataclass(frozen=True)
-class MergeCodec:
-    """A merger and its decoder, on standardised tokens. weight [C, C], bias [N, C]; float32."""
-
-    merge: Merge
-    num_merged: int
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return merged tokens [B, K, C] and reconstructed tokens [B, N, C]."""
-        merged, groups = self.merge(standardised_BNC, self.num_merged)
-        return merged, F.linear(unmerge(merged, groups), self.weight) + self.bias
 
 
 def unmerge(merged_BKC: Tensor, groups_BN: Tensor) -> Tensor:
@@ -64,8 +48,7 @@ def tome(tokens_BNC: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
         count = min(a_round, tokens.shape[1] // 2, tokens.shape[1] - num_merged)
         tokens, sizes, moved = _merge_pairs(tokens, sizes, count)
         groups = moved.gather(1, groups)
-    order = _first_members(groups, num_merged).argsort(1)
-    return _pick(tokens, order), order.argsort(1).gather(1, groups)
+    return _in_order(tokens, groups)
 
 
 def prumerge(tokens_BNC: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
@@ -88,8 +71,7 @@ def prumerge(tokens_BNC: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
     shares = weights / total.gather(1, groups)
     merged = tokens_BNC.new_zeros(*selected.shape, tokens_BNC.shape[2])
     merged.scatter_add_(1, _wide(groups, tokens_BNC), shares[..., None] * tokens_BNC)
-    order = _first_members(groups, num_merged).argsort(1)
-    return _pick(merged, order), order.argsort(1).gather(1, groups)
+    return _in_order(merged, groups)
 
 
 def _merge_pairs(tokens_BnC: Tensor, sizes_Bn1: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,11 +96,12 @@ def _merge_pairs(tokens_BnC: Tensor, sizes_Bn1: Tensor, count: int) -> tuple[Ten
     return tokens, torch.cat([_pick(first_sizes, staying), joined_sizes], 1), moved
 
 
-def _first_members(groups_BN: Tensor, count: int) -> Tensor:
-    """Return the first token of each group, [B, N] -> [B, K]; no group is empty."""
+def _in_order(merged_BKC: Tensor, groups_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Order merged tokens by the first token of their group, and number the groups so; no group is empty."""
     places = torch.arange(groups_BN.shape[1], device=groups_BN.device).expand_as(groups_BN)
-    first = groups_BN.new_full((len(groups_BN), count), groups_BN.shape[1])
-    return first.scatter_reduce(1, groups_BN, places, "amin")
+    first = groups_BN.new_full(merged_BKC.shape[:2], groups_BN.shape[1]).scatter_reduce(1, groups_BN, places, "amin")
+    order = first.argsort(1)
+    return _pick(merged_BKC, order), order.argsort(1).gather(1, groups_BN)
 
 
 def _pick(values_BnC: Tensor, index_Bm: Tensor) -> Tensor:

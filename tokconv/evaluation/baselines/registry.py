@@ -48,11 +48,6 @@ class Baseline:
     places: frozenset[str] = frozenset()
 
     @property
-    def is_linear(self) -> bool:
-        """Whether compressor and decoder are affine maps of windows, which can fill the networks' projections."""
-        return self.kind in ("projection", "pca")
-
-    @property
     def has_side_information(self) -> bool:
         """Whether its decoder also needs to know which token went into which compressed token."""
         return self.kind == "merging"

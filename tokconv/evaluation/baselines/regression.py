@@ -47,22 +47,16 @@ class Regression:
         return self.out_sum / self.count
 
     @property
-    def covariance(self) -> Tensor:
-        """Covariance of the inputs, averaged over positions, [in, in] float64."""
-        return self._centred(self._square, self.in_mean)
-
-    @property
     def cross_covariance(self) -> Tensor:
         """Covariance of inputs with outputs, averaged over positions, [in, out] float64."""
         return self._centred(self._cross, self.out_mean)
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Return weight [out, in] and bias [P, out], float64."""
-        covariance = self.covariance
+        covariance = self._centred(self._square, self.in_mean)
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
         weight = torch.linalg.solve(covariance, self.cross_covariance).T
         return weight, self.out_mean - self.in_mean @ weight.T
 
     def _centred(self, sums: Tensor, mean: Tensor) -> Tensor:
-        positions = len(mean)
-        return (sums / self.count - self.in_mean.T @ mean) / positions
+        return (sums / self.count - self.in_mean.T @ mean) / len(mean)

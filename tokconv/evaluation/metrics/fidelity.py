@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
 
-@dataclass
 class Fidelity:
     """Sums for fvu and both cosines, added batch by batch.
 
     fvu, the fraction of variance unexplained: sum |reconstructed - tokens|^2 / sum |tokens - mean|^2, 0 for perfect,
-    1 for predicting the training mean.
+    1 for predicting the training mean. The centred cosine is that of tokens with the mean token removed.
 
     Args:
         mean: [C] float32, mean token of the training split.
     """
 
-    mean: Tensor
-    error: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    deviation: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    cosine_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    centered_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    count: int = 0
+    def __init__(self, mean: Tensor) -> None:
+        self._mean, self._sums, self._count = mean, torch.zeros(4, dtype=torch.float64), 0
 
     def update(self, reconstructed: Tensor, tokens: Tensor) -> None:
         """Add a batch, both [B, N, C] float32, in token units (not standardised)."""
-        mean = self.mean.to(tokens.device)
+        mean = self._mean.to(tokens.device)
         centered, centered_tokens = reconstructed - mean, tokens - mean
         difference = reconstructed - tokens
-        self.error += vecdot(difference, difference).sum(dtype=torch.float64).cpu()
-        self.deviation += vecdot(centered_tokens, centered_tokens).sum(dtype=torch.float64).cpu()
-        cosine = _cosine(reconstructed, tokens)
-        self.cosine_sum += cosine.sum(dtype=torch.float64).cpu()
-        self.centered_sum += _cosine(centered, centered_tokens).sum(dtype=torch.float64).cpu()
-        self.count += cosine.numel()
+        parts = (
+            vecdot(difference, difference),
+            vecdot(centered_tokens, centered_tokens),
+            _cosine(reconstructed, tokens),
+            _cosine(centered, centered_tokens),
+        )
+        self._sums += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu()
+        self._count += parts[0].numel()
 
-    @property
-    def fvu(self) -> float:
-        """Fraction of variance unexplained."""
-        return float(self.error / self.deviation)
-
-    @property
-    def cosine(self) -> float:
-        """Mean cosine of reconstructed and real tokens."""
-        return float(self.cosine_sum / self.count)
-
-    @property
-    def cosine_centered(self) -> float:
-        """The same with the mean token removed."""
-        return float(self.centered_sum / self.count)
+    def figures(self) -> dict[str, float]:
+        """Return the figures of all batches."""
+        error, deviation, cosine, centered = self._sums
+        return {
+            "val/fvu": float(error / deviation),
+            "val/cosine": float(cosine / self._count),
+            "val/cosine_centered": float(centered / self._count),
+        }
 
 
 def _cosine(a_BNC: Tensor, b_BNC: Tensor) -> Tensor:

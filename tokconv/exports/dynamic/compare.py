@@ -9,8 +9,7 @@ Shapes: n images never used for fitting, K ascending grids, R bootstrap resample
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -140,11 +139,6 @@ LEGEND = (
     "at the same fvu, mixed: two fixed grids at random, single: the smallest fixed grid; saving: against mixed;\n"
     "oracle: the saving of the same rule if it knew the true errors"
 )
-
-
-def as_json(rows: Sequence[Saving]) -> list[dict[str, Any]]:
-    """Return plain JSON values."""
-    return [asdict(row) for row in rows]
 
 
 def _percent(share: float) -> str:

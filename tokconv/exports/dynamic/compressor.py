@@ -12,7 +12,6 @@ A folder of champions holds:
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokconv.errors import CheckpointError, ConfigError
-from tokconv.exports.artefact import load_compressor, read_config
+from tokconv.exports.artefact import FILES, load_compressor, read_config
 from tokconv.exports.dynamic.predictor import ErrorPredictor, check_target, choose
 from tokconv.exports.dynamic.spectrum import Spectrum
 from tokconv.models.compressor import Compressor
-from tokconv.system.files import file_digest
+from tokconv.system.files import file_digest, read_json_object
 
 FORMAT = 1
-FOLDER, DESCRIPTION, PREDICTOR, PICTURE = "dynamic", "dynamic.json", "predictor.safetensors", "tokens_vs_fvu.png"
-WEIGHTS = {"compressor": "model.safetensors", "decoder": "decoder.safetensors"}
+FOLDER, DESCRIPTION, PREDICTOR = "dynamic", "dynamic.json", "predictor.safetensors"
 MEDIAN = 0.5
 
 
@@ -50,7 +48,7 @@ class Champion:
 
     def identity(self) -> dict[str, Any]:
         """Return the grid, and the sha256 of the compressor and of its decoder, if the folder has one."""
-        files = {name: self.path / file for name, file in WEIGHTS.items()}
+        files = {name: self.path / file for name, file in FILES.items()}
         return {"grid": self.grid} | {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
@@ -61,11 +59,13 @@ class DynamicCompressor(nn.Module):
     one.
 
     Args:
-        compressors: with ascending grids.
+        champions: the compressors, with ascending grids.
         predictor: fitted for them.
         target_fvu: the largest error of an image: its sum of squared errors over the average image's sum of squared
             deviations from the training mean, so that the mean over many images is their fvu.
         confidence: the probability with which the chosen grid is to meet the target.
+
+    Attributes:
         paths: the folders of the compressors, which also hold their decoders.
 
     Raises:
@@ -75,26 +75,20 @@ class DynamicCompressor(nn.Module):
     grids: Tensor
 
     def __init__(
-        self,
-        compressors: Sequence[Compressor],
-        predictor: ErrorPredictor,
-        target_fvu: float,
-        confidence: float = MEDIAN,
-        paths: Sequence[Path] = (),
+        self, champions: Sequence[Champion], predictor: ErrorPredictor, target_fvu: float, confidence: float
     ) -> None:
         super().__init__()
-        self.compressors, self.predictor = nn.ModuleList(compressors), predictor
+        self.compressors, self.predictor = nn.ModuleList(champion.compressor for champion in champions), predictor
         self.target_fvu, self.confidence = check_target(target_fvu), confidence
         self.predictor.margin(confidence)
-        self.paths = tuple(paths)
-        self.token_grid, self.dim = compressors[0].token_grid, compressors[0].dim
-        grids = [compressor.output_grid_size for compressor in compressors]
-        self.register_buffer("grids", torch.tensor(grids), persistent=False)
+        self.paths = [champion.path for champion in champions]
+        self.token_grid, self.dim = champions[0].compressor.token_grid, champions[0].compressor.dim
+        self.register_buffer("grids", torch.tensor([champion.grid for champion in champions]), persistent=False)
 
     @torch.no_grad()
     def choose(self, tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """Return each image's compressor by index, int64 [B], and whether it should meet the target, bool [B]."""
-        return choose(self.predictor.upper(tokens_BNC, self.confidence), self.target_fvu)
+        return choose(self.predictor.upper_of(self.predictor.spectrum(tokens_BNC), self.confidence), self.target_fvu)
 
     def forward(self, tokens_BNC: Tensor) -> tuple[list[Tensor], Tensor]:
         if tokens_BNC.shape[1:] != (self.token_grid**2, self.dim):
@@ -137,8 +131,7 @@ def load_dynamic(champions_dir: str | Path, *, target_fvu: float, confidence: fl
     """
     champions = read_champions(champions_dir)
     predictor = _load_predictor(Path(champions_dir), champions)
-    compressors, paths = [champion.compressor for champion in champions], [champion.path for champion in champions]
-    return DynamicCompressor(compressors, predictor, target_fvu, confidence, paths).eval()
+    return DynamicCompressor(champions, predictor, target_fvu, confidence).eval()
 
 
 def read_champions(champions_dir: str | Path) -> list[Champion]:
@@ -188,9 +181,7 @@ def read_description(champions_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{champions_dir}: no predictor has been fitted for these compressors; {advice}")
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(description, dict):
-            raise ValueError("not a JSON object")
+        description = read_json_object(file)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged; {advice}") from error
     if description.get("format") != FORMAT:

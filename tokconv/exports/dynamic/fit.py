@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,17 +22,8 @@ from tokconv.errors import CheckpointError, StoreError
 from tokconv.evaluation.heldout import held_out
 from tokconv.exports.artefact import load_decoder
 from tokconv.exports.dynamic import plot
-from tokconv.exports.dynamic.compare import LEGEND, Saving, as_json, explained, savings, table, targets_between
-from tokconv.exports.dynamic.compressor import (
-    DESCRIPTION,
-    FOLDER,
-    FORMAT,
-    MEDIAN,
-    PICTURE,
-    PREDICTOR,
-    Champion,
-    read_champions,
-)
+from tokconv.exports.dynamic.compare import LEGEND, Saving, explained, savings, table, targets_between
+from tokconv.exports.dynamic.compressor import DESCRIPTION, FOLDER, FORMAT, MEDIAN, PREDICTOR, Champion, read_champions
 from tokconv.exports.dynamic.predictor import ErrorPredictor, fit_predictor
 from tokconv.exports.dynamic.spectrum import Spectrum, principal_axes
 from tokconv.store.reader import TokenStore
@@ -48,19 +38,9 @@ AXES_IMAGES = 512
 BATCH = 32
 CONFIDENCES = (MEDIAN, 0.9)
 CURVE_TARGETS = 60
+PICTURE = "tokens_vs_fvu.png"
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The data that the predictor is fitted on: n held-out images, K grids, F features."""
-
-    keys: tuple[str, ...]
-    energies: Tensor
-    """[n, F] float32."""
-    errors: Tensor
-    """[n, K] float64, in units of the average image's deviation, so that the mean over images is `val/fvu`."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +50,10 @@ class DynamicReport:
     grids: tuple[int, ...]
     fitted_on: int
     judged_on: int
-    r2: tuple[float, ...]
-    """Of the log error, per grid."""
-    spearman: tuple[float, ...]
+    log_error_r2: tuple[float, ...]
+    """Determination of the log error, per grid."""
+    rank_correlation: tuple[float, ...]
+    """Spearman's, per grid."""
     coverage: dict[str, tuple[float, ...]]
     """By confidence: the share of images, per grid, whose error is below the predicted bound."""
     dynamic: tuple[Saving, ...]
@@ -84,25 +65,12 @@ class DynamicReport:
         lines = [
             f"fitted on {self.fitted_on} held-out images, evaluated on {self.judged_on} others",
             f"{'':<34}{names}",
-            f"{'R2 of the log error':<34}" + "".join(f"{value:>10.2f}" for value in self.r2),
-            f"{'rank correlation':<34}" + "".join(f"{value:>10.2f}" for value in self.spearman),
+            f"{'R2 of the log error':<34}" + "".join(f"{value:>10.2f}" for value in self.log_error_r2),
+            f"{'rank correlation':<34}" + "".join(f"{value:>10.2f}" for value in self.rank_correlation),
         ]
         for name, shares in self.coverage.items():
             lines.append(f"{f'below the bound of confidence {name}':<34}" + "".join(f"{s:>10.0%}" for s in shares))
         return "\n".join([*lines, "", table(self.dynamic, self.oracle), "", LEGEND])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "grids": list(self.grids),
-            "fitted_on": self.fitted_on,
-            "judged_on": self.judged_on,
-            "log_error_r2": list(self.r2),
-            "rank_correlation": list(self.spearman),
-            "coverage": {name: list(shares) for name, shares in self.coverage.items()},
-            "dynamic": as_json(self.dynamic),
-            "oracle": as_json(self.oracle),
-        }
 
 
 def fit_dynamic(
@@ -129,28 +97,27 @@ def fit_dynamic(
     # Taken before measuring, so that the predictor is refused if a compressor is replaced meanwhile.
     identities = {champion.path.name: champion.identity() for champion in champions}
     grids = tuple(champion.grid for champion in champions)
-    spectrum = _spectrum(store)
-    measured = measure(champions, spectrum, store, device=device, progress=progress)
-    first, second = halves(measured.keys)
-    evaluated = fit_predictor(spectrum, measured.energies[first], measured.errors[first])
-    energies, errors = measured.energies[second], measured.errors[second]
-    targets = targets_between(measured.errors[first])
-    report = _report(evaluated, energies, errors, grids, targets, len(first))
-    final = fit_predictor(spectrum, measured.energies, measured.errors)
+    axes = principal_axes(standardised_batches(store, training_sample(store, AXES_IMAGES)))
+    spectrum = Spectrum(store.mean, axes, torch.tensor(store.scale))
+    energies, errors = measure(champions, spectrum, store, device=device, progress=progress)
+    first, second = halves([store.keys[index] for index in held_out(store).tolist()])
+    evaluated = fit_predictor(spectrum, energies[first], errors[first])
+    report = _report(evaluated, energies[second], errors[second], grids, targets_between(errors[first]))
+    final = fit_predictor(spectrum, energies, errors)
     with atomic_path(folder / FOLDER) as temporary:
         temporary.mkdir()
         save_file({name: value.contiguous() for name, value in final.state_dict().items()}, temporary / PREDICTOR)
         if importlib.util.find_spec("matplotlib") is not None:
-            curve = targets_between(measured.errors[first], CURVE_TARGETS)
-            predicted = evaluated.upper_of(energies, MEDIAN)
-            plotted = (savings(errors, by, grids, curve) for by in (predicted, errors))
-            plot.draw(temporary / PICTURE, errors, grids, *plotted)
+            curve, true = targets_between(errors[first], CURVE_TARGETS), errors[second]
+            predicted = evaluated.upper_of(energies[second], MEDIAN)
+            plotted = (savings(true, by, grids, curve) for by in (predicted, true))
+            plot.draw(temporary / PICTURE, true, grids, *plotted)
         description = {
             "format": FORMAT,
             "compressors": identities,
             "store_fingerprint": store.fingerprint,
-            "images": len(measured.keys),
-            "report": report.to_json(),
+            "images": len(errors),
+            "report": asdict(report),
         }
         write_json(temporary / DESCRIPTION, description)
     return report
@@ -164,8 +131,16 @@ def measure(
     *,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Measured:
-    """Measure features and true errors of the evaluation protocol's held-out images. Raises CheckpointError."""
+) -> tuple[Tensor, Tensor]:
+    """Measure features and true errors of the evaluation protocol's held-out images, n of them, in its order.
+
+    Returns:
+        The energies, [n, F] float32, and the errors at K grids, [n, K] float64, in units of the average image's
+        deviation, so that the mean over images is `val/fvu`.
+
+    Raises:
+        CheckpointError: a compressor has no decoder.
+    """
     place = resolve_device(device)
     indices = held_out(store)
     pairs = [(champion.compressor.to(place), load_decoder(champion.path).to(place)) for champion in champions]
@@ -181,8 +156,7 @@ def measure(
         if progress is not None:
             progress(number * BATCH + len(batch), len(indices))
     spectrum.cpu()
-    keys = tuple(store.keys[index] for index in indices.tolist())
-    return Measured(keys, torch.cat(energies), torch.cat(errors) / torch.cat(deviations).mean())
+    return torch.cat(energies), torch.cat(errors) / torch.cat(deviations).mean()
 
 
 def halves(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -192,30 +166,20 @@ def halves(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def _report(
-    predictor: ErrorPredictor,
-    energies: Tensor,
-    errors: Tensor,
-    grids: tuple[int, ...],
-    targets: Sequence[float],
-    fitted_on: int,
+    predictor: ErrorPredictor, energies: Tensor, errors: Tensor, grids: tuple[int, ...], targets: Sequence[float]
 ) -> DynamicReport:
     r2, spearman = explained(predictor.log_error(energies).exp(), errors)
     bounds = {confidence: predictor.upper_of(energies, confidence) for confidence in CONFIDENCES}
     return DynamicReport(
         grids=grids,
-        fitted_on=fitted_on,
+        fitted_on=len(predictor.residuals),
         judged_on=len(errors),
-        r2=tuple(r2),
-        spearman=tuple(spearman),
+        log_error_r2=tuple(r2),
+        rank_correlation=tuple(spearman),
         coverage={f"{q:g}": tuple((errors <= bound).double().mean(0).tolist()) for q, bound in bounds.items()},
         dynamic=tuple(savings(errors, bounds[MEDIAN], grids, targets)),
         oracle=tuple(savings(errors, errors, grids, targets)),
     )
-
-
-def _spectrum(store: TokenStore) -> Spectrum:
-    axes = principal_axes(standardised_batches(store, training_sample(store, AXES_IMAGES)))
-    return Spectrum(store.mean, axes, torch.tensor(store.scale))
 
 
 def _square_sum(tokens_BNC: Tensor) -> Tensor:

@@ -36,22 +36,21 @@ def draw(
     mixture = mixed_tokens(line, fixed.expand(STEPS, -1), sizes)
     left.plot(line, mixture, color=FIXED, linestyle="--", linewidth=1, label="mixture of two fixed grids")
     left.plot(fixed, sizes, color=FIXED, marker="o", linestyle="none", label="fixed grid")
-    left.plot([row.fvu for row in dynamic], [row.tokens for row in dynamic], color=DYNAMIC, label="dynamic")
-    left.plot([row.fvu for row in oracle], [row.tokens for row in oracle], color=ORACLE, linewidth=1, label="oracle")
     for size, fvu, grid in zip(sizes.tolist(), fixed.tolist(), grids, strict=True):
         left.annotate(f"{grid} x {grid}", (fvu, size), xytext=(6, 5), textcoords="offset points", fontsize="small")
-    left.set(xlabel="fvu of held-out images", ylabel="mean tokens per image")
+    left.set(ylabel="mean tokens per image")
     left.margins(x=0.12, y=0.08)
-    left.grid(visible=True, color="0.9", linewidth=0.6)
-    left.legend(frameon=False)
-    reached = [row.fvu for row in dynamic]
     right.axhline(0, color=FIXED, linestyle="--", linewidth=1, label="mixture of two fixed grids")
     low, high = [100 * row.low for row in dynamic], [100 * row.high for row in dynamic]
+    reached = [row.fvu for row in dynamic]
     right.fill_between(reached, low, high, color=DYNAMIC, alpha=0.2, linewidth=0, label="dynamic, 95 % interval")
-    right.plot(reached, [100 * row.saving for row in dynamic], color=DYNAMIC, label="dynamic")
-    saved = [100 * row.saving for row in oracle]
-    right.plot([row.fvu for row in oracle], saved, color=ORACLE, linewidth=1, label="oracle")
-    right.set(xlabel="fvu of held-out images", ylabel="tokens saved at equal fvu, %")
-    right.grid(visible=True, color="0.9", linewidth=0.6)
-    right.legend(frameon=False)
+    right.set(ylabel="tokens saved at equal fvu, %")
+    for rows, label, color, width in ((dynamic, "dynamic", DYNAMIC, None), (oracle, "oracle", ORACLE, 1)):
+        fvu = [row.fvu for row in rows]
+        left.plot(fvu, [row.tokens for row in rows], color=color, linewidth=width, label=label)
+        right.plot(fvu, [100 * row.saving for row in rows], color=color, linewidth=width, label=label)
+    for axes in (left, right):
+        axes.set(xlabel="fvu of held-out images")
+        axes.grid(visible=True, color="0.9", linewidth=0.6)
+        axes.legend(frameon=False)
     figure.savefig(path, format="png", dpi=110)

@@ -75,12 +75,8 @@ class ErrorPredictor(nn.Module):
         """Return [B, K], the log of the predicted error, from energies [B, F]."""
         return ((energies_BF + self.floor).log() - self.center) / self.spread @ self.weight + self.bias
 
-    def upper(self, tokens_BNC: Tensor, confidence: float) -> Tensor:
-        """Return [B, K], the error bound of tokens [B, N, C] with this confidence. Raises ConfigError as `margin`."""
-        return self.upper_of(self.spectrum(tokens_BNC), confidence)
-
     def upper_of(self, energies_BF: Tensor, confidence: float) -> Tensor:
-        """Return [B, K], the same bound from energies [B, F]."""
+        """Return [B, K], the error bound with this confidence, from energies [B, F]. Raises ConfigError as `margin`."""
         return (self.log_error(energies_BF) + self.margin(confidence)).exp()
 
     def margin(self, confidence: float) -> Tensor:

@@ -64,8 +64,7 @@ def save_ragged(path: Path, tokens: Sequence[Tensor], images: Sequence[str]) -> 
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     grids = counts.double().sqrt().round().long()
     whole = torch.cat([part.detach().cpu().float() for part in tokens])
-    reason = _wrong(whole, offsets, grids, len(images))
-    if reason is not None:
+    if reason := _wrong(whole, offsets, grids, len(images)):
         raise DataError(f"{path}: cannot be written ({reason})")
     metadata = {KEY: FORMAT, "images": json.dumps(list(images))}
     with atomic_path(Path(path)) as temporary:
@@ -97,13 +96,13 @@ def load_ragged(path: str | Path) -> RaggedTokens:
         images = tuple(map(str, json.loads(metadata["images"])))
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}); compress the images again") from error
-    reason = _wrong(tokens, offsets, grids, len(images))
-    if reason is not None:
+    if reason := _wrong(tokens, offsets, grids, len(images)):
         raise DataError(f"{path}: damaged ({reason}); compress the images again")
     return RaggedTokens(tokens, offsets, grids, images)
 
 
-def _wrong(tokens: Tensor, offsets: Tensor, grids: Tensor, images: int) -> str | None:
+def _wrong(tokens: Tensor, offsets: Tensor, grids: Tensor, images: int) -> str:
+    """Return what does not fit together; "" if all does."""
     if tokens.ndim != 2 or offsets.ndim != 1 or grids.ndim != 1:
         return "a tensor has the wrong number of axes"
     if len(grids) != images or len(offsets) != images + 1:
@@ -113,4 +112,4 @@ def _wrong(tokens: Tensor, offsets: Tensor, grids: Tensor, images: int) -> str |
         return "an image's tokens form no k x k grid"
     if len(tokens) != expected[-1]:
         return f"{len(tokens)} tokens where there should be {expected[-1]}"
-    return None
+    return ""

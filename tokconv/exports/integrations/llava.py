@@ -8,12 +8,12 @@ projector and their weights stay unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import MethodType, TracebackType
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from tokconv.encoding.towers.families import FAMILIES, layer_from_start
@@ -25,7 +25,7 @@ NAME = "compressor"
 """The name of the compressor as a child of the projector, so that it moves, trains and is counted with the model."""
 
 
-class Attachment:
+class Attachment(AbstractContextManager["Attachment"]):
     """An attached compressor. `detach` takes it out again; as a context manager it does so at the end.
 
     Attributes:
@@ -37,39 +37,27 @@ class Attachment:
         self, model: LlavaForConditionalGeneration, compressor: Compressor, processor: LlavaProcessor | None
     ) -> None:
         self.compressor, self.num_image_tokens = compressor, compressor.num_output_tokens
-        self._model, self._processor = model, processor
+        self._undo = ExitStack()
         projector = model.model.multi_modal_projector
         compressor.to(next(projector.parameters()).device)
         projector.add_module(NAME, compressor)
-        self._undo: list[RemovableHandle] = [
-            projector.register_forward_pre_hook(_compress),
-            model.model.register_forward_pre_hook(_check_layer, with_kwargs=True),
-        ]
+        self._undo.callback(delattr, projector, NAME)
+        self._undo.enter_context(projector.register_forward_pre_hook(_compress))
+        self._undo.enter_context(model.model.register_forward_pre_hook(_check_layer, with_kwargs=True))
         # A bound method, not a closure, so that a deep copy of the model saves itself.
         model.save_pretrained = MethodType(_save_pretrained, model)  # type: ignore[method-assign]
+        self._undo.callback(delattr, model, "save_pretrained")
         if processor is not None:
-            self._extra = processor.num_additional_image_tokens
+            extra = processor.num_additional_image_tokens
+            self._undo.callback(setattr, processor, "num_additional_image_tokens", extra)
             # The processor adds this to the number of patches, so any k works, even one that does not divide the grid.
-            processor.num_additional_image_tokens += self.num_image_tokens - compressor.token_grid**2
+            processor.num_additional_image_tokens = extra + self.num_image_tokens - compressor.token_grid**2
 
     def detach(self) -> None:
         """Restore model and processor; the compressor stays on its device. Calling it again has no further effect."""
-        if not self._undo:
-            return
-        for handle in self._undo:
-            handle.remove()
-        self._undo.clear()
-        delattr(self._model.model.multi_modal_projector, NAME)
-        del self._model.__dict__["save_pretrained"]
-        if self._processor is not None:
-            self._processor.num_additional_image_tokens = self._extra
+        self._undo.close()
 
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
 
@@ -129,10 +117,9 @@ def _check_tower(config: Any, compressor: Compressor) -> None:
             f"attach: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}; compressors read "
             f"only patch tokens, which a {family.name} tower gives with {strategy!r}"
         )
-    grid = vision.image_size // vision.patch_size
     for what, wanted, found in (
         ("width", compressor.dim, vision.hidden_size),
-        ("token grid", compressor.token_grid, grid),
+        ("token grid", compressor.token_grid, vision.image_size // vision.patch_size),
     ):
         if wanted != found:
             raise ConfigError(
@@ -169,14 +156,8 @@ def _check_processor(config: Any, processor: LlavaProcessor) -> None:
     if not isinstance(processor, LlavaProcessor):
         raise ConfigError(f"attach: the processor is a {type(processor).__name__}; allowed: LlavaProcessor")
     vision = config.vision_config
-    for name, wanted, found in (
-        ("patch_size", vision.patch_size, processor.patch_size),
-        (
-            "vision_feature_select_strategy",
-            config.vision_feature_select_strategy,
-            processor.vision_feature_select_strategy,
-        ),
-    ):
+    for name, section in (("patch_size", vision), ("vision_feature_select_strategy", config)):
+        wanted, found = getattr(section, name), getattr(processor, name)
         if found != wanted:
             raise ConfigError(f"attach: the processor's {name} is {found!r}, the model's is {wanted!r}; set it first")
     # Before anything is changed, it must write the tower's own number of tokens for an image of the tower's size.

@@ -35,6 +35,8 @@ Figures = Mapping[str, float]
 class Evidence:
     """What is known about one grid's champion."""
 
+    champion: TrialRecord
+    """The search's winner."""
     status: str
     wanted: int
     """Seeds that the spec asks for; 0 for `confirm: none`."""
@@ -58,12 +60,12 @@ class Evidence:
             return f"pending {sum(run.state in FINISHED for run in self.runs)}/{self.wanted}"
         return f"{self.status} ({len(self.runs)})" if self.wanted else self.status
 
-    def as_dict(self, trial: str) -> dict[str, Any]:
-        """Return plain data for champions.json and the export of the champion `trial`."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for champions.json and the champion's export."""
         return {
             "status": self.status,
             "summary": self.summary,
-            "trial": trial,
+            "trial": self.champion.uid,
             "exported": self.exported.uid,
             "seeds": {run.uid: run.values[SEED_KEY] for run in self.runs},
             "mean": dict(self.figures) if self.half_widths else {},
@@ -102,10 +104,10 @@ def gather_evidence(
     if not seeds:
         beaten_by, reasons = _rivals(baselines, champion.figures, "the only run")
         status = UNPROVEN if beaten_by else UNCONFIRMED
-        return Evidence(status, 0, (), champion.figures, champion, beaten_by=beaten_by, reasons=reasons)
+        return Evidence(champion, status, 0, (), champion.figures, champion, beaten_by=beaten_by, reasons=reasons)
     runs = tuple(runs)
     if len(runs) < seeds or any(run.state not in FINISHED for run in runs):
-        return Evidence(PENDING, seeds, runs, champion.figures, champion)
+        return Evidence(champion, PENDING, seeds, runs, champion.figures, champion)
     complete = [run for run in runs if run.state == "complete"]
     failed = tuple(
         f"seed {run.values[SEED_KEY]} ({run.uid}) {run.state}: {run.reason or 'no reason known'}"
@@ -113,15 +115,14 @@ def gather_evidence(
         if run.state != "complete"
     )
     if len(complete) < MIN_SEEDS:
-        return Evidence(UNPROVEN, seeds, runs, champion.figures, champion, reasons=failed)
+        return Evidence(champion, UNPROVEN, seeds, runs, champion.figures, champion, reasons=failed)
     means, half_widths = intervals(complete)
     # Lower is better for every judged figure: the worse end of an interval is the upper one.
     worse = {name: means[name] + half_widths[name] for name in JUDGED_ON}
     beaten_by, rivals = _rivals(baselines, worse, "the champion's upper ends")
     reasons = (*rivals, *failed)
-    return Evidence(
-        UNPROVEN if reasons else PROVEN, seeds, runs, means, _middle(complete), half_widths, beaten_by, reasons
-    )
+    status = UNPROVEN if reasons else PROVEN
+    return Evidence(champion, status, seeds, runs, means, _middle(complete), half_widths, beaten_by, reasons)
 
 
 def intervals(runs: Sequence[TrialRecord]) -> tuple[dict[str, float], dict[str, float]]:

@@ -42,7 +42,8 @@ def export_trial(trial: TrialRecord, directory: SweepDirectory, store: TokenStor
     with local_copy(trial.checkpoint, retry_seconds=OUTAGE_SECONDS) as checkpoint:
         exported = export(checkpoint, out / "compressor")
     tokens = store.tokens(store.val_indices[:PICTURED_IMAGES])
-    draw_compression(load_compressor(exported), load_decoder(exported), tokens, out / "reconstruction.png")
+    codec = load_compressor(exported), load_decoder(exported)
+    draw_compression([codec] * len(tokens), tokens, out / "reconstruction.png")
     return out.relative_to(directory.path)
 
 
@@ -56,8 +57,8 @@ def export_champions(
     """
     exported = {}
     for verdict in verdicts:
-        champion, evidence, out = verdict.champion, verdict.evidence, directory.champion(verdict.grid)
-        if champion is None or evidence is None or evidence.status == PENDING:
+        evidence, out = verdict.evidence, directory.champion(verdict.grid)
+        if evidence is None or evidence.status == PENDING:
             continue
         if evidence.status == UNPROVEN and not allow_unproven:
             if out.is_dir():
@@ -66,9 +67,9 @@ def export_champions(
         if evidence.exported.checkpoint is None:
             continue
         with local_copy(evidence.exported.checkpoint, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
-            export(checkpoint, out, evidence=evidence.as_dict(champion.uid))
+            export(checkpoint, out, evidence=evidence.as_dict())
         exported[str(verdict.grid)] = {
-            "trial": champion.uid,
+            "trial": evidence.champion.uid,
             "run": evidence.exported.uid,
             "export": str(out.relative_to(directory.path)),
             "meets_targets": verdict.meets_targets,

@@ -11,7 +11,8 @@ from typing import Any
 
 from tokconv.errors import SweepError
 from tokconv.evaluation.protocol import protocol_of
-from tokconv.sweep.judge.verdicts import Figures, Verdict, judge
+from tokconv.sweep.judge.evidence import Figures
+from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.driver import Driver, driver_of
 from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials, read_events
 from tokconv.sweep.record.layout import SweepDirectory
@@ -31,7 +32,6 @@ class SweepSnapshot:
     state: str
     """finished, interrupted (the record says so), cut off (the record just ends) or running."""
     driver: Driver | None
-    token_grid: int
     epochs: int
     """Epochs of a trial that is not stopped early."""
     started: int
@@ -70,20 +70,17 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         SweepError: there is no such sweep; the message lists the sweeps that there are.
         StorageError: `storage` is a URL that cannot be read.
     """
-    path = Path(name)
-    if (path / "events.jsonl").is_file():
-        return SweepDirectory(path.resolve())
+    sweeps = Path(storage).expanduser() / "sweeps"
+    for path in (Path(name), sweeps / name):
+        if (path / "events.jsonl").is_file():
+            return SweepDirectory(path.resolve())
     if is_url(storage):
         return open_root(storage).newest(str(name))
-    root = Path(storage).expanduser()
-    if path.name == str(name):
-        if (root / "sweeps" / path / "events.jsonl").is_file():
-            return SweepDirectory((root / "sweeps" / path).resolve())
-        newest = newest_numbered(root / "sweeps", path.name)
-        if newest is not None:
-            return SweepDirectory(newest.resolve())
+    newest = newest_numbered(sweeps, str(name))
+    if newest is not None:
+        return SweepDirectory(newest.resolve())
     there = ", ".join(found.name for found in all_sweeps(storage)) or "none"
-    raise SweepError(f"{name}: no such sweep in {root / 'sweeps'}; there are: {there}")
+    raise SweepError(f"{name}: no such sweep in {sweeps}; there are: {there}")
 
 
 def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
@@ -121,7 +118,6 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         spec=spec,
         state="running" if driver is not None else "cut off" if ended is None else ended["state"],
         driver=driver,
-        token_grid=started["token_grid"],
         epochs=spec.base_config().training.epochs,
         started=started["time"],
         last=last,

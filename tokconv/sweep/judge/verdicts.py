@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tokconv.evaluation.figures import JUDGED_ON
-from tokconv.sweep.judge.evidence import Evidence, confirmations_of, gather_evidence
+from tokconv.sweep.judge.evidence import Evidence, Figures, confirmations_of, gather_evidence
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.schema import Champion
-
-Figures = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -25,27 +23,26 @@ class Verdict:
     """The complete ones: a trial that was stopped early or failed is compared with nothing."""
     front: tuple[TrialRecord, ...]
     """Those that no other one dominates on `JUDGED_ON`, by falling val/fvu."""
-    champion: TrialRecord | None
     missed: tuple[str, ...]
     """Targets that are not met, with the figure: the mean over the confirmations, else the champion's own."""
     nearest: bool
     """Whether no trial of the search meets the targets: the champion is then the nearest one, no winner by the rule."""
     baselines: Mapping[str, Figures]
     evidence: Evidence | None
-    """None without a champion."""
+    """What is known about the champion; None without one."""
+
+    @property
+    def champion(self) -> TrialRecord | None:
+        return None if self.evidence is None else self.evidence.champion
 
     @property
     def name(self) -> str:
         """The grid in words: `6x6`."""
         return f"{self.grid}x{self.grid}"
 
-    def covers(self, trial: TrialRecord) -> bool:
-        """Return whether a trial, finished or not, has this grid."""
-        return trial.grid == self.grid
-
     @property
     def meets_targets(self) -> bool:
-        return self.champion is not None and not self.missed
+        return self.evidence is not None and not self.missed
 
 
 def judge(
@@ -67,43 +64,29 @@ def judge(
         confirmations: winners that were trained again; each counts for the trial that it confirms.
         seeds: confirmations wanted per winner; 0 for none.
     """
-    repeats = tuple(confirmations)
-    complete: dict[int, list[TrialRecord]] = {grid: [] for grid in sorted(baselines)}
-    for trial in trials:
-        if trial.state == "complete" and trial.grid in complete:
-            complete[trial.grid].append(trial)
-    return [
-        _verdict(grid, token_grid**2 / grid**2, tuple(own), rule, baselines[grid], repeats, seeds)
-        for grid, own in complete.items()
-    ]
-
-
-def _verdict(
-    grid: int,
-    ratio: float,
-    trials: tuple[TrialRecord, ...],
-    rule: Champion,
-    baselines: Mapping[str, Figures],
-    confirmations: tuple[TrialRecord, ...],
-    seeds: int,
-) -> Verdict:
-    fronts = ranks([[trial.figures[name] for name in JUDGED_ON] for trial in trials])
-    front = [trial for trial, rank in zip(trials, fronts, strict=True) if rank == 0]
-    champion = min(trials, key=lambda trial: _distance(trial, rule), default=None)
-    evidence = None
-    if champion is not None:
-        evidence = gather_evidence(champion, confirmations_of(champion.uid, confirmations), seeds, baselines)
-    return Verdict(
-        grid=grid,
-        ratio=ratio,
-        trials=trials,
-        front=tuple(sorted(front, key=lambda trial: -trial.figures["val/fvu"])),
-        champion=champion,
-        missed=() if evidence is None else tuple(_misses(evidence.figures, rule)),
-        nearest=champion is not None and any(_misses(champion.figures, rule)),
-        baselines=baselines,
-        evidence=evidence,
-    )
+    repeats, complete = tuple(confirmations), [trial for trial in trials if trial.state == "complete"]
+    verdicts = []
+    for grid in sorted(baselines):
+        own = [trial for trial in complete if trial.grid == grid]
+        fronts = ranks([[trial.figures[name] for name in JUDGED_ON] for trial in own])
+        front = [trial for trial, rank in zip(own, fronts, strict=True) if rank == 0]
+        best = min(own, key=lambda trial: _distance(trial, rule), default=None)
+        evidence = None
+        if best is not None:
+            evidence = gather_evidence(best, confirmations_of(best.uid, repeats), seeds, baselines[grid])
+        verdicts.append(
+            Verdict(
+                grid=grid,
+                ratio=token_grid**2 / grid**2,
+                trials=tuple(own),
+                front=tuple(sorted(front, key=lambda trial: -trial.figures["val/fvu"])),
+                missed=() if evidence is None else tuple(_misses(evidence.figures, rule)),
+                nearest=best is not None and any(_misses(best.figures, rule)),
+                baselines=baselines[grid],
+                evidence=evidence,
+            )
+        )
+    return verdicts
 
 
 def _distance(trial: TrialRecord, rule: Champion) -> tuple[float, float, str]:

@@ -25,7 +25,7 @@ from tokconv.evaluation.baselines.fitting import MAX_COVARIANCE, SELECTIONS, SVD
 from tokconv.evaluation.protocol import MAX_IMAGES
 from tokconv.models.windows import check_output_grid
 from tokconv.store.sample import MAX_IMAGES as MAX_FITTED
-from tokconv.sweep.plan.space import GridCost, draw_points, space_cost
+from tokconv.sweep.plan.space import draw_points, space_cost
 from tokconv.sweep.plan.tokens import PlannedTokens, plan_tokens
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import stores_place
@@ -33,7 +33,7 @@ from tokconv.sweep.search.early_stopping import AXES
 from tokconv.sweep.search.replay import replay
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.system.devices import resolve_device
-from tokconv.training.step_cost import StepMeter, evaluation_seconds, read_seconds
+from tokconv.training.step_cost import StepCost, StepMeter, evaluation_seconds, read_seconds
 
 START_SECONDS = {"torch_trainer": 12.0, "inline": 2.0}
 """Seconds until a trial's processes have started; measured on 2 CPU cores without other work."""
@@ -70,7 +70,8 @@ class Accelerator:
 class GridPlan:
     """The cost of a step and an epoch at one grid, as means over the search space."""
 
-    cost: GridCost
+    grid: int
+    cost: StepCost
     step_seconds: float
     """Seconds of a step on one whole accelerator, or on the CPUs of one worker."""
     epoch_seconds: float
@@ -102,7 +103,8 @@ class SweepPlan:
     @property
     def accelerators_of_a_trial(self) -> float:
         """GPUs per trial, or CPUs if it uses none."""
-        return _accelerators(self.spec)
+        resources = self.spec.resources
+        return resources.workers * (resources.gpus_per_worker or resources.cpus_per_worker)
 
     def trial_seconds(self, grid: GridPlan, *, share: float = 1.0) -> float:
         """Return the seconds of one trial that runs this share of its epochs."""
@@ -139,7 +141,7 @@ class SweepPlan:
     @property
     def driver_bytes(self) -> float:
         """Memory of fitting the baselines at the widest window: regressions in float64, and a sample of windows."""
-        shape, smallest = self.tokens.shape, min(grid.cost.grid for grid in self.grids)
+        shape, smallest = self.tokens.shape, min(grid.grid for grid in self.grids)
         width = math.ceil(shape.token_grid / smallest) ** 2 * shape.dim
         sample = 4 * width * smallest**2 * min(MAX_FITTED, self.tokens.train_images)
         second_moments = 8 * width**2 if width <= MAX_COVARIANCE else min(SVD_BYTES, sample)
@@ -162,31 +164,25 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
     for grid in spec.grids():
         check_output_grid(grid, tokens.shape.token_grid)
     batch = min(config.training.batch_size, tokens.train_images)
-    assumed = list(tokens.assumed)
     device = resolve_device(None if spec.resources.gpus_per_worker else "cpu")
     timed = accelerator.tflops is None
+    measured = tokens.store if timed else None
+    steps, grids = tokens.train_images // batch, []
     with _threads(spec.resources.cpus_per_worker):
         meter = StepMeter(tokens.shape, device=device, timed=timed)
         costs = space_cost(spec, lambda one: meter(with_values(one, {"training.batch_size": batch})))
-        reading = _read_seconds(tokens, accelerator, timed, assumed)
-        evaluation = [_evaluation(spec, cost, tokens, device, timed, assumed) for cost in costs]
-    steps = tokens.train_images // batch
-    read = steps * batch * reading / spec.resources.workers
-    grids = []
-    for cost, judged in zip(costs, evaluation, strict=True):
-        step = _step_seconds(cost, accelerator, batch)
-        # Only rank 0 evaluates.
-        held_out = judged if judged is not None else min(MAX_IMAGES, tokens.val_images) * step / batch
-        epoch = steps * step / _speed(spec, spec.resources.workers) + held_out / _speed(spec, 1) + read
-        grids.append(GridPlan(cost=cost, step_seconds=step, epoch_seconds=epoch))
-    if not timed:
-        assumed.append(f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)")
-    elif spec.resources.gpus_per_worker and device.type == "cpu":
-        assumed.append(
-            "the spec asks for GPUs and this machine has none: the hours are those of its CPU; give --tflops"
-        )
+        reading = tokens.image_bytes / (accelerator.read_gbs * 1e9) if measured is None else read_seconds(measured)
+        read = steps * batch * reading / spec.resources.workers
+        for grid, cost in costs.items():
+            step = _step_seconds(cost, accelerator, batch)
+            if measured is None:
+                held_out = min(MAX_IMAGES, tokens.val_images) * step / batch
+            else:
+                held_out = evaluation_seconds(with_values(config, {GRID_KEY: grid}), measured, device=device)
+            # Only rank 0 evaluates.
+            epoch = steps * step / _speed(spec, spec.resources.workers) + held_out / _speed(spec, 1) + read
+            grids.append(GridPlan(grid=grid, cost=cost, step_seconds=step, epoch_seconds=epoch))
     trials = min(spec.trials, len(draw_points(spec))) if spec.sampler.kind == "grid" else spec.trials
-    assumed.append(f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start")
     return SweepPlan(
         spec=spec,
         accelerator=accelerator,
@@ -200,8 +196,20 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
         batch_size=batch,
         steps_per_epoch=steps,
         read_seconds=read,
-        assumed=tuple(assumed),
+        assumed=(*tokens.assumed, *_assumed(spec, accelerator, device, measured is not None)),
     )
+
+
+def _assumed(spec: Spec, accelerator: Accelerator, device: torch.device, measured: bool) -> Iterator[str]:
+    """Yield what the plan assumes about speed; `measured` is whether a store at hand was read and judged."""
+    if not measured:
+        yield f"a worker reads {accelerator.read_gbs:g} GB of tokens per second (--read-gbs)"
+        yield "the figures of an epoch take as long as training on as many images"
+    if accelerator.tflops is not None:
+        yield f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)"
+    elif spec.resources.gpus_per_worker and device.type == "cpu":
+        yield "the spec asks for GPUs and this machine has none: the hours are those of its CPU; give --tflops"
+    yield f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start"
 
 
 def epochs_share(spec: Spec, trials: int) -> tuple[float, float]:
@@ -231,28 +239,7 @@ def _simulated(number: int, spec: Spec, epochs: int, agree: bool, draw: Random) 
     return TrialRecord(str(number), {}, grid, float(grid), started=0, state="complete", history=history)
 
 
-def _evaluation(
-    spec: Spec, cost: GridCost, tokens: PlannedTokens, device: torch.device, timed: bool, assumed: list[str]
-) -> float | None:
-    """Return the seconds of one epoch's figures; None if they cannot be measured."""
-    if timed and tokens.store is not None:
-        config = with_values(spec.base_config(), {GRID_KEY: cost.grid})
-        return evaluation_seconds(config, tokens.store, device=device)
-    sentence = "the figures of an epoch take as long as training on as many images"
-    if sentence not in assumed:
-        assumed.append(sentence)
-    return None
-
-
-def _read_seconds(tokens: PlannedTokens, accelerator: Accelerator, timed: bool, assumed: list[str]) -> float:
-    """Return the seconds in which one image's tokens are read."""
-    if timed and tokens.store is not None:
-        return read_seconds(tokens.store)
-    assumed.append(f"a worker reads {accelerator.read_gbs:g} GB of tokens per second (--read-gbs)")
-    return tokens.image_bytes / (accelerator.read_gbs * 1e9)
-
-
-def _step_seconds(cost: GridCost, accelerator: Accelerator, batch: int) -> float:
+def _step_seconds(cost: StepCost, accelerator: Accelerator, batch: int) -> float:
     if accelerator.tflops is None:
         assert cost.seconds is not None
         return cost.seconds
@@ -262,11 +249,6 @@ def _step_seconds(cost: GridCost, accelerator: Accelerator, batch: int) -> float
 def _speed(spec: Spec, workers: int) -> float:
     """Return the speed relative to what was timed: several workers are faster, a share of a GPU is slower."""
     return workers * (spec.resources.gpus_per_worker or 1)
-
-
-def _accelerators(spec: Spec) -> float:
-    resources = spec.resources
-    return resources.workers * (resources.gpus_per_worker or resources.cpus_per_worker)
 
 
 def _where(device: torch.device, accelerator: Accelerator, spec: Spec) -> str:

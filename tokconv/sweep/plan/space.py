@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -32,39 +31,25 @@ SWITCHES = ("loss.weights.", "loss.wgan.lambda_gp")
 Measure = Callable[[Config], StepCost]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GridCost:
-    """The mean cost over the points of one grid."""
-
-    grid: int
-    parameters: float
-    checkpoint_bytes: float
-    export_bytes: float
-    flops: float
-    """FLOPs of a training step, per image."""
-    seconds: float | None
-    """Seconds of a training step; None if it was not timed."""
-
-
-def space_cost(spec: Spec, measure: Measure) -> tuple[GridCost, ...]:
-    """Return the mean cost of a trial at every grid of a spec.
+def space_cost(spec: Spec, measure: Measure) -> dict[int, StepCost]:
+    """Return the mean cost of a step at every grid of a spec.
 
     Args:
         measure: returns the cost of one config.
     """
     space = _Space(spec.base_config(), measure)
     points = draw_points(spec)
-    return tuple(_mean(grid, [space.cost({**point, GRID_KEY: grid}) for point in points]) for grid in spec.grids())
+    return {grid: _mean(space.cost({**point, GRID_KEY: grid}) for point in points) for grid in spec.grids()}
 
 
-def draw_points(spec: Spec, count: int = POINTS) -> list[dict[str, Any]]:
+def draw_points(spec: Spec) -> list[dict[str, Any]]:
     """Return random points of the search space, the same every time; every point for a grid sampler."""
     if spec.sampler.kind == "grid":
         return grid_points(spec)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = {key: distribution(found) for key, found in spec.search.items()}
-    return [study.ask(space).params for _ in range(count)]
+    return [study.ask(space).params for _ in range(POINTS)]
 
 
 class _Space:
@@ -99,14 +84,7 @@ class _Space:
         return self._known[kind]
 
 
-def _mean(grid: int, costs: Iterable[StepCost]) -> GridCost:
-    found = list(costs)
-    seconds = [cost.seconds for cost in found if cost.seconds is not None]
-    return GridCost(
-        grid=grid,
-        parameters=fmean(cost.parameters for cost in found),
-        checkpoint_bytes=fmean(cost.checkpoint_bytes for cost in found),
-        export_bytes=fmean(cost.export_bytes for cost in found),
-        flops=fmean(cost.flops for cost in found),
-        seconds=fmean(seconds) if seconds else None,
-    )
+def _mean(costs: Iterable[StepCost]) -> StepCost:
+    rows = zip(*map(dataclasses.astuple, costs), strict=True)
+    means: list[Any] = [None if None in row else fmean(row) for row in rows]
+    return StepCost(*means)

@@ -37,7 +37,7 @@ def plan_text(plan: SweepPlan) -> str:
         cost = grid.cost
         lines.append(
             GRID_ROW.format(
-                f"{cost.grid}x{cost.grid}",
+                f"{grid.grid}x{grid.grid}",
                 f"{cost.parameters / 1e6:.1f} M",
                 f"{cost.flops / 1e9:.3g} GFLOP",
                 _seconds(grid.step_seconds),

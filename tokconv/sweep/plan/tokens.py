@@ -14,7 +14,6 @@ import torch
 from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.images import assign_split, describe_tokens, open_source
 from tokconv.encoding.job import STORES, open_job
-from tokconv.encoding.plan import plan_job
 from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
 from tokconv.errors import DataError
 from tokconv.store.format import INDEX, default_shard_size, image_bytes
@@ -96,12 +95,13 @@ def _store(config: Config, stores: str | Path, *, published: bool) -> TokenStore
         named = Path(config.data.store or "").expanduser()
         return TokenStore.open(named) if config.data.store and (named / INDEX).is_file() else None
     try:
-        found = plan_job(open_job(config, stores))
+        job = open_job(config, stores)
+        complete = job.is_complete()
     except DataError:
         if config.data.source not in PUBLISHED_SIZES:
             raise
         return None
-    return TokenStore.open(found.path) if found.complete and (found.path / INDEX).is_file() else None
+    return TokenStore.open(job.path) if complete and (job.path / INDEX).is_file() else None
 
 
 def _images(data: DataConfig, assumed: list[str]) -> tuple[int, int]:

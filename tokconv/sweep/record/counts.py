@@ -18,24 +18,20 @@ class TrialCounts:
         """Confirmations that ended."""
         self._epochs = 0
         self._known = [0, 0]
-        self._open: tuple[list[str], list[str]] = ([], [])
+        self._running: list[str] = []
 
     def update(self, record: Record) -> tuple[list[TrialRecord], list[TrialRecord]]:
         """Return the trials that ended since the last update, and those that run; the search's before confirmations."""
-        ended: list[TrialRecord] = []
-        running: list[TrialRecord] = []
-        for number, trials in enumerate((record.trials, record.confirmations)):
-            uids = list(self._open[number])
-            if len(trials) > self._known[number]:
-                uids += islice(trials, self._known[number], None)
-                self._known[number] = len(trials)
-            self._open[number].clear()
-            for trial in map(trials.__getitem__, uids):
-                if trial.state in FINISHED:
-                    ended.append(trial)
-                else:
-                    running.append(trial)
-                    self._open[number].append(trial.uid)
+        uids = list(self._running)
+        for number, started in enumerate((record.trials, record.confirmations)):
+            if len(started) > self._known[number]:
+                uids += islice(started, self._known[number], None)
+                self._known[number] = len(started)
+        trials = [record.trials.get(uid) or record.confirmations[uid] for uid in uids]
+        trials.sort(key=lambda trial: trial.confirms is not None)
+        ended = [trial for trial in trials if trial.state in FINISHED]
+        running = [trial for trial in trials if trial.state not in FINISHED]
+        self._running = [trial.uid for trial in running]
         self.searched.update(trial.state for trial in ended if trial.confirms is None)
         self.confirmed += sum(trial.confirms is not None for trial in ended)
         self._epochs += sum(len(trial.history) for trial in ended)

@@ -114,15 +114,9 @@ class Trials:
         found = self.confirmations.get(uid) or self.trials.get(uid)
         if found is None:
             self.check(event)
-            found = TrialRecord(
-                uid,
-                event["values"],
-                self._grid(event),
-                event["ratio"],
-                event["time"],
-                confirms=event.get("confirms"),
-            )
-            (self.trials if found.confirms is None else self.confirmations)[uid] = found
+            confirms = event.get("confirms")
+            found = TrialRecord(uid, event["values"], self._grid(event), event["ratio"], event["time"], confirms)
+            (self.trials if confirms is None else self.confirmations)[uid] = found
         found.apply(event)
 
     def check(self, event: Event) -> None:
@@ -185,6 +179,11 @@ class Record(Trials):
             self.apply(entry)
         return entry
 
+    def append_report(self, uid: str, result: Mapping[str, Any], checkpoint: str | None) -> None:
+        """Write what a trial reported after an epoch, see `append`."""
+        figures = recorded_figures(result)
+        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=checkpoint)
+
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials and confirmations that were running when the sweep stopped."""
         with self._lock:
@@ -233,17 +232,13 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield _parse(line, path, offset), offset
-
-
-def _parse(line: bytes, path: Path, end: int) -> Event:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict) or "event" not in event:
-        raise SweepError(f"{path}: damaged before byte {end}; restore it from a backup")
-    return event
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if not isinstance(event, dict) or "event" not in event:
+                raise SweepError(f"{path}: damaged before byte {offset}; restore it from a backup")
+            yield event, offset
 
 
 def recorded_figures(result: Mapping[str, Any]) -> dict[str, float]:

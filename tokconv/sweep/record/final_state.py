@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 FAILURE = "failure"
 """Key of a result that holds the reason of a trial that ended itself, such as a diverged one."""
-
-
-class FinalState(Enum):
-    """How a trial ended."""
-
-    COMPLETE = "complete"
-    PRUNED = "pruned"
-    FAILED = "failed"
+FinalState = Literal["complete", "pruned", "failed"]
+"""How a trial ended, in the words of the record."""
 
 
 def final_state(result: Mapping[str, Any] | None, *, error: bool, judged_by: Iterable[str]) -> FinalState:
@@ -27,10 +20,10 @@ def final_state(result: Mapping[str, Any] | None, *, error: bool, judged_by: Ite
         judged_by: the objectives' figures; a trial that ends without one of them cannot be judged and has failed.
     """
     if error or not result or FAILURE in result or "epoch" not in result:
-        return FinalState.FAILED
+        return "failed"
     if result["epoch"] < result["epochs"]:
-        return FinalState.PRUNED
-    return FinalState.FAILED if missing_objectives(result, judged_by) else FinalState.COMPLETE
+        return "pruned"
+    return "failed" if missing_objectives(result, judged_by) else "complete"
 
 
 def missing_objectives(result: Mapping[str, Any], judged_by: Iterable[str]) -> list[str]:

@@ -25,7 +25,6 @@ from filelock import FileLock, Timeout
 
 from tokconv.errors import SweepError
 from tokconv.sweep.record.driver import registered
-from tokconv.system.files import new_numbered, newest_numbered
 from tokconv.system.storage import Remote, is_url
 
 DEFAULT_STORAGE = "runs"
@@ -95,19 +94,6 @@ class SweepDirectory:
                 yield
         except Timeout as error:
             raise SweepError(f"{self.path}: another process is running this sweep; wait for it or end it") from error
-
-
-def new_directory(root: Path, name: str) -> SweepDirectory:
-    """Create and return the next free directory of a spec's name."""
-    return SweepDirectory(new_numbered(root / "sweeps", name).resolve())
-
-
-def newest_directory(root: Path, name: str) -> SweepDirectory:
-    """Return the last run of a spec. Raises SweepError if there is none."""
-    found = newest_numbered(root / "sweeps", name)
-    if found is None:
-        raise SweepError(f"{root / 'sweeps'}: holds no run of {name!r} to resume; start it without --resume")
-    return SweepDirectory(found.resolve())
 
 
 def stores_place(storage: str | None) -> str:

@@ -10,6 +10,8 @@ import threading
 import uuid
 from typing import Any
 
+import psutil
+
 from tokconv.errors import StorageError, SweepError
 from tokconv.sweep.record.driver import stop_signal
 from tokconv.system.storage import Remote
@@ -85,11 +87,10 @@ class Lease:
                 continue
 
     def _read(self) -> dict[str, Any] | None:
-        content = self._object.read()
         try:
-            found = json.loads(content) if content is not None else None
+            found = json.loads(self._object.read() or b"null")
         except ValueError:
-            found = None
+            return None
         return found if isinstance(found, dict) else None
 
     def _write(self) -> None:
@@ -107,12 +108,5 @@ class Lease:
 
 def _has_died_here(found: dict[str, Any]) -> bool:
     """Return whether the driver was a process of this machine that no longer exists."""
-    if found.get("host") != socket.gethostname() or not isinstance(found.get("pid"), int):
-        return False
-    try:
-        os.kill(found["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    here, pid = found.get("host") == socket.gethostname(), found.get("pid")
+    return here and isinstance(pid, int) and not psutil.pid_exists(pid)

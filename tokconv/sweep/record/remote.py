@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokconv.errors import SpecError, SweepError
-from tokconv.sweep.record.events import Record, recorded_figures
-from tokconv.sweep.record.layout import SweepDirectory, new_directory, newest_directory
+from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import Lease
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
-from tokconv.system.files import new_numbered, number_of
+from tokconv.system.files import new_numbered, newest_numbered, number_of
 from tokconv.system.mirror import Mirror, fetch_log, signatures, write_state
 from tokconv.system.storage import Remote, cache_dir, is_url
 
@@ -34,84 +34,67 @@ FILES = ("champions", "artifacts", "report")
 
 
 @dataclass(frozen=True)
-class LocalRoot:
-    """A `storage` that is a directory."""
+class Root:
+    """The directory that holds a storage's sweeps on this machine and, if `storage` is a URL, the place there."""
 
     local: Path
+    remote: Remote | None = None
 
     def new(self, name: str) -> SweepDirectory:
-        """Create and return the next free directory of a spec's name."""
-        return new_directory(self.local, name)
-
-    def newest(self, name: str) -> SweepDirectory:
-        """Return the last run of a spec. Raises SweepError if there is none."""
-        return newest_directory(self.local, name)
-
-
-@dataclass(frozen=True)
-class RemoteRoot:
-    """A `storage` URL and the directory that stands for it on this machine."""
-
-    remote: Remote
-    local: Path
-
-    @classmethod
-    def open(cls, url: str) -> RemoteRoot:
-        """Return the root at a URL after checking that it can be written.
-
-        Raises:
-            StorageError: it cannot be written; why, and what to check.
-            MissingExtraError: the driver of such URLs is not installed.
-        """
-        remote = Remote(url)
-        remote.check_writable("storage")
-        name = "".join(letter if letter.isalnum() else "-" for letter in url.split("://", 1)[1])
-        return cls(remote, cache_dir() / "sweeps" / f"{url.split('://')[0]}-{name}")
-
-    def new(self, name: str) -> SweepDirectory:
-        """Return the next directory of a spec's name that is free both on this machine and at the URL."""
-        for taken in (self.remote / "sweeps").folders():
+        """Create and return the next directory of a spec's name that is free on this machine and at the URL."""
+        for taken in (self.remote / "sweeps").folders() if self.remote is not None else ():
             if number_of(taken, name) is not None:
                 (self.local / "sweeps" / taken).mkdir(parents=True, exist_ok=True)
         return self._directory(new_numbered(self.local / "sweeps", name).name)
 
     def newest(self, name: str) -> SweepDirectory:
         """Return the last run of a spec, downloaded unless this machine has it. Raises SweepError if there is none."""
-        found = {number: taken for taken in (self.remote / "sweeps").folders() if (number := number_of(taken, name))}
-        if not found:
-            raise SweepError(f"{self.remote}/sweeps: holds no run of {name!r} to resume; start it without --resume")
-        directory = self._directory(found[max(found)])
-        directory.path.mkdir(parents=True, exist_ok=True)
-        with directory.lock():
-            restore(directory)
+        if self.remote is None:
+            found = newest_numbered(self.local / "sweeps", name)
+            taken = None if found is None else found.name
+        else:
+            runs = [folder for folder in (self.remote / "sweeps").folders() if number_of(folder, name)]
+            taken = max(runs, key=lambda folder: number_of(folder, name) or 0, default=None)
+        if taken is None:
+            place = (self.remote or self.local) / "sweeps"
+            raise SweepError(f"{place}: holds no run of {name!r} to resume; start it without --resume")
+        directory = self._directory(taken)
+        if directory.remote is not None:
+            directory.path.mkdir(parents=True, exist_ok=True)
+            with directory.lock():
+                restore(directory, directory.remote)
         return directory
 
     def _directory(self, name: str) -> SweepDirectory:
-        return SweepDirectory((self.local / "sweeps" / name).resolve(), self.remote / "sweeps" / name)
+        return SweepDirectory((self.local / "sweeps" / name).resolve(), self.remote and self.remote / "sweeps" / name)
 
 
-def open_root(storage: str) -> LocalRoot | RemoteRoot:
-    """Return the place that a spec's `storage` names.
+def open_root(storage: str) -> Root:
+    """Return the place that a spec's `storage` names; a URL is checked to be writable.
 
     Raises:
         SpecError: it is a file.
-        StorageError, MissingExtraError: it is a URL that cannot be used.
+        StorageError: it is a URL that cannot be written; why, and what to check.
+        MissingExtraError: the driver of such URLs is not installed.
     """
     if is_url(storage):
-        return RemoteRoot.open(storage.rstrip("/"))
+        remote = Remote(storage.rstrip("/"))
+        remote.check_writable("storage")
+        protocol, place = remote.url.split("://", 1)
+        name = "".join(letter if letter.isalnum() else "-" for letter in place)
+        return Root(cache_dir() / "sweeps" / f"{protocol}-{name}", remote)
     root = Path(storage).expanduser().resolve()
     if root.exists() and not root.is_dir():
         raise SpecError(f"storage: {root} is a file; name a directory; it is created if it is missing")
-    return LocalRoot(root)
+    return Root(root)
 
 
-def restore(directory: SweepDirectory) -> None:
+def restore(directory: SweepDirectory, remote: Remote) -> None:
     """Make a working directory equal to its mirror, unless it already has all that the mirror has.
 
     Raises:
         StorageError: the mirror cannot be read, or is damaged.
     """
-    remote = _remote(directory)
     logs = {path.name: fetch_log(remote, path.name) for path in (directory.events, directory.journal)}
     here = directory.events.read_bytes() if directory.events.exists() else b""
     if directory.spec.exists() and here.startswith(logs[directory.events.name]):
@@ -181,20 +164,12 @@ def _catch_up(remote: Remote, record: Record) -> None:
         last = int(trial.figures.get("epoch", 0))
         for row in json.loads(content).get("history", []):
             if row["epoch"] > last:
-                record.append(
-                    "trial_reported",
-                    trial=trial.uid,
-                    epoch=row["epoch"],
-                    figures=recorded_figures(row),
-                    checkpoint=checkpoint.url,
-                )
+                record.append_report(trial.uid, row, checkpoint.url)
 
 
 def _mirrored_files(directory: Path) -> list[str]:
-    found = [directory / "spec.yaml"] if (directory / "spec.yaml").exists() else []
-    for name in FILES:
-        found += sorted(path for path in (directory / name).rglob("*") if path.is_file())
-    names = [path.relative_to(directory).as_posix() for path in found]
+    found = [directory / "spec.yaml", *(path for name in FILES for path in sorted((directory / name).rglob("*")))]
+    names = [path.relative_to(directory).as_posix() for path in found if path.is_file()]
     return [name for name in names if _is_mirrored(name)]
 
 
@@ -202,8 +177,3 @@ def _is_mirrored(name: str) -> bool:
     """Return whether a file belongs in the mirror; temporary files, whose names start with a dot, do not."""
     parts = name.split("/")
     return (name == "spec.yaml" or parts[0] in FILES) and not any(part.startswith(".") for part in parts)
-
-
-def _remote(directory: SweepDirectory) -> Remote:
-    assert directory.remote is not None
-    return directory.remote

@@ -37,16 +37,9 @@ def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metri
     # Optuna prints that a study was created, unless something has raised this level before.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params={key: trial.values[key] for key in spaces},
-                distributions=spaces,
-                value=trial.figures[metric],
-            )
-            for trial in usable
-        ]
-    )
+    for trial in usable:
+        params, value = {key: trial.values[key] for key in spaces}, trial.figures[metric]
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())

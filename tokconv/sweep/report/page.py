@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
+from jinja2.utils import htmlsafe_json_dumps
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -24,11 +24,10 @@ from tokconv.sweep.report import page_keys as keys
 from tokconv.sweep.report import page_tables as tables
 from tokconv.sweep.report.importance import MIN_TRIALS, importance
 from tokconv.sweep.report.table import notes, shown_figures
-from tokconv.sweep.report.text import INTERVAL_LEGEND, STATES, legend
+from tokconv.sweep.report.text import INTERVAL_LEGEND, legend, moment, states_text
 from tokconv.system.files import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html")
-HEIGHT = 440
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,6 @@ class _Figure:
     key: str
     plot: go.Figure
     caption: str = ""
-
-    @property
-    def height(self) -> int:
-        return int(self.plot.layout.height or HEIGHT)
 
 
 @dataclass(frozen=True)
@@ -70,33 +65,21 @@ def page(sweep: SweepSnapshot) -> str:
     figures = {figure.key: _plain(figure.plot) for section in sections for figure in section.figures}
     shown, pictures, cards = shown_figures(sweep.verdicts), list(_pictures(sweep)), list(_cards(sweep))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    contents = [
-        ("winners", "winners"),
-        *((s.anchor, s.title.lower()) for s in sections),
-        ("cost", "what the sweep took"),
-    ]
-    contents += [("pictures", "pictures")] * bool(pictures) + [("cards", "model cards")] * bool(cards)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=sweep.directory.name,
-        state=sweep.state,
-        when=f"begun {_day(sweep.started)}, last event {_day(sweep.last)}",
-        protocol=sweep.protocol,
-        commit=sweep.facts.get("git_commit") or "",
-        store=sweep.facts["store_fingerprint"],
+        sweep=sweep,
+        when=f"begun {moment(sweep.started)}, last event {moment(sweep.last)}",
         lead=_lead(sweep),
-        contents=[*contents, ("trials", "all trials")],
         winner_headings=tables.winner_headings(shown),
         winners=[tables.winner(verdict, shown) for verdict in sweep.verdicts],
         legend=f"{legend(shown)}. {INTERVAL_LEGEND}.",
         notes=notes(sweep.verdicts),
         sections=sections,
         cost=tables.cost(sweep),
-        cost_text=tables.COST_TEXT,
         pictures=pictures,
         cards=cards,
         columns=tables.trial_headings(),
         rows=[tables.trial_row(trial) for trial in (*sweep.trials.values(), *sweep.confirmations.values())],
-        figures=Markup(_in_script(json.dumps(figures, allow_nan=False, separators=(",", ":")))),
+        figures=htmlsafe_json_dumps(figures, allow_nan=False, separators=(",", ":")),
         plotly=Markup(get_plotlyjs()),
     )
 
@@ -173,9 +156,9 @@ def _lead(sweep: SweepSnapshot) -> str:
     kept = [
         f"{verdict.ratio:.3g}x {1 - verdict.evidence.figures['val/fvu']:.1%}"
         for verdict in sweep.verdicts
-        if verdict.champion is not None and verdict.evidence is not None
+        if verdict.evidence is not None
     ]
-    counts = ", ".join(f"{count} {STATES[state]}" for state, count in sweep.states.items())
+    counts = states_text(sweep.states)
     if not kept:
         return f"No trial is complete yet. Trials: {counts or 'none'}."
     return (
@@ -217,12 +200,3 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(figure.to_json())
     plain["layout"].pop("template", None)
     return plain
-
-
-def _in_script(text: str) -> str:
-    """Return JSON that cannot end the script element that contains it."""
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _day(milliseconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,9 +13,9 @@ from tokconv.evaluation.baselines.registry import PLOTS, shown_in
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot
-from tokconv.sweep.judge.verdicts import Figures, Verdict
+from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.plots import CHAMPION, CURVES, FAILED, LOWEST, STOPPED, TRIAL, axis_title, shown, swd_floor
+from tokconv.sweep.report.plots import CHAMPION, CURVES, LOWEST, STOPPED, TRIAL, axis_title, shown, swd_floor
 from tokconv.sweep.report.text import values_text
 
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left"}
@@ -34,17 +34,10 @@ WITHOUT_POINT = ("window_pca",)
 def front_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu against the compression ratio: all trials, lines of baselines, the champions with their intervals."""
     figure = go.Figure()
-    by_state = _by_state(sweep)
-    for state, (label, color, marker) in CURVES.items():
-        trials = [trial for trial in by_state.get(state, ()) if FVU in trial.figures]
-        _points(
-            figure,
-            trials,
-            lambda trial: trial.ratio,
-            name=label,
-            color=FAILED if state == "failed" else color,
-            symbol="x" if marker else "circle-open" if state == "running" else "circle",
-        )
+    for state, (label, color, end) in CURVES.items():
+        trials = [trial for trial in sweep.trials.values() if trial.state == state and FVU in trial.figures]
+        symbol = "x" if end else "circle-open" if state == "running" else "circle"
+        _points(figure, trials, [trial.ratio for trial in trials], label, {"color": color, "symbol": symbol})
     for entry in shown_in(PLOTS):
         known = [v for v in sweep.verdicts if entry.name in v.baselines]
         figure.add_scatter(
@@ -55,8 +48,7 @@ def front_figure(sweep: SweepSnapshot) -> go.Figure:
             line={"color": entry.color, "dash": "dot", "width": 1},
             marker={"symbol": SYMBOLS[entry.marker], "color": entry.color, "size": 8},
         )
-    won = [v for v in sweep.verdicts if v.champion is not None and v.evidence is not None]
-    _champions(figure, won, [v.ratio for v in won], {}, None)
+    _champions(figure, sweep.verdicts)
     figure.update_xaxes(
         type="log",
         title=f"compression ratio ({FIGURES['compression_ratio'].meaning})",
@@ -71,15 +63,8 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu against swd, one panel per grid: trials, front, baselines, champion, and the floor of swd."""
     figure, panels = _panels(sweep, height=320)
     for verdict, panel in panels:
-        _points(
-            figure,
-            list(verdict.trials),
-            lambda trial: shown(trial.figures, SWD),
-            name="complete",
-            color=TRIAL,
-            symbol="circle",
-            **panel,
-        )
+        swds = [shown(trial.figures, SWD) for trial in verdict.trials]
+        _points(figure, verdict.trials, swds, "complete", {"color": TRIAL, "symbol": "circle"}, **panel)
         figure.add_scatter(
             x=[shown(trial.figures, SWD) for trial in verdict.front],
             y=[shown(trial.figures, FVU) for trial in verdict.front],
@@ -101,8 +86,8 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
                     legendgroup=entry.title,
                     **panel,
                 )
-        if verdict.champion is not None and verdict.evidence is not None:
-            _champions(figure, [verdict], [shown(verdict.evidence.figures, SWD)], panel, SWD)
+        if verdict.evidence is not None:
+            _champions(figure, [verdict], SWD, **panel)
         floor = swd_floor(verdict)
         if floor is not None:
             line = {"color": STOPPED, "dash": "dash", "width": 1}
@@ -115,10 +100,9 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
 def curves_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu by epoch, one panel per grid; all trials of one state are one line with gaps."""
     figure, panels = _panels(sweep, height=300)
-    by_state = _by_state(sweep)
     for verdict, panel in panels:
         for state, (label, color, _) in CURVES.items():
-            own = [t for t in by_state.get(state, ()) if verdict.covers(t) and t.history]
+            own = [t for t in sweep.trials.values() if t.state == state and t.grid == verdict.grid and t.history]
             points = [point for trial in own for point in (*_curve(trial), (None, None, None))]
             if not points:
                 continue
@@ -155,7 +139,7 @@ def savings_figure(sweep: SweepSnapshot) -> go.Figure:
     figure = go.Figure()
     names, run, saved = [], [], []
     for verdict in sweep.verdicts:
-        own = [trial for trial in sweep.trials.values() if verdict.covers(trial)]
+        own = [trial for trial in sweep.trials.values() if trial.grid == verdict.grid]
         names.append(f"{verdict.grid} x {verdict.grid}")
         run.append(sum(len(trial.history) for trial in own))
         saved.append(sum(sweep.epochs - len(trial.history) for trial in own if trial.state == "pruned"))
@@ -180,62 +164,43 @@ def _panels(sweep: SweepSnapshot, *, height: int) -> tuple[go.Figure, list[tuple
     titles = [title(verdict) for verdict in sweep.verdicts]
     figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.12)
     figure.update_layout(height=height * rows + 80)
-    positions = [
-        {"row": index // columns + 1, "col": index % columns + 1, "showlegend": index == 0}
-        for index in range(len(sweep.verdicts))
+    return figure, [
+        (verdict, {"row": index // columns + 1, "col": index % columns + 1, "showlegend": index == 0})
+        for index, verdict in enumerate(sweep.verdicts)
     ]
-    return figure, list(zip(sweep.verdicts, positions, strict=True))
-
-
-def _by_state(sweep: SweepSnapshot) -> dict[str, list[TrialRecord]]:
-    found: dict[str, list[TrialRecord]] = {}
-    for trial in sweep.trials.values():
-        found.setdefault(trial.state, []).append(trial)
-    return found
 
 
 def _points(
-    figure: go.Figure,
-    trials: Sequence[TrialRecord],
-    x: Callable[[TrialRecord], float],
-    *,
-    name: str,
-    color: str,
-    symbol: str,
-    **panel: Any,
+    figure: go.Figure, trials: Sequence[TrialRecord], x: Sequence[float], name: str, style: dict[str, str], **panel: Any
 ) -> None:
     if trials:
         figure.add_scatter(
-            x=[x(trial) for trial in trials],
+            x=x,
             y=[shown(trial.figures, FVU) for trial in trials],
             text=[_hover(trial) for trial in trials],
             name=name,
             mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.7},
+            marker={**style, "size": 6, "opacity": 0.7},
             hovertemplate="%{text}<extra></extra>",
             legendgroup=name,
             **panel,
         )
 
 
-def _champions(
-    figure: go.Figure,
-    verdicts: Sequence[Verdict],
-    x: Sequence[float],
-    panel: Mapping[str, Any],
-    x_metric: str | None,
-) -> None:
-    known: list[tuple[Figures, Figures]] = [
-        (v.evidence.figures, v.evidence.half_widths) for v in verdicts if v.evidence is not None
-    ]
+def _champions(figure: go.Figure, verdicts: Sequence[Verdict], x_metric: str | None = None, **panel: Any) -> None:
+    """Draw champions with their intervals, against a figure or against the compression ratio, which has none."""
+    known = [(v, v.evidence) for v in verdicts if v.evidence is not None]
+
+    def interval(metric: str) -> dict[str, Any]:
+        widths = [evidence.half_widths.get(metric, 0.0) for _, evidence in known]
+        return {"type": "data", "array": widths, "color": CHAMPION}
+
     figure.add_scatter(
-        x=list(x),
-        y=[shown(means, FVU) for means, _ in known],
-        error_y={"type": "data", "array": [widths.get(FVU, 0.0) for _, widths in known], "color": CHAMPION},
-        error_x=None
-        if x_metric is None
-        else {"type": "data", "array": [widths.get(x_metric, 0.0) for _, widths in known], "color": CHAMPION},
-        text=[f"champion of {v.grid} x {v.grid}<br>{v.evidence.summary}" for v in verdicts if v.evidence is not None],
+        x=[shown(evidence.figures, x_metric) if x_metric else v.ratio for v, evidence in known],
+        y=[shown(evidence.figures, FVU) for _, evidence in known],
+        error_y=interval(FVU),
+        error_x=interval(x_metric) if x_metric else None,
+        text=[f"champion of {v.grid} x {v.grid}<br>{evidence.summary}" for v, evidence in known],
         name="champion (95 % interval)",
         mode="markers",
         marker={"symbol": "star", "size": 15, "color": CHAMPION, "line": {"width": 1, "color": "white"}},

@@ -62,13 +62,7 @@ def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, An
         names += sorted({str(value) for value in values} - set(names))
         ticks = list(range(len(names)))
         found = [names.index(str(value)) for value in values]
-        return {
-            "label": label,
-            "values": found,
-            "tickvals": ticks,
-            "ticktext": names,
-            "range": [0, max(1, ticks[-1])],
-        }
+        return {"label": label, "values": found, "tickvals": ticks, "ticktext": names, "range": [0, max(1, ticks[-1])]}
     if searched.kind == "log":
         return _log_dimension(label, [float(value) for value in values], searched.values)
     return {"label": label, "values": list(values), "range": list(searched.values)}

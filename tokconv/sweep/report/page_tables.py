@@ -14,11 +14,6 @@ from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.text import STATES, cell, heading, values_text
 from tokconv.system.terminal import duration
 
-COST_TEXT = (
-    "Times are those of the trials, from start to end, multiplied by what each trial reserved. They include the start "
-    "of processes, but neither encoding nor baselines. What early stopping saved is estimated from the pace of each "
-    "stopped trial."
-)
 REFERENCE = "window_pca"
 """The baseline whose fvu stands next to every winner's."""
 
@@ -40,16 +35,16 @@ def winner_headings(figures: Sequence[Figure]) -> list[str]:
 
 def winner(verdict: Verdict, figures: Sequence[Figure]) -> Winner:
     """Return a grid's row of the winners' table; for want of room, only judged figures have an interval."""
-    grid = (_grid(verdict), str(verdict.grid**2), f"{verdict.ratio:.3g}x")
+    grid = (f"{verdict.grid} x {verdict.grid}", str(verdict.grid**2), f"{verdict.ratio:.3g}x")
     reference = cell(FIGURES["val/fvu"], verdict.baselines.get(REFERENCE, {}))
-    champion, evidence = verdict.champion, verdict.evidence
-    if champion is None or evidence is None:
+    evidence = verdict.evidence
+    if evidence is None:
         return Winner((*grid, "", *[""] * len(figures), reference), "no complete trial", is_proven=False)
     kept = f"{1 - evidence.figures['val/fvu']:.1%}"
     half_widths = {name: width for name, width in evidence.half_widths.items() if name in JUDGED_ON}
     cells = (cell(figure, evidence.figures, half_widths) for figure in figures)
     missed = "" if verdict.meets_targets else ", misses a target"
-    text = f"{evidence.label}, trial {champion.uid}{missed}"
+    text = f"{evidence.label}, trial {evidence.champion.uid}{missed}"
     return Winner((*grid, kept, *cells, reference), text, is_proven=evidence.status == PROVEN)
 
 
@@ -84,10 +79,6 @@ def cost(sweep: SweepSnapshot) -> list[tuple[str, str]]:
         (duration(_seconds(sweep.confirmations.values()) * reserved), f"{unit} of the confirmations"),
         (duration(saved * reserved), f"{unit} saved by early stopping"),
     ]
-
-
-def _grid(verdict: Verdict) -> str:
-    return f"{verdict.grid} x {verdict.grid}"
 
 
 def _seconds(trials: Iterable[TrialRecord]) -> float:

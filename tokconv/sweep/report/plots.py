@@ -17,7 +17,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from tokconv.evaluation.baselines.registry import BASELINES, PLOTS
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, SWEEP
-from tokconv.sweep.judge.verdicts import Figures, Verdict
+from tokconv.sweep.judge.evidence import Figures
+from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
 
 # By Okabe and Ito, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
@@ -61,13 +62,16 @@ def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) ->
     figure = Figure(figsize=(10.0, 0.9 + 2.5 * len(verdicts)), layout="constrained")
     panels = figure.subplots(len(verdicts), len(JUDGED_ON), sharex=True, squeeze=False)
     for verdict, row in zip(verdicts, panels, strict=True):
-        of_grid = [trial for trial in trials if verdict.covers(trial)]
+        of_grid = [trial for trial in trials if trial.grid == verdict.grid]
         for axes, metric in zip(row, JUDGED_ON, strict=True):
             _draw_curves(axes, verdict, of_grid, metric)
             axes.set_ylabel(FIGURES[metric].title)
             axes.set_title(_title(verdict), fontsize="medium")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-        _baseline_lines(row[0], verdict)
+        for entry in baselines_in(SWEEP):
+            if entry.name in verdict.baselines:
+                height = shown(verdict.baselines[entry.name], "val/fvu")
+                row[0].axhline(height, color=entry.color, linewidth=1.2, label=entry.title, zorder=1)
         _floor_line(row[1].axhline, verdict)
         for axes in row:
             _log_scale(axes, axes.yaxis)
@@ -115,7 +119,6 @@ def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
     if swd_limit is not None and swd_limit > 0:
         axes.axvline(swd_limit, color="black", linestyle="--", linewidth=1, zorder=0.5, label="swd target")
     _floor_line(axes.axvline, verdict)
-    axes.set(xscale="log", yscale="log")
     axes.set_xlabel(axis_title("val/swd"), fontsize="small")
     axes.set_ylabel(axis_title("val/fvu"), fontsize="small")
     axes.set_title(_title(verdict), loc="center" if verdict.champion else "left", fontsize="medium")
@@ -163,13 +166,6 @@ def _name(axes: Axes, point: Point, label: str, color: str, *, below: bool) -> N
     """Write a label at a baseline, over the vertical lines and under everything else."""
     offset = {"xytext": (0, -14 if below else 7), "textcoords": "offset points", "ha": "center"}
     axes.annotate(label, point, **offset, fontsize="small", color=color, zorder=1, path_effects=HALO)  # type: ignore[arg-type]
-
-
-def _baseline_lines(axes: Axes, verdict: Verdict) -> None:
-    for entry in baselines_in(SWEEP):
-        if entry.name in verdict.baselines:
-            height = shown(verdict.baselines[entry.name], "val/fvu")
-            axes.axhline(height, color=entry.color, linewidth=1.2, label=entry.title, zorder=1)
 
 
 def _floor_line(line: Callable[..., object], verdict: Verdict) -> None:

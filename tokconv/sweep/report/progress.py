@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -22,11 +21,11 @@ from rich.text import Text
 
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, SWEEP, Figure
-from tokconv.sweep.judge.verdicts import Figures, Verdict, judge
+from tokconv.sweep.judge.evidence import Figures
+from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
-from tokconv.sweep.report.text import STATES, cell, event_text, heading, last_epoch, values_text
-from tokconv.sweep.spec.schema import Champion
+from tokconv.sweep.report.text import cell, event_text, heading, last_epoch, states_text, values_text
 from tokconv.system.terminal import Clock, can_redraw, duration
 
 LOG_INTERVAL = 15.0
@@ -62,10 +61,8 @@ class SweepDisplay:
         name: the sweep's name.
         total: trials of the search.
         confirmations: runs that repeat the winners, as far as they are known before the search.
-        token_grid: G.
-        baselines: grid -> baseline -> figures.
         epochs: epochs of a trial that is not stopped early.
-        rule: how a grid's champion is chosen.
+        judge: returns the verdicts of all grids on some trials of the search.
         console: rich's console; by default standard output, live if that is a terminal.
 
     Example:
@@ -78,24 +75,21 @@ class SweepDisplay:
         *,
         name: str,
         total: int,
-        token_grid: int,
-        baselines: Mapping[int, Mapping[str, Figures]],
         epochs: int,
-        rule: Champion,
+        judge: Callable[[list[TrialRecord]], list[Verdict]],
         confirmations: int = 0,
         console: Console | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._name, self._total, self._epochs = name, total, epochs
-        self._confirmations = confirmations
-        self._token_grid, self._baselines, self._rule = token_grid, baselines, rule
+        self._judge, self._confirmations = judge, confirmations
         # Otherwise FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
         self._console = console or Console(force_interactive=None if can_redraw(sys.stdout) else False)
         self._clock = clock
         self._live: Live | None = None
         self._states: dict[str, str] = {}
         self._counts = TrialCounts()
-        self._progress = _Progress(Counter(), 0, (), 0, (total + confirmations) * epochs, None, self._judge([]))
+        self._progress = _Progress(Counter(), 0, (), 0, (total + confirmations) * epochs, None, judge([]))
         self._started = self._line_due = clock()
         self._epochs_before: int | None = None
 
@@ -111,14 +105,12 @@ class SweepDisplay:
             )
             self._live.start()
         else:
-            grids = " ".join(f"{grid}x{grid}" for grid in self._baselines)
+            grids = " ".join(verdict.name for verdict in self._progress.verdicts)
             repeats = f" and {self._confirmations} confirmations" if self._confirmations else ""
             self.message(f"sweep {self._name}: {self._total} trials{repeats} of {self._epochs} epochs, grids {grids}")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -161,6 +153,7 @@ class SweepDisplay:
         waiting = max(0, self._total - len(record.trials))
         waiting += max(0, self._confirmations - len(record.confirmations))
         complete = [trial for trial in ended if trial.state == "complete" and trial.confirms is None]
+        champions = [verdict.champion for verdict in before.verdicts if verdict.champion is not None]
         failed = [trial for trial in (before.last_failure, *ended) if trial is not None and trial.state == "failed"]
         return _Progress(
             counts=counts,
@@ -170,15 +163,12 @@ class SweepDisplay:
             epochs_left=waiting * self._epochs + sum(max(0, self._epochs - last_epoch(trial)) for trial in running),
             last_failure=max(failed, key=lambda trial: trial.ended or 0, default=None),
             # The best of all trials is the best of the champions so far and the new trials.
-            verdicts=self._judge([*_champions(before.verdicts), *complete]) if complete else before.verdicts,
+            verdicts=self._judge([*champions, *complete]) if complete else before.verdicts,
         )
-
-    def _judge(self, trials: list[TrialRecord]) -> list[Verdict]:
-        return judge(trials, self._rule, self._token_grid, self._baselines)
 
     def _counts_text(self) -> str:
         now = self._progress
-        states = ", ".join(f"{now.counts[state]} {STATES[state]}" for state in FINISHED if now.counts[state])
+        states = states_text({state: now.counts[state] for state in FINISHED})
         running = f"; {len(now.running)} running" if now.running else ""
         repeats = f"; {now.confirmed}/{self._confirmations} confirmations" if self._confirmations else ""
         return f"{now.finished}/{self._total} trials finished" + (f": {states}" if states else "") + repeats + running
@@ -212,22 +202,17 @@ class SweepDisplay:
         return Group(*parts, Text(), best)
 
 
-def _champions(verdicts: list[Verdict]) -> list[TrialRecord]:
-    return [verdict.champion for verdict in verdicts if verdict.champion is not None]
-
-
-def _table(title: str, *columns: str, wide: str = "") -> Table:
+def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        ratio = 1 if column == wide else None
-        table.add_column(column, justify="left" if wide == column else "right", no_wrap=True, ratio=ratio)
+        is_text = column == "values"
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True, ratio=1 if is_text else None)
     return table
 
 
 def _running_table(trials: Sequence[TrialRecord], epochs: int) -> Table:
     figures = [FIGURES[name] for name in JUDGED_ON]
-    columns = ("trial", "ratio", "epoch", *(figure.title for figure in figures), "values")
-    table = _table("running", *columns, wide="values")
+    table = _table("running", "trial", "ratio", "epoch", *(figure.title for figure in figures), "values")
     for trial in trials:
         table.add_row(
             trial.uid,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv.evaluation.figures import JUDGED_ON
+from tokconv.sweep.judge.evidence import Evidence
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
@@ -61,7 +62,7 @@ def results_frame(sweep: SweepSnapshot) -> pandas.DataFrame:
     import pandas
 
     front = _on_front(sweep)
-    won = {verdict.champion.uid: verdict for verdict in sweep.verdicts if verdict.champion is not None}
+    won = {v.evidence.champion.uid: v.evidence for v in sweep.verdicts if v.evidence is not None}
     rows = [
         {
             "uid": trial.uid,
@@ -85,28 +86,20 @@ def results_frame(sweep: SweepSnapshot) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=None if rows else COLUMNS_WITHOUT_TRIALS)
 
 
-def _evidence_columns(verdict: Verdict | None) -> dict[str, Any]:
-    evidence = None if verdict is None else verdict.evidence
+def _evidence_columns(evidence: Evidence | None) -> dict[str, Any]:
     row: dict[str, Any] = {"evidence": evidence.status if evidence else None}
     for name in JUDGED_ON:
-        known = evidence is not None and bool(evidence.half_widths)
-        row[f"{name}_mean"] = evidence.figures[name] if evidence and known else None
-        row[f"{name}_half_width"] = evidence.half_widths[name] if evidence and known else None
+        width = evidence.half_widths.get(name) if evidence else None
+        row[f"{name}_mean"] = evidence.figures[name] if evidence and width is not None else None
+        row[f"{name}_half_width"] = width
     return row
 
 
 def _on_front(sweep: SweepSnapshot) -> dict[str, bool]:
-    objectives = sweep.spec.objectives
-    judged = [
-        trial
-        for trial in sweep.trials.values()
-        if trial.state == "complete" and all(objective.metric in trial.figures for objective in objectives)
-    ]
-    signs = [-1 if objective.mode == "max" else 1 for objective in objectives]
-    points = [
-        [sign * trial.figures[objective.metric] for sign, objective in zip(signs, objectives, strict=True)]
-        for trial in judged
-    ]
+    signs = [(objective.metric, -1 if objective.mode == "max" else 1) for objective in sweep.spec.objectives]
+    complete = [trial for trial in sweep.trials.values() if trial.state == "complete"]
+    judged = [trial for trial in complete if all(name in trial.figures for name, _ in signs)]
+    points = [[sign * trial.figures[name] for name, sign in signs] for trial in judged]
     return {trial.uid: rank == 0 for trial, rank in zip(judged, ranks(points), strict=True)}
 
 
@@ -122,7 +115,7 @@ def _champion_json(verdict: Verdict, exported: Mapping[str, Any], protocol: int)
         "values": {} if champion is None else champion.values,
         "figures": {} if champion is None else champion.figures,
         "checkpoint": None if champion is None else champion.checkpoint,
-        "evidence": None if champion is None or evidence is None else evidence.as_dict(champion.uid),
+        "evidence": None if evidence is None else evidence.as_dict(),
         "export": exported.get("export"),
         "complete_trials": len(verdict.trials),
         "front": [trial.uid for trial in verdict.front],

@@ -22,7 +22,7 @@ from tokconv.sweep.record.events import FINISHED
 from tokconv.sweep.report.progress import best_table
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import widen
-from tokconv.sweep.report.text import STATES, cell
+from tokconv.sweep.report.text import cell, moment, states_text
 from tokconv.system.terminal import duration
 
 
@@ -103,10 +103,8 @@ def _overview(sweeps: Sequence[SweepSnapshot]) -> Table:
             for verdict in sweep.verdicts
             if verdict.champion is not None
         ]
-        last = time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.last / 1000))
-        table.add_row(
-            sweep.directory.name, sweep.state, _done(sweep), "  ".join(best) or "-", _left(sweep) or "-", last
-        )
+        left, last = _left(sweep) or "-", moment(sweep.last)
+        table.add_row(sweep.directory.name, sweep.state, _done(sweep), "  ".join(best) or "-", left, last)
     return table
 
 
@@ -154,7 +152,7 @@ def _done(sweep: SweepSnapshot) -> str:
 
 
 def _counts(sweep: SweepSnapshot) -> str:
-    states = ", ".join(f"{count} {STATES[state]}" for state, count in sweep.states.items())
+    states = states_text(sweep.states)
     counts = f"{_done(sweep)} trials finished" + (f" ({states})" if states else "")
     return f"{counts}; {len(sweep.confirmations)} confirmations" if sweep.confirmations else counts
 

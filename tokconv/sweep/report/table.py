@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
@@ -22,12 +21,6 @@ ASCII_HEAD = "\n".join(["    ", "    ", " -- ", *["    "] * 5]) + "\n"
 """rich's box SIMPLE_HEAD in ASCII: a rule below the head and nothing else."""
 LOG_WIDTH = 120
 """Columns of a log, which has no width of its own."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    cells: tuple[str, ...]
-    is_champion: bool
 
 
 def print_result(sweep: SweepSnapshot, console: Console | None = None) -> None:
@@ -68,9 +61,9 @@ def result_table(verdicts: Sequence[Verdict], figures: Sequence[Figure]) -> Tabl
     for column in _headings(figures):
         table.add_column(column, justify="left" if column == "compressor" else "right", no_wrap=True)
     for verdict in verdicts:
-        rows = list(_rows(verdict, figures))
-        for row in rows:
-            table.add_row(*row.cells, style="bold" if row.is_champion else "dim", end_section=row is rows[-1])
+        for number, cells in enumerate(_rows(verdict, figures)):
+            table.add_row(*cells, style="dim" if number else "bold")
+        table.add_section()
     return table
 
 
@@ -80,8 +73,8 @@ def summary_markdown(sweep: SweepSnapshot) -> str:
     columns = _headings(figures)
     lines = [columns, ["---" if column == "compressor" else "---:" for column in columns]]
     for verdict in sweep.verdicts:
-        for row in _rows(verdict, figures):
-            lines.append([f"**{text}**" if text and row.is_champion else text for text in row.cells])
+        winner, *others = _rows(verdict, figures)
+        lines += [[f"**{text}**" if text else "" for text in winner], *others]
     table = [f"| {' | '.join(line)} |" for line in lines]
     remarks = [f"- {note}" for note in notes(sweep.verdicts)]
     return "\n".join([*table, "", *remarks, "", " ".join(_legends(sweep, figures)), ""])
@@ -113,21 +106,22 @@ def _headings(figures: Sequence[Figure]) -> list[str]:
     return [*COLUMNS, *map(heading, figures), "targets"]
 
 
-def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[_Row]:
+def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[list[str]]:
+    """Yield the champion's cells, then those of its evidence and of every baseline."""
     grid = (verdict.name, str(verdict.grid**2), f"{verdict.ratio:.3g}x")
-    champion, evidence = verdict.champion, verdict.evidence
-    if champion is None or evidence is None:
-        yield _Row((*grid, "none finished", *[""] * len(figures), ""), is_champion=True)
+    evidence = verdict.evidence
+    if evidence is None:
+        yield [*grid, "none finished", *[""] * len(figures), ""]
     else:
         targets = "yes" if verdict.meets_targets else "nearest" if verdict.nearest else "missed"
         cells = (cell(figure, evidence.figures) for figure in figures)
-        yield _Row((*grid, f"trial {champion.uid}", *cells, targets), is_champion=True)
+        yield [*grid, f"trial {evidence.champion.uid}", *cells, targets]
         cells = (half_width_cell(figure, evidence.half_widths) for figure in figures)
-        yield _Row(("", "", "", evidence.label, *cells, ""), is_champion=False)
+        yield ["", "", "", evidence.label, *cells, ""]
     for entry in baselines_in(SWEEP):
         if entry.name in verdict.baselines:
             cells = (cell(figure, verdict.baselines[entry.name]) for figure in figures)
-            yield _Row(("", "", "", entry.title, *cells, ""), is_champion=False)
+            yield ["", "", "", entry.title, *cells, ""]
 
 
 def _legends(sweep: SweepSnapshot, figures: Sequence[Figure]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -56,6 +57,16 @@ def event_text(trial: TrialRecord) -> str:
         return f"{name} {begun}: {trial.ratio:.3g}x {values_text(trial.values)}".rstrip()
     reason = trial.reason if trial.state == "failed" else judged_text(trial.figures)
     return f"{name} {STATES[trial.state]} after epoch {epoch}" + (f": {reason}" if reason else "")
+
+
+def states_text(counts: Mapping[str, int]) -> str:
+    """Return how many trials are in each state: `19 complete, 4 stopped early`."""
+    return ", ".join(f"{count} {STATES[state]}" for state, count in counts.items() if count)
+
+
+def moment(milliseconds: int) -> str:
+    """Return a time in milliseconds since 1970 as this machine's clock shows it: `2025-01-31 18:05`."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
 
 
 def last_epoch(trial: TrialRecord) -> int:

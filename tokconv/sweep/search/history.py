@@ -100,11 +100,9 @@ class _Part(Study):
         older = [t for number, t in enumerate(trials[:start]) if t.state not in FINISHED or number in front]
         self._shown = older + trials[start:]
 
-    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        shown = [trial for trial in self._shown if states is None or trial.state in states]
-        return copy.deepcopy(shown) if deepcopy else shown
-
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        return self.get_trials(deepcopy, states)
+        """Return the shown trials; `get_trials` and `trials` call this too."""
+        shown = [trial for trial in self._shown if states is None or trial.state in states]
+        return copy.deepcopy(shown) if deepcopy else shown

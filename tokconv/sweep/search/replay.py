@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -41,8 +41,6 @@ References = Mapping[int, Point]
 class ReplayResult:
     """What one rule does to one sweep, over all orders, as shares between 0 and 1."""
 
-    rule: EarlyStopping | None
-    axes: tuple[str, ...]
     saved: Span
     """Share of all trial epochs."""
     lost_to_pooling: Span
@@ -98,20 +96,19 @@ def replay(
     """
     grids: dict[int, dict[str, Point]] = {}
     for trial in trials:
-        grids.setdefault(trial.grid, {})[trial.uid] = _point(trial)
+        grids.setdefault(trial.grid, {})[trial.uid] = tuple(trial.figures[axis] for axis in AXES)
     worst = {grid: tuple(map(max, *points.values())) for grid, points in grids.items() if len(points) > 1}
     best = {min(points, key=lambda uid: (points[uid], uid)) for points in grids.values()}
     total = sum(len(trial.history) for trial in trials)
     saved, to_pooling, to_worst, best_survives = [], [], [], []
     draw = Random(seed)
     for _ in range(orders):
-        order = draw.sample(trials, len(trials))
-        survivors, epochs = _run(order, rule, axes, concurrency, draw)
+        survivors, epochs = _run(draw.sample(trials, len(trials)), rule, axes, concurrency, draw)
         saved.append(1 - epochs / total)
         to_pooling.append(_lost(grids, survivors, pooling or {}))
         to_worst.append(_lost(grids, survivors, worst))
         best_survives.append(len(best & survivors) / len(best))
-    return ReplayResult(rule, tuple(axes), _span(saved), _span(to_pooling), _span(to_worst), fmean(best_survives))
+    return ReplayResult(_span(saved), _span(to_pooling), _span(to_worst), fmean(best_survives))
 
 
 def print_replay(
@@ -194,18 +191,13 @@ def _run(
 def _lost(grids: Mapping[int, Mapping[str, Point]], survivors: set[str], references: References) -> float:
     """Return the share of the hypervolume that is lost, mean over the grids that have any."""
     shares = []
-    for grid, points in grids.items():
-        if grid not in references:
-            continue
+    for grid in grids.keys() & references.keys():
+        points = grids[grid]
         full = hypervolume(list(points.values()), references[grid])
         if full > 0:
             left = hypervolume([point for uid, point in points.items() if uid in survivors], references[grid])
             shares.append(1 - left / full)
     return fmean(shares) if shares else 0.0
-
-
-def _point(trial: TrialRecord) -> Point:
-    return tuple(trial.figures[axis] for axis in AXES)
 
 
 def _span(values: Sequence[float]) -> Span:
@@ -222,15 +214,14 @@ def _text(span: Span) -> str:
 def _pooling(directory: Path) -> References:
     """Return pooling's point at every grid, from the sweep's report; empty without one."""
     path = directory / "report" / "champions.json"
-    return dict(_read_pooling(path)) if path.is_file() else {}
-
-
-def _read_pooling(path: Path) -> Iterator[tuple[int, Point]]:
+    if not path.is_file():
+        return {}
     try:
         grids: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for grid, found in grids.items():
-            figures = found["baselines"].get("pooling")
-            if figures is not None:
-                yield int(grid), tuple(figures[axis] for axis in AXES)
+        return {
+            int(grid): tuple(figures[axis] for axis in AXES)
+            for grid, found in grids.items()
+            if (figures := found["baselines"].get("pooling")) is not None
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SweepError(f"{path}: damaged; resume the sweep to write it again") from error

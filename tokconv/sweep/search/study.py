@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 
 from tokconv.config.tree import get
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.final_state import FinalState, final_state
+from tokconv.sweep.record.final_state import final_state
 from tokconv.sweep.search.history import BoundedHistory
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
@@ -44,7 +44,9 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
     The first trials are the base config at every grid, so that every result includes what the defaults achieve.
     """
     logging.getLogger("optuna").setLevel(logging.WARNING)
-    _drop_torn_end(journal)
+    if journal.exists():
+        # A full disk or a kill may have left a last line unfinished, which the next one would run into.
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(
         study_name=spec.name,
@@ -59,16 +61,6 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
         for point in first_points(spec)[: spec.trials]:
             study.enqueue_trial(point)
     return study
-
-
-def _drop_torn_end(journal: Path) -> None:
-    """Cut off a last line that a full disk or a kill left unfinished, because the next one would run into it."""
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(journal, whole)
 
 
 def first_points(spec: Spec) -> list[dict[str, Any]]:
@@ -88,7 +80,31 @@ def grid_points(spec: Spec) -> list[dict[str, Any]]:
     return found
 
 
-class StudySearcher(Searcher):
+class GivenSearcher(Searcher):
+    """A Ray Tune searcher that returns given configs in order and learns nothing from their results."""
+
+    def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
+        super().__init__()
+        self._waiting = list(configs)
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: the study's journal and the sweep's record hold everything."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing, see `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing, see `__getstate__`."""
+
+
+class StudySearcher(GivenSearcher):
     """A Ray Tune searcher that takes configs from a study and reports results to it.
 
     A config is `{"uid": "00007", "values": {dotted key: value}}`; the uid is the Optuna trial number. Trials that were
@@ -111,7 +127,6 @@ class StudySearcher(Searcher):
         trials: Iterable[TrialRecord],
         given_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__()
         self._given_up = given_up
         self._spec, self._study = spec, study
         self._distributions = {key: distribution(found) for key, found in spec.search.items()}
@@ -122,25 +137,17 @@ class StudySearcher(Searcher):
         interrupted = {uid: trial.values for uid, trial in known.items() if trial.state == "running"}
         never_started = {uid: values for uid, values in asked.items() if uid not in known}
         first = {**interrupted, **never_started}
-        self._waiting: list[dict[str, Any]] = [{"uid": uid, "values": values} for uid, values in first.items()]
+        super().__init__({"uid": uid, "values": values} for uid, values in first.items())
         self._untried = self._points_left(grid_points(spec)) if spec.sampler.kind == "grid" else None
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next config; `Searcher.FINISHED` if a grid has no point left or the search is given up."""
-        if self._given_up():
+        if self._given_up() or not (self._waiting or self._queue_grid_point()):
             return Searcher.FINISHED
-        if self._waiting:
-            config = self._waiting.pop(0)
-        elif not self._queue_grid_point():
-            return Searcher.FINISHED
-        else:
-            config = self._ask()
+        config = self._waiting.pop(0) if self._waiting else self._ask()
         self._numbers[trial_id] = int(config["uid"])
         return config
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Do nothing: a study with several objectives has no intermediate values."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report the end of a trial to the study."""
@@ -148,10 +155,10 @@ class StudySearcher(Searcher):
         if number is None:
             return
         found = final_state(result, error=error, judged_by=self._spec.judged_by)
-        if found is FinalState.COMPLETE and result is not None:
+        if found == "complete" and result is not None:
             end: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
         else:
-            end = {"state": TrialState.PRUNED if found is FinalState.PRUNED else TrialState.FAIL}
+            end = {"state": TrialState.PRUNED if found == "pruned" else TrialState.FAIL}
         # If a driver died between reporting to the study and to the record, the trial ends a second time.
         self._study.tell(number, **end, skip_if_finished=True)
 
@@ -189,50 +196,12 @@ class StudySearcher(Searcher):
     def _points_left(self, points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Return the points that no trial has, queued ones included."""
         trials = self._study.get_trials(deepcopy=False)
-        tried = {_key(trial.params or trial.system_attrs.get("fixed_params", {})) for trial in trials}
-        return (point for point in points if _key(point) not in tried)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing, see `save`."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the study's journal and the sweep's record hold everything."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, see `save`."""
-
-
-class GivenSearcher(Searcher):
-    """A Ray Tune searcher that returns given configs in order and learns nothing from their results."""
-
-    def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
-        super().__init__()
-        self._waiting = list(configs)
-
-    def suggest(self, trial_id: str) -> Any:
-        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: the sweep's record holds everything."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing, see `__getstate__`."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, see `__getstate__`."""
+        tried = {frozenset((t.params or t.system_attrs.get("fixed_params", {})).items()) for t in trials}
+        return (point for point in points if frozenset(point.items()) not in tried)
 
 
 def _uid(number: int) -> str:
     return f"{number:05d}"
-
-
-def _key(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(point.items()))
 
 
 def distribution(found: Range) -> BaseDistribution:

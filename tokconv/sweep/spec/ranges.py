@@ -5,13 +5,13 @@ In a spec: `{choice: [4, 6, 8]}`, `{int: [1, 10]}`, `{float: [0.0, 1.0]}` or `{l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokconv.config.checks import check_key
-from tokconv.config.overrides import from_dict
-from tokconv.config.tree import KEYS, get
+from tokconv.config.overrides import with_values
+from tokconv.config.tree import KEYS, Config, get
 from tokconv.errors import ConfigError, SpecError, suggest
 
 KINDS = ("choice", "int", "float", "log")
@@ -25,9 +25,9 @@ class Range:
     kind: str
     values: tuple[Any, ...]
 
-    def members(self) -> tuple[Any, ...]:
+    def members(self) -> Sequence[Any]:
         """Return every choice, every whole number of an int range, or the two ends."""
-        return tuple(range(self.values[0], self.values[1] + 1)) if self.kind == "int" else self.values
+        return range(self.values[0], self.values[1] + 1) if self.kind == "int" else self.values
 
     def holds(self, value: Any) -> bool:
         """Return whether a trial with this value belongs to the range."""
@@ -92,14 +92,8 @@ def _check_ends(key: str, kind: str, values: list[Any]) -> None:
 
 def _as_member(key: str, value: Any) -> Any:
     """Return the value as this key holds it; the default config must be valid with it."""
-    tree: dict[str, Any] = {}
-    branch = tree
-    *parents, leaf = key.split(".")
-    for name in parents:
-        branch = branch.setdefault(name, {})
-    branch[leaf] = value
     try:
-        return get(from_dict(tree), key)
+        return get(with_values(Config(), {key: value}), key)
     except ConfigError as error:
         raise SpecError(f"search.{error}") from error
 

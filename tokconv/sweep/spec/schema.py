@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from tokconv.config.overrides import compose
-from tokconv.config.tree import Config
+from tokconv.config.tree import Config, get
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.sweep.spec.ranges import Range, parse_range
@@ -280,13 +280,12 @@ class Spec(Section):
 
     def grids(self) -> tuple[int, ...]:
         """Return every output grid size that a trial may have, ascending."""
-        if GRID_KEY in self.search:
-            return tuple(sorted(int(value) for value in self.search[GRID_KEY].members()))
-        return (self.base_config().model.compressor.output_grid_size,)
+        return tuple(sorted(self._values(GRID_KEY)))
 
     def batch_sizes(self) -> Sequence[int]:
         """Return every `training.batch_size` that a trial may have."""
-        found = self.search.get(BATCH_KEY)
-        if found is None:
-            return (self.base_config().training.batch_size,)
-        return range(found.values[0], found.values[1] + 1) if found.kind == "int" else found.values
+        return self._values(BATCH_KEY)
+
+    def _values(self, key: str) -> Sequence[int]:
+        """Return every value that trials may have for a key of whole numbers."""
+        return self.search[key].members() if key in self.search else (get(self.base_config(), key),)

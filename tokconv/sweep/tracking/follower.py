@@ -87,13 +87,13 @@ class Follower:
         self._wake.set()
         ends = [end for _, end in read_events(self._events)]
         delivered = sum(end <= self._offset for end in ends)
-        if delivered == len(ends):
-            return Delivery(delivered, len(ends), f"{self._name}: all {len(ends)} events delivered")
-        reason = f" ({self._error})" if self._error else ""
-        message = (
-            f"{self._name}: {len(ends) - delivered} of {len(ends)} events not delivered{reason}; "
-            f"they are kept in {self._events}, and --resume delivers them"
-        )
+        message = f"{self._name}: all {len(ends)} events delivered"
+        if delivered < len(ends):
+            reason = f" ({self._error})" if self._error else ""
+            message = (
+                f"{self._name}: {len(ends) - delivered} of {len(ends)} events not delivered{reason}; "
+                f"they are kept in {self._events}, and --resume delivers them"
+            )
         return Delivery(delivered, len(ends), message)
 
     def _run(self) -> None:

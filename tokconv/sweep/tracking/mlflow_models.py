@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tokconv import __version__
 from tokconv.evaluation.protocol import protocol_of
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
+from tokconv.sweep.record.events import Event
 from tokconv.sweep.tracking.mlflow_view import shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "champion"
 MOST_TAG = 5000
@@ -30,20 +30,21 @@ SERVING = Path(__file__).with_name("serving.py")
 
 
 def register_all(
-    client: MlflowClient, experiment: str, event: Mapping[str, Any], sweep_run: str, run_of: Callable[[str], str]
+    client: MlflowClient, experiment: str, event: Event, directory: Path, sweep_run: str, run_of: Callable[[str], str]
 ) -> None:
     """Register what a sweep exported, tag its run with the evidence per grid, and withdraw what no longer holds.
 
     Args:
         experiment: the experiment's name, valid as part of a model's name.
         event: `sweep_ended` of a finished sweep. Events written before confirmation existed name neither the exported
-            run nor any evidence.
+            run nor any evidence, and hold absolute paths.
+        directory: the sweep's directory, to which the paths in the event are relative.
         sweep_run: the id of the parent run.
         run_of: uid of a trial or confirmation -> id of its run.
     """
     for grid, champion in event["champions"].items():
         run_id = run_of(champion.get("run", champion["trial"]))
-        known = {"evidence": UNCONFIRMED, **champion}
+        known = {"evidence": UNCONFIRMED, **champion, "export": directory / champion["export"]}
         register(client, f"tokconv-{experiment}-{grid}x{grid}", run_id, sweep_run, known)
     for grid, evidence in event.get("evidence", {}).items():
         client.set_tag(sweep_run, f"tokconv.evidence.{grid}x{grid}", evidence[:MOST_TAG])
@@ -68,7 +69,7 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
         OSError, ValueError: the export cannot be read.
         MlflowException: MLflow cannot be reached, or refuses.
     """
-    export = Path(champion["export"])
+    export = champion["export"]
     if not export.is_dir():
         client.set_tag(run_id, MISSING, str(export))
         return
@@ -86,7 +87,8 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((found for found in versions if found.run_id == run_id), None)
     if version is None:
-        version = _create_version(client, name, run_id, export, description, tags)
+        source = upload_model(client, run_id, export, description)
+        version = client.create_model_version(name, source, run_id, tags)
     else:
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
@@ -102,34 +104,39 @@ def withdraw(client: MlflowClient, name: str, sweep_run: str) -> None:
     """Remove the alias `champion` from a version of this sweep, which an earlier judgement gave it."""
     for model in client.search_registered_models(f"name = '{name}'"):
         version = model.aliases.get(ALIAS)
-        if version is None:
-            continue
-        if client.get_model_version(name, version).tags.get("tokconv.sweep_run") == sweep_run:
+        if version and client.get_model_version(name, version).tags.get("tokconv.sweep_run") == sweep_run:
             client.delete_registered_model_alias(name, ALIAS)
 
 
-def save_model(export: Path, out: Path, description: Mapping[str, Any]) -> None:
-    """Write the pyfunc model: the code of `serving.py`, the export as its artifact, nothing pickled."""
+def upload_model(client: MlflowClient, run_id: str, export: Path, description: Mapping[str, Any]) -> str:
+    """Add the pyfunc model to a run: the code of `serving.py`, the export as its artifact, nothing pickled.
+
+    Returns:
+        The URI of the model.
+    """
     # An example would be stored as JSON, and the signature below says more.
     warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.pyfunc import save_model as save_pyfunc
+    from mlflow.pyfunc import save_model
     from mlflow.types.schema import Schema, TensorSpec
 
     sizes = description["compressor"]
     float32, dim = np.dtype(np.float32), sizes["dim"]
-    save_pyfunc(
-        str(out),
-        python_model=str(SERVING),
-        artifacts={"model_dir": str(export)},
-        signature=ModelSignature(
-            inputs=Schema([TensorSpec(float32, (-1, sizes["token_grid"] ** 2, dim))]),
-            outputs=Schema([TensorSpec(float32, (-1, sizes["output_grid_size"] ** 2, dim))]),
-        ),
-        # Named, since inferring them takes seconds. The "+cpu" of a local build is on no package index.
-        pip_requirements=[f"tokconv=={__version__}", f"torch=={installed('torch').split('+')[0]}"],
-    )
+    with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
+        save_model(
+            f"{scratch}/{MODEL_PATH}",
+            python_model=str(SERVING),
+            artifacts={"model_dir": str(export)},
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(float32, (-1, sizes["token_grid"] ** 2, dim))]),
+                outputs=Schema([TensorSpec(float32, (-1, sizes["output_grid_size"] ** 2, dim))]),
+            ),
+            # Named, since inferring them takes seconds. The "+cpu" of a local build is on no package index.
+            pip_requirements=[f"tokconv=={__version__}", f"torch=={installed('torch').split('+')[0]}"],
+        )
+        client.log_artifacts(run_id, scratch)
+    return f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -140,14 +147,3 @@ def _create_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _create_version(
-    client: MlflowClient, name: str, run_id: str, export: Path, description: Mapping[str, Any], tags: dict[str, str]
-) -> ModelVersion:
-    with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
-        model = Path(scratch) / MODEL_PATH
-        save_model(export, model, description)
-        client.log_artifacts(run_id, str(model), MODEL_PATH)
-    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
-    return client.create_model_version(name, source, run_id, tags)

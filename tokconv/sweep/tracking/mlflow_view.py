@@ -71,13 +71,12 @@ def run_params(trial: TrialRecord) -> dict[str, Any]:
     return trial.values | sizes | ({} if trial.confirms is None else {"confirms": trial.confirms})
 
 
-def run_note(trial: TrialRecord, token_grid: int, state: str, reason: str) -> str:
+def run_note(trial: TrialRecord, token_grid: int) -> str:
     """Return the description of a trial's run in Markdown, as its page shows it.
 
     Args:
         trial: with its last report, if there is one.
         token_grid: G.
-        state, reason: as the record has them.
     """
     grid, tokens = f"{trial.grid} x {trial.grid}", trial.grid**2
     lines = [f"**{grid}**: {tokens} tokens instead of {token_grid**2}, {trial.ratio:.3g}x fewer."]
@@ -89,7 +88,7 @@ def run_note(trial: TrialRecord, token_grid: int, state: str, reason: str) -> st
         known = [figure for figure in shown_in(NOTE) if figure.name in trial.figures]
         figures = [f"{figure.title} {figure.text(trial.figures[figure.name])}" for figure in known]
         lines.append(f"Held out after epoch {trial.figures['epoch']}: {', '.join(figures)}.")
-    return "\n\n".join([*lines, f"State: {state}{f', {reason}' if reason else ''}."])
+    return "\n\n".join([*lines, f"State: {trial.state}{f', {trial.reason}' if trial.reason else ''}."])
 
 
 def rounded(value: float) -> float:

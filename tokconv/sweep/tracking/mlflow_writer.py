@@ -70,32 +70,25 @@ class MlflowWriter:
         *,
         uri: str,
         experiment: str,
-        artifact_root: Path | None,
+        artifact_root: Path,
         sweep: str,
         cursor: Path,
         on_message: Callable[[str], None] = print,
     ) -> None:
-        self._uri = uri
-        self._runs = _Runs(events, uri, experiment, artifact_root, sweep)
-        self._follower = Follower(events, self._runs, cursor=cursor, name="MLflow", on_message=on_message)
+        self._events, self._uri, self._experiment = events, uri, experiment
+        self._artifact_root, self._sweep = artifact_root, sweep
+        self._experiment_id = ""
+        # The last step: the follower's thread calls `open` and `deliver` at once.
+        self._follower = Follower(events, self, cursor=cursor, name="MLflow", on_message=on_message)
 
     def close(self, timeout: float) -> Delivery:
         """Deliver the rest, for at most `timeout` seconds. What then remains is delivered by `--resume`."""
         delivery = self._follower.close(timeout)
-        if not delivery.complete or self._runs.experiment_id is None:
+        if not delivery.complete or not self._experiment_id:
             return delivery
         base = LOCAL_UI if is_local(self._uri) else without_credentials(self._uri)
-        url = view_url(base, self._runs.experiment_id, version("mlflow"))
+        url = view_url(base, self._experiment_id, version("mlflow"))
         return replace(delivery, message=f"{delivery.message}; compare the trials: {url}")
-
-
-class _Runs:
-    """The destination of the follower: turns events into runs and models."""
-
-    def __init__(self, events: Path, uri: str, experiment: str, artifact_root: Path | None, sweep: str) -> None:
-        self._events, self._uri, self._experiment = events, uri, experiment
-        self._artifact_root, self._sweep = artifact_root, sweep
-        self.experiment_id: str | None = None
 
     def open(self) -> str:
         """Connect, find or create experiment and parent run, and return the parent run's id."""
@@ -103,7 +96,7 @@ class _Runs:
         self._trial_runs: dict[str, str] = {}
         with database_lock(self._uri):
             self._client = connect(self._uri)
-            self.experiment_id = self._find_experiment()
+            self._experiment_id = self._find_experiment()
         tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
         self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._replay.born, tags)
         return self._parent
@@ -123,40 +116,30 @@ class _Runs:
                 for event in group:
                     self._deliver_sweep(event)
 
-    def _protocol(self) -> dict[str, str]:
-        return {"tokconv.protocol": str(self._replay.protocol)}
-
     def _deliver_sweep(self, event: Event) -> None:
         if event["event"] == "sweep_started":
-            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()} | self._protocol()
+            tags = {f"tokconv.plan.{name}": value for name, value in event["plan"].items()}
+            tags["tokconv.protocol"] = self._replay.protocol
             tags["tokconv.store_fingerprint"] = event["store_fingerprint"]
             tags["mlflow.source.git.commit"] = event["git_commit"]
             self._set_state(self._parent, "running", "", tags)
             self._client.log_text(self._parent, yaml.safe_dump(event["spec"], sort_keys=False), "spec.yaml")
             for name, value in view_tags(version("mlflow"), event["spec"]["search"]).items():
-                self._client.set_experiment_tag(str(self.experiment_id), name, value)
+                self._client.set_experiment_tag(self._experiment_id, name, value)
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
-                self._upload(self._parent, self._path(event["artifacts"]), "report")
+                self._upload(self._parent, event["artifacts"], "report")
             if event["state"] == "finished":
-                champions = {
-                    grid: {**champion, "export": self._path(champion["export"])}
-                    for grid, champion in event["champions"].items()
-                }
-                event = {**event, "champions": champions}
-                register_all(self._client, slug(self._experiment), event, self._parent, self._trial_run)
+                folder, experiment = self._events.parent, slug(self._experiment)
+                register_all(self._client, experiment, event, folder, self._parent, self._trial_run)
             else:
                 self._stop_running_trials(event)
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
 
-    def _path(self, path: str) -> str:
-        """Return the path of a record's entry: relative to the sweep's directory, or absolute in older records."""
-        return str(self._events.parent / path)
-
     def _stop_running_trials(self, event: Event) -> None:
         """Mark running trials as interrupted, since their sweep was; each runs again once the sweep is resumed."""
         wanted = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
-        for run in self._client.search_runs([str(self.experiment_id)], wanted):
+        for run in self._client.search_runs([self._experiment_id], wanted):
             self._set_state(run.info.run_id, "interrupted", "", end_time=event["time"])
 
     def _deliver_trial(self, uid: str, events: Sequence[Event]) -> None:
@@ -173,12 +156,11 @@ class _Runs:
             self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
         for event in events:
             if event["event"] == "trial_artifacts":
-                self._upload(run_id, self._path(event["path"]))
-        for event in [event for event in events if event["event"] in ("trial_started", "trial_ended")][-1:]:
-            ended = event["time"] if event["event"] == "trial_ended" else None
-            state, reason = event.get("state", "running"), event.get("reason", "")
-            note = run_note(self._replay.trial(uid), self._replay.token_grid, state, reason)
-            self._set_state(run_id, state, reason, {NOTE: note}, ended)
+                self._upload(run_id, event["path"])
+        if any(event["event"] in ("trial_started", "trial_ended") for event in events):
+            trial = self._replay.find(uid)
+            note = run_note(trial, self._replay.token_grid)
+            self._set_state(run_id, trial.state, trial.reason, {NOTE: note}, trial.ended)
 
     def _trial_run(self, uid: str) -> str:
         """Return the id of a trial's run, found or created with its params."""
@@ -186,21 +168,15 @@ class _Runs:
 
         if uid in self._trial_runs:
             return self._trial_runs[uid]
-        trial = self._replay.trial(uid)
-        # Confirmations are of another kind than trials, so that the prepared view lists the search alone.
-        kind = "trial" if trial.confirms is None else "confirm"
-        run_id = self._find_run(
-            "tokconv.trial_uid",
-            f"{self._sweep}/{uid}",
-            run_name(trial),
-            trial.started,
-            {
-                "tokconv.kind": kind,
-                "tokconv.sweep": self._sweep,
-                "mlflow.parentRunId": self._parent,
-                **self._protocol(),
-            },
-        )
+        trial = self._replay.find(uid)
+        tags = {
+            # Confirmations are of another kind than trials, so that the prepared view lists the search alone.
+            "tokconv.kind": "trial" if trial.confirms is None else "confirm",
+            "tokconv.sweep": self._sweep,
+            "mlflow.parentRunId": self._parent,
+            "tokconv.protocol": str(self._replay.protocol),
+        }
+        run_id = self._find_run("tokconv.trial_uid", f"{self._sweep}/{uid}", run_name(trial), trial.started, tags)
         self._client.log_batch(
             run_id,
             # Also a metric: a param groups runs, a metric can be an axis. It is known before the first epoch.
@@ -214,9 +190,8 @@ class _Runs:
         found = self._client.get_experiment_by_name(self._experiment)
         if found is not None:
             return str(found.experiment_id)
-        location = None
-        if is_local(self._uri) and self._artifact_root is not None:
-            location = (self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)).as_uri()
+        folder = self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)
+        location = folder.as_uri() if is_local(self._uri) else None
         return self._client.create_experiment(self._experiment, location, tags={NOTE: description()})
 
     def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
@@ -226,10 +201,10 @@ class _Runs:
         """
         identity = {tag: uid, "tokconv.sweep_started": str(self._replay.born)}
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-        found = self._client.search_runs([str(self.experiment_id)], wanted, max_results=1)
+        found = self._client.search_runs([self._experiment_id], wanted, max_results=1)
         if found:
             return str(found[0].info.run_id)
-        created = self._client.create_run(str(self.experiment_id), start, {**identity, **tags}, name)
+        created = self._client.create_run(self._experiment_id, start, {**identity, **tags}, name)
         return str(created.info.run_id)
 
     def _set_state(
@@ -245,9 +220,11 @@ class _Runs:
         else:
             self._client.set_terminated(run_id, status, end_time)
 
-    def _upload(self, run_id: str, directory: str, artifact_path: str | None = None) -> None:
-        if Path(directory).is_dir():
-            self._client.log_artifacts(run_id, directory, artifact_path)
+    def _upload(self, run_id: str, path: str, artifact_path: str | None = None) -> None:
+        """Upload a directory that the record names: below the sweep's, or in older records by its absolute path."""
+        directory = self._events.parent / path
+        if directory.is_dir():
+            self._client.log_artifacts(run_id, str(directory), artifact_path)
         else:
             # Somebody removed it before MLflow could be reached; later events must not wait for it.
-            self._client.set_tag(run_id, MISSING, directory)
+            self._client.set_tag(run_id, MISSING, str(directory))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokconv.evaluation.protocol import protocol_of
-from tokconv.sweep.record.events import Event, TrialRecord, Trials, read_events
+from tokconv.sweep.record.events import Event, Trials, read_events
 
 
-class Replay:
+class Replay(Trials):
     """A record, read from its first event: what trials are may stand far before the events to deliver.
 
     Args:
@@ -16,11 +16,11 @@ class Replay:
     """
 
     def __init__(self, events: Path) -> None:
+        super().__init__(events)
         self.born = 0
         """When the sweep was first started, in milliseconds since 1970: part of its identity on a server."""
         self.protocol = 1
         self.token_grid = 0
-        self._trials = Trials(events)
         for event, _ in read_events(events):
             self.apply(event)
 
@@ -29,11 +29,7 @@ class Replay:
         self.born = self.born or event["time"]
         if event["event"] == "sweep_started":
             self.protocol, self.token_grid = protocol_of(event), event["token_grid"]
-        self._trials.apply(event)
+        super().apply(event)
         if event["event"] == "trial_reported":
             # Only the last report is needed, and those of ten thousand trials would fill the memory.
-            del self.trial(event["trial"]).history[:-1]
-
-    def trial(self, uid: str) -> TrialRecord:
-        """Return a trial or a confirmation, with its last report alone."""
-        return self._trials.find(uid)
+            del self.find(event["trial"]).history[:-1]

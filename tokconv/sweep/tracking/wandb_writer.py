@@ -35,25 +35,18 @@ class WandbWriter:
     def __init__(
         self, events: Path, *, project: str, sweep: str, root: Path, on_message: Callable[[str], None] = print
     ) -> None:
-        self._runs = _Runs(events, slug(project), sweep, root)
-        self._follower = Follower(
-            events, self._runs, cursor=events.parent / CURSOR, name="Weights & Biases", on_message=on_message
-        )
+        self._events, self._project, self._sweep, self._root = events, slug(project), sweep, root
+        self._open: dict[str, Any] = {}
+        # The last step: the follower's thread calls `open` and `deliver` at once.
+        cursor = events.parent / CURSOR
+        self._follower = Follower(events, self, cursor=cursor, name="Weights & Biases", on_message=on_message)
 
     def close(self, timeout: float) -> Delivery:
         """Deliver the rest, for at most `timeout` seconds. What then remains is delivered by `--resume`."""
         delivery = self._follower.close(timeout)
         if delivery.complete:
-            self._runs.leave()
+            self._leave()
         return delivery
-
-
-class _Runs:
-    """The destination of the follower."""
-
-    def __init__(self, events: Path, project: str, sweep: str, root: Path) -> None:
-        self._events, self._project, self._sweep, self._root = events, project, sweep, root
-        self._open: dict[str, Any] = {}
 
     def open(self) -> str:
         self._wandb = import_extra("wandb", "wandb")
@@ -65,11 +58,11 @@ class _Runs:
         for event in events:
             self._replay.apply(event)
             if event["event"] == "sweep_ended":
-                self.leave()
+                self._leave()
             elif "trial" in event:
                 self._deliver_trial(event)
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Finish the open runs; the run of an unfinished trial is opened again once the sweep goes on."""
         for uid in list(self._open):
             self._finish(uid)
@@ -94,7 +87,7 @@ class _Runs:
 
     def _run(self, uid: str) -> Any:
         if uid not in self._open:
-            trial = self._replay.trial(uid)
+            trial = self._replay.find(uid)
             identity = f"{self._sweep} {self._replay.born} {uid}"
             self._open[uid] = self._wandb.init(
                 project=self._project,

@@ -19,7 +19,7 @@ from tokconv.errors import CheckpointError, StorageError
 from tokconv.models.windows import compression_ratio
 from tokconv.sweep.judge.exports import READ_PATIENCE_SECONDS
 from tokconv.sweep.record.events import Record, TrialRecord, recorded_figures
-from tokconv.sweep.record.final_state import FAILURE, FinalState, final_state, missing_objectives
+from tokconv.sweep.record.final_state import FAILURE, final_state, missing_objectives
 from tokconv.sweep.spec.schema import GRID_KEY
 from tokconv.sweep.trials.watchdog import timeout_reason
 from tokconv.system.storage import local_copy
@@ -72,8 +72,11 @@ class Listener(Callback):
         self._reasons: list[str] | None = []
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finish")
         # Complete trials whose export an earlier driver did not live to finish.
-        left = [trial for trial in (*record.trials.values(), *record.confirmations.values()) if _lacks_artifacts(trial)]
-        self._pending = [self._pool.submit(self._export, trial) for trial in left]
+        self._pending = [
+            self._pool.submit(self._export, trial)
+            for trial in (*record.trials.values(), *record.confirmations.values())
+            if trial.state == "complete" and not trial.has_artifacts
+        ]
 
     @property
     def common_failure(self) -> str | None:
@@ -98,25 +101,16 @@ class Listener(Callback):
     ) -> None:
         if FAILURE in result or "epoch" not in result:
             return
-        uid, figures = trial.config["uid"], recorded_figures(result)
+        uid, checkpoint = trial.config["uid"], result.get("checkpoint_path")
         self._last_report[uid] = time.monotonic()
         known = self._record.find(uid)
-        if known.checkpoint is not None and known.figures == {**figures, "epoch": result["epoch"]}:
+        if known.checkpoint is not None and known.figures == {**recorded_figures(result), "epoch": result["epoch"]}:
             # A trial that was resumed reports again where it stands.
             return
-        last = int(known.history[-1]["epoch"]) if known.history else 0
-        for missed in _between(result.get("checkpoint_path"), last, int(result["epoch"])):
-            figures_then = recorded_figures(missed)
-            self._record.append(
-                "trial_reported", trial=uid, epoch=missed["epoch"], figures=figures_then, checkpoint=None
-            )
-        self._record.append(
-            "trial_reported",
-            trial=uid,
-            epoch=result["epoch"],
-            figures=figures,
-            checkpoint=result.get("checkpoint_path"),
-        )
+        last = int(known.figures.get("epoch", 0))
+        for missed in _between(checkpoint, last, int(result["epoch"])):
+            self._record.append_report(uid, missed, None)
+        self._record.append_report(uid, result, checkpoint)
         self._on_event()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -148,17 +142,17 @@ class Listener(Callback):
         result, uid = trial.last_result, trial.config["uid"]
         state = final_state(result, error=error, judged_by=self._judged_by)
         reason = ""
-        if state is FinalState.FAILED:
+        if state == "failed":
             reason = self._failure(trial, result, error=error)
-        elif state is FinalState.PRUNED:
+        elif state == "pruned":
             reason = f"stopped after epoch {result['epoch']} of {result['epochs']}: dominated at its rung"
-        self._record.append("trial_ended", trial=uid, state=state.value, reason=reason)
-        if state is not FinalState.FAILED:
+        self._record.append("trial_ended", trial=uid, state=state, reason=reason)
+        if state != "failed":
             self._reasons = None
         elif self._reasons is not None:
             self._reasons.append(reason)
         self._on_event()
-        if state is FinalState.COMPLETE:
+        if state == "complete":
             self._pending.append(self._pool.submit(self._export, self._record.find(uid)))
         # Tune keeps windows of every figure, 40 kB per trial, for an analysis that the record replaces.
         trial.metric_n_steps.clear()
@@ -196,10 +190,6 @@ def _between(checkpoint: str | None, last: int, epoch: int) -> list[dict[str, An
     except (CheckpointError, StorageError, OSError, KeyError):
         return []
     return [row for row in history if last < row["epoch"] < epoch]
-
-
-def _lacks_artifacts(trial: TrialRecord) -> bool:
-    return trial.state == "complete" and not trial.has_artifacts
 
 
 def _last_line(trial: Trial) -> str:

@@ -98,9 +98,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     _run(trial, job, TrainRuntime(f"{job.trials_dir}/{trial['uid']}"), ray.train.report)
 
 
-def worker_resources(resources: Resources) -> dict[str, float]:
+def worker_resources(resources: Resources, spared: float = DRIVER_CPUS * 2) -> dict[str, float]:
     """Return the CPUs and GPUs of one worker, less the driver's share, so that N trials of one CPU fit on N CPUs."""
-    wanted = {"CPU": resources.cpus_per_worker - DRIVER_CPUS * 2}
+    wanted = {"CPU": resources.cpus_per_worker - spared}
     if resources.gpus_per_worker > 0:
         wanted["GPU"] = resources.gpus_per_worker
     return wanted
@@ -114,10 +114,7 @@ def tune_resources(resources: Resources) -> dict[str, float]:
     """
     if resources.runner == "torch_trainer":
         return {DRIVER_RESOURCE: 1} if DRIVER_RESOURCE in ray.cluster_resources() else {"CPU": DRIVER_CPUS}
-    wanted: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker > 0:
-        wanted["GPU"] = resources.gpus_per_worker
-    return wanted
+    return worker_resources(resources, spared=0)
 
 
 class TrainRuntime:
@@ -139,8 +136,7 @@ class TrainRuntime:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         unused = {"find_unused_parameters": True} if getattr(module, "leaves_unused", False) else None
-        wrapped: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=unused)
-        return wrapped
+        return ray.train.torch.prepare_model(module, parallel_strategy_kwargs=unused)
 
     def checkpoint_dir(self, epoch: int) -> Path:
         return Path(self._scratch.name) / epoch_directory(epoch)

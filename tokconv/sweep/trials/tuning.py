@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ray.tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from tokconv.config.tree import Config
 from tokconv.errors import SweepError
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.events import FINISHED, Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
+from tokconv.sweep.search.study import GivenSearcher, StudySearcher, open_study
 from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.trials.listener import MAX_LOSSES, SAME_FAILURES, Listener
+from tokconv.sweep.trials.trial import TrialJob, check_resources, trial_function, tune_resources
 from tokconv.system.ray_cluster import ray_cluster
-
-if TYPE_CHECKING:
-    from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import Searcher
-
-TrialConfigs = Callable[[], list[dict[str, Any]]]
 
 
 def tune(
@@ -29,7 +30,7 @@ def tune(
     directory: SweepDirectory,
     record: Record,
     listener: Listener,
-    missing_confirmations: TrialConfigs,
+    missing_confirmations: Callable[[], list[dict[str, Any]]],
 ) -> None:
     """Run the missing trials, then the missing confirmations of the finished search.
 
@@ -49,10 +50,6 @@ def tune(
     # Without this, Tune answers Ctrl-C by going on until all running trials have ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with ray_cluster(dashboard=spec.resources.runner == "torch_trainer") as private:
-        from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
-        from tokconv.sweep.search.study import GivenSearcher, StudySearcher, open_study
-        from tokconv.sweep.trials.trial import TrialJob, check_resources
-
         check_resources(spec.resources, private=private)
         job = TrialJob(config, store, directory.trials, spec.resources)
         if missing > 0:
@@ -77,7 +74,7 @@ def tune(
 def _run_tuner(
     name: str,
     spec: Spec,
-    job: Any,
+    job: TrialJob,
     directory: SweepDirectory,
     listener: Listener,
     searcher: Searcher,
@@ -85,10 +82,6 @@ def _run_tuner(
     samples: int,
 ) -> None:
     """Run Tune once; everything that it leaves behind is in the record."""
-    import ray.tune
-
-    from tokconv.sweep.trials.trial import trial_function, tune_resources
-
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(trial_function, job=job), tune_resources(spec.resources)),
         tune_config=ray.tune.TuneConfig(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from types import TracebackType
 
 EXIT_CODE = 75
 
@@ -42,19 +41,17 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._seconds:
-            threading.Thread(target=self._watch, args=(self._seconds,), name="watchdog", daemon=True).start()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._done = True
         self._fed.set()
 
-    def _watch(self, seconds: float) -> None:
+    def _watch(self) -> None:
         while not self._done:
-            if not self._fed.wait(seconds):
-                print(f"tokconv: {timeout_reason(seconds)}", file=sys.stderr, flush=True)
+            if not self._fed.wait(self._seconds):
+                print(f"tokconv: {timeout_reason(self._seconds)}", file=sys.stderr, flush=True)
                 # Code that hangs may never return to Python, where an exception could reach it.
                 os._exit(EXIT_CODE)
             self._fed.clear()

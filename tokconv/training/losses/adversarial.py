@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,7 @@ from tokconv.system.registry import Registry
 Critic = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class CriticTerms:
+class CriticTerms(NamedTuple):
     """The loss of one critic update, and its parts (scalars)."""
 
     loss: Tensor
@@ -78,10 +78,6 @@ def relativistic_penalty(critic: Critic, real: Tensor, fake: Tensor, mix: Tensor
     return (zero_centered_penalty(critic, real) + zero_centered_penalty(critic, fake)) / 2
 
 
-def _wasserstein_compressor_loss(critic: Critic, fake: Tensor, real: Tensor) -> Tensor:
-    return -critic(fake).mean()
-
-
 def _relativistic_compressor_loss(critic: Critic, fake: Tensor, real: Tensor) -> Tensor:
     with torch.no_grad():
         on_real = critic(real)
@@ -98,7 +94,7 @@ class Adversary:
     """Whether the critic is spectrally normed (`tokconv.models.critic.with_spectral_norm`) instead of penalised."""
     critic_loss: Callable[[Tensor, Tensor], Tensor] = lambda on_real, on_fake: on_fake.mean() - on_real.mean()
     """(scores of real tokens [B], scores of compressed tokens [B]) -> what the critic minimises besides the penalty."""
-    compressor_loss: Callable[[Critic, Tensor, Tensor], Tensor] = _wasserstein_compressor_loss
+    compressor_loss: Callable[[Critic, Tensor, Tensor], Tensor] = lambda critic, fake, real: -critic(fake).mean()
     """(critic, fake, real) -> what the compressor minimises."""
 
 

@@ -23,14 +23,6 @@ SINKHORN_TOKENS = 256
 SINKHORN_SCALING = 0.5
 
 
-def draw_tokens(
-    tokens_BNC: Tensor, count: int, generator: torch.Generator, workers: Workers = SINGLE_PROCESS
-) -> Tensor:
-    """Return [count, C]: tokens from anywhere in the images of all workers, drawn on the CPU, with replacement."""
-    flat = tokens_BNC.flatten(0, 1)
-    return workers.rows(flat, torch.randint(workers.count * len(flat), (count,), generator=generator))
-
-
 def sliced_wasserstein_loss(fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
     """Return the squared sliced Wasserstein-2 distance between samples of equal size.
 
@@ -65,8 +57,7 @@ def sinkhorn_loss(fake: Tensor, real: Tensor, *, scaling: float = SINKHORN_SCALI
     dim = fake.shape[1]
     samples_loss = import_extra("geomloss", "sinkhorn").SamplesLoss
     distance = samples_loss("sinkhorn", p=2, blur=0.1 * dim**0.5, scaling=scaling, backend="tensorized")
-    loss: Tensor = distance(fake[:SINKHORN_TOKENS], real[:SINKHORN_TOKENS]) / dim
-    return loss
+    return distance(fake[:SINKHORN_TOKENS], real[:SINKHORN_TOKENS]) / dim
 
 
 @dataclass(frozen=True)
@@ -108,5 +99,7 @@ def distribution_loss(
     fake = workers.gather(compressed.float()).flatten(0, 1)
     if distance.max_tokens is not None and len(fake) > distance.max_tokens:
         fake = fake[torch.randperm(len(fake), generator=generator)[: distance.max_tokens].to(fake.device)]
-    real = draw_tokens(tokens.float(), len(fake), generator, workers)
+    # From anywhere in the images of all workers, with replacement.
+    flat = tokens.float().flatten(0, 1)
+    real = workers.rows(flat, torch.randint(workers.count * len(flat), (len(fake),), generator=generator))
     return distance.between(fake, real, generator)
