@@ -167,11 +167,10 @@ def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
-def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, runner: str) -> None:
-    name = f"killed-{runner.replace('_', '-')}"
-    resources = {"runner": runner}
-    path = write_spec(root, name=name, trials=2, resources=resources, base=["training.epochs=30"])
+def test_a_killed_sweep_of_torch_trainers_resumes_with_nothing_lost(root: Path, tmp_path: Path) -> None:
+    """Inline trials and checkpoints at a URL: see test_remote_sweep.py."""
+    name = "killed"
+    path = write_spec(root, name=name, trials=2, resources={"runner": "torch_trainer"}, base=["training.epochs=16"])
     directory = root / "runs" / "sweeps" / f"{name}-001"
     driver = Driver(path, tmp_path)
     driver.killed_when(lambda: _reached(directory, "00001"))
@@ -181,7 +180,7 @@ def test_a_killed_sweep_resumes_with_nothing_lost(root: Path, tmp_path: Path, ru
     driver.resume()
     record = Record(directory / "events.jsonl")
     assert [trial.state for trial in record.trials.values()] == ["complete"] * 2
-    assert all([row["epoch"] for row in trial.history] == list(range(1, 31)) for trial in record.trials.values())
+    assert all([row["epoch"] for row in trial.history] == list(range(1, 17)) for trial in record.trials.values())
     starts = [event["trial"] for event in events(directory) if event["event"] == "trial_started"]
     assert starts == ["00000", "00001", "00001"]
     assert {t.state.name for t in _study(directory, name).trials} == {"COMPLETE"}

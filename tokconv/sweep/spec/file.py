@@ -42,6 +42,8 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         for override in overrides if OmegaConf.is_dict(tree) else ():
             tree = _merge(tree, override)
         plain = OmegaConf.to_container(tree, resolve=True)
+    except SpecError:  # of an override
+        raise
     except yaml.constructor.ConstructorError as error:
         raise SpecError(f"{path}: not plain YAML data ({error.problem}); remove it") from error
     # Both parsers let errors of Python through: a value that does not fit its tag, a number of more than 4,300 digits,
