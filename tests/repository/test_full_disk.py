@@ -113,7 +113,7 @@ def test_a_checkpoint_survives_the_one_that_does_not_fit(disk: Disk, tmp_path: P
 
 def test_a_sweep_stops_with_a_sentence_and_goes_on(disk: Disk, tmp_path: Path) -> None:
     disk.resize(96)
-    spec = write_spec(tmp_path, trials=6, base=["training.epochs=20"], storage=str(disk.place / "runs"))
+    spec = write_spec(tmp_path, trials=4, base=["training.epochs=20"], storage=str(disk.place / "runs"))
     sweep = command("sweep", str(spec), "--allow-unproven", cwd=tmp_path)
     directory = disk.place / "runs" / "sweeps" / "tiny-001"
 

@@ -29,7 +29,7 @@ from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 
 KILLS = int(os.environ.get("TOKCONV_KILLS", "3"))
-TRIALS, EPOCHS = 6, 16 + 4 * KILLS
+TRIALS, EPOCHS = 4, 16 + 4 * KILLS
 RUNNER = os.environ.get("TOKCONV_CHAOS_RUNNER", "inline")
 MARKS = {"node": "raylet/raylet", "trial": "ray::ImplicitFunc", "worker": "ray::RayTrainWorker"}
 VICTIMS = ("driver", "trial", "node") if RUNNER == "inline" else ("driver", "trial", "worker")
@@ -48,7 +48,7 @@ class Sweep:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        base = [f"training.epochs={EPOCHS}", "data.subset=160"]
+        base = [f"training.epochs={EPOCHS}"]
         self.spec = write_spec(
             root, name="chaos", trials=TRIALS, concurrency=2, base=base, resources={"runner": RUNNER}
         )

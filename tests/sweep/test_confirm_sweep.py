@@ -46,7 +46,7 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
         search=search,
         trials=2,
         concurrency=2,
-        confirm={"seeds": 3},
+        confirm={"seeds": 2},
         early_stopping=early,
         base=["training.epochs=12"],
     )
@@ -58,17 +58,17 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
     done = {uid for uid, run in before.confirmations.items() if run.state == "complete"}
     searched = {uid: trial.history for uid, trial in before.trials.items()}
     before.close()
-    assert 1 <= len(done) < 6
+    assert 1 <= len(done) < 4
     driver.resume()
     record = Record(directory / "events.jsonl")
     assert {uid: trial.history for uid, trial in record.trials.items()} == searched
     runs = record.confirmations
-    assert sorted(runs) == ["c04-1", "c04-2", "c04-3", "c08-1", "c08-2", "c08-3"]
+    assert sorted(runs) == ["c04-1", "c04-2", "c08-1", "c08-2"]
     assert {run.state for run in runs.values()} == {"complete"}
     # Confirmations have no rungs: each ran all of its epochs, once.
     assert all([row["epoch"] for row in run.history] == list(range(1, 13)) for run in runs.values())
     for winner in ("00000", "00001"):
-        assert sorted(run.values[SEED_KEY] for run in runs.values() if run.confirms == winner) == [1, 2, 3]
+        assert sorted(run.values[SEED_KEY] for run in runs.values() if run.confirms == winner) == [1, 2]
     starts = Counter(started(directory))
     assert all(starts[uid] == 1 for uid in done)
     assert set(starts) == set(runs)
@@ -77,7 +77,7 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
     client = MlflowClient(local_uri(tmp_path / "runs"))
     experiment = client.get_experiment_by_name("repeats")
     assert experiment is not None
-    for kind, count in (("trial", 2), ("confirm", 6)):
+    for kind, count in (("trial", 2), ("confirm", 4)):
         found = client.search_runs([experiment.experiment_id], f"tags.`tokconv.kind` = '{kind}'")
         assert [run.info.status for run in found] == ["FINISHED"] * count
 

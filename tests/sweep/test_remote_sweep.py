@@ -30,7 +30,7 @@ from tokconv.system.storage import CACHE, Remote
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from botocore, Ray, MLflow and SQLAlchemy, in their own threads
 URL = "s3://tokconv/runs"
-EPOCHS = 30
+EPOCHS = 20
 
 
 @pytest.fixture
