@@ -132,7 +132,7 @@ def _legend(like: Metrics) -> str:
     width = max(len(figure.title) for figure in shown)
     floors = [f", at best about {figure.text(like[figure.floor])}" if figure.floor in like else "" for figure in shown]
     return "\n".join(
-        f"  {figure.title:<{width}}  {figure.meaning}{floor}" for figure, floor in zip(shown, floors, strict=True)
+        f"  {figure.title:<{width}}  {figure.explanation}{floor}" for figure, floor in zip(shown, floors, strict=True)
     )
 
 

@@ -25,21 +25,30 @@ class Figure:
         name: its key in an evaluation, a record and MLflow, such as "val/fvu".
         title: its short name, as it heads a column.
         meaning: what it measures, in one phrase.
-        form: format specification of its values.
         lower_is_better: whether low values are good.
+        form: format specification of its values.
+        unit: of its values; "" for a pure number.
         floor: the name of the figure that real tokens get in its place, the level to reach; "" if there is none.
         places: where it is shown.
+        objective: whether a sweep may optimise it, or set a target for it.
         needs: `LABELS`, `NEIGHBOURS`, or "" if it exists for every store.
     """
 
     name: str
     title: str
     meaning: str
+    lower_is_better: bool
     form: str
-    lower_is_better: bool = False
+    unit: str = ""
     floor: str = ""
     places: tuple[str, ...] = ()
+    objective: bool = True
     needs: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """The meaning with the unit, for legends."""
+        return f"{self.meaning}, in {self.unit}" if self.unit else self.meaning
 
     def text(self, value: float | None) -> str:
         """Format a value; "" for None."""
@@ -51,6 +60,7 @@ _ENTRIES = (
         name="compression_ratio",
         title="ratio",
         meaning="tokens in / tokens out",
+        lower_is_better=False,
         form=".3g",
         places=(MLFLOW,),
     ),
@@ -66,6 +76,7 @@ _ENTRIES = (
         name="val/gain",
         title="gain",
         meaning="share of pooling's fvu that is gone",
+        lower_is_better=False,
         form="+z.1%",
         places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
     ),
@@ -75,6 +86,7 @@ _ENTRIES = (
         meaning="sliced Wasserstein distance to real tokens",
         lower_is_better=True,
         form=".3f",
+        unit="standard deviations of the tokens",
         floor="val/swd_floor",
         places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
     ),
@@ -84,7 +96,9 @@ _ENTRIES = (
         meaning="the same distance between two samples of real tokens",
         lower_is_better=True,
         form=".3f",
+        unit="standard deviations of the tokens",
         places=(CARD, NOTE),
+        objective=False,
     ),
     Figure(
         name="val/mmd",
@@ -102,11 +116,13 @@ _ENTRIES = (
         lower_is_better=True,
         form=".4f",
         places=(CARD,),
+        objective=False,
     ),
     Figure(
         name="val/cosine",
         title="cosine",
         meaning="cosine of reconstructed and real tokens",
+        lower_is_better=False,
         form=".3f",
         places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW),
     ),
@@ -114,6 +130,7 @@ _ENTRIES = (
         name="val/cosine_centered",
         title="centred",
         meaning="the same cosine with the mean token removed",
+        lower_is_better=False,
         form=".3f",
         places=(EVALUATE, CARD),
     ),
@@ -121,6 +138,7 @@ _ENTRIES = (
         name="val/knn_overlap",
         title="kNN",
         meaning="share of an image's 10 nearest images that stay the nearest after reconstruction",
+        lower_is_better=False,
         form=".1%",
         floor="val/knn_overlap_halves",
         places=(EVALUATE, CARD, MLFLOW),
@@ -130,14 +148,17 @@ _ENTRIES = (
         name="val/knn_overlap_halves",
         title="kNN of halves",
         meaning="the same share between two halves of each image's real tokens",
+        lower_is_better=False,
         form=".1%",
         places=(CARD,),
+        objective=False,
         needs=NEIGHBOURS,
     ),
     Figure(
         name="val/cka",
         title="CKA",
         meaning="alignment (CKA) of reconstructed and real images",
+        lower_is_better=False,
         form=".3f",
         floor="val/cka_halves",
         places=(EVALUATE, CARD),
@@ -147,14 +168,17 @@ _ENTRIES = (
         name="val/cka_halves",
         title="CKA of halves",
         meaning="the same alignment between two halves of each image's real tokens",
+        lower_is_better=False,
         form=".3f",
         places=(CARD,),
+        objective=False,
         needs=NEIGHBOURS,
     ),
     Figure(
         name="val/probe_accuracy",
         title="probe",
         meaning="accuracy of a linear probe on reconstructed tokens",
+        lower_is_better=False,
         form=".1%",
         places=(EVALUATE, CARD, SWEEP),
         needs=LABELS,
@@ -163,6 +187,7 @@ _ENTRIES = (
         name="val/probe_kept",
         title="probe kept",
         meaning="the probe's accuracy as a share of its accuracy on real tokens",
+        lower_is_better=False,
         form=".1%",
         places=(EVALUATE, CARD, TRAIN, SWEEP, MLFLOW),
         needs=LABELS,
@@ -171,6 +196,7 @@ _ENTRIES = (
         name="val/reader_accuracy",
         title="reader",
         meaning="accuracy of the same probe, not retrained, on compressed tokens",
+        lower_is_better=False,
         form=".1%",
         floor="val/reader_sampled",
         places=(EVALUATE, CARD),
@@ -180,6 +206,7 @@ _ENTRIES = (
         name="val/reader_kept",
         title="reader kept",
         meaning="the reader's accuracy as a share of the probe's accuracy on real tokens",
+        lower_is_better=False,
         form=".1%",
         places=(CARD, MLFLOW),
         needs=LABELS,
@@ -188,17 +215,19 @@ _ENTRIES = (
         name="val/reader_sampled",
         title="reader of samples",
         meaning="accuracy of the reader on one real token per window",
+        lower_is_better=False,
         form=".1%",
         places=(CARD,),
+        objective=False,
         needs=LABELS,
     ),
 )
 
 FIGURES: Mapping[str, Figure] = {figure.name: figure for figure in _ENTRIES}
 """Every figure by name, in the order in which they are shown."""
-OBJECTIVES: tuple[str, ...] = tuple(name for name in FIGURES if name not in {figure.floor for figure in _ENTRIES})
-"""What objectives and targets may name: every figure that is not the level of real tokens. A critic's own estimate is
-not among the figures: its ruler changes with the trial."""
+OBJECTIVES: tuple[str, ...] = tuple(figure.name for figure in _ENTRIES if figure.objective)
+"""What objectives and targets may name. A critic's own estimate is never among them: its ruler changes with the
+trial."""
 JUDGED_ON: tuple[str, str] = ("val/fvu", "val/swd")
 """The figures on which compressors and baselines are compared: error and token-likeness. Lower is better for both."""
 

@@ -42,7 +42,7 @@ def legend(rows: Iterable[Figures]) -> str:
     """Return what the columns of some rows mean, one line per column."""
     columns = _columns(rows)
     width = max(len(column.title) for column in columns)
-    return "\n".join(f"  {column.title:<{width}}  {column.meaning}" for column in columns)
+    return "\n".join(f"  {column.title:<{width}}  {column.explanation}" for column in columns)
 
 
 def _columns(rows: Iterable[Figures]) -> list[Figure]:

@@ -19,7 +19,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     tokens, cells, dim = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2, sizes["dim"]
     columns = [("this compressor", figures), *((_title(name), values) for name, values in baselines.items())]
     rows = [
-        [f"{figure.meaning} (`{figure.name}`)", *(_cell(values.get(figure.name)) for _, values in columns)]
+        [f"{figure.explanation} (`{figure.name}`)", *(_cell(values.get(figure.name)) for _, values in columns)]
         for figure in shown_in(CARD)
         if figure.name in figures
     ]

@@ -39,7 +39,7 @@ def half_width_cell(figure: Figure, half_widths: Mapping[str, float]) -> str:
 def legend(figures: Iterable[Figure]) -> str:
     """Return one line that explains these figures."""
     floors = {figure.name: f"; floor: {FIGURES[figure.floor].meaning}" for figure in figures if figure.floor}
-    return "; ".join(f"{figure.title} ({figure.meaning}{floors.get(figure.name, '')})" for figure in figures)
+    return "; ".join(f"{figure.title} ({figure.explanation}{floors.get(figure.name, '')})" for figure in figures)
 
 
 def values_text(values: Mapping[str, Any]) -> str:

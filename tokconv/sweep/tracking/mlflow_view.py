@@ -53,7 +53,7 @@ def slug(text: str) -> str:
 
 def description() -> str:
     """Return the experiment's note, which stands above its runs."""
-    figures = "; ".join(f"`{figure.name}`: {figure.meaning}" for figure in shown_in(MLFLOW))
+    figures = "; ".join(f"`{figure.name}`: {figure.explanation}" for figure in shown_in(MLFLOW))
     return (
         "Compressors for the patch tokens of a vision tower, found by `tokconv sweep`. A run of kind *sweep* holds the "
         f"spec and the report; its children of kind *trial* hold one compressor each. {figures}."
