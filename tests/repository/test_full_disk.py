@@ -118,7 +118,7 @@ def test_a_sweep_stops_with_a_sentence_and_goes_on(disk: Disk, tmp_path: Path) -
     directory = disk.place / "runs" / "sweeps" / "tiny-001"
 
     def complete() -> int:
-        return sum(event["event"] == "trial_ended" for event in events(directory)) if directory.exists() else 0
+        return sum(event["event"] == "trial_ended" for event in events(directory))
 
     _wait(sweep, lambda: complete() >= 1)
     disk.fill()

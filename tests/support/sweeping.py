@@ -72,8 +72,9 @@ def write_spec(root: Path, **changes: Any) -> Path:
 
 
 def events(directory: Path) -> list[Event]:
-    """Return all events of a sweep's record."""
-    return [event for event, _ in read_events(directory / "events.jsonl")]
+    """Return all events of a sweep's record; none before the sweep has one."""
+    record = directory / "events.jsonl"
+    return [event for event, _ in read_events(record)] if record.exists() else []
 
 
 def champions(directory: Path) -> dict[str, Any]:

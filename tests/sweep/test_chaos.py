@@ -62,8 +62,7 @@ class Sweep:
         return subprocess.Popen(command, cwd=self.root, env=self._environment, stdout=log, stderr=log, text=True)
 
     def reported(self) -> int:
-        found = events(self.directory) if (self.directory / "events.jsonl").exists() else []
-        return sum(event["event"] == "trial_reported" for event in found)
+        return sum(event["event"] == "trial_reported" for event in events(self.directory))
 
 
 def victim(kind: str, driver: subprocess.Popen[str]) -> psutil.Process | None:

@@ -297,8 +297,6 @@ def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def _reached(directory: Path, uid: str) -> bool:
     """Return whether this trial has reported."""
-    if not (directory / "events.jsonl").exists():
-        return False
     return any(event["event"] == "trial_reported" and event["trial"] == uid for event in events(directory))
 
 
