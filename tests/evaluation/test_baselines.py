@@ -18,6 +18,7 @@ from tokconv.evaluation.baselines import fitting
 from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.evaluation.baselines.pca import exact_components, randomised_components
 from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.evaluation.codecs import run_codec
 from tokconv.models.windows import Windows
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches
@@ -41,7 +42,8 @@ def _tokens(store: TokenStore) -> Tensor:
 
 def _run(store: TokenStore, name: str, grid: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return standardised training tokens, their codes and their reconstructions."""
-    codes, reconstructed = fitted_baselines(store, grid).codecs[name](store.tokens(store.train_indices))
+    images = store.train_indices
+    codes, reconstructed = run_codec(fitted_baselines(store, grid).codecs[name], store.tokens(images), images)
     return _tokens(store), (codes - store.mean) / store.scale, (reconstructed - store.mean) / store.scale
 
 
@@ -61,7 +63,7 @@ def test_every_grid_gives_k_times_k_tokens_and_beats_the_mean_token(store: Token
 def test_an_equal_number_of_tokens_loses_nothing(store: TokenStore, name: str) -> None:
     tokens, codes, reconstructed = _run(store, name, store.token_grid)
     assert torch.allclose(reconstructed, tokens, atol=1e-3)
-    if name in ("pooling", "max_norm", "bilinear", *MERGING):
+    if name in ("pooling", "max_norm", "uniform", "random", "bilinear", *MERGING):
         assert torch.allclose(codes, tokens, atol=1e-5)
 
 
@@ -81,7 +83,7 @@ def test_linear_codecs_fill_networks(store: TokenStore, name: str, grid: int) ->
     compressor, decoder = linear_networks(store, grid)
     fitted_baselines(store, grid).linear[name].fill(compressor, decoder)
     tokens = store.tokens(store.val_indices)
-    codes, reconstructed = fitted_baselines(store, grid).codecs[name](tokens)
+    codes, reconstructed = run_codec(fitted_baselines(store, grid).codecs[name], tokens, store.val_indices)
     with torch.no_grad():
         assert torch.allclose(compressor(tokens), codes, atol=1e-4)
         assert torch.allclose(decoder(compressor(tokens)), reconstructed, atol=1e-4)
@@ -147,6 +149,32 @@ def test_max_norm_selects_the_longest_token_of_each_window(store: TokenStore, gr
     assert torch.allclose(codes.norm(dim=-1), lengths.amax(2), atol=1e-4)
     distances = torch.cdist(codes, tokens).amin(2)
     assert distances.max() < 1e-2
+
+
+@pytest.mark.parametrize("grid", [2, 3, OVERLAPPING])
+def test_uniform_selection_takes_the_centre_of_each_window(store: TokenStore, grid: int) -> None:
+    tokens, codes, _ = _run(store, "uniform", grid)
+    width = -(-6 // grid)
+    starts = [round(row * (6 - width) / max(1, grid - 1)) for row in range(grid)]
+    rows = torch.tensor([start + width // 2 for start in starts])
+    centres = tokens.unflatten(1, (6, 6))[:, rows][:, :, rows].flatten(1, 2)
+    assert torch.allclose(codes, centres, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [2, OVERLAPPING])
+def test_random_selection_depends_on_the_image_alone(store: TokenStore, grid: int) -> None:
+    tokens, codes, _ = _run(store, "random", grid)
+    codec, images = fitted_baselines(store, grid).codecs["random"], store.train_indices
+    some = torch.tensor([7, 3, 11])
+    again, _ = run_codec(codec, store.tokens(images[some]), images[some])
+    assert torch.allclose(store.standardise(again), codes[some], atol=1e-5)
+    inside = Windows(6, grid).split(tokens)
+    distances = (inside - codes[:, :, None]).norm(dim=-1)
+    assert distances.amin(2).max() < 1e-4
+    # Every place of a window is drawn about equally often: 60 images at K windows.
+    counts = distances.argmin(2).flatten().bincount(minlength=inside.shape[2])
+    expected = len(images) * grid**2 / inside.shape[2]
+    assert (counts - expected).abs().max() < 5 * expected**0.5
 
 
 def test_bilinear_reads_the_middle_of_each_cell(store: TokenStore) -> None:

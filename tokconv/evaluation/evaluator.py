@@ -7,13 +7,14 @@ Critic-free on purpose: a critic's own distance changes its ruler with lambda_gp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from tokconv.errors import ConfigError
 from tokconv.evaluation import heldout, protocol
+from tokconv.evaluation.codecs import Codec, ImageCodec, run_codec
 from tokconv.evaluation.distances import TokenDistances
 from tokconv.evaluation.heldout import Batch
 from tokconv.evaluation.metrics.fidelity import Fidelity
@@ -28,8 +29,6 @@ from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
 
 Figures = dict[str, float]
-Codec = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all in token units."""
 
 
 def codec_of(compressor: Compressor, decoder: Decoder) -> Codec:
@@ -89,7 +88,7 @@ class Evaluator:
         self.distances = TokenDistances(self.sample, mmd)
 
     @torch.no_grad()
-    def evaluate(self, codec: Codec) -> Figures:
+    def evaluate(self, codec: Codec | ImageCodec) -> Figures:
         """Return the figures of a codec by name ("val/fvu" etc.); `tokconv.evaluation.figures` describes them.
 
         Raises:
@@ -112,11 +111,11 @@ class Evaluator:
             **(self.readers.figures(self.probe_full) if self.readers is not None else {}),
         }
 
-    def _batches(self, codec: Codec) -> Iterator[Batch]:
+    def _batches(self, codec: Codec | ImageCodec) -> Iterator[Batch]:
         batches = self.indices.split(heldout.BATCH)
         for images, read_tokens in zip(batches, self.store.batches(batches), strict=True):
             tokens = read_tokens.to(self.device)
-            compressed, reconstructed = (part.float() for part in codec(tokens))
+            compressed, reconstructed = (part.float() for part in run_codec(codec, tokens, images))
             if compressed.shape[1] != self.windows.num_cells:
                 raise ConfigError(
                     f"a codec evaluated at {self.output_grid} x {self.output_grid} must return "

@@ -146,7 +146,10 @@ class Windows(nn.Module):
         """
         batch = tokens_BNC.shape[0]
         shape = (total or batch, self.num_cells)
-        choice = torch.randint(self.window_size, shape, generator=generator)[first : first + batch]
+        return self.pick(tokens_BNC, torch.randint(self.window_size, shape, generator=generator)[first : first + batch])
+
+    def pick(self, tokens_BNC: Tensor, places_BK: Tensor) -> Tensor:
+        """[B, N, C] -> [B, K, C]: the token at one place of each window, 0 to W - 1, counted row by row; on the CPU."""
         cells = torch.arange(self.num_cells) * self.window_size
-        index = self.members[send(cells + choice, self.members.device)]
+        index = self.members[send(cells + places_BK, self.members.device)]
         return tokens_BNC.gather(1, index[..., None].expand(-1, -1, tokens_BNC.shape[2]))

@@ -18,20 +18,21 @@ from tokconv.errors import StoreError
 from tokconv.evaluation.baselines.linear import LinearCodec, decode_windows
 from tokconv.evaluation.baselines.merging import Merge, unmerge
 from tokconv.evaluation.baselines.pca import Components, WindowMoments, exact_components, randomised_components
-from tokconv.evaluation.baselines.registry import BASELINES, of_kind
+from tokconv.evaluation.baselines.registry import BASELINES, Baseline, of_kind
 from tokconv.evaluation.baselines.regression import Regression
+from tokconv.evaluation.codecs import Codec, ImageCodec
 from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
 from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
-from tokconv.store.sample import MAX_IMAGES, standardised_batches, training_sample
+from tokconv.store.sample import BATCH, MAX_IMAGES, standardised_batches, training_sample
 
 PROJECTIONS, PCAS = of_kind("projection"), of_kind("pca")
-SELECTIONS, MERGERS = of_kind("selection"), of_kind("merging")
+SELECTIONS, MERGERS = of_kind("selection", "image_selection"), of_kind("merging")
 LINEAR = of_kind("projection", "pca")
 SHORTFALL = "window_pca.shortfall"
 
-FIT_VERSION = 2
+FIT_VERSION = 3
 """Grows with every change of what a fit computes, so that files of older fits are not read."""
 MAX_DECOMPOSED = 2560
 """Largest D at which the covariance is decomposed in full, exactly."""
@@ -39,8 +40,9 @@ MAX_COVARIANCE = 4096
 """Largest D at which the covariance is computed at all; above it components come from at most SVD_BYTES of windows."""
 SVD_BYTES = 2**31
 
-Codec = Callable[[Tensor], tuple[Tensor, Tensor]]
-Select = Callable[[Tensor, Windows], Tensor]
+Select = Callable[..., Tensor]
+Run = Callable[..., tuple[Tensor, Tensor]]
+"""As a codec, but on standardised tokens; it takes the images as second argument if the baseline reads them."""
 Shape = tuple[int, ...]
 
 
@@ -48,12 +50,12 @@ Shape = tuple[int, ...]
 class FittedBaselines:
     """The baselines of one store and grid.
 
-    codecs: by name, [B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all in token units, on the CPU.
+    codecs: by name, on the CPU.
     linear: those that are affine on both sides, on standardised tokens: they can fill the networks' window projections.
     pca_shortfall: `tokconv.evaluation.baselines.pca.Components.shortfall` of both window PCAs.
     """
 
-    codecs: Mapping[str, Codec]
+    codecs: Mapping[str, Codec | ImageCodec]
     linear: Mapping[str, LinearCodec]
     pca_shortfall: float
 
@@ -84,8 +86,9 @@ def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
 def fit_baselines(store: TokenStore, output_grid: int) -> Mapping[str, Tensor]:
     """Fit every baseline of a grid on at most 2,048 training images (fixed seed): "NAME.FIELD" -> float32 tensor."""
     sums = _Sums(store.dim, Windows(store.token_grid, output_grid))
-    for tokens in standardised_batches(store, training_sample(store)):
-        sums.update(tokens)
+    images = training_sample(store)
+    for tokens, of in zip(standardised_batches(store, images), images.split(BATCH), strict=True):
+        sums.update(tokens, of)
     tensors: dict[str, Tensor] = {}
     for name, regression in sums.of_cells.items():
         weight, bias = regression.solve()
@@ -115,14 +118,15 @@ class _Sums:
         self._window_square = torch.zeros(side, side, dtype=torch.float64)
         self._token_square = torch.zeros(dim, dim, dtype=torch.float64)
 
-    def update(self, standardised_BNC: Tensor) -> None:
-        """Add a batch."""
+    def update(self, standardised_BNC: Tensor, images_B: Tensor) -> None:
+        """Add a batch of these images."""
         members = self.windows.split(standardised_BNC).flatten(0, 1)
         flat = members.flatten(1)
         for name, weight in self.projections.items():
             self.of_cells[name].update((flat @ weight.T)[:, None], flat[:, None])
         for entry in SELECTIONS:
-            cells = entry.function(standardised_BNC, self.windows)
+            of_images = (images_B,) if entry.reads_images else ()
+            cells = entry.function(standardised_BNC, self.windows, *of_images)
             self.of_cells[entry.name].update(cells.flatten(0, 1)[:, None], flat[:, None])
         for entry in MERGERS:
             merged, groups = entry.function(standardised_BNC, self.windows.num_cells)
@@ -187,7 +191,7 @@ def _shapes(store: TokenStore, windows: Windows) -> dict[str, Shape]:
     decoder: dict[str, Shape] = {"decode_weight": (width, dim), "decode_bias": (width,)}
     linear: dict[str, Shape] = {"encode_weight": (dim, width), "encode_bias": (dim,), **decoder}
     merging: dict[str, Shape] = {"weight": (dim, dim), "bias": (store.num_tokens, dim)}
-    kinds = {"projection": linear, "pca": linear, "selection": decoder, "merging": merging}
+    kinds = {"projection": linear, "pca": linear, "selection": decoder, "image_selection": decoder, "merging": merging}
     return {SHORTFALL: ()} | {
         f"{entry.name}.{field}": shape for entry in BASELINES.values() for field, shape in kinds[entry.kind].items()
     }
@@ -199,12 +203,17 @@ def _assemble(tensors: Mapping[str, Tensor], store: TokenStore, windows: Windows
         name, field = key.split(".")
         own[name][field] = tensors[key]
     linear = {entry.name: LinearCodec(**own[entry.name]) for entry in LINEAR}
-    codecs: dict[str, Codec] = {name: partial(_run_linear, codec, windows) for name, codec in linear.items()}
-    codecs |= {e.name: partial(_run_selection, e.function, windows, **own[e.name]) for e in SELECTIONS}
-    codecs |= {e.name: partial(_run_merging, e.function, windows.num_cells, **own[e.name]) for e in MERGERS}
-    standardise = Standardise(store.dim, store.mean, store.scale)
-    in_token_units = {name: partial(_in_token_units, standardise, codecs[name]) for name in BASELINES}
-    return FittedBaselines(in_token_units, linear, float(tensors[SHORTFALL]))
+    runs: dict[str, Run] = {name: partial(_run_linear, codec, windows) for name, codec in linear.items()}
+    runs |= {e.name: partial(_run_selection, e.function, windows, **own[e.name]) for e in SELECTIONS}
+    runs |= {e.name: partial(_run_merging, e.function, windows.num_cells, **own[e.name]) for e in MERGERS}
+    codecs = {entry.name: codec_in_token_units(store, entry, runs[entry.name]) for entry in BASELINES.values()}
+    return FittedBaselines(codecs, linear, float(tensors[SHORTFALL]))
+
+
+def codec_in_token_units(store: TokenStore, baseline: Baseline, run: Run) -> Codec | ImageCodec:
+    """Return the codec of a baseline whose `run` takes and returns standardised tokens."""
+    codec = partial(_in_token_units, Standardise(store.dim, store.mean, store.scale), run)
+    return ImageCodec(codec) if baseline.reads_images else codec
 
 
 def _run_linear(codec: LinearCodec, windows: Windows, standardised: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,9 +222,9 @@ def _run_linear(codec: LinearCodec, windows: Windows, standardised: Tensor) -> t
 
 
 def _run_selection(
-    select: Select, windows: Windows, standardised: Tensor, *, decode_weight: Tensor, decode_bias: Tensor
+    select: Select, windows: Windows, standardised: Tensor, *images: Tensor, decode_weight: Tensor, decode_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    cells = select(standardised, windows)
+    cells = select(standardised, windows, *images)
     return cells, decode_windows(cells, windows, decode_weight, decode_bias)
 
 
@@ -227,6 +236,6 @@ def _run_merging(
 
 
 @torch.no_grad()
-def _in_token_units(standardise: Standardise, codec: Codec, tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
-    compressed, reconstructed = codec(standardise(tokens_BNC))
+def _in_token_units(standardise: Standardise, run: Run, tokens_BNC: Tensor, *images: Tensor) -> tuple[Tensor, Tensor]:
+    compressed, reconstructed = run(standardise(tokens_BNC), *images)
     return standardise.restore(compressed), standardise.restore(reconstructed)

@@ -18,7 +18,7 @@ from tokconv.system.registry import Registry
 PLOTS = "plots"
 """The plots of a sweep, a place that shows baselines like those in `tokconv.evaluation.figures`."""
 
-Kind = Literal["projection", "pca", "selection", "merging"]
+Kind = Literal["projection", "pca", "selection", "image_selection", "merging"]
 _HERE = "tokconv.evaluation.baselines"
 
 
@@ -34,7 +34,8 @@ class Baseline:
         kind: what its function is, and which decoder is fitted to it (`fitting.py`).
         source: the function, "MODULE:NAME". By kind: "projection", (C, W) -> weight [C, W*C] of a fixed linear layer
             on windows; "pca", (Components, WindowMoments) -> LinearCodec; "selection", (tokens [B, N, C], Windows) ->
-            cells [B, K, C]; "merging", (tokens [B, N, C], K) -> merged tokens [B, K, C] and group of each token [B, N].
+            cells [B, K, C]; "image_selection", the same of (tokens, Windows, images [B]); "merging",
+            (tokens [B, N, C], K) -> merged tokens [B, K, C] and group of each token [B, N].
         places: where it is shown next to compressors; `tokconv evaluate` shows all of them.
     """
 
@@ -51,6 +52,11 @@ class Baseline:
     def has_side_information(self) -> bool:
         """Whether its decoder also needs to know which token went into which compressed token."""
         return self.kind == "merging"
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether its codec must know which images of the store it is given."""
+        return self.kind == "image_selection"
 
     @property
     def label(self) -> str:
@@ -83,6 +89,24 @@ _ENTRIES = (
         marker="v",
         kind="selection",
         source=f"{_HERE}.selection:furthest_token",
+    ),
+    Baseline(
+        name="uniform",
+        title="uniform",
+        meaning="the token at the centre of each window",
+        color="#882255",
+        marker="p",
+        kind="selection",
+        source=f"{_HERE}.selection:central_token",
+    ),
+    Baseline(
+        name="random",
+        title="random",
+        meaning="one random token of each window, always the same for an image",
+        color="#999933",
+        marker="*",
+        kind="image_selection",
+        source=f"{_HERE}.selection:random_token",
     ),
     Baseline(
         name="bilinear",
