@@ -16,8 +16,8 @@ from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation import heldout, probe, protocol, relations
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines.fitting import fitted_baselines
-from tokconv.evaluation.codecs import Codec
-from tokconv.evaluation.evaluator import Evaluator, Figures, codec_of
+from tokconv.evaluation.codecs import Codec, codec_of
+from tokconv.evaluation.evaluator import Evaluator, Figures
 from tokconv.evaluation.probe import linear_probe
 from tokconv.store.reader import TokenStore
 

@@ -20,7 +20,8 @@ from support.stores import write_store
 
 import tokconv
 from tokconv.errors import CheckpointError, ConfigError, StoreError
-from tokconv.evaluation.evaluator import Evaluator, codec_of
+from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.evaluator import Evaluator
 from tokconv.exports.artefact import load_compressor, load_decoder
 from tokconv.exports.dynamic.compressor import DynamicCompressor, load_dynamic, read_champions
 from tokconv.exports.dynamic.fit import DynamicReport, fit_dynamic, halves, measure

@@ -13,7 +13,8 @@ from support.stores import write_store
 import tokconv
 from tokconv.config.overrides import compose
 from tokconv.errors import CheckpointError, ConfigError, DivergedError
-from tokconv.evaluation.evaluator import Evaluator, codec_of
+from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.evaluator import Evaluator
 from tokconv.exports.artefact import export, load_decoder, read_config
 from tokconv.store.reader import TokenStore
 from tokconv.training import checkpoint as checkpoints

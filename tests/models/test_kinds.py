@@ -15,7 +15,8 @@ from tokconv.config.overrides import compose
 from tokconv.config.tree import Config
 from tokconv.errors import ConfigError
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.evaluator import Evaluator, codec_of
+from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.evaluator import Evaluator
 from tokconv.models.blocks import DepthwiseConv
 from tokconv.models.matryoshka import MatryoshkaCompressor
 from tokconv.models.progressive import stage_sizes

@@ -15,7 +15,7 @@ from tokconv.encoding.images import describe_tokens
 from tokconv.errors import CheckpointError, ConfigError
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines import registry as baselines
-from tokconv.evaluation.figures import TRAIN, shown_in
+from tokconv.evaluation.figures import TRAIN, Figure, shown_in
 from tokconv.evaluation.protocol import check_resumable, other_protocol
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
@@ -77,7 +77,7 @@ def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None,
         runtime = LocalRuntime(
             run_dir,
             device=device,
-            on_report=lambda figures, _: line.message(_epoch_row(figures)),
+            on_report=lambda figures, _: line.message(_epoch_row(figures, measured)),
             on_progress=progress,
             resume=resume,
         )
@@ -119,7 +119,8 @@ def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:
     print(f"{run_dir}: finished already, nothing is left to train")
     if difference := other_protocol(state):
         print(f"note: {difference}")
-    print(f"\n{_table_head(state['baselines'])}\n{_epoch_row(state['history'][-1])}\n{_next_step(run_dir)}")
+    last = _epoch_row(state["history"][-1], state["baselines"])
+    print(f"\n{_table_head(state['baselines'])}\n{last}\n{_next_step(run_dir)}")
 
 
 def _next_step(run_dir: Path) -> str:
@@ -138,16 +139,21 @@ def _legend(like: Metrics) -> str:
 
 def _table_head(measured: Mapping[str, Metrics]) -> str:
     """Return the header and the rows of the baselines that stand above the epochs."""
-    rows = [_row(baseline.title, measured[baseline.name]) for baseline in baselines.shown_in(TRAIN)]
-    titles = (figure.title.rjust(12) for figure in shown_in(TRAIN) if figure.name in measured["pooling"])
+    rows = [_row(baseline.title, measured[baseline.name], measured) for baseline in baselines.shown_in(TRAIN)]
+    titles = (figure.title.rjust(12) for figure in _columns(measured))
     return "\n".join([f"{'':<14}{''.join(titles)}", *rows])
 
 
-def _row(title: str, figures: Metrics) -> str:
-    cells = (figure.text(figures[figure.name]).rjust(12) for figure in shown_in(TRAIN) if figure.name in figures)
-    return f"{title:<14}{''.join(cells)}"
+def _row(title: str, figures: Metrics, measured: Mapping[str, Metrics]) -> str:
+    cells = (figure.text(figures.get(figure.name)).rjust(12) for figure in _columns(measured))
+    return f"{title:<14}{''.join(cells)}".rstrip()
 
 
-def _epoch_row(figures: Metrics) -> str:
+def _columns(measured: Mapping[str, Metrics]) -> list[Figure]:
+    """Return the figures that the baselines have; an epoch lacks those that only the last one has."""
+    return [figure for figure in shown_in(TRAIN) if figure.name in measured["pooling"]]
+
+
+def _epoch_row(figures: Metrics, measured: Mapping[str, Metrics]) -> str:
     epochs = f"{figures['epochs']:.0f}"
-    return _row(f"epoch {figures['epoch']:{len(epochs)}.0f}/{epochs}", figures)
+    return _row(f"epoch {figures['epoch']:{len(epochs)}.0f}/{epochs}", figures, measured)

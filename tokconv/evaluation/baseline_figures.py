@@ -48,7 +48,7 @@ def _check_rows(rows: Rows) -> None:
 
 def _measure(store: TokenStore, output_grid: int) -> dict[str, Figures]:
     evaluator, fitted = Evaluator(store, output_grid), fitted_baselines(store, output_grid)
-    measured = {name: evaluator.evaluate(codec) for name, codec in fitted.codecs.items()}
+    measured = {name: evaluator.evaluate(codec, full=True) for name, codec in fitted.codecs.items()}
     for baseline in of_kind("pca"):
         measured[baseline.name][SHORTFALL] = fitted.pca_shortfall
     return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}

@@ -31,6 +31,10 @@ class TokenDistances:
         """Return the figures of the compressed tokens of all images."""
         return self._of(self._compared.values)
 
+    def pairs(self, num_cells: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return one real token per window and the compressed one, both [n, C], and the image [n] they are of."""
+        return self.sample.one_per_window, self._compared.values, self.sample.compared // num_cells
+
     def real_figures(self) -> dict[str, float]:
         """Return what one real token per window gets: the floors."""
         return {f"{name}_floor": value for name, value in self._of(self.sample.one_per_window).items()}

@@ -2,28 +2,33 @@
 
 Critic-free on purpose: a critic's own distance changes its ruler with lambda_gp and n_critic. Sizes and seeds are in
 `tokconv.evaluation.protocol`. Each group of figures is computed in a module of its own: `metrics/fidelity.py`,
-`distances.py`, `relations.py` and `readers.py`.
+`distances.py`, `relations.py`, `readers.py` and `likeness.py`.
+
+There are two tiers. The cheap figures exist after every epoch. The full ones add those that train networks on
+compressed tokens of training images, the two-sample tests and the adapted reader: trials have them after their last
+epoch, confirmations and baselines always.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tokconv.errors import ConfigError
 from tokconv.evaluation import heldout, protocol
-from tokconv.evaluation.codecs import Codec, ImageCodec, run_codec
+from tokconv.evaluation.codecs import Codec, ImageCodec, compress_only, run_codec
 from tokconv.evaluation.distances import TokenDistances
 from tokconv.evaluation.heldout import Batch
+from tokconv.evaluation.likeness import TokenLikeness, compared_images, enough_images, quick_auc
 from tokconv.evaluation.metrics.fidelity import Fidelity
 from tokconv.evaluation.metrics.mmd import MmdReference
 from tokconv.evaluation.probe import FIT_VERSION
 from tokconv.evaluation.readers import ReaderAccuracy, count_labelled
 from tokconv.evaluation.relations import ImageRelations
-from tokconv.models.compressor import Compressor
-from tokconv.models.decoder import Decoder
+from tokconv.evaluation.two_sample import Sides
 from tokconv.models.windows import Windows, compression_ratio
 from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
@@ -31,20 +36,11 @@ from tokconv.store.reader import TokenStore
 Figures = dict[str, float]
 
 
-def codec_of(compressor: Compressor, decoder: Decoder) -> Codec:
-    """Return a compressor and its decoder as one codec; they are in eval mode while it runs."""
+class Measure(Protocol):
+    """What collects batches of the held-out images, in their order."""
 
-    def run(tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        training = compressor.training, decoder.training
-        compressor.eval()
-        decoder.eval()
-        compressed = compressor(tokens_BNC)
-        reconstructed = decoder(compressed)
-        compressor.train(training[0])
-        decoder.train(training[1])
-        return compressed, reconstructed
-
-    return run
+    def add(self, batch: Batch) -> None:
+        """Add the next images."""
 
 
 class Evaluator:
@@ -72,7 +68,13 @@ class Evaluator:
         related = len(self.indices) >= protocol.MIN_NEIGHBOUR_IMAGES
         self.relations = ImageRelations(store, self.indices, self.device) if related else None
         labelled = count_labelled(store, self.indices)
-        self.readers = ReaderAccuracy(store, labelled, self.windows, self.device) if labelled else None
+        self.readers = ReaderAccuracy(store, self.indices, labelled, self.windows, self.device) if labelled else None
+        self.learned_from, compared = compared_images(store, self.indices, self.windows.num_cells)
+        self.likeness = (
+            TokenLikeness(store, self.windows, self.learned_from, compared, self.device)
+            if enough_images(store)
+            else None
+        )
         # What does not depend on a codec: the scale of the discrepancy ("mmd"), what real tokens get ("figures"), and
         # the probe's accuracy on real images ("probe").
         real = computed_once(
@@ -88,39 +90,68 @@ class Evaluator:
         self.distances = TokenDistances(self.sample, mmd)
 
     @torch.no_grad()
-    def evaluate(self, codec: Codec | ImageCodec) -> Figures:
+    def evaluate(self, codec: Codec | ImageCodec, *, full: bool = False) -> Figures:
         """Return the figures of a codec by name ("val/fvu" etc.); `tokconv.evaluation.figures` describes them.
+
+        Args:
+            full: also the figures that train networks: two-sample tests and the adapted reader.
 
         Raises:
             ConfigError: the codec does not return k * k tokens per image.
         """
+        wanted = full and (self.likeness is not None or self.readers is not None)
+        learned = self._compress_training(codec) if wanted else None
         fidelity = Fidelity(self.store.mean)
-        measures = [measure for measure in (self.distances, self.relations, self.readers) if measure is not None]
-        for measure in measures:
-            measure.start()
+        collected = self.likeness.collect() if self.likeness is not None and full else None
+        self.distances.start()
+        measures: list[Measure] = [self.distances, *([] if collected is None else [collected])]
+        if self.relations is not None:
+            self.relations.start()
+            measures.append(self.relations)
+        if self.readers is not None:
+            self.readers.start(None if learned is None else self.readers.adapt(self.learned_from, learned))
+            measures.append(self.readers)
         for batch in self._batches(codec):
             fidelity.update(batch.reconstructed, batch.tokens)
             for measure in measures:
                 measure.add(batch)
+        figures = {**fidelity.figures(), **self.distances.figures()}
+        if self.likeness is not None:
+            figures["val/auc_token_quick"] = quick_auc(*self.distances.pairs(self.windows.num_cells))
+        if collected is not None and learned is not None and self.likeness is not None:
+            figures |= self.likeness.figures(Sides(learned, collected.values))
         return {
-            **fidelity.figures(),
-            **self.distances.figures(),
+            **figures,
             "compression_ratio": compression_ratio(self.store.token_grid, self.output_grid),
             **self.real,
             **(self.relations.figures() if self.relations is not None else {}),
             **(self.readers.figures(self.probe_full) if self.readers is not None else {}),
         }
 
+    def _compress_training(self, codec: Codec | ImageCodec) -> Tensor:
+        """Return the standardised compressed tokens [n, K, C] of the training images that networks learn from."""
+        cells = torch.empty(len(self.learned_from), self.windows.num_cells, self.store.dim, device=self.device)
+        batches, done = self.learned_from.split(heldout.BATCH), 0
+        for images, tokens in zip(batches, self.store.batches(batches), strict=True):
+            compressed = compress_only(codec, tokens.to(self.device), images)
+            self._check_cells(compressed)
+            cells[done : done + len(images)] = self.store.standardise(compressed)
+            done += len(images)
+        return cells
+
+    def _check_cells(self, compressed: Tensor) -> None:
+        if compressed.shape[1] != self.windows.num_cells:
+            raise ConfigError(
+                f"a codec evaluated at {self.output_grid} x {self.output_grid} must return "
+                f"{self.windows.num_cells} tokens per image, not {compressed.shape[1]}"
+            )
+
     def _batches(self, codec: Codec | ImageCodec) -> Iterator[Batch]:
         batches = self.indices.split(heldout.BATCH)
         for images, read_tokens in zip(batches, self.store.batches(batches), strict=True):
             tokens = read_tokens.to(self.device)
-            compressed, reconstructed = (part.float() for part in run_codec(codec, tokens, images))
-            if compressed.shape[1] != self.windows.num_cells:
-                raise ConfigError(
-                    f"a codec evaluated at {self.output_grid} x {self.output_grid} must return "
-                    f"{self.windows.num_cells} tokens per image, not {compressed.shape[1]}"
-                )
+            compressed, reconstructed = run_codec(codec, tokens, images)
+            self._check_cells(compressed)
             standardise = self.store.standardise
             yield Batch(images, tokens, reconstructed, standardise(compressed), standardise(reconstructed))
 
@@ -131,7 +162,9 @@ class Evaluator:
         if self.relations is not None:
             figures |= self.relations.real_figures()
         if self.readers is not None:
-            probe["full"], figures["val/reader_sampled"] = self.readers.real_accuracies(self.indices, self.sample.cells)
+            accuracies = self.readers.real_accuracies(self.indices, self.sample.cells)
+            probe["full"] = accuracies.pop("full")
+            figures |= {f"val/{name}_sampled": accuracy for name, accuracy in accuracies.items()}
         scale = {} if mmd is None else {"median": mmd.median, "within": mmd.within}
         return {"mmd": scale, "figures": figures, "probe": probe}
 

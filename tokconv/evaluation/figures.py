@@ -13,8 +13,9 @@ from dataclasses import dataclass
 EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE = "evaluate", "card", "train", "sweep", "trials", "mlflow", "note"
 """Places that show figures: `tokconv evaluate`, the model card, `tokconv train`, the result table of a sweep, the table
 of all trials on its page, the columns of MLflow's runs, and the description of an MLflow run."""
-LABELS, NEIGHBOURS = "labels", "neighbours"
-"""What a figure requires of its store: images with labels, or enough images to have neighbours."""
+LABELS, NEIGHBOURS, SAMPLES = "labels", "neighbours", "samples"
+"""What a figure requires of its store: images with labels, enough held-out images to have neighbours, or enough
+training and held-out images for two-sample tests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,9 @@ class Figure:
         floor: the name of the figure that real tokens get in its place, the level to reach; "" if there is none.
         places: where it is shown.
         objective: whether a sweep may optimise it, or set a target for it.
-        needs: `LABELS`, `NEIGHBOURS`, or "" if it exists for every store.
+        needs: `LABELS`, `NEIGHBOURS`, `SAMPLES`, or "" if it exists for every store.
+        every_epoch: whether trials have it after every epoch; the others exist after the last one only, because they
+            train networks.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Figure:
     places: tuple[str, ...] = ()
     objective: bool = True
     needs: str = ""
+    every_epoch: bool = True
 
     @property
     def explanation(self) -> str:
@@ -99,6 +103,81 @@ _ENTRIES = (
         unit="standard deviations of the tokens",
         places=(CARD, NOTE),
         objective=False,
+    ),
+    Figure(
+        name="val/auc_token",
+        title="AUC token",
+        meaning="AUC of a fresh classifier of single tokens, compressed against real: 0.5 cannot tell, 1 always can",
+        lower_is_better=True,
+        form=".3f",
+        floor="val/auc_token_floor",
+        places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
+        needs=SAMPLES,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/auc_token_floor",
+        title="AUC token floor",
+        meaning="the same AUC between two samples of real tokens: 0.5 on average",
+        lower_is_better=True,
+        form=".3f",
+        places=(CARD,),
+        objective=False,
+        needs=SAMPLES,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/auc_token_white",
+        title="AUC white",
+        meaning="the same AUC on whitened tokens, where directions of small variance count as much",
+        lower_is_better=True,
+        form=".3f",
+        floor="val/auc_token_white_floor",
+        places=(EVALUATE, CARD, TRAIN, MLFLOW),
+        needs=SAMPLES,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/auc_token_white_floor",
+        title="AUC white floor",
+        meaning="the same AUC between two samples of real tokens: 0.5 on average",
+        lower_is_better=True,
+        form=".3f",
+        places=(CARD,),
+        objective=False,
+        needs=SAMPLES,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/auc_grid",
+        title="AUC grid",
+        meaning="AUC of a fresh classifier of whole k x k grids, compressed against real",
+        lower_is_better=True,
+        form=".3f",
+        floor="val/auc_grid_floor",
+        places=(EVALUATE, CARD, TRAIN, MLFLOW),
+        needs=SAMPLES,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/auc_grid_floor",
+        title="AUC grid floor",
+        meaning="the same AUC between two samples of real tokens: 0.5 on average",
+        lower_is_better=True,
+        form=".3f",
+        places=(CARD,),
+        objective=False,
+        needs=SAMPLES,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/auc_token_quick",
+        title="AUC quick",
+        meaning="AUC of a smaller classifier of single tokens that learns on half of the held-out images",
+        lower_is_better=True,
+        form=".3f",
+        places=(CARD,),
+        needs=SAMPLES,
     ),
     Figure(
         name="val/mmd",
@@ -195,26 +274,75 @@ _ENTRIES = (
     Figure(
         name="val/reader_accuracy",
         title="reader",
-        meaning="accuracy of the same probe, not retrained, on compressed tokens",
+        meaning="accuracy on compressed tokens of an attention reader that was trained on real tokens",
         lower_is_better=False,
         form=".1%",
         floor="val/reader_sampled",
-        places=(EVALUATE, CARD),
+        places=(EVALUATE, CARD, SWEEP),
         needs=LABELS,
     ),
     Figure(
         name="val/reader_kept",
         title="reader kept",
-        meaning="the reader's accuracy as a share of the probe's accuracy on real tokens",
+        meaning="the attention reader's accuracy as a share of its accuracy on all real tokens",
         lower_is_better=False,
         form=".1%",
-        places=(CARD, MLFLOW),
+        places=(EVALUATE, CARD, TRAIN, MLFLOW),
         needs=LABELS,
     ),
     Figure(
         name="val/reader_sampled",
         title="reader of samples",
-        meaning="accuracy of the reader on one real token per window",
+        meaning="accuracy of the attention reader on one real token per window",
+        lower_is_better=False,
+        form=".1%",
+        places=(CARD,),
+        objective=False,
+        needs=LABELS,
+    ),
+    Figure(
+        name="val/adapted_accuracy",
+        title="adapted",
+        meaning="accuracy of the same reader trained on compressed tokens",
+        lower_is_better=False,
+        form=".1%",
+        places=(EVALUATE, CARD, SWEEP),
+        needs=LABELS,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/adapted_kept",
+        title="adapted kept",
+        meaning="the adapted reader's accuracy as a share of the frozen reader's on all real tokens",
+        lower_is_better=False,
+        form=".1%",
+        places=(CARD, TRAIN, MLFLOW),
+        needs=LABELS,
+        every_epoch=False,
+    ),
+    Figure(
+        name="val/linear_reader_accuracy",
+        title="linear reader",
+        meaning="accuracy of the probe, not retrained, on compressed tokens",
+        lower_is_better=False,
+        form=".1%",
+        floor="val/linear_reader_sampled",
+        places=(EVALUATE, CARD),
+        needs=LABELS,
+    ),
+    Figure(
+        name="val/linear_reader_kept",
+        title="linear kept",
+        meaning="the linear reader's accuracy as a share of the probe's accuracy on real tokens",
+        lower_is_better=False,
+        form=".1%",
+        places=(CARD,),
+        needs=LABELS,
+    ),
+    Figure(
+        name="val/linear_reader_sampled",
+        title="linear reader of samples",
+        meaning="accuracy of the linear reader on one real token per window",
         lower_is_better=False,
         form=".1%",
         places=(CARD,),

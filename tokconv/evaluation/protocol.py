@@ -5,6 +5,8 @@ comparable, and nothing compares them without a note.
 
     1  fvu, cosines, swd, probe
     2  also mmd, knn_overlap, cka, reader; the tokens that swd compares are drawn for all images at once
+    3  also auc_token, auc_token_white, auc_grid, auc_token_quick, adapted; reader is an attention reader, and the
+       linear reader of protocol 2 is linear_reader
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 from tokconv.errors import CheckpointError
 from tokconv.evaluation.figures import JUDGED_ON
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_IMAGES = 2048
 """Held-out images that are evaluated."""
 MAX_TOKENS = 8192
@@ -30,6 +32,12 @@ NEIGHBOURS = 10
 MIN_NEIGHBOUR_IMAGES = 12
 """With fewer held-out images there are no figures of neighbours and of alignment: among 11 images each one is among the
 10 nearest of every other."""
+MIN_TEST_IMAGES = 12
+"""With fewer training or held-out images there are no two-sample tests: a classifier of so few learns their images."""
+MAX_TEST_IMAGES = 1536
+"""Training images, and held-out images, whose compressed tokens the two-sample tests and the adapted reader see."""
+MAX_TEST_VALUES = 2**26
+"""Their largest number of values, images * K * C; it bounds the memory: 268 MB in float32 a sample."""
 SEED = 20_001
 
 

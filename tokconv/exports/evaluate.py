@@ -9,7 +9,8 @@ from typing import Any
 from tokconv.encoding.job import STORES
 from tokconv.errors import CheckpointError, ConfigError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.evaluator import Evaluator, add_gain, codec_of
+from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.evaluator import Evaluator, add_gain
 from tokconv.exports.artefact import load_compressor, load_decoder
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
@@ -67,7 +68,8 @@ def evaluate(
         )
     grid = compressor.output_grid_size
     pooling = baseline_figures(store, grid)["pooling"]
-    figures = Evaluator(store, grid, place).evaluate(codec_of(compressor.to(place), decoder.to(place)))
+    codec = codec_of(compressor.to(place), decoder.to(place))
+    figures = Evaluator(store, grid, place).evaluate(codec, full=True)
     return add_gain(figures, pooling)
 
 

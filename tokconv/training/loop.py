@@ -23,7 +23,8 @@ from torch import Tensor
 from tokconv.config.tree import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain, codec_of
+from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
@@ -84,7 +85,7 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
     for epoch in range(len(history), epochs):
         figures = _train_epoch(trainer, batches, epoch, runtime)
         # The others wait for rank 0's figures: a run that ends must end on all of them.
-        figures = workers.broadcast(figures if held_out is None else figures | held_out())
+        figures = workers.broadcast(figures if held_out is None else figures | held_out(full=epoch + 1 == epochs))
         _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
         history.append(figures)
         if held_out is not None:
@@ -171,11 +172,11 @@ class _HeldOutFigures:
         self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
         self.baselines = baseline_figures(store, self.grid)
 
-    def __call__(self) -> Figures:
+    def __call__(self, *, full: bool) -> Figures:
         found = {}
         for grid, evaluator in self.evaluators.items():
             select_grid(*self.networks, grid)
-            found[grid] = evaluator.evaluate(codec_of(*self.networks))
+            found[grid] = evaluator.evaluate(codec_of(*self.networks), full=full and grid == self.grid)
         select_grid(*self.networks, self.grid)
         figures = add_gain(found.pop(self.grid), self.baselines["pooling"])
         for grid, others in found.items():

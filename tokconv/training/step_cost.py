@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tokconv.config.tree import Config
-from tokconv.evaluation.evaluator import Evaluator, codec_of
+from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.evaluator import Evaluator
 from tokconv.store.reader import TokenStore
 from tokconv.training.networks import TokenShape
 from tokconv.training.step import Trainer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tokconv.errors import SpecError, SweepError
-from tokconv.evaluation.figures import FIGURES, LABELS, NEIGHBOURS
-from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, other_protocol
+from tokconv.evaluation.figures import FIGURES, LABELS, NEIGHBOURS, SAMPLES
+from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, MIN_TEST_IMAGES, other_protocol
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import read_events
 from tokconv.sweep.record.layout import SweepDirectory
@@ -26,6 +26,11 @@ def check_figures(spec: Spec, store: TokenStore) -> None:
             raise SpecError(
                 f"{name}: needs {MIN_NEIGHBOUR_IMAGES} held-out images, and {store.path} has {images}; judge by "
                 "val/fvu and val/swd, or encode more images"
+            )
+        if FIGURES[name].needs == SAMPLES and min(images, len(store.train_indices)) < MIN_TEST_IMAGES:
+            raise SpecError(
+                f"{name}: needs {MIN_TEST_IMAGES} training and {MIN_TEST_IMAGES} held-out images, and {store.path} has "
+                f"{len(store.train_indices)} and {images}; judge by val/fvu and val/swd, or encode more images"
             )
 
 
