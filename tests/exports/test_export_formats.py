@@ -26,7 +26,7 @@ from tokconv.models.registry import build_compressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of onnxscript's own internals
 KINDS = {
-    "residual": {},
+    "residual": {"whiten": True},
     "conv": {"padding": "partial"},
     "matryoshka": {"grids": (3, 4)},
 }
@@ -41,6 +41,9 @@ def small(kind: str) -> Compressor:
     compressor = build_compressor(kind, token_grid=7, dim=8, output_grid_size=3, hidden_dim=8, **KINDS[kind])
     for parameter in compressor.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
+    for name, buffer in compressor.named_buffers():
+        if name == "colour.matrix":
+            torch.nn.init.normal_(buffer, std=0.5)
     return compressor.eval()
 
 

@@ -51,10 +51,14 @@ def plain_step(
     lambda_gp: float,
     ae: float = 1.0,
     wgan: float = 1.0,
+    balanced: bool = False,
     grad_clip: float | None = None,
     waste: Waste = Waste(),
 ) -> dict[str, float]:
-    """Take one WGAN-GP step, critic updates first (Gulrajani et al. 2017, algorithm 1), and return its losses."""
+    """Take one WGAN-GP step, critic updates first (Gulrajani et al. 2017, algorithm 1), and return its losses.
+
+    Balanced, the weight of the adversarial loss is relative to the reconstruction, by two more backward passes.
+    """
     if not (waste.compress_again and waste.decode_again):
         compressed = networks.compress(tokens_BNC)
         reconstructed = networks.decode(compressed)
@@ -82,6 +86,9 @@ def plain_step(
     draw()
     networks.critic.requires_grad_(waste.critic_gradients)
     reconstruction, adversarial = F.mse_loss(reconstructed, tokens_BNC), -networks.critic(compressed).mean()
+    if balanced:
+        slopes = [torch.autograd.grad(loss, compressed, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
+        wgan *= float(ae * slopes[0].norm() / slopes[1].norm())
     networks.generator_optimizer.zero_grad()
     (ae * reconstruction + wgan * adversarial).backward()
     networks.critic.requires_grad_(True)

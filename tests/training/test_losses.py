@@ -14,7 +14,13 @@ from tokconv.config.overrides import compose
 from tokconv.errors import ConfigError
 from tokconv.models.critic import GridCritic
 from tokconv.models.windows import Windows
-from tokconv.training.losses.adversarial import adversarial_loss, critic_loss, gradient_penalty, zero_centered_penalty
+from tokconv.training.losses.adversarial import (
+    ADVERSARIES,
+    adversarial_loss,
+    critic_loss,
+    gradient_penalty,
+    zero_centered_penalty,
+)
 from tokconv.training.losses.distribution import distribution_loss, sinkhorn_loss, sliced_wasserstein_loss
 from tokconv.training.losses.reconstruction import (
     anchor_loss,
@@ -163,6 +169,30 @@ def test_r3gan_is_its_equation_and_both_sides_pull_apart() -> None:
     assert generator.item() == pytest.approx(torch.log1p(torch.exp(logits)).mean().item(), rel=1e-5)
 
 
+def test_logistic_and_hinge_are_their_equations() -> None:
+    critic, (real, fake, mix) = _critic().float(), _batch()
+    on_real, on_fake = critic(real), critic(fake)
+    terms = critic_loss(critic, real, fake, mix, 2.0, "logistic")
+    penalties = zero_centered_penalty(critic, real) + zero_centered_penalty(critic, fake)
+    plain = -on_real.sigmoid().log().mean() - (1 - on_fake.sigmoid()).log().mean()
+    assert terms.loss.item() == pytest.approx((plain + 2.0 / 2 * penalties).item(), rel=1e-5)
+    assert adversarial_loss(critic, fake, real, "logistic").item() == pytest.approx(
+        -on_fake.sigmoid().log().mean().item(), rel=1e-5
+    )
+    hinge = torch.stack([1 - on_real, 1 + on_fake]).clamp_min(0).mean(1).sum()
+    assert critic_loss(critic, real, fake, mix, 2.0, "hinge").loss.item() == pytest.approx(hinge.item(), rel=1e-5)
+    assert adversarial_loss(critic, fake, real, "hinge").item() == pytest.approx(-on_fake.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ADVERSARIES)
+def test_several_real_samples_count_as_their_mean(kind: str) -> None:
+    critic, (real, fake, mix) = _critic().float(), _batch()
+    other = torch.randn_like(real)
+    several = critic_loss(critic, torch.cat([real, other]), fake, mix, 0.0, kind).loss
+    single = [critic_loss(critic, one, fake, mix, 0.0, kind).loss for one in (real, other)]
+    assert several.item() == pytest.approx(sum(single).item() / 2, rel=1e-5)  # type: ignore[union-attr]
+
+
 def test_sliced_wasserstein_agrees_with_pot() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(200, 8, generator=generator), 1.3 * torch.randn(200, 8, generator=generator) + 0.2
@@ -239,14 +269,11 @@ def test_only_the_reconstruction_and_weighted_losses_are_computed_in_a_fixed_ord
         windows=Windows(4, 2),
         generator=torch.Generator(),
         workers=SINGLE_PROCESS,
-        adversarial=lambda: torch.tensor(3.0),
-        adversarial_share=0.25,
     )
-    weights = {"reconstruction": 0, "perceptual": 0.5, "anchor": 1, "distribution": 2, "adversarial": 0.25}
+    weights = {"reconstruction": 0, "perceptual": 0.5, "anchor": 1, "distribution": 2}
     assert {term.name: term.weight for term in terms} == weights
     assert [term.name for term in terms] == list(weights)
     assert float(terms[0].function()) == 0
-    assert float(terms[-1].function()) == 3
 
 
 @pytest.mark.parametrize(

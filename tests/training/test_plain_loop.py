@@ -27,7 +27,7 @@ def make_trainer(store: TokenStore, *overrides: str) -> Trainer:
 
 
 @pytest.mark.parametrize("waste", [Waste(), Waste(False, False, False, False)], ids=["wasteful", "thrifty"])
-@pytest.mark.parametrize("overrides", [[], ["loss.weights.wgan=0.1"], ["model.critic.kind=token"]], ids=" ".join)
+@pytest.mark.parametrize("overrides", [[], ["loss.weights.wgan=0.1"], ["loss.wgan.balance=none"]], ids=" ".join)
 def test_every_loss_of_every_step_equals_the_plain_one(tmp_path: Path, waste: Waste, overrides: list[str]) -> None:
     store = write_store(tmp_path / "store")
     trainer, other = make_trainer(store, *overrides), make_trainer(store, *overrides)
@@ -53,6 +53,7 @@ def test_every_loss_of_every_step_equals_the_plain_one(tmp_path: Path, waste: Wa
             n_critic=config.training.n_critic,
             lambda_gp=config.loss.wgan.lambda_gp,
             wgan=config.loss.weights.wgan,
+            balanced=config.loss.wgan.balance == "gradient",
             grad_clip=config.training.grad_clip,
             waste=waste,
         )

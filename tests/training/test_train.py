@@ -53,9 +53,21 @@ def _stop_after(epoch: int) -> Any:
     return on_report
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["loss.wgan.kind=logistic", "model.critic.kind=both", "training.ema=0.9", "loss.wgan.real_draws=2",
+         "loss.wgan.start=0.3", "model.critic.whiten=0.7", "model.compressor.whiten=true"],
+        ["loss.wgan.kind=hinge", "model.critic.kind=token", "training.ema=0.99", "model.compressor.kind=matryoshka",
+         "model.compressor.grids=2-3", "loss.weights.distribution=0.5"],
+    ],
+    ids=["default", "both", "hinge"],
+)  # fmt: skip
 def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
-    store: TokenStore, config: Config, tmp_path: Path
+    store: TokenStore, tmp_path: Path, overrides: list[str]
 ) -> None:
+    config = compose([*SMALL, *overrides])
     whole = run_trial(config, store, LocalRuntime(tmp_path / "whole", device="cpu"))
     with pytest.raises(_InterruptedError):
         run_trial(config, store, LocalRuntime(tmp_path / "parts", device="cpu", on_report=_stop_after(2)))

@@ -29,6 +29,11 @@ CASES = {
     "autoencoder": ["loss.weights.wgan=0"],
     "wgan_gp": ["loss.weights.wgan=0.05"],
     "wgan_sn": ["loss.weights.wgan=0.05", "loss.wgan.kind=wgan_sn"],
+    "logistic": ["loss.wgan.kind=logistic", "loss.wgan.lambda_gp=0.1", "model.critic.kind=token",
+                 "loss.wgan.real_draws=2", "training.ema=0.9", "training.batch_size=32"],
+    "both": ["loss.wgan.kind=hinge", "model.critic.kind=both", "model.critic.whiten=0.5", "loss.weights.anchor=0.3",
+             "model.compressor.whiten=true", "model.autoencoder.whiten=true", "loss.wgan.start=0.3"],
+    "published": ["loss.wgan.balance=none", "loss.weights.wgan=0.05", "training.critic_schedule=linear"],
     "r3gan": ["loss.weights.wgan=0.05", "loss.wgan.kind=r3gan", "loss.wgan.lambda_gp=1"],
     "swd": ["loss.weights.wgan=0", "loss.weights.distribution=1"],
     "sinkhorn": ["loss.weights.wgan=0", "loss.weights.distribution=1", "loss.distribution=sinkhorn",
@@ -87,7 +92,7 @@ def _single(name: str, store: TokenStore, directory: Path, *, resume: bool = Fal
     return run_trial(config, store, LocalRuntime(directory, device="cpu", resume=resume)).history
 
 
-UNDETERMINED = ("train/images_per_second", "train/adversarial")
+UNDETERMINED = ("train/images_per_second", "train/adversarial", "train/adversarial_token", "train/adversarial_grid")
 """A critic is determined up to a constant: a bias that shifts all scores alike has a gradient of zero, and Adam turns
 its rounding errors into steps. Only differences of scores matter to training, and those are compared."""
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from tokconv.config.checks import check_key, validate
-from tokconv.config.tree import GROUPS, KEYS, Config, flatten
+from tokconv.config.tree import GROUPS, KEYS, Config, flatten, to_dict
 from tokconv.errors import ConfigError, first_line, suggest
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -31,6 +31,9 @@ OLD_NAMES: dict[str, tuple[str, Mapping[Any, Any]]] = {
     "model.autoencoder.use_attention": ("model.autoencoder.kind", {True: "attention", False: "conv"}),
 }
 """Published key -> its current name and what its values mean now."""
+
+BEFORE: Mapping[str, Any] = {"loss.wgan.balance": "none", "training.critic_schedule": "linear"}
+"""Key -> what a config that was saved before it existed did; other new keys are off by default, as before them."""
 
 # Hydra's parser does not catch these: numbers of more than 4,300 digits, an unfinished interpolation, deep nesting.
 _PARSER_ERRORS = (HydraException, ValueError, IndexError, RecursionError)
@@ -94,9 +97,14 @@ def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 def from_dict(tree: Mapping[str, Any]) -> Config:
     """Return the config of a dictionary from `tokconv.config.tree.to_dict`, checked like overrides.
 
-    Values are taken literally. Raises ConfigError.
+    Values are taken literally; for keys that it lacks see `saved_values`. Raises ConfigError.
     """
-    return with_values(Config(), flatten(tree))
+    return with_values(Config(), {**BEFORE, **flatten(tree)})
+
+
+def saved_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every dotted key of a saved config, also those that did not exist when it was saved, unchecked."""
+    return {**flatten(to_dict(Config())), **BEFORE, **flatten(tree)}
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

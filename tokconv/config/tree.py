@@ -61,6 +61,9 @@ class CompressorConfig:
     """Norm inside the blocks."""
     padding: str = key("zeros", one_of("zeros", "partial"))
     """What convolutions see beyond the border: zeros, or partial (only existing tokens count)."""
+    whiten: bool = False
+    """true: the branch writes in whitened coordinates, so that it learns directions of little variance as fast as
+    others."""
     grids: str = "4-6-8-12"
     """The grids that a matryoshka compressor serves; its figures are those of output_grid_size, one of them."""
 
@@ -80,19 +83,24 @@ class AutoencoderConfig:
     """Heads of the attention; hidden_dim must be a multiple of it."""
     padding: str = key("zeros", one_of("zeros", "partial"))
     """The same as model.compressor.padding."""
+    whiten: bool = False
+    """true: the branch or the attention reads whitened compressed tokens."""
 
 
 @dataclass(kw_only=True)
 class CriticConfig:
     """The critic on k x k tokens."""
 
-    kind: str = key("grid", one_of("grid", "token", "multiscale"))
+    kind: str = key("grid", one_of("grid", "token", "multiscale", "both"))
     """grid: convolutions over the k x k grid; token: an MLP on every token alone; multiscale: grid critics on the grid
-    and on two coarser ones."""
+    and on two coarser ones; both: a token and a grid critic at once, each with half of the weight."""
     num_layers: int = key(2, at_least(0))
     """Blocks."""
     hidden_dim: int = key(128, at_least(1))
     """Width."""
+    whiten: float = key(0.0, Bound("must be from 0 to 1", low=0, high=1))
+    """How far the tokens that it sees are whitened by the covariance of real tokens: 0 not at all, 1 in full, so that
+    directions of little variance count as much as others."""
 
 
 @dataclass(kw_only=True)
@@ -107,11 +115,17 @@ class ModelConfig:
 class WganConfig:
     """The adversarial loss."""
 
-    kind: str = key("wgan_gp", one_of("wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan"))
-    """wgan_gp (two-sided penalty), wgan_gp_one_sided, wgan_sn (spectral norm instead of a penalty), or r3gan
-    (relativistic, with zero-centred penalties)."""
+    kind: str = key("wgan_gp", one_of("wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan", "logistic", "hinge"))
+    """wgan_gp (two-sided penalty), wgan_gp_one_sided, wgan_sn (spectral norm instead of a penalty), r3gan
+    (relativistic, with zero-centred penalties), logistic (non-saturating, with zero-centred penalties), or hinge (with
+    spectral norm)."""
     lambda_gp: float = key(10.0, at_least(0))
-    """Weight of the gradient penalty; for r3gan that of R1 and R2 (its gamma)."""
+    """Weight of the gradient penalty; for r3gan and logistic that of R1 and R2 (their gamma, 0.1 for single tokens)."""
+    balance: str = key("gradient", one_of("gradient", "none"))
+    """gradient: loss.weights.wgan is relative to all other losses: 1 lets a critic pull on the compressed tokens as
+    hard as they do, at any grid, width and kind; none: it multiplies the loss itself, as published."""
+    real_draws: int = key(1, at_least(1))
+    """Real tokens of every window that a critic update sees."""
     start: float = key(0.0, Bound("must be from 0 to 0.5", low=0, high=0.5))
     """The adversarial loss is off for this share of the steps; then its weight rises to the full one over as many steps
     again. The critic itself learns from the first step on."""
@@ -157,12 +171,18 @@ class TrainingConfig:
     """Peak for compressor and decoder: it rises over the first tenth of the steps, then falls linearly to 2 %."""
     critic_learning_rate: float | None = key(None, above(0))
     """Peak for the critic; None is the learning rate."""
+    critic_schedule: str = key("constant", one_of("constant", "linear"))
+    """constant: the critic's learning rate stays at its peak after the first tenth of the steps; linear: it falls like
+    that of compressor and decoder."""
     n_critic: int = key(5, at_least(1))
     """Critic updates per generator update."""
     precision: str = key("auto", one_of(*PRECISIONS))
     """auto (bfloat16 autocast on CUDA, float32 elsewhere), float32 or bfloat16; the penalty is always float32."""
     grad_clip: float = key(1.0, above(0))
     """Largest norm of the generator's gradient."""
+    ema: float = key(0.0, Bound("must be from 0 to 0.99999", low=0, high=0.99999))
+    """Decay of the averaged weights of compressor and decoder that are evaluated and exported (0.999 averages about
+    1,000 steps); 0 takes the last ones."""
     seed: int = key(0, Bound(f"must be from 0 to {LARGEST_SEED}", low=0, high=LARGEST_SEED))
     """Fixes every random number: initial weights, order of the images, draws of a step."""
 

@@ -80,6 +80,28 @@ class ConvBlock(nn.Module):
         return grid_BHWC + self.narrow(F.gelu(self.widen(self.norm(mixed))))
 
 
+class ChannelMap(nn.Module):
+    """A fixed linear map of channels, tokens @ matrix: it is not trained, and is saved with the weights.
+
+    Args:
+        dim: C; the matrix [C, C] is the identity until it is filled or a state dict is loaded.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens @ self.matrix
+
+
+def channel_map(dim: int, wanted: bool) -> nn.Module:
+    """Return a `ChannelMap`, or the identity, which leaves nothing in a state dict."""
+    return ChannelMap(dim) if wanted else nn.Identity()
+
+
 def make_norm(norm: str, dim: int) -> nn.Module:
     """Return, for layer, a LayerNorm over the channels of a token; for none, the identity."""
     return nn.LayerNorm(dim) if norm == "layer" else nn.Identity()

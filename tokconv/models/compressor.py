@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokconv.models.blocks import ConvBlock, zeroed
+from tokconv.models.blocks import ConvBlock, channel_map, zeroed
 from tokconv.models.network import WindowNetwork, WindowProjection
 from tokconv.models.windows import to_grid, to_tokens
 
@@ -48,6 +48,8 @@ class ResidualCompressor(Compressor):
         hidden_dim: width of the branch.
         use_residual: false leaves the window projection alone, a linear compressor.
         norm, padding: of the blocks, see `ConvBlock`.
+        whiten: the branch writes in whitened coordinates: directions of little variance count as much as others in its
+            last layer, where they would otherwise be a small part of every update.
 
     Example:
         >>> ResidualCompressor(token_grid=24, dim=64, output_grid_size=6)(torch.zeros(2, 576, 64)).shape
@@ -67,9 +69,11 @@ class ResidualCompressor(Compressor):
         use_residual: bool = True,
         norm: str = "layer",
         padding: str = "zeros",
+        whiten: bool = False,
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size)
         window_dim = self.windows.window_size * dim
+        self.colour = channel_map(dim, whiten and use_residual)
         self.projection = WindowProjection(window_dim, dim)
         self.branch: Branch | None = None
         if use_residual:
@@ -79,7 +83,7 @@ class ResidualCompressor(Compressor):
     def compress(self, standardised_BNC: Tensor) -> Tensor:
         windows = self.windows.split(standardised_BNC).flatten(2)
         cells = self.projection(windows)
-        return cells if self.branch is None else cells + self.branch(windows)
+        return cells if self.branch is None else cells + self.colour(self.branch(windows))
 
 
 class Branch(nn.Module):

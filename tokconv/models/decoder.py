@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokconv.models.blocks import make_norm, zeroed
+from tokconv.models.blocks import channel_map, make_norm, zeroed
 from tokconv.models.compressor import Branch
 from tokconv.models.network import WindowNetwork, WindowProjection
 
@@ -39,7 +39,8 @@ class Decoder(WindowNetwork):
 class ConvDecoder(Decoder):
     """Transposed window projection + residual branch over the k x k grid that starts at zero.
 
-    Args: as `Decoder`, and num_layers, hidden_dim, norm, padding as `ResidualCompressor`.
+    Args: as `Decoder`, and num_layers, hidden_dim, norm, padding as `ResidualCompressor`, and
+        whiten: the branch reads whitened cells, in which directions of little variance are as large as others.
     """
 
     def __init__(
@@ -52,13 +53,15 @@ class ConvDecoder(Decoder):
         hidden_dim: int = 128,
         norm: str = "layer",
         padding: str = "zeros",
+        whiten: bool = False,
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size)
+        self.whiten = channel_map(dim, whiten)
         window_dim, cells = self.windows.window_size * dim, self.windows.num_cells
         self.branch = Branch(dim, hidden_dim, window_dim, cells, num_layers, norm=norm, padding=padding)
 
     def decode(self, standardised_BKC: Tensor) -> Tensor:
-        return self.unfold(self.projection(standardised_BKC) + self.branch(standardised_BKC))
+        return self.unfold(self.projection(standardised_BKC) + self.branch(self.whiten(standardised_BKC)))
 
 
 class AttentionDecoder(Decoder):
@@ -71,6 +74,7 @@ class AttentionDecoder(Decoder):
         num_layers: pairs of cross-attention and MLP.
         hidden_dim: width, a multiple of num_heads.
         num_heads: of the attention.
+        whiten: the attention reads whitened cells, see `ConvDecoder`.
     """
 
     def __init__(
@@ -83,8 +87,10 @@ class AttentionDecoder(Decoder):
         hidden_dim: int = 128,
         num_heads: int = 4,
         norm: str = "layer",
+        whiten: bool = False,
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size)
+        self.whiten = channel_map(dim, whiten)
         self.enter = nn.Linear(dim, hidden_dim)
         self.position = nn.Parameter(0.02 * torch.randn(self.windows.num_cells, hidden_dim))
         self.queries = nn.Parameter(0.02 * torch.randn(token_grid**2, hidden_dim))
@@ -92,7 +98,7 @@ class AttentionDecoder(Decoder):
         self.leave = zeroed(nn.Linear(hidden_dim, dim))
 
     def decode(self, standardised_BKC: Tensor) -> Tensor:
-        memory = self.enter(standardised_BKC) + self.position
+        memory = self.enter(self.whiten(standardised_BKC)) + self.position
         hidden = self.queries.expand(len(memory), -1, -1)
         for layer in self.layers:
             hidden = layer(hidden, memory)

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tokconv.models.blocks import ConvBlock, zeroed
+from tokconv.models.blocks import ConvBlock, channel_map, zeroed
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.network import WindowNetwork, WindowProjection, check_served
@@ -84,8 +84,10 @@ class MatryoshkaCompressor(ManyGrids, Compressor):
         hidden_dim: int = 128,
         norm: str = "layer",
         padding: str = "zeros",
+        whiten: bool = False,
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size, grids=grids)
+        self.colour = channel_map(dim, whiten)
         self.projections = nn.ModuleDict(
             {key: WindowProjection(own.window_size * dim, dim) for key, own in self.all_windows.items()}
         )
@@ -105,7 +107,7 @@ class MatryoshkaCompressor(ManyGrids, Compressor):
         hidden = to_tokens(self.blocks(to_grid(hidden)))
         cells = self.fold[key](self.folds[key].split(hidden).flatten(2))
         mixed = to_tokens(self.last(to_grid(cells)))
-        return self.projections[key](self.windows.split(standardised_BNC).flatten(2)) + self.leave(mixed)
+        return self.projections[key](self.windows.split(standardised_BNC).flatten(2)) + self.colour(self.leave(mixed))
 
 
 class MatryoshkaDecoder(ManyGrids, Decoder):
@@ -125,8 +127,10 @@ class MatryoshkaDecoder(ManyGrids, Decoder):
         hidden_dim: int = 128,
         norm: str = "layer",
         padding: str = "zeros",
+        whiten: bool = False,
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size, grids=grids)
+        self.whiten = channel_map(dim, whiten)
         # The base class made a projection for one grid; here every grid has its own.
         del self.projection
         self.projections = nn.ModuleDict(
@@ -145,7 +149,7 @@ class MatryoshkaDecoder(ManyGrids, Decoder):
     def decode(self, standardised_BKC: Tensor) -> Tensor:
         key = str(self.output_grid_size)
         folds = self.folds[key]
-        hidden = to_tokens(self.first(to_grid(self.enter(standardised_BKC))))
+        hidden = to_tokens(self.first(to_grid(self.enter(self.whiten(standardised_BKC)))))
         hidden = folds.join(self.unfolds[key](hidden).unflatten(2, (folds.window_size, -1))) + self.position
         hidden = to_tokens(self.blocks(to_grid(hidden)))
         fine = self.finest.join(self.leave(hidden).unflatten(2, (self.finest.window_size, -1)))

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from tokconv.models.blocks import ConvBlock, zeroed
+from tokconv.models.blocks import ConvBlock, channel_map, zeroed
 from tokconv.models.compressor import Compressor
 from tokconv.models.network import WindowProjection
 from tokconv.models.windows import Windows, to_grid, to_tokens
@@ -37,6 +37,7 @@ class ConvCompressor(Compressor):
             zero: training starts at the closed form. false keeps the stages alone, randomly initialised: the
             published design, for comparison.
         norm, padding: of the blocks, see `ConvBlock`.
+        whiten: the last stage writes in whitened coordinates, see `ResidualCompressor`.
 
     Example:
         >>> ConvCompressor(token_grid=24, dim=64, output_grid_size=7)(torch.zeros(2, 576, 64)).shape
@@ -54,8 +55,10 @@ class ConvCompressor(Compressor):
         use_residual: bool = True,
         norm: str = "layer",
         padding: str = "zeros",
+        whiten: bool = False,
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size)
+        self.colour = channel_map(dim, whiten)
         sizes = stage_sizes(token_grid, output_grid_size, max(1, num_layers))
         self.enter = nn.Linear(dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(token_grid**2, hidden_dim))
@@ -70,7 +73,7 @@ class ConvCompressor(Compressor):
         hidden = self.enter(standardised_BNC) + self.position
         for stage in self.stages:
             hidden = stage(hidden)
-        cells = self.leave(hidden)
+        cells = self.colour(self.leave(hidden))
         if self.projection is None:
             return cells
         return cells + self.projection(self.windows.split(standardised_BNC).flatten(2))

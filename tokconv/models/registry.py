@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tokconv.models.compressor import Compressor, ResidualCompressor
-from tokconv.models.critic import GridCritic, MultiScaleCritic, TokenCritic, with_spectral_norm
+from tokconv.models.critic import BothCritics, GridCritic, MultiScaleCritic, TokenCritic, with_spectral_norm
 from tokconv.models.decoder import AttentionDecoder, ConvDecoder, Decoder
 from tokconv.models.matryoshka import MatryoshkaCompressor, MatryoshkaDecoder
 from tokconv.models.progressive import ConvCompressor
@@ -24,7 +24,8 @@ DECODERS: Registry[type[Decoder]] = Registry(
     {"conv": ConvDecoder, "attention": AttentionDecoder, "linear": Decoder, "matryoshka": MatryoshkaDecoder},
 )
 CRITICS: Registry[type[nn.Module]] = Registry(
-    "model.critic.kind", {"grid": GridCritic, "token": TokenCritic, "multiscale": MultiScaleCritic}
+    "model.critic.kind",
+    {"grid": GridCritic, "token": TokenCritic, "multiscale": MultiScaleCritic, "both": BothCritics},
 )
 
 

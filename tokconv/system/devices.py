@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send a tensor from the CPU to a device without waiting for it: a training step sends several small ones."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """Send a tensor from the CPU to a device without waiting for it: a training step sends several small ones.
+
+    One that is there already (DDP moves what a module is given) is returned as it is.
+    """
+    wanted = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if wanted else tensor.to(device)
 
 
 def resolve_device(name: str | None) -> torch.device:

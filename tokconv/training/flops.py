@@ -67,7 +67,8 @@ def costs(config: Config, token_grid: int, dim: int, grids: Sequence[int]) -> It
             pair = {"compressor": owners[kind]} if kind in owners else {"compressor": "residual", "decoder": kind}
             yield _cost("decoder", kind, _with(config, grid, **pair), token_grid, dim)
         for kind in CRITICS:
-            critic = build_critic(**{**asdict(config.model.critic), "kind": kind}, dim=dim)
+            values = {**asdict(config.model.critic), "kind": kind, "whiten": config.model.critic.whiten > 0}
+            critic = build_critic(**values, dim=dim)
             yield Cost("critic", kind, grid, *count(critic, 1, grid**2, dim))
 
 

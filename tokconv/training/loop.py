@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokconv.config.overrides import saved_values
 from tokconv.config.tree import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
@@ -168,7 +169,7 @@ class _HeldOutFigures:
     """
 
     def __init__(self, trainer: Trainer, store: TokenStore) -> None:
-        self.networks, self.grid = (trainer.compressor, trainer.decoder), trainer.compressor.output_grid_size
+        self.networks, self.grid = trainer.judged, trainer.compressor.output_grid_size
         self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
         self.baselines = baseline_figures(store, self.grid)
 
@@ -216,7 +217,7 @@ def _resume(config: Config, store: TokenStore, runtime: Runtime, trainer: Traine
     if saved.state["store_fingerprint"] != store.fingerprint:
         raise CheckpointError(f"{path}: was trained on another token store than {store.path}")
     check_resumable(saved.state, path)
-    ours, theirs = flatten(to_dict(config)), flatten(saved.state["config"])
+    ours, theirs = flatten(to_dict(config)), saved_values(saved.state["config"])
     for key, value in ours.items():
         if not key.startswith("data.") and theirs.get(key) != value:
             raise CheckpointError(

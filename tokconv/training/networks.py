@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from tokconv.config.tree import Config, matryoshka_grids
 from tokconv.evaluation.baselines.fitting import fitted_baselines
-from tokconv.models.blocks import Standardise
+from tokconv.models.blocks import ChannelMap, Standardise
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.registry import COMPRESSORS, DECODERS, arguments, build_compressor, build_critic, build_decoder
+from tokconv.store.covariance import token_covariance, whitening
 from tokconv.store.reader import TokenStore
 from tokconv.training.losses.adversarial import ADVERSARIES
 
@@ -61,10 +62,12 @@ def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Comp
         compressor = build_compressor(**networks["compressor"])
         decoder = build_decoder(**networks["decoder"])
         spectral_norm = ADVERSARIES[config.loss.wgan.kind].spectral_norm
-        critic = build_critic(**asdict(config.model.critic), dim=store.dim, spectral_norm=spectral_norm)
+        chosen = asdict(config.model.critic) | {"whiten": config.model.critic.whiten > 0}
+        critic = build_critic(**chosen, dim=store.dim, spectral_norm=spectral_norm)
     for network in (compressor, decoder):
         network.standardise = Standardise(store.dim, store.mean, store.scale)
     if isinstance(store, TokenStore):
+        _fill_channel_maps(config, store, compressor, decoder, critic)
         for grid in compressor.grids:
             select_grid(compressor, decoder, grid)
             if compressor.projection is not None:
@@ -72,6 +75,19 @@ def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Comp
                 codecs[STARTS[config.model.compressor.init]].fill(compressor, decoder)
         select_grid(compressor, decoder, config.model.compressor.output_grid_size)
     return compressor, decoder, critic
+
+
+def _fill_channel_maps(config: Config, store: TokenStore, *networks: nn.Module) -> None:
+    """Set the coordinates in which branches write and read and critics see, from the covariance of real tokens."""
+    maps = [(name, found) for net in networks for name, found in net.named_modules() if isinstance(found, ChannelMap)]
+    if not maps:
+        return
+    covariance = token_covariance(store)
+    whiten, colour = whitening(covariance)
+    seen, _ = whitening(covariance, config.model.critic.whiten)
+    chosen = {"whiten": whiten, "colour": colour, "coordinates": seen}
+    for name, found in maps:
+        found.matrix.copy_(chosen[name.rpartition(".")[2]])
 
 
 def select_grid(compressor: Compressor, decoder: Decoder, output_grid_size: int) -> None:

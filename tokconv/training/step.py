@@ -1,6 +1,6 @@
 """The networks of a trial, their optimizers, and one training step.
 
-A step compresses its batch once: the critic is updated `n_critic` times on those compressed tokens, each time against
+A step compresses its batch once: the critics are updated `n_critic` times on those compressed tokens, each time against
 newly drawn real tokens and newly drawn mixes, then compressor and decoder are updated through the same graph.
 """
 
@@ -19,7 +19,8 @@ from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.network import WindowProjection
 from tokconv.store.reader import TokenStore
-from tokconv.training.losses.adversarial import CriticTerms, adversarial_loss, critic_loss
+from tokconv.training.adversary import Adversaries
+from tokconv.training.averaging import Averages
 from tokconv.training.losses.terms import loss_terms
 from tokconv.training.networks import TokenShape, build_networks, select_grid
 from tokconv.training.workers import SINGLE_PROCESS, Workers
@@ -39,28 +40,24 @@ class Autoencoder(nn.Module):
 
     leaves_unused: bool
     """Whether a step may leave parameters unused, such as those of the grids that were not drawn; DDP must know."""
+    is_pulled: bool
+    """Whether this step has critics."""
+    pull: Callable[[Tensor], Tensor] | None
+    """Called in the backward pass: the gradient that arrives at the compressed tokens -> the one that goes on to the
+    compressor."""
 
     def __init__(self, compressor: Compressor, decoder: Decoder) -> None:
         super().__init__()
         self.compressor, self.decoder = compressor, decoder
         self.leaves_unused = len(compressor.grids) > 1
+        self.is_pulled, self.pull = False, None
 
     def forward(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all standardised."""
         compressed = self.compressor.compress(standardised_BNC)
+        if self.is_pulled and compressed.requires_grad:
+            compressed.register_hook(lambda gradient: gradient if self.pull is None else self.pull(gradient))
         return compressed, self.decoder.decode(compressed)
-
-
-class CriticUpdate(nn.Module):
-    """The whole loss of the critic as one forward pass, so that DDP averages its gradient like any other."""
-
-    def __init__(self, critic: nn.Module, kind: str, lambda_gp: float) -> None:
-        super().__init__()
-        self.critic, self.kind, self.lambda_gp = critic, kind, lambda_gp
-
-    def forward(self, real: Tensor, fake: Tensor, mix: Tensor) -> CriticTerms:
-        """Return loss, Wasserstein estimate and penalty, scalars; shapes as in `gradient_penalty`."""
-        return critic_loss(self.critic, real, fake, mix, self.lambda_gp, self.kind)
 
 
 class Trainer:
@@ -90,29 +87,43 @@ class Trainer:
         # One worker fits the closed-form start and stores it next to the tokens; the others read it from there.
         compressor, decoder, critic = workers.first_then_others(lambda: build_networks(config, store))
         self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
-        self._autoencode = wrap(Autoencoder(self.compressor, self.decoder))
-        self._criticise = wrap(CriticUpdate(self.critic, config.loss.wgan.kind, config.loss.wgan.lambda_gp))
-        training = config.training
-        self._critic_learning_rate = training.critic_learning_rate or training.learning_rate
+        self._autoencoder = Autoencoder(self.compressor, self.decoder)
+        self._autoencode = wrap(self._autoencoder)
+        self._adversaries = Adversaries(self.critic, config, wrap=wrap, workers=workers, autocast=self._autocast)
         # Fused: at 24 x 24 x 1024 tokens 4 to 6 % of a step on CPUs.
         self.autoencoder_optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.95), fused=True)
-        # Gulrajani et al. 2017, algorithm 1, has no momentum for the critic.
-        self.critic_optimizer = torch.optim.Adam(
-            self._criticise.parameters(), self._critic_learning_rate, betas=(0.0, 0.9), fused=True
-        )
+        raw: dict[str, nn.Module] = {"compressor": self.compressor, "decoder": self.decoder}
+        self._averages = Averages(raw, config.training.ema) if config.training.ema > 0 else None
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The networks that a checkpoint holds."""
-        return {"compressor": self.compressor, "decoder": self.decoder, "critic": self.critic}
+        """The networks that a checkpoint holds: those that are judged by their own names, so that every reader finds
+        them there, and with averaged weights the raw ones, which training goes on with."""
+        raw: dict[str, nn.Module] = {"compressor": self.compressor, "decoder": self.decoder}
+        critic = {"critic": self.critic}
+        if self._averages is None:
+            return raw | critic
+        return self._averages.networks | critic | {f"raw_{name}": network for name, network in raw.items()}
+
+    @property
+    def judged(self) -> tuple[Compressor, Decoder]:
+        """The compressor and decoder that are evaluated and exported: with averaged weights if `training.ema` is on."""
+        compressor, decoder = self.modules["compressor"], self.modules["decoder"]
+        assert isinstance(compressor, Compressor)
+        assert isinstance(decoder, Decoder)
+        return compressor, decoder
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimizers that a checkpoint holds."""
-        return {"autoencoder": self.autoencoder_optimizer, "critic": self.critic_optimizer}
+        return {"autoencoder": self.autoencoder_optimizer, "critic": self._adversaries.optimizer}
+
+    def take_config(self, config: Config) -> None:
+        """Go on with a config that has the same networks and adversarial loss."""
+        self.config = self._adversaries.config = config
 
     def step(self, tokens: Tensor, step: int) -> dict[str, Tensor]:
-        """Update the critic `n_critic` times, then compressor and decoder once.
+        """Update the critics `n_critic` times, then compressor and decoder once.
 
         With W workers every random number is drawn for the whole batch of W * b images, and each worker takes its part.
 
@@ -134,12 +145,17 @@ class Trainer:
             drawn = torch.randint(len(self.compressor.grids), (1,), generator=generator)
             select_grid(self.compressor, self.decoder, self.compressor.grids[int(drawn)])
         standardised = self.compressor.standardise(tokens.to(self.device, non_blocking=True))
+        self._autoencoder.is_pulled = adversarial = config.loss.weights.wgan > 0
         with self._autocast():
             compressed, reconstructed = self._autoencode(standardised)
         figures: dict[str, Tensor] = {}
         checked: list[tuple[str, Tensor]] = []
-        if config.loss.weights.wgan > 0:
-            figures |= self._update_critic(standardised, compressed.detach(), generator, checked)
+
+        def draw_real() -> Tensor:
+            return self._real(standardised, generator)
+
+        if adversarial:
+            figures |= self._adversaries.update(compressed.detach(), draw_real, generator, checked)
         terms = loss_terms(
             config.loss,
             compressed,
@@ -148,27 +164,26 @@ class Trainer:
             windows=self.compressor.windows,
             generator=generator,
             workers=self.workers,
-            adversarial=lambda: self._adversarial(compressed, standardised, generator),
-            adversarial_share=self._adversarial_share(step),
         )
         losses = [term.function() for term in terms]
         loss = torch.stack([term.weight * value for term, value in zip(terms, losses, strict=True)]).sum()
+        pull = None
+        if adversarial:
+            share = self._adversarial_share(step)
+            found, pull = self._adversaries.pull(compressed.detach(), draw_real, share, checked)
+            figures |= found
         self.autoencoder_optimizer.zero_grad()
+        self._autoencoder.pull = pull
         loss.backward()
+        self._autoencoder.pull = None
         norm = nn.utils.clip_grad_norm_(self._autoencode.parameters(), config.training.grad_clip)
         self._check([*checked, ("the generator's loss", loss), ("the generator's gradient", norm)], step)
         self.autoencoder_optimizer.step()
+        if self._averages is not None:
+            self._averages.update(step)
         select_grid(self.compressor, self.decoder, config.model.compressor.output_grid_size)
         figures |= {f"train/{term.name}": value.detach() for term, value in zip(terms, losses, strict=True)}
-        return {**figures, "train/gradient_norm": norm.detach()}
-
-    def _adversarial(self, compressed: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
-        real = self._real(standardised, generator)
-        self.critic.requires_grad_(False)
-        with self._autocast():
-            loss = adversarial_loss(self.critic, compressed, real, self.config.loss.wgan.kind).float()
-        self.critic.requires_grad_(True)
-        return loss
+        return {**figures, **self._adversaries.scales(pull), "train/gradient_norm": norm.detach()}
 
     def _adversarial_share(self, step: int) -> float:
         """Return 0 until `loss.wgan.start`, then a share that rises to 1 over as many steps again."""
@@ -180,26 +195,6 @@ class Trainer:
         size = len(standardised)
         first, total = self.workers.rank * size, self.workers.count * size
         return self.compressor.windows.sample(standardised, generator, first=first, total=total)
-
-    def _update_critic(
-        self,
-        standardised: Tensor,
-        compressed: Tensor,
-        generator: torch.Generator,
-        checked: list[tuple[str, Tensor]],
-    ) -> dict[str, Tensor]:
-        size, fake = len(standardised), compressed.float()
-        for _ in range(self.config.training.n_critic):
-            real = self._real(standardised, generator)
-            mix = torch.rand(self.workers.count, size, generator=generator)[self.workers.rank]
-            with self._autocast():
-                loss, wasserstein, penalty = self._criticise(real, fake, mix)
-            self.critic_optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.get_total_norm([p.grad for p in self.critic.parameters() if p.grad is not None])
-            checked += [("the critic's loss", loss), ("the critic's gradient", norm)]
-            self.critic_optimizer.step()
-        return {"critic/wasserstein": wasserstein, "critic/gradient_penalty": penalty}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Put the projections that start at a closed form into a group of their own, in the order of the networks."""
@@ -219,8 +214,10 @@ class Trainer:
         now = warm * (1 - (1 - LAST_LEARNING_RATE) * step / self.total_steps)
         for group in self.autoencoder_optimizer.param_groups:
             group["lr"] = self.config.training.learning_rate * group["share"] * now
-        for group in self.critic_optimizer.param_groups:
-            group["lr"] = self._critic_learning_rate * now
+        for group in self._adversaries.optimizer.param_groups:
+            # A critic that slows down with the compressor stops seeing what the compressor learns.
+            constant = self.config.training.critic_schedule == "constant"
+            group["lr"] = self._adversaries.learning_rate * (warm if constant else now)
 
     def _check(self, terms: Sequence[tuple[str, Tensor]], step: int) -> None:
         """Raise DivergedError on all workers if a term is not finite on any of them.

@@ -33,6 +33,8 @@ CPU_STEP_FLOPS = 4e10
 """The largest timed step on CPUs: about a second on one core."""
 TIMED_STEPS = 3
 READ_IMAGES = 64
+TRAINED = ("compressor", "decoder", "critic")
+"""The networks of a trial; averaged weights come on top of them in a checkpoint."""
 TOTAL_STEPS = 1_000_000
 """Length of the learning rate's schedule: long, so that the rate is still near 0 and nothing diverges."""
 
@@ -79,22 +81,22 @@ class StepMeter:
         flops = _flops(trainer, self._shape)
         networks = {name: _bytes(module) for name, module in trainer.modules.items()}
         # Adam keeps two moments for every parameter that it has ever updated.
-        trained = networks if config.loss.weights.wgan > 0 else {**networks, "critic": 0}
+        trained = [networks[name] for name in TRAINED if name != "critic" or config.loss.weights.wgan > 0]
         return StepCost(
-            parameters=sum(p.numel() for module in trainer.modules.values() for p in module.parameters()),
-            checkpoint_bytes=sum(networks.values()) + 2 * sum(trained.values()),
+            parameters=sum(p.numel() for name in TRAINED for p in trainer.modules[name].parameters()),
+            checkpoint_bytes=sum(networks.values()) + 2 * sum(trained),
             export_bytes=networks["compressor"] + networks["decoder"],
             flops=flops,
             seconds=_seconds(trainer, self._shape, flops) if self._timed else None,
         )
 
     def _trainer_of(self, config: Config) -> Trainer:
-        trainer, made_by = self._trainer, (config.model, config.loss.wgan.kind)
-        if trainer is None or (trainer.config.model, trainer.config.loss.wgan.kind) != made_by:
+        trainer, made_by = self._trainer, _made_by(config)
+        if trainer is None or _made_by(trainer.config) != made_by:
             # The old one is freed first: two of them may not fit in memory.
             self._trainer = trainer = None
             self._trainer = trainer = _trainer(config, self._shape, self._device)
-        trainer.config = config
+        trainer.take_config(config)
         return trainer
 
 
@@ -117,6 +119,11 @@ def read_seconds(store: TokenStore) -> float:
     start = time.perf_counter()
     store.tokens(images)
     return (time.perf_counter() - start) / len(images)
+
+
+def _made_by(config: Config) -> tuple[object, ...]:
+    """Return the part of a config that a trainer is built from."""
+    return config.model, config.loss.wgan.kind, config.training.ema > 0
 
 
 def _trainer(config: Config, shape: TokenShape, device: torch.device) -> Trainer:

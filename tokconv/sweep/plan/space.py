@@ -23,10 +23,10 @@ POINTS = 256
 N_CRITIC, WGAN = "training.n_critic", "loss.weights.wgan"
 FREE = {
     *("training.learning_rate", "training.critic_learning_rate", "training.seed", "training.grad_clip"),
-    *("loss.wgan.start", "model.compressor.init", N_CRITIC),
+    *("loss.wgan.start", "loss.wgan.balance", "training.critic_schedule", "model.compressor.init", N_CRITIC),
 }
 """Keys whose value does not change what a step computes, and n_critic, which is measured separately."""
-SWITCHES = ("loss.weights.", "loss.wgan.lambda_gp")
+SWITCHES = ("loss.weights.", "loss.wgan.lambda_gp", "model.critic.whiten", "training.ema")
 """Keys of which only matters whether they are 0."""
 Measure = Callable[[Config], StepCost]
 

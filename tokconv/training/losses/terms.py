@@ -42,18 +42,15 @@ def loss_terms(
     windows: Windows,
     generator: torch.Generator,
     workers: Workers,
-    adversarial: Callable[[], Tensor],
-    adversarial_share: float,
 ) -> list[LossTerm]:
     """Return the terms whose weight is not 0, and the reconstruction, in the order in which they are computed.
 
-    The order is part of a run's random numbers: distribution and adversarial loss draw from `generator`.
+    The adversarial loss is none of them: its weight may depend on their gradient (`tokconv.training.adversary`).
 
     Args:
         compressed: [b, K, C]; reconstructed, target: [b, N, C]; all standardised.
         windows: of the grid in use.
-        adversarial: computes the adversarial loss of `compressed`.
-        adversarial_share: the share of its weight that is in force at this step.
+        generator: the distribution loss draws from it.
     """
     weights = loss.weights
     terms = [
@@ -70,8 +67,4 @@ def loss_terms(
             partial(distribution_loss, loss.distribution, compressed, target, generator, workers),
         ),
     ]
-    weighted = [term for term in terms if term.weight > 0 or term.name == "reconstruction"]
-    if weights.wgan > 0:
-        # Its share may be 0: it is computed nevertheless, so that its figure is reported.
-        weighted.append(LossTerm("adversarial", weights.wgan * adversarial_share, adversarial))
-    return weighted
+    return [term for term in terms if term.weight > 0 or term.name == "reconstruction"]
