@@ -94,6 +94,20 @@ def _reference(trainer: Trainer, real: Tensor) -> list[float]:
     return scales
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch.compile itself
+def test_compiled_networks_are_pulled_as_well(store: TokenStore) -> None:
+    found = []
+    for compiled in (False, True):
+        trainer = make_trainer(store)
+        if compiled:
+            trainer._autoencode.compile(backend="eager")
+        figures = [trainer.step(store.tokens(store.train_indices[:8]), step) for step in range(2)]
+        found.append([{name: float(value) for name, value in row.items()} for row in figures])
+    assert found[0][1]["train/adversarial_scale"] != 1
+    for mine, other in zip(*found, strict=True):
+        assert mine == pytest.approx(other, rel=1e-5)
+
+
 def test_a_critic_that_says_nothing_is_not_made_louder() -> None:
     gradient = torch.randn(2, 3, 4)
     quiet, silent = 1e-9 * torch.randn(2, 3, 4), torch.zeros(2, 3, 4)

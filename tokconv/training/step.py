@@ -51,13 +51,18 @@ class Autoencoder(nn.Module):
         self.compressor, self.decoder = compressor, decoder
         self.leaves_unused = len(compressor.grids) > 1
         self.is_pulled, self.pull = False, None
+        # Compiled, the hook would be the one of the first step forever.
+        self._listen = torch.compiler.disable(self._add_hook)
 
     def forward(self, standardised_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, C] -> compressed [B, K, C] and reconstructed [B, N, C], all standardised."""
         compressed = self.compressor.compress(standardised_BNC)
         if self.is_pulled and compressed.requires_grad:
-            compressed.register_hook(lambda gradient: gradient if self.pull is None else self.pull(gradient))
+            self._listen(compressed)
         return compressed, self.decoder.decode(compressed)
+
+    def _add_hook(self, compressed: Tensor) -> None:
+        compressed.register_hook(lambda gradient: gradient if self.pull is None else self.pull(gradient))
 
 
 class Trainer:
