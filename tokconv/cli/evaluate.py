@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import ConfigError, MissingExtraError, require_extra
-from tokconv.evaluation.baseline_figures import SHORTFALL, baseline_figures
+from tokconv.evaluation.baseline_figures import SHORTFALL
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.plot import draw_rate_distortion
@@ -19,7 +19,7 @@ from tokconv.exports.evaluate import evaluate, find_store
 from tokconv.models.windows import chosen_grids, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import open_place
-from tokconv.system.terminal import progress_line
+from tokconv.training.baselines import measure_baselines
 
 SIDE_INFORMATION = (
     "* also needs a map next to the compressed tokens: which of them each token was merged into. The others do not, so "
@@ -43,11 +43,7 @@ def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | No
             raise ConfigError(f"--plot: {plot} is a folder; name the file to write")
     store = open_place(place)
     chosen = chosen_grids(grids, store.token_grid)
-    figures: dict[int, dict[str, Figures]] = {}
-    with progress_line("baselines") as line:
-        for done, grid in enumerate(chosen, start=1):
-            figures[grid] = baseline_figures(store, grid)
-            line(done, len(chosen))
+    figures = measure_baselines(store, chosen)
     print(f"\n{_title(store)}\n{legend([row for rows in figures.values() for row in rows.values()])}")
     for grid, rows in figures.items():
         print(f"\n{_heading(store, grid)}\n{figure_table(_labelled(rows))}\n{_pca_note(rows)}")
@@ -67,7 +63,7 @@ def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str 
     store = find_store(folder, fingerprint, advice=advice) if place is None else open_place(place)
     figures = evaluate(folder, store, device=device)
     grid = description["compressor"]["output_grid_size"]
-    baselines = baseline_figures(store, grid)
+    baselines = measure_baselines(store, [grid], device=device)[grid]
     print(f"{_title(store)}\n{legend([figures])}\n\n{_heading(store, grid)}")
     print(figure_table({"this compressor": figures, **_labelled(baselines)}))
     print(f"{_pca_note(baselines)}\n\n{SIDE_INFORMATION}\n\n{_verdict(figures, baselines)}")

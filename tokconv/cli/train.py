@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None, resume: bool) -> None:
-    measured = baseline_figures(store, config.model.compressor.output_grid_size)
+    measured = baseline_figures(store, config.model.compressor.output_grid_size, baselines.BESIDE_A_TRIAL)
     print(f"\nheld-out figures\n{_legend(measured['pooling'])}\n\n{_table_head(measured)}", flush=True)
     steps = 0
     with progress_line("training") as line:

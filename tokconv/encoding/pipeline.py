@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokconv.config.tree import Config
+from tokconv.encoding.downsampled import remember_config
 from tokconv.encoding.images import assign_split
 from tokconv.encoding.job import STORES, EncodeJob, open_job
 from tokconv.encoding.shards import CountImages, ShardEncoder
@@ -75,8 +76,11 @@ def encode_job(config: Config, job: EncodeJob, write: WriteShards, progress: OnP
     Raises as `encode`.
     """
     if job.url is not None:
-        return encode_remote(job.url, job.settings, lambda: _encode_here(config, job, write, progress))
-    return _encode_here(config, job, write, progress)
+        store = encode_remote(job.url, job.settings, lambda: _encode_here(config, job, write, progress))
+    else:
+        store = _encode_here(config, job, write, progress)
+    remember_config(store, config)
+    return store
 
 
 def _encode_here(config: Config, job: EncodeJob, write: WriteShards, progress: OnProgress | None) -> TokenStore:

@@ -1,10 +1,14 @@
-"""The figures of every baseline at a grid, by the evaluation protocol: measured once per store, then read back."""
+"""The figures of the baselines at a grid, by the evaluation protocol: each measured once per store, then read back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+
 from tokconv.errors import StoreError
-from tokconv.evaluation.baselines.fitting import FIT_VERSION, fitted_baselines
-from tokconv.evaluation.baselines.registry import BASELINES, of_kind
+from tokconv.evaluation.baselines.codecs import available, baseline_codec, fit_version
+from tokconv.evaluation.baselines.fitting import fitted_baselines
+from tokconv.evaluation.baselines.registry import BASELINES, Baseline
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import check_output_grid
@@ -13,42 +17,68 @@ from tokconv.store.reader import TokenStore
 
 SHORTFALL = "pca_shortfall"
 """Figure of both window PCAs: the estimated share of the optimum's captured variance that a randomised fit misses."""
+REFERENCE = "pooling"
+"""The baseline that `val/gain` relates to."""
 
 
-def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
-    """Return the figures of every baseline at this grid, computed once per store, grid, protocol and fit.
+def baseline_figures(
+    store: TokenStore,
+    output_grid: int,
+    names: Iterable[str] | None = None,
+    *,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Figures]:
+    """Return the figures of baselines at this grid, each computed once per store, grid, protocol and fit.
 
     `val/gain` is 1 - fvu / fvu of pooling; window PCAs also have `pca_shortfall`.
 
+    Args:
+        names: the baselines that are wanted; the others cost nothing. None wants all that the store has: downsampled
+            images only if they were encoded (`tokconv.encoding.downsampled`).
+        progress: called with the name of each baseline whose figures are there.
+
     Raises:
-        ConfigError: the grid is not in 1..G.
+        ConfigError: the grid is not in 1..G, or there is no such baseline.
         StoreError: the store has no training or no validation images, or the file of the figures is damaged.
 
     Example:
-        >>> baseline_figures(TokenStore.open("runs/stores/digits"), 6)["window_pca"]["val/fvu"]    # doctest: +SKIP
+        >>> store = TokenStore.open("runs/stores/digits")                                       # doctest: +SKIP
+        >>> baseline_figures(store, 6, ["window_pca"])["window_pca"]["val/fvu"]                  # doctest: +SKIP
         0.03
     """
     check_output_grid(output_grid, store.token_grid)
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: baselines need training and validation images; encode more of them")
-    return computed_once(
-        store,
-        f"baselines-p{PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json",
-        lambda: _measure(store, output_grid),
-        JsonFigures("baselines"),
-        origin={"protocol": PROTOCOL, "fit_version": FIT_VERSION},
-        check=_check_rows,
-    )
+    wanted = available(store, output_grid) if names is None else [BASELINES[name] for name in names]
+    evaluator = cache(partial(Evaluator, store, output_grid))
+
+    def figures(baseline: Baseline) -> Figures:
+        version = fit_version(baseline)
+        return computed_once(
+            store,
+            f"baselines-{baseline.name}-p{PROTOCOL}-v{version}-grid-{output_grid:02d}.json",
+            lambda: {baseline.name: _measure(evaluator(), baseline)},
+            JsonFigures("baselines"),
+            origin={"protocol": PROTOCOL, "fit_version": version},
+            check=partial(_check_row, baseline.name),
+        )[baseline.name]
+
+    reference = figures(BASELINES[REFERENCE])
+    found = {}
+    for baseline in wanted:
+        found[baseline.name] = add_gain(figures(baseline), reference)
+        progress(baseline.name)
+    return found
 
 
-def _check_rows(rows: Rows) -> None:
-    if rows.keys() != BASELINES.keys() or any(row.keys() < rows["pooling"].keys() for row in rows.values()):
-        raise ValueError("not the figures of all baselines")
+def _check_row(name: str, rows: Rows) -> None:
+    if rows.keys() != {name} or not {"val/fvu", "val/swd"} <= rows[name].keys():
+        raise ValueError(f"not the figures of {name}")
 
 
-def _measure(store: TokenStore, output_grid: int) -> dict[str, Figures]:
-    evaluator, fitted = Evaluator(store, output_grid), fitted_baselines(store, output_grid)
-    measured = {name: evaluator.evaluate(codec, full=True) for name, codec in fitted.codecs.items()}
-    for baseline in of_kind("pca"):
-        measured[baseline.name][SHORTFALL] = fitted.pca_shortfall
-    return {name: add_gain(figures, measured["pooling"]) for name, figures in measured.items()}
+def _measure(evaluator: Evaluator, baseline: Baseline) -> Figures:
+    store, grid = evaluator.store, evaluator.output_grid
+    figures = evaluator.evaluate(baseline_codec(store, grid, baseline.name), full=True)
+    if baseline.kind == "pca":
+        figures[SHORTFALL] = fitted_baselines(store, grid).pca_shortfall
+    return figures

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokconv.encoding.job import STORES
 from tokconv.errors import CheckpointError, ConfigError, StoreError
-from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.baseline_figures import REFERENCE, baseline_figures
 from tokconv.evaluation.codecs import codec_of
 from tokconv.evaluation.evaluator import Evaluator, add_gain
 from tokconv.exports.artefact import load_compressor, load_decoder
@@ -67,7 +67,7 @@ def evaluate(
             f"{store.path} holds {store.token_grid}x{store.token_grid} of {store.dim}"
         )
     grid = compressor.output_grid_size
-    pooling = baseline_figures(store, grid)["pooling"]
+    pooling = baseline_figures(store, grid, [REFERENCE])[REFERENCE]
     codec = codec_of(compressor.to(place), decoder.to(place))
     figures = Evaluator(store, grid, place).evaluate(codec, full=True)
     return add_gain(figures, pooling)

@@ -16,7 +16,6 @@ from tokconv.config.tree import Config, get
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import import_extra
-from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import check_output_grid
@@ -43,7 +42,7 @@ from tokconv.sweep.trials.tuning import tune
 from tokconv.system.files import write_text
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
-from tokconv.system.terminal import progress_line
+from tokconv.training.baselines import measure_baselines
 from tokconv.training.loop import check_batch
 
 DRAIN_SECONDS = 60.0
@@ -150,12 +149,7 @@ class _Sweep:
         # Trials that ran before the search space was narrowed stay in the table.
         ran = {trial.grid for trial in self.record.trials.values()}
         grids = sorted({*self.spec.grids(), *ran})
-        found = {}
-        with progress_line("baselines") as line:
-            for done, grid in enumerate(grids, start=1):
-                found[grid] = baseline_figures(self.store, grid)
-                line(done, len(grids))
-        return found
+        return measure_baselines(self.store, grids, config=self.config)
 
     def _record_start(self, baselines: Baselines) -> None:
         self.record.append(

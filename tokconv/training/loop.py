@@ -24,6 +24,7 @@ from tokconv.config.overrides import saved_values
 from tokconv.config.tree import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.baselines.registry import BESIDE_A_TRIAL
 from tokconv.evaluation.codecs import codec_of
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
@@ -171,7 +172,7 @@ class _HeldOutFigures:
     def __init__(self, trainer: Trainer, store: TokenStore) -> None:
         self.networks, self.grid = trainer.judged, trainer.compressor.output_grid_size
         self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
-        self.baselines = baseline_figures(store, self.grid)
+        self.baselines = baseline_figures(store, self.grid, BESIDE_A_TRIAL)
 
     def __call__(self, *, full: bool) -> Figures:
         found = {}

@@ -74,6 +74,7 @@ class VisionTower:
         if family.normalises_last:
             model.post_layernorm = nn.Identity()
         self.num_class_tokens = family.num_class_tokens
+        self.patch_size = int(model.config.patch_size)
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -81,10 +82,16 @@ class VisionTower:
         return preprocess(self.processor, images)
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Turn pixels [B, 3, H, W] into patch tokens [B, N, C] without a class token, float32 on the tower's device."""
+    def encode(self, pixels: Tensor, *, interpolate_positions: bool = False) -> Tensor:
+        """Turn pixels [B, 3, H, W] into patch tokens [B, N, C] without a class token, float32 on the tower's device.
+
+        Args:
+            interpolate_positions: for pixels of another size than the tower's; its position embeddings are interpolated
+                to their grid of patches, as transformers does it.
+        """
         pixels = pixels.to(self.device, self.dtype, non_blocking=True)
-        tokens: Tensor = self.model(pixels).last_hidden_state[:, self.num_class_tokens :]
+        found = self.model(pixels, interpolate_pos_encoding=interpolate_positions).last_hidden_state
+        tokens: Tensor = found[:, self.num_class_tokens :]
         return tokens.float()
 
 

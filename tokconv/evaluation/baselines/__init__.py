@@ -1,7 +1,9 @@
-"""Closed-form compressors with their best decoders: what a learned compressor starts from and has to beat.
+"""Compressors that are not trained, with their best decoders: what a learned compressor has to beat.
 
 They exist at any output grid k from 1 to G, are fitted on standardised tokens of the training split, and are stored
 next to the token store. `registry.py` lists them. `linear.py`, `pca.py` and `selection.py` compress window by window;
 their decoder is the least-squares affine map from a cell to its whole window. `merging.py` returns tokens that are not
-on a grid, with an assignment map. `fitting.py` fits all of them in one pass over the tokens and stores the result.
+on a grid, with an assignment map. `fitting.py` fits all of these in one pass over the tokens and stores the result.
+`factorisation.py` sees the whole image, and `downsampled.py` reads what the tower made of a smaller image; they are
+fitted only when they are asked for. `codecs.py` returns any of them by its name.
 """

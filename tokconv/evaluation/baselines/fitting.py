@@ -1,4 +1,4 @@
-"""Every baseline of a grid: fitted in one pass over the training sample, stored next to the token store, read back.
+"""The baselines of a grid that are fitted in one pass over the training sample, stored next to the token store.
 
 D = W*C is the width of a window.
 """
@@ -18,7 +18,7 @@ from tokconv.errors import StoreError
 from tokconv.evaluation.baselines.linear import LinearCodec, decode_windows
 from tokconv.evaluation.baselines.merging import Merge, unmerge
 from tokconv.evaluation.baselines.pca import Components, WindowMoments, exact_components, randomised_components
-from tokconv.evaluation.baselines.registry import BASELINES, Baseline, of_kind
+from tokconv.evaluation.baselines.registry import Baseline, of_kind
 from tokconv.evaluation.baselines.regression import Regression
 from tokconv.evaluation.codecs import Codec, ImageCodec
 from tokconv.models.blocks import Standardise
@@ -30,6 +30,8 @@ from tokconv.store.sample import BATCH, MAX_IMAGES, standardised_batches, traini
 PROJECTIONS, PCAS = of_kind("projection"), of_kind("pca")
 SELECTIONS, MERGERS = of_kind("selection", "image_selection"), of_kind("merging")
 LINEAR = of_kind("projection", "pca")
+FITTED_TOGETHER = of_kind("projection", "pca", "selection", "image_selection", "merging")
+"""The baselines of this module. The others cost more or need more than the tokens, and are fitted when asked for."""
 SHORTFALL = "window_pca.shortfall"
 
 FIT_VERSION = 3
@@ -48,7 +50,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class FittedBaselines:
-    """The baselines of one store and grid.
+    """These baselines of one store and grid.
 
     codecs: by name, on the CPU.
     linear: those that are affine on both sides, on standardised tokens: they can fill the networks' window projections.
@@ -61,7 +63,7 @@ class FittedBaselines:
 
 
 def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
-    """Return every baseline of a grid, fitted at the first call per store (one process fits, others wait).
+    """Return these baselines of a grid, fitted at the first call per store (one process fits, others wait).
 
     Raises:
         ConfigError: the grid is not in 1..G.
@@ -71,8 +73,7 @@ def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
         >>> compressed, reconstructed = fitted_baselines(store, 6).codecs["tome"](tokens)    # doctest: +SKIP
     """
     windows = Windows(store.token_grid, output_grid)
-    if not len(store.train_indices):
-        raise StoreError(f"{store.path}: no training images to fit baselines on; encode more of them")
+    check_fittable(store)
     tensors = computed_once(
         store,
         f"codecs-v{FIT_VERSION}-grid-{output_grid:02d}.safetensors",
@@ -83,8 +84,14 @@ def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
     return _assemble(tensors, store, windows)
 
 
+def check_fittable(store: TokenStore) -> None:
+    """Raise StoreError if a store has no training images."""
+    if not len(store.train_indices):
+        raise StoreError(f"{store.path}: no training images to fit baselines on; encode more of them")
+
+
 def fit_baselines(store: TokenStore, output_grid: int) -> Mapping[str, Tensor]:
-    """Fit every baseline of a grid on at most 2,048 training images (fixed seed): "NAME.FIELD" -> float32 tensor."""
+    """Fit them on at most 2,048 training images (fixed seed): "NAME.FIELD" -> float32 tensor."""
     sums = _Sums(store.dim, Windows(store.token_grid, output_grid))
     images = training_sample(store)
     for tokens, of in zip(standardised_batches(store, images), images.split(BATCH), strict=True):
@@ -193,7 +200,7 @@ def _shapes(store: TokenStore, windows: Windows) -> dict[str, Shape]:
     merging: dict[str, Shape] = {"weight": (dim, dim), "bias": (store.num_tokens, dim)}
     kinds = {"projection": linear, "pca": linear, "selection": decoder, "image_selection": decoder, "merging": merging}
     return {SHORTFALL: ()} | {
-        f"{entry.name}.{field}": shape for entry in BASELINES.values() for field, shape in kinds[entry.kind].items()
+        f"{entry.name}.{field}": shape for entry in FITTED_TOGETHER for field, shape in kinds[entry.kind].items()
     }
 
 
@@ -206,7 +213,7 @@ def _assemble(tensors: Mapping[str, Tensor], store: TokenStore, windows: Windows
     runs: dict[str, Run] = {name: partial(_run_linear, codec, windows) for name, codec in linear.items()}
     runs |= {e.name: partial(_run_selection, e.function, windows, **own[e.name]) for e in SELECTIONS}
     runs |= {e.name: partial(_run_merging, e.function, windows.num_cells, **own[e.name]) for e in MERGERS}
-    codecs = {entry.name: codec_in_token_units(store, entry, runs[entry.name]) for entry in BASELINES.values()}
+    codecs = {entry.name: codec_in_token_units(store, entry, runs[entry.name]) for entry in FITTED_TOGETHER}
     return FittedBaselines(codecs, linear, float(tensors[SHORTFALL]))
 
 

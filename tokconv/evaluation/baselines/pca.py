@@ -111,22 +111,29 @@ def window_pca(components: Components, moments: WindowMoments) -> LinearCodec:
 
 
 def matched_window_pca(components: Components, moments: WindowMoments) -> LinearCodec:
-    """Map codes c of covariance V to S^1/2 Q V^-1/2 c, with the tokens' covariance S.
+    """Return the components in the coordinates of `matching_map`."""
+    basis = components.basis
+    forward, back = matching_map(
+        moments.token_covariance, components.variance.diag(), moments.pooled_covariance @ basis
+    )
+    return affine_codec(forward @ basis.T, basis @ back, center=moments.center, token_mean=moments.token_mean)
+
+
+def matching_map(token_covariance: Tensor, code_covariance: Tensor, pooled_covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the map of codes of covariance V to S^1/2 Q V^-1/2 c, with the tokens' covariance S, and its inverse.
 
     Every rotation Q gives these moments. This one brings each compressed token nearest to its window's mean token
     (orthogonal Procrustes), so that a compressed token still means what its place in the image means.
+
+    Args:
+        token_covariance, code_covariance: [C, C].
+        pooled_covariance: of pooled tokens with codes, [C, C].
     """
-    basis = components.basis
-    token_root, token_inverse = _root(moments.token_covariance)
-    code_root, code_inverse = _root(components.variance.diag())
-    left, _, right = torch.linalg.svd(token_root @ moments.pooled_covariance @ basis @ code_inverse)
+    token_root, token_inverse = _root(token_covariance)
+    code_root, code_inverse = _root(code_covariance)
+    left, _, right = torch.linalg.svd(token_root @ pooled_covariance @ code_inverse)
     rotation = left @ right
-    return affine_codec(
-        token_root @ rotation @ code_inverse @ basis.T,
-        basis @ code_root @ rotation.T @ token_inverse,
-        center=moments.center,
-        token_mean=moments.token_mean,
-    )
+    return token_root @ rotation @ code_inverse, code_root @ rotation.T @ token_inverse
 
 
 def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from tokconv.system.registry import Registry
 PLOTS = "plots"
 """The plots of a sweep, a place that shows baselines like those in `tokconv.evaluation.figures`."""
 
-Kind = Literal["projection", "pca", "selection", "image_selection", "merging"]
+Kind = Literal["projection", "pca", "selection", "image_selection", "merging", "factorisation", "stored"]
 _HERE = "tokconv.evaluation.baselines"
 
 
@@ -35,7 +35,8 @@ class Baseline:
         source: the function, "MODULE:NAME". By kind: "projection", (C, W) -> weight [C, W*C] of a fixed linear layer
             on windows; "pca", (Components, WindowMoments) -> LinearCodec; "selection", (tokens [B, N, C], Windows) ->
             cells [B, K, C]; "image_selection", the same of (tokens, Windows, images [B]); "merging",
-            (tokens [B, N, C], K) -> merged tokens [B, K, C] and group of each token [B, N].
+            (tokens [B, N, C], K) -> merged tokens [B, K, C] and group of each token [B, N]; "factorisation" and
+            "stored", (TokenStore, k) -> the codec on standardised tokens, which is fitted by itself.
         places: where it is shown next to compressors; `tokconv evaluate` shows all of them.
     """
 
@@ -56,7 +57,7 @@ class Baseline:
     @property
     def reads_images(self) -> bool:
         """Whether its codec must know which images of the store it is given."""
-        return self.kind == "image_selection"
+        return self.kind in ("image_selection", "stored")
 
     @property
     def label(self) -> str:
@@ -107,6 +108,16 @@ _ENTRIES = (
         marker="*",
         kind="image_selection",
         source=f"{_HERE}.selection:random_token",
+    ),
+    Baseline(
+        name="downsampled",
+        title="small image",
+        meaning="the tower's own tokens of the image downsampled to k x k patches, with interpolated positions "
+        "(arXiv:2510.07143)",
+        color="#332288",
+        marker=">",
+        kind="stored",
+        source=f"{_HERE}.downsampled:downsampled_codec",
     ),
     Baseline(
         name="bilinear",
@@ -164,6 +175,16 @@ _ENTRIES = (
         source=f"{_HERE}.pca:matched_window_pca",
         places=frozenset({TRAIN, PLOTS}),
     ),
+    Baseline(
+        name="own_factorisation",
+        title="own factors",
+        meaning="the image's own low-rank factorisation, its channel directions spread over the cells; the rank is "
+        "chosen per store",
+        color="#000000",
+        marker="h",
+        kind="factorisation",
+        source=f"{_HERE}.factorisation:factorisation_codec",
+    ),
 )
 
 BASELINES: Registry[Baseline] = Registry("baseline", {entry.name: entry for entry in _ENTRIES})
@@ -178,3 +199,7 @@ def of_kind(*kinds: Kind) -> tuple[Baseline, ...]:
 def shown_in(place: str) -> tuple[Baseline, ...]:
     """Return the baselines that a place shows, in order."""
     return tuple(entry for entry in BASELINES.values() if place in entry.places)
+
+
+BESIDE_A_TRIAL = tuple(entry.name for entry in BASELINES.values() if entry.places)
+"""The baselines that every trial is shown with; it does not wait for the others."""
