@@ -1,9 +1,10 @@
 """A small attention reader: which class an image has, read from any number of its tokens with their positions.
 
-A class token and the tokens, each with an embedding of where it lies in the image, pass two pre-norm transformer
-layers. The frozen reader learns once per store on real tokens of the training images (a random part of each image's
-tokens per step, which teaches it to read few of them) and then reads compressed tokens, each at the centre of its
-window. The adapted reader is the same network trained on compressed tokens from the start.
+Every token, with an embedding of where it lies in the image, passes a small network; learned queries attend to the
+results (pooling by multi-head attention, Lee et al. 2019, arXiv:1810.00825), and a second network reads what they found.
+The frozen reader learns once per store on real tokens of the training images, a random few of each image's tokens per
+step, which teaches it to read few. Then it reads compressed tokens, each at the centre of its window. The adapted
+reader is the same network, trained on compressed tokens from the start.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from tokconv.evaluation import protocol
 from tokconv.evaluation.schedule import warmed_cosine
 from tokconv.models.windows import Windows
 
-WIDTH, HEADS, NUM_LAYERS = 64, 4, 2
-BATCH, RATE = 32, 2e-3
-FROZEN_STEPS, ADAPTED_STEPS = 600, 300
-PASSES = 30
+WIDTH, HEADS, NUM_QUERIES = 64, 4, 4
+BATCH, RATE = 32, 3e-3
+FROZEN_STEPS, ADAPTED_STEPS = 400, 300
+PASSES = 10
 """Passes over the images at most."""
-TOKENS_READ = 64
+TOKENS_READ = 36
 """Tokens of an image that a training step reads at most."""
 
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor, Tensor]]
@@ -50,37 +51,28 @@ class AttentionReader(nn.Module):
         super().__init__()
         self.enter = nn.Linear(dim, WIDTH)
         self.place = nn.Sequential(nn.Linear(2, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
-        self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.layers = nn.ModuleList(_Layer() for _ in range(NUM_LAYERS))
-        self.leave = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, num_classes))
+        self.each = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.norm, self.key_value = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.queries = nn.Parameter(torch.randn(HEADS, NUM_QUERIES, WIDTH // HEADS))
+        self.leave = nn.Sequential(
+            nn.LayerNorm(NUM_QUERIES * WIDTH),
+            nn.Linear(NUM_QUERIES * WIDTH, WIDTH),
+            nn.GELU(),
+            nn.Linear(WIDTH, num_classes),
+        )
 
     def forward(self, tokens_BnC: Tensor, positions_n2: Tensor) -> Tensor:
         hidden = self.enter(tokens_BnC) + self.place(positions_n2)
-        hidden = torch.cat([self.class_token.expand(len(hidden), -1, -1), hidden], 1)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return self.leave(hidden[:, 0])
+        hidden = hidden + self.each(hidden)
+        key, value = self.key_value(self.norm(hidden)).unflatten(-1, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        # Written out: the gradient of the fused attention is not deterministic on GPUs.
+        weights = (self.queries @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])).softmax(-1)
+        return self.leave((weights @ value).flatten(1))
 
     @torch.no_grad()
     def predict(self, tokens_BnC: Tensor, positions_n2: Tensor) -> Tensor:
         """Classify images: [B] int64."""
         return self(tokens_BnC, positions_n2).argmax(1)
-
-
-class _Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
-        )
-
-    def forward(self, hidden_BnD: Tensor) -> Tensor:
-        # Written out: the gradient of the fused attention is not deterministic on GPUs.
-        query, key, value = self.qkv(self.norm(hidden_BnD)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
-        hidden = hidden_BnD + self.out((weights @ value).transpose(1, 2).flatten(2))
-        return hidden + self.mlp(hidden)
 
 
 def fit_reader(

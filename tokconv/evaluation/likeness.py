@@ -6,6 +6,7 @@ floors are the AUCs of a second such draw against the first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -19,9 +20,9 @@ from tokconv.store.cache import JsonFigures, Rows, Tensors, computed_once, has_s
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-TOKENS = JudgeSize(width=32, steps=600, batch=256, rate=2e-2)
+TOKENS = JudgeSize(width=64, steps=600, batch=256, rate=1.5e-2)
 GRIDS = JudgeSize(width=32, steps=300, batch=32, rate=1e-2, scored=2048)
-QUICK = JudgeSize(width=32, steps=100, batch=256, rate=2e-2, num_seeds=1)
+QUICK = JudgeSize(width=64, steps=100, batch=256, rate=1.5e-2, num_seeds=1)
 SMALLEST_VARIANCE = 1e-6
 """Of a whitened direction, as a share of the largest: below it there is nothing but rounding."""
 FIGURES = ("val/auc_token", "val/auc_token_white", "val/auc_grid")
@@ -144,17 +145,25 @@ def quick_auc(real_nC: Tensor, compressed_nC: Tensor, images_n: Tensor) -> float
     return sum(values) / 2
 
 
-def _whiten(store: TokenStore) -> dict[str, Tensor]:
-    count, total = 0, torch.zeros(store.dim, dtype=torch.float64)
-    square = torch.zeros(store.dim, store.dim, dtype=torch.float64)
-    for tokens in standardised_batches(store, training_sample(store)):
-        rows = tokens.flatten(0, 1)
+def whitening_of(tokens_nC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean [C] and matrix [C, C]: of (tokens - mean) @ matrix the channels are uncorrelated, with variance 1."""
+    return _whitening([tokens_nC])
+
+
+def _whitening(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    for rows in batches:
         count, total = count + len(rows), total + rows.sum(0, dtype=torch.float64)
-        square += rows.T @ rows
+        square = square + (rows.T @ rows).double()
     mean = total / count
     variances, axes = torch.linalg.eigh(square / count - torch.outer(mean, mean))
     smallest = max(float(SMALLEST_VARIANCE * variances.max()), torch.finfo(torch.float32).tiny)
-    return {"mean": mean.float(), "matrix": (axes / variances.clamp_min(smallest).sqrt()).float()}
+    return mean.float(), (axes / variances.clamp_min(smallest).sqrt()).float()
+
+
+def _whiten(store: TokenStore) -> dict[str, Tensor]:
+    mean, matrix = _whitening(batch.flatten(0, 1) for batch in standardised_batches(store, training_sample(store)))
+    return {"mean": mean, "matrix": matrix}
 
 
 def _check(rows: Rows) -> None:

@@ -35,7 +35,7 @@ class JudgeSize:
     """Samples of each kind in a step: tokens, or grids."""
     rate: float
     """Highest learning rate; it rises over a tenth of the steps and falls to 0 with a cosine."""
-    passes: int = 16
+    passes: int = 8
     """Passes over the compressed samples at most: on few images a judge soon knows them by heart."""
     num_seeds: int = 3
     scored: int = 8192
@@ -121,10 +121,10 @@ class _Judge:
         hidden = torch.baddbmm(first_bias, tokens_SnKC.flatten(1, 2), first)
         if place:
             hidden = (hidden.unflatten(1, (count, num_cells)) + place[0]).flatten(1, 2)
-        hidden = F.gelu(hidden, approximate="tanh")
+        hidden = F.gelu(hidden)
         if place:
             hidden = torch.cat([hidden, self._neighbours(hidden, count)], -1)
-        hidden = F.gelu(torch.baddbmm(second_bias, hidden, second), approximate="tanh")
+        hidden = F.gelu(torch.baddbmm(second_bias, hidden, second))
         hidden = hidden.unflatten(1, (count, num_cells)).mean(2)
         return torch.baddbmm(last_bias, hidden, last).squeeze(-1)
 
