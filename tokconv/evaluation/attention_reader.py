@@ -1,10 +1,10 @@
 """A small attention reader: which class an image has, read from any number of its tokens with their positions.
 
 Every token, with an embedding of where it lies in the image, passes a small network; learned queries attend to the
-results (pooling by multi-head attention, Lee et al. 2019, arXiv:1810.00825), and a second network reads what they found.
-The frozen reader learns once per store on real tokens of the training images, a random few of each image's tokens per
-step, which teaches it to read few. Then it reads compressed tokens, each at the centre of its window. The adapted
-reader is the same network, trained on compressed tokens from the start.
+results (pooling by multi-head attention, Lee et al. 2019, arXiv:1810.00825), and a second network reads what they
+found. The frozen reader learns once per store on real tokens of the training images, a random few of each image's
+tokens per step, which teaches it to read few. Then it reads compressed tokens, each at the centre of its window. The
+adapted reader is the same network, trained on compressed tokens from the start.
 """
 
 from __future__ import annotations
