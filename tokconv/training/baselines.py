@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from tokconv.config.tree import Config
 from tokconv.encoding.downsampled import add_downsampled
 from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.baselines.codecs import available
 from tokconv.evaluation.baselines.downsampled import needed_images
-from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.evaluator import Figures
+from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.system.terminal import progress_line
 
@@ -29,18 +30,21 @@ def measure_baselines(
         ConfigError, StoreError: as `baseline_figures`.
     """
     found, reasons, done = {}, [], 0
+    for grid in grids:
+        check_output_grid(grid, store.token_grid)
+        with progress_line(f"downsampled images, {grid}x{grid}") as line:
+            reason = add_downsampled(store, grid, needed_images(store), config=config, device=device, progress=line)
+        reasons += [reason] if reason else []
     with progress_line("baselines") as line:
 
         def measured(name: str) -> None:
             nonlocal done
             done += 1
-            line(min(done, len(grids) * len(BASELINES)), len(grids) * len(BASELINES), name)
+            line(done, total, name)
 
+        total = sum(len(available(store, grid)) for grid in grids)
         for grid in grids:
-            reason = add_downsampled(store, grid, needed_images(store), config=config, device=device)
-            reasons += [reason] if reason else []
             found[grid] = baseline_figures(store, grid, progress=measured)
-            done += bool(reason)
     if reasons:
         print(f"no baseline of downsampled images: {reasons[0]}")
     return found
