@@ -7,6 +7,7 @@ floors are the AUCs of a second such draw against the first.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -21,11 +22,19 @@ from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
 TOKENS = JudgeSize(width=64, steps=600, batch=256, rate=1.5e-2)
-GRIDS = JudgeSize(width=32, steps=300, batch=32, rate=1e-2, scored=2048)
+WHITE = JudgeSize(width=64, steps=300, batch=256, rate=1e-2)
+GRIDS = JudgeSize(width=32, steps=300, batch=32, rate=5e-3, muon_rate=0.03, scored=2048)
 QUICK = JudgeSize(width=64, steps=100, batch=256, rate=1.5e-2, num_seeds=1)
+GRID_TOKENS = 576
+"""Tokens of each kind in a step of the judge of grids, which has at least 8 grids of each."""
 SMALLEST_VARIANCE = 1e-6
 """Of a whitened direction, as a share of the largest: below it there is nothing but rounding."""
 FIGURES = ("val/auc_token", "val/auc_token_white", "val/auc_grid")
+
+
+def grid_size(num_cells: int) -> JudgeSize:
+    """Return the judge of grids: it sees fewer of them per step if they are large."""
+    return replace(GRIDS, batch=min(GRIDS.batch, max(8, GRID_TOKENS // num_cells)))
 
 
 def enough_images(store: TokenStore) -> bool:
@@ -84,8 +93,8 @@ class TokenLikeness:
         white = real.mapped(offset, matrix), compressed.mapped(offset, matrix)
         values = [
             two_sample_auc(real.tokens(), compressed.tokens(), TOKENS),
-            two_sample_auc(white[0].tokens(), white[1].tokens(), TOKENS),
-            two_sample_auc(real, compressed, GRIDS),
+            two_sample_auc(white[0].tokens(), white[1].tokens(), WHITE),
+            two_sample_auc(real, compressed, grid_size(self.windows.num_cells)),
         ]
         return dict(zip(FIGURES, values, strict=True))
 

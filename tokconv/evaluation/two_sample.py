@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.evaluation import protocol
+from tokconv.evaluation.muon import Muon
 from tokconv.evaluation.schedule import warmed_cosine
 
 SCORED_AT_ONCE = 8192
@@ -35,6 +36,8 @@ class JudgeSize:
     """Samples of each kind in a step: tokens, or grids."""
     rate: float
     """Highest learning rate; it rises over a tenth of the steps and falls to 0 with a cosine."""
+    muon_rate: float | None = None
+    """That of the two matrices if Muon trains them; None: Adam trains everything."""
     passes: int = 8
     """Passes over the compressed samples at most: on few images a judge soon knows them by heart."""
     num_seeds: int = 3
@@ -66,14 +69,20 @@ def two_sample_auc(real: Sides, compressed: Sides, size: JudgeSize, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     _, num_cells, dim = real.train.shape
     judge = _Judge(dim, num_cells, size, generator, real.train.device)
-    optimizer = torch.optim.AdamW(judge.weights, size.rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    matrices = [] if size.muon_rate is None else judge.matrices
+    others = [weight for weight in judge.weights if not any(weight is matrix for matrix in matrices)]
+    optimizer, muon = (
+        torch.optim.AdamW(others, size.rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True),
+        Muon(matrices),
+    )
     shape = (size.num_seeds, size.batch)
     steps = min(size.steps, math.ceil(size.passes * len(compressed.train) / size.batch))
     target = torch.cat([torch.zeros(shape), torch.ones(shape)], 1).to(real.train.device)
     with torch.enable_grad():
         for step in range(steps):
+            share = warmed_cosine(step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = size.rate * warmed_cosine(step, steps)
+                group["lr"] = size.rate * share
             drawn = [
                 part[torch.randint(len(part), shape, generator=generator).to(part.device)]
                 for part in (real.train, compressed.train)
@@ -83,6 +92,7 @@ def two_sample_auc(real: Sides, compressed: Sides, size: JudgeSize, seed: int = 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            muon.step((size.muon_rate or 0.0) * share)
     scores = [_scores(judge, part, size.scored, generator) for part in (real.held_out, compressed.held_out)]
     return float(np.mean([area_under_curve(*each) for each in zip(*scores, strict=True)]))
 
@@ -103,6 +113,7 @@ class _Judge:
 
     def __init__(self, dim: int, num_cells: int, size: JudgeSize, generator: torch.Generator, device: torch.device):
         self.side = math.isqrt(num_cells)
+        self._band = _mean_of_three(self.side).to(device)
         seeds, width = size.num_seeds, size.width
         inner = width if num_cells == 1 else 2 * width
 
@@ -114,6 +125,7 @@ class _Judge:
         last = [drawn(width, 1), torch.zeros(seeds, 1, 1)]
         place = [torch.zeros(seeds, 1, num_cells, width)] if num_cells > 1 else []
         self.weights = [part.to(device).requires_grad_() for part in (*first, *second, *last, *place)]
+        self.matrices = [self.weights[0], self.weights[2]]
 
     def __call__(self, tokens_SnKC: Tensor) -> Tensor:
         first, first_bias, second, second_bias, last, last_bias, *place = self.weights
@@ -123,25 +135,23 @@ class _Judge:
             hidden = (hidden.unflatten(1, (count, num_cells)) + place[0]).flatten(1, 2)
         hidden = F.gelu(hidden)
         if place:
-            hidden = torch.cat([hidden, self._neighbours(hidden, count)], -1)
+            hidden = torch.cat([hidden, self._neighbours(hidden)], -1)
         hidden = F.gelu(torch.baddbmm(second_bias, hidden, second))
         hidden = hidden.unflatten(1, (count, num_cells)).mean(2)
         return torch.baddbmm(last_bias, hidden, last).squeeze(-1)
 
-    def _neighbours(self, hidden_SRw: Tensor, count: int) -> Tensor:
-        """Return the mean over the 3 x 3 tokens around each token, of those that there are."""
-        grids = hidden_SRw.reshape(-1, self.side, self.side, hidden_SRw.shape[-1])
-        for axis in (1, 2):
-            grids = _mean_of_three(grids, axis)
-        return grids.reshape(hidden_SRw.shape)
+    def _neighbours(self, hidden_SRw: Tensor) -> Tensor:
+        """Return the mean over the 3 x 3 tokens around each token; those of the edge count twice there."""
+        rows = self._band @ hidden_SRw.reshape(-1, self.side, self.side * hidden_SRw.shape[-1])
+        both = self._band @ rows.reshape(-1, self.side, hidden_SRw.shape[-1])
+        return both.reshape(hidden_SRw.shape)
 
 
-def _mean_of_three(grids: Tensor, axis: int) -> Tensor:
-    size = grids.shape[axis]
-    if size == 1:
-        return grids
-    padded = torch.cat([grids.narrow(axis, 0, 1), grids, grids.narrow(axis, size - 1, 1)], axis)
-    return sum((padded.narrow(axis, start, size) for start in range(3)), torch.zeros_like(grids)) / 3
+def _mean_of_three(side: int) -> Tensor:
+    """Return the matrix [side, side] that averages each place with the places before and after it."""
+    places = torch.arange(side)
+    near = torch.stack([places + shift for shift in (-1, 0, 1)]).clamp(0, side - 1)
+    return F.one_hot(near, side).float().mean(0)
 
 
 @torch.no_grad()

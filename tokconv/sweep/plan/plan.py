@@ -1,7 +1,7 @@
 """The plan of a sweep before anything runs: trials, epochs, store, accelerator hours, storage, memory.
 
     a step             FLOPs / (peak * utilisation), or the seconds it took on the device at hand
-    a trial            start + epochs * (steps / its share of accelerators + reading tokens + evaluation)
+    a trial            start + epochs * (steps / its share of accelerators + reading tokens + evaluation) + last figures
     accelerator hours  a trial's hours * its accelerators, summed over trials and confirmations
 
 FLOPs, seconds and bytes come from real training steps of the networks that the search can build. The plan lists its
@@ -22,7 +22,7 @@ import torch
 from tokconv.config.overrides import with_values
 from tokconv.errors import ConfigError
 from tokconv.evaluation.baselines.fitting import MAX_COVARIANCE, SELECTIONS, SVD_BYTES
-from tokconv.evaluation.protocol import MAX_IMAGES
+from tokconv.evaluation.protocol import MAX_IMAGES, MAX_TEST_IMAGES
 from tokconv.models.windows import check_output_grid
 from tokconv.store.sample import MAX_IMAGES as MAX_FITTED
 from tokconv.sweep.plan.space import draw_points, space_cost
@@ -76,6 +76,8 @@ class GridPlan:
     """Seconds of a step on one whole accelerator, or on the CPUs of one worker."""
     epoch_seconds: float
     """Seconds of a trial's epoch, with evaluation and reading, on its share of accelerators."""
+    last_seconds: float
+    """Seconds of the figures that only the last epoch has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,9 @@ class SweepPlan:
 
     def trial_seconds(self, grid: GridPlan, *, share: float = 1.0) -> float:
         """Return the seconds of one trial that runs this share of its epochs."""
-        return START_SECONDS[self.spec.resources.runner] + share * self.epochs * grid.epoch_seconds
+        return START_SECONDS[self.spec.resources.runner] + share * (
+            self.epochs * grid.epoch_seconds + grid.last_seconds
+        )
 
     def hours(self, share: float) -> float:
         """Return the accelerator hours of the sweep if trials run this share of their epochs; confirmations run all."""
@@ -181,7 +185,8 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
                 held_out = evaluation_seconds(with_values(config, {GRID_KEY: grid}), measured, device=device)
             # Only rank 0 evaluates.
             epoch = steps * step / _speed(spec, spec.resources.workers) + held_out / _speed(spec, 1) + read
-            grids.append(GridPlan(grid=grid, cost=cost, step_seconds=step, epoch_seconds=epoch))
+            last = min(MAX_TEST_IMAGES, tokens.train_images) * step / batch / _speed(spec, 1)
+            grids.append(GridPlan(grid=grid, cost=cost, step_seconds=step, epoch_seconds=epoch, last_seconds=last))
     trials = min(spec.trials, len(draw_points(spec))) if spec.sampler.kind == "grid" else spec.trials
     return SweepPlan(
         spec=spec,
@@ -205,6 +210,7 @@ def _assumed(spec: Spec, accelerator: Accelerator, device: torch.device, measure
     if not measured:
         yield f"a worker reads {accelerator.read_gbs:g} GB of tokens per second (--read-gbs)"
         yield "the figures of an epoch take as long as training on as many images"
+    yield "the last epoch's figures that train networks take as long as training on the images they learn from"
     if accelerator.tflops is not None:
         yield f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)"
     elif spec.resources.gpus_per_worker and device.type == "cpu":
