@@ -44,7 +44,9 @@ def test_identity_is_perfect(store: TokenStore) -> None:
         for layer in (compressor.projection, decoder.projection):
             layer.weight.copy_(torch.eye(store.dim))
             layer.bias.zero_()
-    figures = Evaluator(store, store.token_grid).evaluate(codec_of(compressor, decoder))
+    figures = Evaluator(store, store.token_grid).evaluate(codec_of(compressor, decoder), full=True)
+    assert figures["val/auc_token"] == pytest.approx(0.5, abs=0.02)
+    assert figures["val/adapted_kept"] > 0.75
     assert figures["val/fvu"] == pytest.approx(0, abs=1e-9)
     assert figures["val/cosine"] == pytest.approx(1, abs=1e-6)
     assert figures["val/probe_kept"] == figures["val/reader_kept"] == figures["val/knn_overlap"] == 1
@@ -190,6 +192,26 @@ def test_few_images_have_no_neighbours_and_one_token_no_discrepancy(tmp_path: Pa
     names = Evaluator(unlabelled, 2).evaluate(_baseline(unlabelled, "pooling", 2)).keys()
     assert not any("probe" in name or "reader" in name for name in names)
     assert "val/knn_overlap" in names
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_classes", "there"),
+    [(76, 2, {"adapted"}), (80, 0, {"auc_token", "auc_token_white", "auc_grid"}), (80, 1, {"auc_token", "adapted"})],
+    ids=["few held-out images", "no labels", "one class"],
+)
+def test_full_figures_exist_where_there_is_enough_to_learn_from(
+    tmp_path: Path, num_images: int, num_classes: int, there: set[str]
+) -> None:
+    small = write_store(tmp_path / "small", num_images=num_images, num_classes=num_classes)
+    evaluator, codec = Evaluator(small, 2), _baseline(small, "pooling", 2)
+    cheap, full = (evaluator.evaluate(codec, full=full) for full in (False, True))
+    found = {name.removeprefix("val/").removesuffix("_accuracy") for name in full.keys() - cheap.keys()}
+    assert {name for name in found if not name.endswith(("_floor", "_kept"))} >= there
+    assert ("adapted" in found) == (num_classes > 0)
+    assert ("auc_grid_floor" in found) == ("val/auc_token_quick" in cheap) == (num_images >= 80)
+    assert {name: full[name] for name in cheap} == cheap
+    if num_classes == 1:
+        assert full["val/reader_kept"] == full["val/adapted_kept"] == 1
 
 
 def test_large_images_are_sketched_and_judged_alike(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:

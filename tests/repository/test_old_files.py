@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import tokconv
 from tokconv.config.overrides import from_dict
 from tokconv.errors import CheckpointError
+from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.store.reader import TokenStore
 from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import run_trial
@@ -31,6 +32,14 @@ TOLERANCE = 1e-6
 @pytest.fixture
 def store(tmp_path: Path) -> TokenStore:
     return TokenStore.open(shutil.copytree(OLD / "store", tmp_path / "store"), verify=True)
+
+
+def old_checkpoint(kind: str, run_dir: Path, *, protocol: int) -> Path:
+    """Copy a checkpoint, as one with figures of this protocol."""
+    checkpoint = shutil.copytree(OLD / "checkpoint" / kind, run_dir / "checkpoints" / "epoch-0002")
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps({**state, "protocol": protocol}))
+    return checkpoint
 
 
 def test_an_old_store_opens(store: TokenStore) -> None:
@@ -52,19 +61,24 @@ def test_an_old_export_compresses_as_before(kind: str) -> None:
 def test_an_old_checkpoint_resumes_to_the_figures_of_the_uninterrupted_run(
     kind: str, store: TokenStore, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    shutil.copytree(OLD / "checkpoint" / kind, run_dir / "checkpoints" / "epoch-0002")
-    config = from_dict(load_state(OLD / "checkpoint" / kind)["config"])
-    figures = run_trial(config, store, LocalRuntime(run_dir, device="cpu", resume=True)).figures
+    runtime = LocalRuntime(tmp_path / "run", device="cpu", resume=True)
+    checkpoint = old_checkpoint(kind, tmp_path / "run", protocol=2)
+    config = from_dict(load_state(checkpoint)["config"])
+    with pytest.raises(CheckpointError, match="its figures are of evaluation protocol 2"):
+        run_trial(config, store, runtime)
+    shutil.rmtree(checkpoint)
+    old_checkpoint(kind, tmp_path / "run", protocol=PROTOCOL)
+    figures = run_trial(config, store, runtime).figures
     expected = json.loads((OLD / "checkpoint" / f"{kind}.json").read_text())
     for name in expected.keys() - {"train/images_per_second"}:
-        assert figures[name] == pytest.approx(expected[name], rel=TOLERANCE, abs=TOLERANCE), name
+        # The reader of protocol 2 is the linear reader of protocol 3.
+        now = name.replace("val/reader_", "val/linear_reader_")
+        assert figures[now] == pytest.approx(expected[name], rel=TOLERANCE, abs=TOLERANCE), name
 
 
 def test_an_optimizer_with_other_parameter_groups_is_refused(store: TokenStore, tmp_path: Path) -> None:
     """As written for the published design, whose decoder once trained its projection like one of a closed form."""
-    checkpoint = tmp_path / "run" / "checkpoints" / "epoch-0002"
-    shutil.copytree(OLD / "checkpoint" / "residual", checkpoint)
+    checkpoint = old_checkpoint("residual", tmp_path / "run", protocol=PROTOCOL)
     optimizers = torch.load(checkpoint / "optimizers.pt", weights_only=True)
     first, second = optimizers["autoencoder"]["param_groups"]
     first["params"].append(second["params"].pop())

@@ -25,7 +25,7 @@ def write_store(
     coarse = strength.view(1, -1, 1, 1) * torch.randn(num_images, dim, 3, 3, generator=generator)
     smooth = F.interpolate(coarse, size=token_grid, mode="bilinear", align_corners=True)
     tokens = smooth.flatten(2).transpose(1, 2) + 0.02 * torch.randn(num_images, token_grid**2, dim, generator=generator)
-    labels = (tokens[..., 0].mean(1) > 0).long()
+    labels = (tokens[..., 0].mean(1) > 0).long().clamp(max=max(0, num_classes - 1))
     settings = StoreSettings(
         encoder={"name": "synthetic", "layer": 1},
         source={"name": "synthetic", "seed": seed},

@@ -266,7 +266,11 @@ def test_a_sweep_judged_by_another_protocol_is_not_resumed(tmp_path: Path, proto
 
 @pytest.mark.parametrize(
     ("metric", "num_classes", "message"),
-    [("val/reader_kept", 0, "needs labels"), ("val/cka", 2, "needs 12 held-out images, and .* has 10")],
+    [
+        ("val/reader_kept", 0, "needs labels"),
+        ("val/cka", 2, "needs 12 held-out images, and .* has 10"),
+        ("val/auc_grid", 2, "needs 20 training and 20 held-out images, and .* has 30 and 10"),
+    ],
 )
 def test_objectives_that_the_store_cannot_measure_are_refused(
     tmp_path: Path, metric: str, num_classes: int, message: str

@@ -17,6 +17,7 @@ from tokconv.config.overrides import compose, from_dict, with_values
 from tokconv.config.tree import Config
 from tokconv.errors import CheckpointError, ConfigError, DivergedError
 from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.figures import FIGURES, OBJECTIVES
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.store.reader import TokenStore
 from tokconv.training import checkpoint as checkpoints
@@ -85,6 +86,16 @@ def test_training_improves_on_the_closed_form_start(store: TokenStore, config: C
     result = run_trial(plain, store, LocalRuntime(tmp_path, device="cpu"))
     assert result.figures["val/fvu"] < baseline_figures(store, 3)["window_pca"]["val/fvu"]
     assert "critic/wasserstein" not in result.figures
+
+
+def test_figures_that_train_networks_come_after_the_last_epoch(config: Config, tmp_path: Path) -> None:
+    larger = write_store(tmp_path / "store", num_images=80)
+    twice = with_values(config, {"training.epochs": 2})
+    first, last = run_trial(twice, larger, LocalRuntime(tmp_path / "run", device="cpu")).history
+    late = {name for name in last.keys() - first.keys() if name in OBJECTIVES}
+    assert late == {name for name in OBJECTIVES if not FIGURES[name].every_epoch}
+    assert {"val/auc_token", "val/adapted_kept"} <= late
+    assert "val/auc_token_quick" in first
 
 
 @pytest.mark.parametrize("init", ["pca", "pooling"])
