@@ -11,7 +11,7 @@ from rich.console import Console
 from support.records import write_sweep
 
 from tokconv.evaluation import figures
-from tokconv.evaluation.figures import MLFLOW, NOTE, SWEEP, TRIALS, Figure
+from tokconv.evaluation.figure import MLFLOW, NOTE, SWEEP, TRIALS, Figure
 from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.report.page import page
 from tokconv.sweep.report.table import print_result, summary_markdown

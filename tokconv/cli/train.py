@@ -15,7 +15,8 @@ from tokconv.encoding.images import describe_tokens
 from tokconv.errors import CheckpointError, ConfigError
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines import registry as baselines
-from tokconv.evaluation.figures import TRAIN, Figure, shown_in
+from tokconv.evaluation.figure import TRAIN, Figure
+from tokconv.evaluation.figures import shown_in
 from tokconv.evaluation.protocol import check_resumable, other_protocol
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore

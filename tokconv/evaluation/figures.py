@@ -8,55 +8,37 @@ one of the modules that `evaluator.py` names; a figure that changes what is judg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
-EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE = "evaluate", "card", "train", "sweep", "trials", "mlflow", "note"
-"""Places that show figures: `tokconv evaluate`, the model card, `tokconv train`, the result table of a sweep, the table
-of all trials on its page, the columns of MLflow's runs, and the description of an MLflow run."""
-LABELS, NEIGHBOURS, SAMPLES = "labels", "neighbours", "samples"
-"""What a figure requires of its store: images with labels, enough held-out images to have neighbours, or enough
-training and held-out images for two-sample tests."""
+from tokconv.evaluation.figure import (
+    CARD,
+    EVALUATE,
+    LABELS,
+    MLFLOW,
+    NEIGHBOURS,
+    NOTE,
+    SAMPLES,
+    SWEEP,
+    TRAIN,
+    TRIALS,
+    Figure,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One held-out figure of a compressor.
-
-    Args:
-        name: its key in an evaluation, a record and MLflow, such as "val/fvu".
-        title: its short name, as it heads a column.
-        meaning: what it measures, in one phrase.
-        lower_is_better: whether low values are good.
-        form: format specification of its values.
-        unit: of its values; "" for a pure number.
-        floor: the name of the figure that real tokens get in its place, the level to reach; "" if there is none.
-        places: where it is shown.
-        objective: whether a sweep may optimise it, or set a target for it.
-        needs: `LABELS`, `NEIGHBOURS`, `SAMPLES`, or "" if it exists for every store.
-        every_epoch: whether trials have it after every epoch; the others exist after the last one only, because they
-            train networks.
-    """
-
-    name: str
-    title: str
-    meaning: str
-    lower_is_better: bool
-    form: str
-    unit: str = ""
-    floor: str = ""
-    places: tuple[str, ...] = ()
-    objective: bool = True
-    needs: str = ""
-    every_epoch: bool = True
-
-    @property
-    def explanation(self) -> str:
-        """The meaning with the unit, for legends."""
-        return f"{self.meaning}, in {self.unit}" if self.unit else self.meaning
-
-    def text(self, value: float | None) -> str:
-        """Format a value; "" for None."""
-        return "" if value is None else format(value, self.form)
+def _two_sample(name: str, title: str, meaning: str, places: tuple[str, ...]) -> tuple[Figure, Figure]:
+    """Return the entries of a two-sample test and of its floor."""
+    kind: dict[str, Any] = {"lower_is_better": True, "form": ".3f", "needs": SAMPLES, "every_epoch": False}
+    return (
+        Figure(name=name, title=title, meaning=meaning, floor=f"{name}_floor", places=places, **kind),
+        Figure(
+            name=f"{name}_floor",
+            title=f"{title} floor",
+            meaning="the same AUC between two samples of real tokens: 0.5 on average",
+            places=(CARD,),
+            objective=False,
+            **kind,
+        ),
+    )
 
 
 _ENTRIES = (
@@ -104,71 +86,23 @@ _ENTRIES = (
         places=(CARD, NOTE),
         objective=False,
     ),
-    Figure(
-        name="val/auc_token",
-        title="AUC token",
-        meaning="AUC of a fresh classifier of single tokens, compressed against real: 0.5 cannot tell, 1 always can",
-        lower_is_better=True,
-        form=".3f",
-        floor="val/auc_token_floor",
-        places=(EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
-        needs=SAMPLES,
-        every_epoch=False,
+    *_two_sample(
+        "val/auc_token",
+        "AUC token",
+        "AUC of a fresh classifier of single tokens, compressed against real: 0.5 cannot tell, 1 always can",
+        (EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE),
     ),
-    Figure(
-        name="val/auc_token_floor",
-        title="AUC token floor",
-        meaning="the same AUC between two samples of real tokens: 0.5 on average",
-        lower_is_better=True,
-        form=".3f",
-        places=(CARD,),
-        objective=False,
-        needs=SAMPLES,
-        every_epoch=False,
+    *_two_sample(
+        "val/auc_token_white",
+        "AUC white",
+        "the same AUC on whitened tokens, where directions of small variance count as much",
+        (EVALUATE, CARD, TRAIN, MLFLOW),
     ),
-    Figure(
-        name="val/auc_token_white",
-        title="AUC white",
-        meaning="the same AUC on whitened tokens, where directions of small variance count as much",
-        lower_is_better=True,
-        form=".3f",
-        floor="val/auc_token_white_floor",
-        places=(EVALUATE, CARD, TRAIN, MLFLOW),
-        needs=SAMPLES,
-        every_epoch=False,
-    ),
-    Figure(
-        name="val/auc_token_white_floor",
-        title="AUC white floor",
-        meaning="the same AUC between two samples of real tokens: 0.5 on average",
-        lower_is_better=True,
-        form=".3f",
-        places=(CARD,),
-        objective=False,
-        needs=SAMPLES,
-        every_epoch=False,
-    ),
-    Figure(
-        name="val/auc_grid",
-        title="AUC grid",
-        meaning="AUC of a fresh classifier of whole k x k grids, compressed against real",
-        lower_is_better=True,
-        form=".3f",
-        floor="val/auc_grid_floor",
-        places=(EVALUATE, CARD, TRAIN, MLFLOW),
-        needs=SAMPLES,
-        every_epoch=False,
-    ),
-    Figure(
-        name="val/auc_grid_floor",
-        title="AUC grid floor",
-        meaning="the same AUC between two samples of real tokens: 0.5 on average",
-        lower_is_better=True,
-        form=".3f",
-        places=(CARD,),
-        objective=False,
-        needs=SAMPLES,
-        every_epoch=False,
+    *_two_sample(
+        "val/auc_grid",
+        "AUC grid",
+        "AUC of a fresh classifier of whole k x k grids, compressed against real",
+        (EVALUATE, CARD, TRAIN, MLFLOW),
     ),
     Figure(
         name="val/auc_token_quick",

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
-from tokconv.evaluation.figures import EVALUATE, Figure, shown_in
+from tokconv.evaluation.figure import EVALUATE, Figure
+from tokconv.evaluation.figures import shown_in
 
 Figures = Mapping[str, float]
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"

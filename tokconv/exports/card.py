@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokconv.evaluation.baselines.registry import BASELINES
-from tokconv.evaluation.figures import CARD, shown_in
+from tokconv.evaluation.figure import CARD
+from tokconv.evaluation.figures import shown_in
 
 
 def model_card(description: Mapping[str, Any]) -> str:

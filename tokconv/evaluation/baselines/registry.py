@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokconv.evaluation.figures import SWEEP, TRAIN
+from tokconv.evaluation.figure import SWEEP, TRAIN
 from tokconv.system.registry import Registry
 
 PLOTS = "plots"
-"""The plots of a sweep, a place that shows baselines like those in `tokconv.evaluation.figures`."""
+"""The plots of a sweep, a place that shows baselines like those in `tokconv.evaluation.figure`."""
 
 Kind = Literal["projection", "pca", "selection", "image_selection", "merging", "factorisation", "stored"]
 _HERE = "tokconv.evaluation.baselines"

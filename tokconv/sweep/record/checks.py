@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tokconv.errors import SpecError, SweepError
-from tokconv.evaluation.figures import FIGURES, LABELS, NEIGHBOURS, SAMPLES
+from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
+from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, MIN_TEST_IMAGES, other_protocol
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import read_events

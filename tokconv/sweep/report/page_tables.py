@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokconv.evaluation.baselines.registry import BASELINES
-from tokconv.evaluation.figures import FIGURES, JUDGED_ON, TRIALS, Figure, shown_in
+from tokconv.evaluation.figure import TRIALS, Figure
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict

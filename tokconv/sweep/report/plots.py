@@ -16,7 +16,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from tokconv.evaluation.baselines.registry import BASELINES, PLOTS
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
-from tokconv.evaluation.figures import FIGURES, JUDGED_ON, SWEEP
+from tokconv.evaluation.figure import SWEEP
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON
 from tokconv.sweep.judge.evidence import Figures
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord

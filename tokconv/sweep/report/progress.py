@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
-from tokconv.evaluation.figures import FIGURES, JUDGED_ON, SWEEP, Figure
+from tokconv.evaluation.figure import SWEEP, Figure
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON
 from tokconv.sweep.judge.evidence import Figures
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
-from tokconv.evaluation.figures import SWEEP, Figure, shown_in
+from tokconv.evaluation.figure import SWEEP, Figure
+from tokconv.evaluation.figures import shown_in
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.report.text import INTERVAL_LEGEND, cell, half_width_cell, heading, legend

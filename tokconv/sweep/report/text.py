@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tokconv.evaluation.figures import FIGURES, Figure
+from tokconv.evaluation.figure import Figure
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.schema import GRID_KEY

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from tokconv.evaluation.figures import FIGURES, JUDGED_ON, MLFLOW, NOTE, shown_in
+from tokconv.evaluation.figure import MLFLOW, NOTE
+from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
 from tokconv.sweep.record.events import TrialRecord
 
 TESTED_WITH = "3.17."
