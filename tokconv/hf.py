@@ -3,7 +3,7 @@
 import tokconv.hf
 from transformers import AutoModel
 
-model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")
+model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06/fidelity")
 compressed = model(tokens).last_hidden_state    # [batch, 576, 64] to [batch, 36, 64]
 """
 

@@ -50,7 +50,7 @@ def main() -> None:
     overrides = [*args.set, f"storage={args.out or tempfile.mkdtemp(prefix='tokconv-simulation-')}"]
     overrides += [f"trials={args.trials}"] if args.trials else []
     overrides += [f"concurrency={args.slots}"] if args.slots else []
-    spec = load_spec(args.spec, overrides)
+    spec = load_spec(args.spec, overrides).with_objectives(())
     directory = SweepDirectory(args.resume) if args.resume else Root(Path(str(spec.storage))).new(spec.name)
     simulation = simulate(spec, directory, minutes=args.minutes, seed=args.seed)
     after_the_search(simulation, mlflow=args.mlflow)
@@ -102,7 +102,7 @@ def after_the_search(simulation: Simulation, *, mlflow: int) -> None:
     record = _timed("resume: read the record", lambda: Record(directory.events))
     _timed("resume: study, searcher, rungs", lambda: open_search(spec, directory, record, simulation.surrogate.epochs))
     trials = list(record.trials.values())
-    verdicts = _timed("judge every trial", lambda: judge(trials, spec.champion, TOKEN_GRID, simulation.baselines))
+    verdicts = _timed("judge every trial", lambda: judge(trials, spec.rules, TOKEN_GRID, simulation.baselines))
     _timed(
         "missing confirmations",
         lambda: missing_confirmations(verdicts, record.trials, {}, seeds=spec.confirm_seeds, base_seed=0),

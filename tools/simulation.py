@@ -161,7 +161,7 @@ class Simulation:
             name=self.directory.name,
             total=self.spec.trials,
             epochs=self.surrogate.epochs,
-            judge=lambda trials: judge(trials, self.spec.champion, TOKEN_GRID, self.baselines),
+            judge=lambda trials: judge(trials, self.spec.rules, TOKEN_GRID, self.baselines),
             console=Console(file=self._log, force_terminal=False),
             clock=lambda: self.now,
         )

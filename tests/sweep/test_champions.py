@@ -1,4 +1,4 @@
-"""The judgement of a sweep: the champion of a grid wins by the rule, and only complete trials compete."""
+"""The judgement of a sweep: the champion of a grid and purpose wins by its rule, and only complete trials compete."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from support.trials import TOKEN_GRID, baselines, trial
 from tokconv.sweep.judge.pareto import dominates
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.events import FINISHED, TrialRecord
-from tokconv.sweep.spec.schema import Champion, Target
+from tokconv.sweep.spec.rules import Rule, Rules, Target
 
 GRIDS = (4, 6)
-RULE = Champion()
+RULES = Rules()
+LIKE_TOKENS = Target("val/swd", "<=", 0.1)
 FIGURE = st.integers(1, 20).map(lambda n: n / 100)
 
 
@@ -27,8 +28,8 @@ def sweeps(draw: st.DrawFn) -> list[TrialRecord]:
     ]
 
 
-def verdicts(trials: list[TrialRecord], rule: Champion = RULE) -> list[Verdict]:
-    return judge(trials, rule, TOKEN_GRID, baselines(*GRIDS))
+def verdicts(trials: list[TrialRecord], rules: Rules = RULES) -> list[Verdict]:
+    return judge(trials, rules, TOKEN_GRID, baselines(*GRIDS))
 
 
 def complete_at(trials: list[TrialRecord], verdict: Verdict) -> list[TrialRecord]:
@@ -50,51 +51,48 @@ def test_each_grid_has_one_verdict_over_its_complete_trials_alone(trials: list[T
         assert verdict.ratio == TOKEN_GRID**2 / verdict.grid**2
 
 
-@given(sweeps())
-def test_no_complete_trial_of_the_grid_dominates_the_front(trials: list[TrialRecord]) -> None:
-    for verdict in verdicts(trials):
-        rivals = complete_at(trials, verdict)
+@given(sweeps(), st.booleans())
+def test_no_feasible_trial_of_the_grid_dominates_the_front(trials: list[TrialRecord], constrained: bool) -> None:
+    rules = Rules(constraints=(LIKE_TOKENS,) if constrained else ())
+    for verdict in verdicts(trials, rules):
+        rivals = [t for t in complete_at(trials, verdict) if rules.feasible(t.figures)]
         expected = {t.uid for t in rivals if not any(dominates(point(r), point(t)) for r in rivals)}
         assert {t.uid for t in verdict.front} == expected
         fvus = [t.figures["val/fvu"] for t in verdict.front]
         assert fvus == sorted(fvus, reverse=True)
 
 
-@given(sweeps())
-def test_the_champion_has_the_lowest_fvu_among_trials_that_meet_every_target(trials: list[TrialRecord]) -> None:
-    for verdict in verdicts(trials):
-        good = [t for t in complete_at(trials, verdict) if all(g.met(t.figures) for g in RULE.subject_to)]
-        assert verdict.meets_targets == bool(good)
+@given(sweeps(), st.booleans())
+def test_the_champion_is_the_best_of_the_trials_within_all_targets(trials: list[TrialRecord], of_all: bool) -> None:
+    rules = Rules(constraints=(LIKE_TOKENS,)) if of_all else Rules({"fidelity": Rule(subject_to=(LIKE_TOKENS,))})
+    for verdict in verdicts(trials, rules):
+        complete = complete_at(trials, verdict)
+        good = [t for t in complete if LIKE_TOKENS.met(t.figures)]
         if good:
             assert verdict.champion in good
             assert verdict.champion.figures["val/fvu"] == min(t.figures["val/fvu"] for t in good)
-            assert verdict.missed == ()
+            assert verdict.first.refused == ""
+        else:
+            assert verdict.champion is None
+            assert ("the nearest" in verdict.first.finding) == bool(complete)
 
 
-@given(sweeps())
-def test_without_such_trials_the_champion_is_the_nearest_and_names_what_it_misses(trials: list[TrialRecord]) -> None:
-    rule = Champion(subject_to=(Target(metric="val/swd", sign="<=", limit=0.001),))
-    for verdict in verdicts(trials, rule):
-        rivals = complete_at(trials, verdict)
-        assert (verdict.champion is None) == (not rivals)
-        if verdict.champion is not None:
-            assert verdict.champion.figures["val/swd"] == min(t.figures["val/swd"] for t in rivals)
-            assert not verdict.meets_targets
-            assert verdict.missed == (f"val/swd <= 0.001 (it has {verdict.champion.figures['val/swd']:.4g})",)
-
-
-def test_a_target_of_zero_does_not_outweigh_the_others() -> None:
-    rule = Champion(
-        subject_to=(Target(metric="val/gain", sign=">=", limit=0), Target(metric="val/swd", sign="<=", limit=0.1))
-    )
+def test_the_nearest_trial_is_named_and_a_target_of_zero_does_not_outweigh_the_others() -> None:
+    rules = Rules(constraints=(Target("val/gain", ">=", 0), LIKE_TOKENS))
     slightly_worse_than_pooling, nothing_like_tokens = trial("0", fvu=0.101, swd=0.11), trial("1", fvu=0.1001, swd=5.0)
-    found = verdicts([slightly_worse_than_pooling, nothing_like_tokens], rule)[1]
-    assert found.champion is slightly_worse_than_pooling
+    award = verdicts([slightly_worse_than_pooling, nothing_like_tokens], rules)[1].first
+    assert award.champion is None
+    assert "the nearest, 0, misses val/gain >= 0 (it has -0.01), val/swd <= 0.1 (it has 0.11)" in award.finding
 
 
 def test_a_target_on_a_figure_that_no_trial_has_is_missed_by_name() -> None:
-    rule = Champion(subject_to=(Target(metric="val/probe_kept", sign=">=", limit=0.95),))
-    found = verdicts([trial("0", fvu=0.03), trial("1", fvu=0.02)], rule)[1]
-    assert found.champion is not None
-    assert found.champion.uid == "1"
-    assert found.missed == ("val/probe_kept >= 0.95 (it has no such figure)",)
+    rules = Rules({"fidelity": Rule(subject_to=(Target("val/probe_kept", ">=", 0.95),))})
+    finding = verdicts([trial("0", fvu=0.03), trial("1", fvu=0.02)], rules)[1].first.finding
+    assert "misses val/probe_kept >= 0.95 (it has no such figure)" in finding
+
+
+def test_the_published_targets_are_shown_and_decide_nothing() -> None:
+    verdict = verdicts([trial("0", fvu=0.02, swd=0.5), trial("1", fvu=0.025, swd=0.05)])[1]
+    assert verdict.champion is not None
+    assert verdict.champion.uid == "0"
+    assert verdict.first.missed == ("val/swd <= 0.1 (it has 0.5)",)

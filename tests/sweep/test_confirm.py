@@ -20,7 +20,7 @@ from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
-from tokconv.sweep.spec.schema import Champion
+from tokconv.sweep.spec.rules import Rules
 
 SEED = "training.seed"
 WINNER = trial("00000", fvu=0.02, swd=0.09)
@@ -44,25 +44,29 @@ def test_the_interval_is_students() -> None:
     assert means["val/fvu"] + half_widths["val/fvu"] == pytest.approx(test.high)
 
 
-def test_a_champion_is_proven_if_no_baseline_is_as_good_on_both_axes() -> None:
+def test_a_champion_is_proven_if_it_beats_every_baseline_at_its_figure() -> None:
     evidence = gather_evidence(WINNER, repeats((0.02, 0.09), (0.021, 0.091), (0.019, 0.089)), 3, RIVALS)
     assert evidence.status == PROVEN
     assert evidence.exported.uid == "c06-1"
     assert not evidence.beaten_by
 
 
-def test_a_baseline_as_good_on_both_axes_refuses_it_by_name() -> None:
+def test_a_better_baseline_refuses_it_by_name_with_its_figure() -> None:
     evidence = gather_evidence(WINNER, repeats((0.04, 0.14), (0.0401, 0.141), (0.0399, 0.139)), 3, RIVALS)
     assert evidence.status == UNPROVEN
-    assert evidence.beaten_by == ("matched_window_pca",)
-    assert "matched PCA" in evidence.summary
+    assert evidence.beaten_by == ("window_pca", "matched_window_pca")
+    assert "matched PCA (fvu 0.0300) is at least as good as the worse end" in evidence.summary
+
+
+def test_a_tie_is_no_win() -> None:
+    assert gather_evidence(WINNER, repeats((0.03, 0.05), (0.03, 0.05), (0.03, 0.05)), 3, RIVALS).status == UNPROVEN
 
 
 def test_the_worse_end_of_the_interval_decides() -> None:
-    """The means beat matched window PCA (0.03, 0.13) on fvu; the spread shows that this may be luck."""
+    """The mean beats window PCA's 0.03; the spread shows that this may be luck."""
     pairs = [(0.02, 0.14), (0.036, 0.14), (0.022, 0.14)]
     assert sum(fvu for fvu, _ in pairs) / 3 < 0.03
-    assert gather_evidence(WINNER, repeats(*pairs), 3, RIVALS).beaten_by == ("matched_window_pca",)
+    assert gather_evidence(WINNER, repeats(*pairs), 3, RIVALS).beaten_by == ("window_pca", "matched_window_pca")
 
 
 def test_a_failed_seed_proves_nothing() -> None:
@@ -87,7 +91,7 @@ def test_without_confirmation_nothing_is_proven() -> None:
 
 def test_fresh_seeds_are_asked_for_once() -> None:
     trials = {WINNER.uid: WINNER}
-    verdicts = judge(trials.values(), Champion(), TOKEN_GRID, baselines(6), seeds=3)
+    verdicts = judge(trials.values(), Rules(), TOKEN_GRID, baselines(6), seeds=3)
     configs = missing_confirmations(verdicts, trials, {}, seeds=3, base_seed=0)
     assert [config["uid"] for config in configs] == ["c06-1", "c06-2", "c06-3"]
     assert [config["values"][SEED] for config in configs] == [1, 2, 3]
@@ -116,12 +120,13 @@ def test_a_sweep_confirms_its_winners_and_grows_on_resume(tmp_path: Path) -> Non
     seeds = [run.values[SEED] for run in result.confirmations.values()]
     assert 0 not in seeds
     for verdict in result.verdicts:
-        assert verdict.evidence is not None
-        assert verdict.evidence.status in (PROVEN, UNPROVEN)
-    ended = champions(result.directory)
-    assert {ended[grid]["run"] for grid in ended} <= set(result.confirmations)
-    for grid in ended:
-        assert read_config(result.directory / ended[grid]["export"])["evidence"]["status"] == ended[grid]["evidence"]
+        assert [award.purpose.name for award in verdict.awards] == ["fidelity", "plug-in", "adapted"]
+        assert all(award.evidence is None or award.evidence.status in (PROVEN, UNPROVEN) for award in verdict.awards)
+    ended = [award for purposes in champions(result.directory).values() for award in purposes.values()]
+    assert {award["run"] for award in ended} <= set(result.confirmations)
+    for award in ended:
+        evidence = read_config(result.directory / award["export"])["evidence"]
+        assert (evidence["status"], evidence["figure"]) == (award["evidence"], award["figure"])
     started = [event for event in events(result.directory) if event["event"] == "trial_started"]
     assert [event.get("kind") for event in started].count("confirm") == 4
     assert yaml.safe_load((result.directory / "spec.yaml").read_text())["confirm"] == {"seeds": 2}

@@ -14,7 +14,7 @@ from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.text import values_text
-from tokconv.sweep.spec.schema import Champion
+from tokconv.sweep.spec.rules import Rules
 from tokconv.system.terminal import can_redraw, duration, progress_line
 
 GRIDS = (4, 6, 8, 12)
@@ -50,7 +50,7 @@ def display(console: Console, clock: Clock, total: int = 4) -> SweepDisplay:
         name="demo-001",
         total=total,
         epochs=EPOCHS,
-        judge=lambda trials: judge(trials, Champion(), TOKEN_GRID, baselines(*GRIDS)),
+        judge=lambda trials: judge(trials, Rules(), TOKEN_GRID, baselines(*GRIDS)),
         console=console,
         clock=clock,
     )
@@ -166,7 +166,7 @@ def test_the_live_view_fits_the_terminal_with_a_thousand_trials(clock: Clock, wi
     assert "600/1000 trials finished: 200 complete, 200 stopped early, 200 failed; 300 running" in page or width == 80
     assert re.search(r"and \d+ more running", page)
     for grid in GRIDS:
-        assert re.search(rf"^ *{grid}x{grid} +{grid**2} ", page, re.MULTILINE)
+        assert re.search(rf"^ *{grid}x{grid} +[0-9.]+x +fidelity +fvu ", page, re.MULTILINE)
 
 
 def test_the_live_view_shows_running_trials_and_the_best_of_each_grid(clock: Clock) -> None:
@@ -183,9 +183,9 @@ def test_the_live_view_shows_running_trials_and_the_best_of_each_grid(clock: Clo
     paper.print(shown._view())
     page = [" ".join(line.split()) for line in lines(paper)]
     assert "00003 9x 3/9 0.0300 0.100 n_critic=3 wgan=0.0123" in page
-    assert "6x6 36 16x 0.0123 0.1000 0.0300 +87.7% 0.088 (0.050) yes" in page
-    assert "4x4 16 36x 0.0234 0.1000 0.0300 +76.6% 0.200 (0.050) no" in page
-    assert "12x12 144 4x - 0.1000 0.0300 - - -" in page
+    assert "6x6 16x fidelity fvu 0.0123 0.0300 window PCA 0.0123" in page
+    assert "4x4 36x fidelity fvu 0.0234 0.0300 window PCA 0.0234" in page
+    assert "12x12 4x fidelity fvu - 0.0300 window PCA -" in page
 
 
 def test_the_live_view_runs_on_a_terminal_and_leaves_one_line(clock: Clock) -> None:

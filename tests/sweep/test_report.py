@@ -22,14 +22,15 @@ from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.plots import curves_figure, pareto_figure
 from tokconv.sweep.report.results import results_frame, write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
-from tokconv.sweep.spec.schema import Champion, Spec
+from tokconv.sweep.spec.rules import Rules
+from tokconv.sweep.spec.schema import Spec
 
 GRIDS = (4, 6, 8, 12)
-SPEC = Spec(name="demo", trials=4)
+SPEC = Spec(name="demo", trials=4).with_objectives(())
 
 
 def judged(trials: list[TrialRecord], *grids: int) -> list[Verdict]:
-    return judge(trials, Champion(), TOKEN_GRID, baselines(*grids))
+    return judge(trials, Rules(), TOKEN_GRID, baselines(*grids))
 
 
 def printed(verdicts: list[Verdict], width: int = 100, *, terminal: bool = False) -> str:
@@ -62,7 +63,7 @@ def sweep(count: int, seed: int = 0, *grids: int) -> list[TrialRecord]:
 def test_the_table_has_one_row_per_champion_and_baseline() -> None:
     won = trial("00003", 6, fvu=0.0123, swd=0.0876, **{"val/probe_accuracy": 0.951, "val/probe_kept": 0.962})
     rows = [" ".join(line.split()) for line in printed(judged([won, trial("00004", 6, fvu=0.5)], 6)).splitlines()]
-    assert "6x6 36 16x trial 00003 0.0123 +87.7% 0.088 (0.050) 0.900 95.1% 96.2% yes" in rows
+    assert "6x6 36 16x fidelity: 00003 0.0123 +87.7% 0.088 (0.050) 0.900 95.1% 96.2% yes" in rows
     assert "pooling 0.1000 +0.0% 0.110 (0.050) 0.900" in rows
     assert "window PCA 0.0300 +70.0% 0.450 (0.050) 0.900" in rows
     assert not any("00004" in row for row in rows)
@@ -76,8 +77,8 @@ def test_the_probe_has_no_column_if_there_are_no_labels() -> None:
 def test_notes_name_missed_targets_and_empty_grids() -> None:
     verdicts = judged([trial("0", 6, swd=0.134), trial("1", 4, "pruned"), trial("2", 4, "failed")], 4, 6)
     for text in (printed(verdicts), markdown(verdicts)):
-        assert "nearest" in text
-        assert "6x6: nearest, misses val/swd <= 0.1 (it has 0.134)" in text
+        assert "6x6: trial 0 misses val/swd <= 0.1 (it has 0.134)" in text
+        assert "targets, as published: val/swd <= 0.1 and val/cosine >= 0.85; window PCA" in text
         assert "4x4: no trial finished at this grid" in text
 
 
@@ -94,7 +95,7 @@ def test_a_terminal_line_is_never_longer_than_the_terminal(width: int) -> None:
     text = printed(judged([full], *GRIDS), width, terminal=True)
     assert max(map(len, text.splitlines())) <= width
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
-    assert ("cosine" in text) == (width >= 100)
+    assert ("cosine (cosine of" in " ".join(text.split())) == (width >= 100)
 
 
 def test_markdown_is_one_rectangular_table() -> None:
@@ -163,8 +164,9 @@ def test_every_sweep_can_be_written(tmp_path: Path, trials: list[TrialRecord], g
     champions = json.loads((tmp_path / "report" / "champions.json").read_text())
     assert {int(grid) for grid in champions} == set(grids)
     for verdict in verdicts:
-        assert champions[str(verdict.grid)]["trial"] == (verdict.champion and verdict.champion.uid)
-        assert champions[str(verdict.grid)]["meets_targets"] == verdict.meets_targets
+        champion = champions[str(verdict.grid)]["champions"]["fidelity"]
+        assert champion["trial"] == (verdict.champion and verdict.champion.uid)
+        assert champion["meets_targets"] == verdict.meets_targets
 
 
 def test_pictures_have_one_panel_per_grid_and_one_legend_without_empty_entries() -> None:

@@ -97,7 +97,7 @@ def test_a_page_holds_the_figures_of_the_record_and_needs_no_network(tmp_path: P
 def test_text_from_a_sweep_never_becomes_html(tmp_path: Path) -> None:
     bad = "</script><img src=x onerror=alert(1)>"
     directory = write_sweep(tmp_path, reason=bad)
-    card = directory.champion(4)
+    card = directory.champion(4, "fidelity")
     card.mkdir(parents=True)
     (card / "README.md").write_text(f"---\nlicense: other\n---\n\n# {bad}\n\n[a](javascript:alert(1))\n")
     html = page(read_sweep(directory))

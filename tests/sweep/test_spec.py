@@ -16,6 +16,7 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import KEYS, get
 from tokconv.errors import ConfigError, SpecError
 from tokconv.evaluation.figures import OBJECTIVES
+from tokconv.evaluation.purposes import PURPOSES
 from tokconv.sweep.search.study import first_points, grid_points
 from tokconv.sweep.spec.file import load_spec, parse_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.ranges import KINDS, Range, parse_range
@@ -36,7 +37,8 @@ FULL: dict[str, Any] = {
         "model.compressor.init": {"choice": ["pca", "pooling"]},
     },
     "objectives": [{"metric": "val/gain", "mode": "max"}, {"metric": "val/swd", "mode": "min"}],
-    "champion": {"minimise": "val/swd", "subject_to": ["val/gain >= 0.123456789", "val/fvu<=1e-7"]},
+    "champions": {"fidelity": {}, "plug-in": {"figure": "val/auc_token", "subject_to": ["val/gain >= 0.123456789"]}},
+    "constraints": ["val/fvu <= 1e-07"],
     "sampler": {"kind": "random", "seed": 7},
     "early_stopping": {"min_epochs": 3, "reduction": 4},
     "confirm": {"seeds": 4},
@@ -87,11 +89,37 @@ def test_a_written_spec_is_read_back_as_itself(tree: dict[str, Any], tmp_path: P
 def test_every_key_of_a_spec_reaches_it() -> None:
     plain = spec_to_dict(parse_spec(FULL))
     assert plain.keys() == FULL.keys()
-    for key in FULL.keys() - {"champion"}:
+    for key in FULL:
         assert plain[key] == FULL[key]
-    assert plain["champion"]["minimise"] == "val/swd"
-    limits = [target.limit for target in parse_spec(FULL).champion.subject_to]
-    assert limits == [0.123456789, 1e-7]
+    assert parse_spec(FULL).rules.named == ("val/auc_token", "val/fvu", "val/gain")
+
+
+def test_an_older_spec_has_one_purpose_without_the_published_targets() -> None:
+    older = {"minimise": "val/fvu", "subject_to": ["val/swd <= 0.1", "val/cosine >= 0.85", "val/fvu<=0.05"]}
+    spec = parse_spec({**MINIMAL, "champion": older})
+    assert spec_to_dict(spec)["champions"] == {"fidelity": {"subject_to": ["val/fvu <= 0.05"]}}
+    assert parse_spec(spec_to_dict(spec)) == spec
+    by_likeness = parse_spec({**MINIMAL, "champion": {"minimise": "val/swd"}})
+    assert by_likeness.rules.rule("fidelity").figure == "val/swd"
+    assert parse_spec({**MINIMAL, "champion": None}).rules.purposes == ("fidelity",)
+    with pytest.raises(SpecError, match="champion: is the older form of champions"):
+        parse_spec({**MINIMAL, "champion": older, "champions": {"fidelity": {}}})
+
+
+@pytest.mark.parametrize(
+    ("known", "third"),
+    [
+        ({"val/reader_kept", "val/auc_token"}, ("val/reader_kept", "max")),
+        ({"val/auc_token"}, ("val/auc_token", "min")),
+        (set(), ("val/swd", "min")),
+    ],
+)
+def test_the_default_objectives_follow_the_store(known: set[str], third: tuple[str, str]) -> None:
+    found = parse_spec(MINIMAL).with_objectives(known)
+    pairs = [(objective.metric, objective.mode) for objective in found.objectives]
+    assert pairs == [("compression_ratio", "max"), ("val/fvu", "min"), third]
+    assert parse_spec(spec_to_dict(found)) == found
+    assert parse_spec(FULL).with_objectives(known) == parse_spec(FULL)
 
 
 def _group(gpus_per_worker: float = 0.0, search: Any = None) -> dict[str, Any]:
@@ -132,7 +160,12 @@ def good_specs(draw: st.DrawFn) -> dict[str, Any]:
     optional = {
         "search": ranges(),
         "objectives": st.lists(objective, min_size=1, max_size=3),
-        "champion": st.fixed_dictionaries({}, optional={"minimise": metric, "subject_to": st.lists(target)}),
+        "champions": st.dictionaries(
+            st.sampled_from(sorted(PURPOSES)),
+            st.none() | st.fixed_dictionaries({}, optional={"figure": metric, "subject_to": st.lists(target)}),
+            min_size=1,
+        ),
+        "constraints": st.lists(target),
         "sampler": st.fixed_dictionaries({}, optional=sampler),
         "early_stopping": st.just("none") | halving,
         "confirm": st.just("none") | st.fixed_dictionaries({"seeds": st.integers(2, 9)}),
@@ -197,7 +230,12 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         ({**FULL, "trails": 3}, "trails: unknown; did you mean trials?"),
         ({**FULL, 5: 3}, "5: unknown"),
         (changed("resources/worker", 1), "resources.worker: unknown; did you mean workers?"),
-        (changed("champion/minimize", "val/fvu"), "champion.minimize: unknown; did you mean minimise?"),
+        ({**MINIMAL, "champion": {"minimize": "val/fvu"}}, "champion.minimize: unknown; did you mean minimise?"),
+        (changed("champions/plugin", {}), "champions: got 'plugin'; did you mean plug-in?"),
+        (changed("champions/plug-in/figur", "val/fvu"), "champions.plug-in.figur: unknown; did you mean figure?"),
+        (changed("champions/plug-in", 3), "champions.plug-in: got 3; must be a mapping with figure, subject_to"),
+        ({**MINIMAL, "champions": {}}, "champions: got {}; must be a mapping from purposes (fidelity, plug-in"),
+        ({**MINIMAL, "constraints": "val/fvu <= 1"}, "constraints: got 'val/fvu <= 1'; must be a list"),
         (changed("sampler/kind", "tpr"), "sampler.kind: got 'tpr'; did you mean tpe?"),
         (changed("sampler/seed", 2**31), "sampler.seed: got 2147483648; must be from 0 to 2147483647"),
         (changed("resources/runner", "in_line"), "resources.runner: got 'in_line'; did you mean inline?"),
@@ -223,11 +261,11 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("search/training.epochs", {"int": [1, 3]}), "search.training.epochs: cannot be searched"),
         ({**FULL, "sampler": {"kind": "grid"}}, "grid needs choice or int ranges only"),
         (changed("base", ["loss.weights.wgan=0", "loss.weights.ae=0"]), "nothing would be trained"),
-        (changed("champion/subject_to", ["val/fvu < 1"]), "write 'METRIC <= NUMBER'"),
-        (changed("champion/subject_to", ["val/fvu <= low"]), "'low' is not a number"),
-        (changed("champion/subject_to", ["val/fvu <= nan"]), "'nan' is not a number"),
-        (changed("champion/subject_to", ["val/fuv <= 1"]), "champion.subject_to: got 'val/fuv'; did you mean val/fvu?"),
-        (changed("champion/minimise", "val/fid"), "champion.minimise: got 'val/fid'"),
+        ({**MINIMAL, "constraints": ["val/fvu < 1"]}, "write 'METRIC <= NUMBER'"),
+        ({**MINIMAL, "constraints": ["val/fvu <= low"]}, "'low' is not a number"),
+        ({**MINIMAL, "constraints": ["val/fvu <= nan"]}, "'nan' is not a number"),
+        ({**MINIMAL, "constraints": ["val/fuv <= 1"]}, "constraints: got 'val/fuv'; did you mean val/fvu?"),
+        ({**MINIMAL, "champion": {"minimise": "val/fid"}}, "champion.minimise: got 'val/fid'"),
         (changed("objectives", [{"metric": "val/fuv", "mode": "min"}]), "got 'val/fuv'; did you mean val/fvu?"),
         (changed("objectives", [{"metric": "val/fvu", "mode": "minimise"}]), "objectives.mode: got 'minimise'"),
         (changed("objectives", [{"metric": "val/fvu"}]), "objectives.mode: missing; objectives must be a list"),
@@ -257,8 +295,9 @@ def test_what_all_trials_share_is_not_searched(key: str) -> None:
 def test_a_critics_own_estimate_cannot_be_an_objective(metric: str) -> None:
     for tree in (
         {"objectives": [{"metric": metric, "mode": "min"}]},
+        {"champions": {"fidelity": {"figure": metric}}},
         {"champion": {"minimise": metric}},
-        {"champion": {"subject_to": [f"{metric} <= 1"]}},
+        {"constraints": [f"{metric} <= 1"]},
     ):
         with pytest.raises(SpecError, match=metric):
             parse_spec({**MINIMAL, **tree})
@@ -351,7 +390,7 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
 
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 KNOWN = st.sampled_from([*sorted(KEYS), *OBJECTIVES, "val/fvu <= 1", "min", "tpe", "inline", "none"])
-SECTION_KEY = st.sampled_from([*sorted(KEYS), *KINDS, "kind", "metric", "mode", "minimise", "workers"])
+SECTION_KEY = st.sampled_from([*sorted(KEYS), *KINDS, "kind", "metric", "mode", "plug-in", "figure", "workers"])
 PLAIN = st.recursive(
     SCALAR | KNOWN,
     lambda inner: (
@@ -369,7 +408,7 @@ ENTRY = st.sampled_from([field for field in Spec.model_fields if field not in MI
 @example({**MINIMAL, "search": {"loss.weights.ae": {"float": [1, 10**400]}}})
 @example({**MINIMAL, "search": {"loss.weights.ae": {"choice": [10**400]}}})
 @example({**MINIMAL, "resources": {"gpus_per_worker": 10**400}})
-@example({**MINIMAL, "champion": {"subject_to": ["val/fvu <= 1e999"]}})
+@example({**MINIMAL, "constraints": ["val/fvu <= 1e999"]})
 @example({**MINIMAL, "base": ["${"]})
 def test_any_plain_data_is_a_spec_or_refused(tree: Any) -> None:
     try:

@@ -65,7 +65,7 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
     assert [verdict.grid for verdict in result.verdicts] == [4, 8]
     for verdict in result.verdicts:
         assert verdict.champion is not None
-        compressor = tokconv.load_compressor(result.directory / "champions" / f"grid-{verdict.grid:02d}")
+        compressor = tokconv.load_compressor(result.directory, grid=verdict.grid, purpose="fidelity")
         assert compressor(torch.zeros(1, 576, 64)).shape == (1, verdict.grid**2, 64)
     for name in ("results.csv", "champions.json", "pareto.png", "learning_curves.png"):
         assert (result.directory / "report" / name).stat().st_size > 0
@@ -84,11 +84,17 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
         assert len(client.get_metric_history(run.info.run_id, "val/fvu")) == 4
         assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"compressor", "reconstruction.png"}
     for grid in (4, 8):
-        (version,) = client.search_model_versions(f"name = 'tokconv-tiny-{grid}x{grid}'")
-        # One seed proves nothing: the model is registered, but does not get the alias.
-        assert version.tags["tokconv.evidence"] in ("unconfirmed", "unproven")
-        assert not version.aliases
-        assert version.run_id == by_uid[champions(result.directory)[str(grid)]["trial"]].info.run_id
+        won = {purpose: one["trial"] for purpose, one in champions(result.directory)[str(grid)].items()}
+        assert {"fidelity", "adapted"} <= won.keys()
+        versions = client.search_model_versions(f"name = 'tokconv-tiny-{grid}x{grid}'")
+        assert {version.run_id for version in versions} == {by_uid[uid].info.run_id for uid in won.values()}
+        for version in versions:
+            # One seed proves nothing: the model is registered, but gets no alias.
+            statuses = {version.tags[f"tokconv.evidence.{name}"] for name in version.tags["tokconv.purposes"].split()}
+            assert statuses <= {"unconfirmed", "unproven"}
+            assert not version.aliases
+        for uid in won.values():
+            assert by_uid[uid].data.tags["tokconv.champion"]
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +219,7 @@ def test_a_sweep_runs_on_photographs_and_a_vit_b_16(tmp_path: Path) -> None:
     for verdict in result.verdicts:
         assert verdict.champion is not None
         assert "val/probe_accuracy" not in verdict.champion.figures
-        compressor = tokconv.load_compressor(result.directory / "champions" / f"grid-{verdict.grid:02d}")
+        compressor = tokconv.load_compressor(result.directory, grid=verdict.grid, purpose="fidelity")
         assert compressor(torch.zeros(1, 196, 768)).shape == (1, verdict.grid**2, 768)
     plain["objectives"] = [{"metric": "val/probe_kept", "mode": "max"}]
     with pytest.raises(SpecError, match="needs labels"):
@@ -268,8 +274,8 @@ def test_a_sweep_judged_by_another_protocol_is_not_resumed(tmp_path: Path, proto
     ("metric", "num_classes", "message"),
     [
         ("val/reader_kept", 0, "needs labels"),
-        ("val/cka", 2, "needs 12 held-out images, and .* has 10"),
-        ("val/auc_grid", 2, "needs 20 training and 20 held-out images, and .* has 30 and 10"),
+        ("val/cka", 2, "needs 12 held-out images; .* 10 held-out"),
+        ("val/auc_grid", 2, "needs 20 training and 20 held-out images; .* 30 training and 10 held-out"),
     ],
 )
 def test_objectives_that_the_store_cannot_measure_are_refused(
@@ -287,12 +293,19 @@ def test_a_probe_needs_a_label_among_the_held_out_images(tmp_path: Path) -> None
     check_figures(judged, store)
     assert store.labels is not None
     store.labels[store.val_indices] = -1
-    with pytest.raises(SpecError, match="no held-out image"):
+    with pytest.raises(SpecError, match=r"needs labels.* 0 of these with labels"):
         check_figures(judged, store)
 
 
 def test_a_grid_without_trials_has_no_champion(tmp_path: Path) -> None:
-    assert judge([], parse_spec(spec(tmp_path)).champion, 24, {4: {}})[0].champion is None
+    assert judge([], parse_spec(spec(tmp_path)).rules, 24, {4: {}})[0].champion is None
+
+
+def test_a_purpose_that_the_store_cannot_have_is_refused_if_it_is_named(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", num_classes=0, num_images=64)
+    check_figures(parse_spec(spec(tmp_path, champions={"fidelity": None, "plug-in": {}})), store)
+    with pytest.raises(SpecError, match=r"champions.adapted: left out, there is no val/adapted_kept"):
+        check_figures(parse_spec(spec(tmp_path, champions={"adapted": None})), store)
 
 
 def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:

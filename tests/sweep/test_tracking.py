@@ -338,11 +338,11 @@ def test_a_confirmation_is_a_run_of_its_own_kind_and_holds_the_model(root: Path,
     assert list(runs(reader)) == ["00000"]
     [run] = runs(reader, "confirm").values()
     assert run.data.tags["tokconv.trial_uid"] == "demo-001/c02-1"
-    assert run.data.tags["tokconv.evidence"] == "proven"
+    assert run.data.tags["tokconv.evidence.fidelity"] == "proven"
     assert run.data.params.items() >= {"training.seed": "7", "confirms": "00000"}.items()
     assert reader.get_model_version_by_alias("tokconv-demo-2x2", "champion").run_id == run.info.run_id
     parent = runs(reader, "sweep")["demo-001"]
-    assert parent.data.tags["tokconv.evidence.2x2"] == "proven, 3 seeds"
+    assert parent.data.tags["tokconv.evidence.2x2.fidelity"] == "proven, 3 seeds"
 
 
 def test_a_champion_no_longer_proven_loses_the_alias_and_an_unproven_one_gets_none(root: Path, export: Path) -> None:
@@ -360,8 +360,38 @@ def test_a_champion_no_longer_proven_loses_the_alias_and_an_unproven_one_gets_no
         record.append("sweep_ended", state="finished", artifacts=None, summary="", **ended)
         deliver(root)
         assert alias() is None
-    tags = [version.tags["tokconv.evidence"] for version in client(root).search_model_versions("")]
+    tags = [version.tags["tokconv.evidence.fidelity"] for version in client(root).search_model_versions("")]
     assert sorted(tags) == ["proven", "unproven"]
+
+
+def test_a_run_that_wins_twice_is_one_version_with_an_alias_per_purpose(root: Path, export: Path) -> None:
+    record = new_record(root)
+    start_sweep(record)
+    for uid in ("00000", "00003"):
+        run_trial(record, uid)
+    known = {"export": str(export), "meets_targets": True, "evidence": "proven"}
+    both = {purpose: {**known, "trial": "00003", "run": "00003"} for purpose in ("fidelity", "plug-in")}
+    adapted = {**known, "trial": "00000", "run": "00000"}
+    for champions in ({"2": {**both, "adapted": adapted}}, {"2": {"fidelity": both["fidelity"]}}):
+        evidence = {"2": {"fidelity": "proven, 3 seeds", "plug-in": "of the day", "adapted": "beaten"}}
+        winners = {"2": {champion["trial"]: "x: proven (3)" for champion in champions["2"].values()}}
+        record.append(
+            "sweep_ended", state="finished", champions=champions, evidence=evidence, winners=winners, artifacts=None
+        )
+        deliver(root)
+        reader = client(root)
+        [model] = reader.search_registered_models("name = 'tokconv-demo-2x2'")
+        found = {alias: reader.get_model_version(model.name, version) for alias, version in model.aliases.items()}
+        of_alias = {alias: version.run_id for alias, version in found.items()}
+        twice, once = (runs(reader)[uid].info.run_id for uid in ("00003", "00000"))
+        assert len(reader.search_model_versions("")) == 2
+        if "adapted" in champions["2"]:
+            assert of_alias == {"fidelity": twice, "champion": twice, "plug-in": twice, "adapted": once}
+            assert found["plug-in"].tags["tokconv.purposes"] == "fidelity plug-in"
+            assert runs(reader)["00000"].data.tags["tokconv.champion"] == "x: proven (3)"
+        else:
+            assert of_alias == {"fidelity": twice, "champion": twice}
+            assert runs(reader)["00000"].data.tags["tokconv.champion"] == ""
 
 
 def test_a_record_from_before_confirmation_is_delivered_as_unconfirmed(root: Path, export: Path) -> None:
@@ -371,7 +401,7 @@ def test_a_record_from_before_confirmation_is_delivered_as_unconfirmed(root: Pat
     old = {"2": {"trial": "00000", "export": str(export), "meets_targets": True}}
     record.append("sweep_ended", state="finished", champions=old, artifacts=None, summary="")
     deliver(root)
-    assert runs(client(root))["00000"].data.tags["tokconv.evidence"] == "unconfirmed"
+    assert runs(client(root))["00000"].data.tags["tokconv.evidence.fidelity"] == "unconfirmed"
 
 
 def test_files_removed_meanwhile_are_named_and_delay_nothing(root: Path, tmp_path: Path) -> None:

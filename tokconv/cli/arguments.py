@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.cli.options import Commands, add_device, add_overrides, command, place, refuse
+from tokconv.cli.options import Commands, add_champion, add_device, add_overrides, command, place, refuse
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
 from tokconv.errors import ConfigError
 
@@ -152,8 +152,9 @@ def _add_evaluate(commands: Commands) -> None:
         "evaluate the baselines of a token store, or an exported compressor next to them",
         "tokconv evaluate --baselines runs/stores/my-store --grids 4,6,8,12 --plot plot.png",
         "tokconv evaluate my-compressor runs/stores/my-store",
+        "tokconv evaluate runs/sweeps/demo-001 --grid 6 --purpose plug-in",
     )
-    parser.add_argument("compressor", type=Path, nargs="?", help="an exported compressor")
+    parser.add_argument("compressor", type=Path, nargs="?", help="an exported compressor, or a sweep")
     parser.add_argument(
         "store", type=place, nargs="?", help="a token store of its encoder (default: the one it was trained on)"
     )
@@ -162,6 +163,7 @@ def _add_evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--plot", type=Path, help="with --baselines: the PNG (default: STORE/derived/rate_distortion.png)"
     )
+    add_champion(parser)
     add_device(parser)
     parser.set_defaults(check=_check_evaluate)
 
@@ -171,6 +173,8 @@ def _check_evaluate(args: argparse.Namespace) -> None:
         raise ConfigError("name an exported compressor or --baselines STORE, one of the two; see: tokconv evaluate -h")
     if args.baselines is None:
         refuse(args, ("grids", "plot"), "--baselines STORE; an exported compressor has one grid, no plot")
+    else:
+        refuse(args, ("grid", "purpose"), "a compressor; baselines have --grids")
 
 
 def _add_export(commands: Commands) -> None:
@@ -179,10 +183,10 @@ def _add_export(commands: Commands) -> None:
         "export",
         "turn a checkpoint into a folder that tokconv.load_compressor reads",
         "tokconv export runs/train/train-001 --out my-compressor",
-        "tokconv export runs/sweeps/demo-001/champions/grid-06 --out for-the-server --format onnx",
+        "tokconv export runs/sweeps/demo-001 --grid 6 --purpose plug-in --out for-the-server --format onnx",
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="a checkpoint, the directory of a train run, or an exported folder"
+        "checkpoint", type=Path, help="a checkpoint, the directory of a train run, an exported folder, or a sweep"
     )
     parser.add_argument(
         "--out", type=Path, help="the folder to write; without it, --format adds to an exported folder in place"
@@ -194,6 +198,7 @@ def _add_export(commands: Commands) -> None:
         metavar="FORMAT",
         help="also write model.pt2 (torch.export) or model.onnx, compared with the compressor: pt2, onnx",
     )
+    add_champion(parser)
 
 
 def _add_dynamic(commands: Commands) -> None:
@@ -219,7 +224,7 @@ def _add_compress(commands: Commands) -> None:
     )
     parser.add_argument("images", nargs="+", type=Path, help="image files")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--compressor", type=Path, help="an exported compressor")
+    which.add_argument("--compressor", type=Path, help="an exported compressor, or a sweep")
     which.add_argument(
         "--compressors", type=Path, help="a folder of them, such as a sweep's champions, to choose from for each image"
     )
@@ -241,6 +246,7 @@ def _add_compress(commands: Commands) -> None:
         "--picture", type=Path, help="a PNG: the first images, their tokens, compressed grids, reconstructions, errors"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: %(default)s)")
+    add_champion(parser)
     add_device(parser)
     parser.set_defaults(list="images")
 

@@ -23,6 +23,7 @@ from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
 from tokconv.errors import CheckpointError, ConfigError, DataError, first_line, import_extra
 from tokconv.evaluation.pictures import draw_compression
 from tokconv.exports.artefact import load_compressor, load_decoder, read_config
+from tokconv.exports.champions import find_champion
 from tokconv.exports.dynamic.compressor import MEDIAN, DynamicCompressor, load_dynamic
 from tokconv.exports.dynamic.predictor import check_target
 from tokconv.exports.dynamic.ragged import save_ragged
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         import_extra("matplotlib.figure", "sweep")
     reader = _Reader(args.images, args.batch_size, pictured=PICTURED_IMAGES if args.picture is not None else 0)
     if args.compressors is not None:
+        refuse(args, ("grid", "purpose"), "--compressor; among --compressors the grid is chosen for each image")
         if args.target_fvu is None:
             raise ConfigError("--compressors: needs --target-fvu, the largest error of an image, as 0.02")
         check_target(args.target_fvu, "--target-fvu")
@@ -53,8 +55,9 @@ def run(args: argparse.Namespace) -> None:
         compressors = _compress_dynamic(reader, dynamic, tower, args.out)
     else:
         refuse(args, ("target_fvu", "confidence"), "--compressors; a single --compressor leaves nothing to choose")
-        tower = _tower_of(args.compressor, args.encoder, args.device)
-        compressors = _compress_fixed(reader, args.compressor, tower, args.out)
+        compressor = find_champion(args.compressor, args.grid, args.purpose)
+        tower = _tower_of(compressor, args.encoder, args.device)
+        compressors = _compress_fixed(reader, compressor, tower, args.out)
     if args.picture is not None:
         _draw(reader, compressors, args.picture)
 

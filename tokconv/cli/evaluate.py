@@ -15,6 +15,7 @@ from tokconv.evaluation.plot import draw_rate_distortion
 from tokconv.evaluation.protocol import PROTOCOL, at_least_as_good, protocol_of
 from tokconv.evaluation.table import figure_table, legend
 from tokconv.exports.artefact import read_config
+from tokconv.exports.champions import find_champion
 from tokconv.exports.evaluate import evaluate, find_store
 from tokconv.models.windows import chosen_grids, compression_ratio
 from tokconv.store.reader import TokenStore
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     if args.baselines is not None:
         _evaluate_baselines(args.baselines, grids=args.grids, plot=args.plot)
     else:
-        _evaluate_compressor(args.compressor, args.store, device=args.device)
+        folder = find_champion(args.compressor, args.grid, args.purpose)
+        _evaluate_compressor(folder, args.store, device=args.device)
 
 
 def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | None) -> None:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 
 from tokconv.errors import ConfigError
-from tokconv.exports.artefact import export, is_export
+from tokconv.exports.artefact import export
+from tokconv.exports.champions import find_champion, is_export
 from tokconv.exports.formats import add_formats, check_formats, copy_export
 
 
 def run(args: argparse.Namespace) -> None:
     """Export, copy, or add formats. Raises CheckpointError, ConfigError, MissingExtraError."""
     formats = check_formats(args.format)
-    if is_export(args.checkpoint):
+    source = find_champion(args.checkpoint, args.grid, args.purpose)
+    if is_export(source):
         if args.out is None and not formats:
-            raise ConfigError(
-                f"{args.checkpoint}: is exported already; give --out DIR for a copy, --format for more formats"
-            )
-        written = args.checkpoint if args.out is None else copy_export(args.checkpoint, args.out)
+            raise ConfigError(f"{source}: is exported already; give --out DIR for a copy, --format for more formats")
+        written = source if args.out is None else copy_export(source, args.out)
+    elif args.grid is not None or args.purpose is not None:
+        raise ConfigError(f"{source}: --grid and --purpose choose among a sweep's champions, and it is no sweep")
     elif args.out is None:
         raise ConfigError("--out: missing; give the folder to write")
     else:
-        written = export(args.checkpoint, args.out)
+        written = export(source, args.out)
     for name, measured in add_formats(written, formats).items():
         error = f"{measured['max_error']:.1e} of a token's deviation"
         print(f"{written / measured['file']}: {name}, differs from the compressor by at most {error}")

@@ -34,6 +34,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
 
+def add_champion(parser: argparse.ArgumentParser) -> None:
+    """Add --grid and --purpose, which choose among the champions of a sweep."""
+    group = parser.add_argument_group("if the compressor is a sweep (its directory or name, as demo-001)")
+    group.add_argument("--grid", type=int, metavar="K", help="the champion's grid (default: the only one)")
+    group.add_argument(
+        "--purpose", help="the champion's purpose: fidelity, plug-in or adapted (default: the only one of the grid)"
+    )
+
+
 def refuse(args: argparse.Namespace, options: Iterable[str], partner: str) -> None:
     """Raise ConfigError if one of these options was given, because it goes with another one, which was not."""
     for option in options:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tokconv.errors import CheckpointError
 from tokconv.exports.card import model_card
+from tokconv.exports.champions import find_champion, is_export
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.registry import build_compressor, build_decoder
@@ -102,38 +103,46 @@ def find_checkpoint(source: str | Path | TrialResult) -> Path:
     return of_run[-1]
 
 
-def load_compressor(path: str | Path) -> Compressor:
+def load_compressor(path: str | Path, *, grid: int | None = None, purpose: str | None = None) -> Compressor:
     """Load an exported compressor: a `torch.nn.Module` in eval mode on the CPU, [B, N, C] -> [B, k*k, C].
 
     Args:
-        path: the directory that `tokconv.export`, `tokconv export` or a sweep wrote.
+        path: the directory that `tokconv.export` or `tokconv export` wrote; or a sweep, by its directory or name.
+        grid: k, among the champions of a sweep; None if they have one grid.
+        purpose: among those of the grid: "fidelity", "plug-in" or "adapted"; None if there is one.
 
     Raises:
-        CheckpointError: it is not an artefact, damaged, or of another format version.
+        CheckpointError: it is not an artefact, damaged, or of another format version; or a sweep has no such champion,
+            or several that fit, which the message lists.
 
     Example:
-        >>> compressor = tokconv.load_compressor("runs/sweeps/demo-001/champions/grid-06")    # doctest: +SKIP
-        >>> compressor(tokens).shape                                                          # doctest: +SKIP
+        >>> compressor = tokconv.load_compressor("runs/sweeps/demo-001", grid=6, purpose="plug-in")    # doctest: +SKIP
+        >>> compressor(tokens).shape                                                                   # doctest: +SKIP
         torch.Size([1, 36, 64])
     """
-    description = read_config(path)
-    compressor = _load(build_compressor, "compressor", description, Path(path))
+    folder = find_champion(path, grid, purpose)
+    description = read_config(folder)
+    compressor = _load(build_compressor, "compressor", description, folder)
     compressor.description = description
     return compressor
 
 
-def load_decoder(path: str | Path) -> Decoder:
+def load_decoder(path: str | Path, *, grid: int | None = None, purpose: str | None = None) -> Decoder:
     """Load an exported compressor's decoder: a `torch.nn.Module` in eval mode on the CPU, [B, k*k, C] -> [B, N, C].
 
+    Args:
+        path, grid, purpose: as for `load_compressor`.
+
     Raises:
-        CheckpointError: it is not an artefact, has no decoder, is damaged, or is of another format version.
+        CheckpointError: as for `load_compressor`, or the artefact has no decoder.
 
     Example:
-        >>> decoder = tokconv.load_decoder("runs/sweeps/demo-001/champions/grid-06")    # doctest: +SKIP
-        >>> decoder(compressor(tokens)).shape                                           # doctest: +SKIP
+        >>> decoder = tokconv.load_decoder("runs/sweeps/demo-001", grid=6, purpose="plug-in")    # doctest: +SKIP
+        >>> decoder(compressor(tokens)).shape                                                    # doctest: +SKIP
         torch.Size([1, 576, 64])
     """
-    return _load(build_decoder, "decoder", read_config(path), Path(path))
+    folder = find_champion(path, grid, purpose)
+    return _load(build_decoder, "decoder", read_config(folder), folder)
 
 
 def save_compressor(compressor: Compressor, out: Path, weights: Mapping[str, Tensor] | None = None) -> Path:
@@ -158,14 +167,6 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     """Write an artefact's config.json and its model card."""
     write_json(folder / "config.json", {**REGISTERED, **description})
     write_text(folder / "README.md", model_card(description))
-
-
-def is_export(path: Path) -> bool:
-    """Return whether a directory holds an artefact of any format version; many other tools write a config.json, too."""
-    try:
-        return "tokconv_format" in json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, TypeError, OSError):
-        return False
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     import tokconv.hf
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")
+    model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06/fidelity")
     compressed = model(tokens).last_hidden_state    # [batch, 576, 64] to [batch, 36, 64]
 
 `tokconv.load_compressor` reads the same folder, and also what `save_pretrained` writes. No code in the folder is run:
@@ -54,7 +54,7 @@ class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         CheckpointError: (on loading) this tokconv cannot read the config.json.
 
     Example:
-        >>> model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06")    # doctest: +SKIP
+        >>> model = AutoModel.from_pretrained("runs/sweeps/demo-001/champions/grid-06/fidelity")    # doctest: +SKIP
         >>> model(tokens).last_hidden_state.shape                                          # doctest: +SKIP
         torch.Size([1, 36, 64])
     """

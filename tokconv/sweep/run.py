@@ -18,6 +18,7 @@ from tokconv.encoding.images import describe_tokens
 from tokconv.errors import import_extra
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.protocol import PROTOCOL
+from tokconv.evaluation.purposes import FIDELITY
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
@@ -25,7 +26,7 @@ from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_c
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
 from tokconv.sweep.judge.verdicts import Verdict, judge
-from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol
+from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol, figures_of
 from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
 from tokconv.sweep.record.remote import mirrored, open_root
@@ -93,9 +94,12 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     directory = None
     if resume:
         directory = root.newest(spec.name)
-        check_same_experiment(spec, load_spec(directory.spec))
+        before = load_spec(directory.spec)
+        spec = spec if spec.objectives else spec.model_copy(update={"objectives": before.objectives})
+        check_same_experiment(spec, before)
         check_same_protocol(directory)
     store = encode_and_print(config, stores=stores_place(storage))
+    spec = spec.with_objectives(figures_of(store))
     check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
@@ -188,8 +192,8 @@ class _Sweep:
             name=self.directory.name,
             total=self.spec.trials,
             epochs=self.config.training.epochs,
-            judge=lambda trials: judge(trials, self.spec.champion, self.store.token_grid, baselines),
-            confirmations=self.spec.confirm_seeds * len(baselines),
+            judge=lambda trials: judge(trials, self.spec.rules, self.store.token_grid, baselines),
+            confirmations=self.spec.most_confirmations,
         )
         listener = Listener(
             self.record,
@@ -223,7 +227,7 @@ class _Sweep:
         """Judge what is complete, export the champions, write tables, plots and page, and record the end."""
         result = replace(read_sweep(self.directory), state=state)
         exported = export_champions(result.verdicts, self.directory, allow_unproven=self.allow_unproven)
-        if state == "finished" and len(exported) > 1:
+        if state == "finished" and sum(FIDELITY in purposes for purposes in exported.values()) > 1:
             export_dynamic(self.directory, self.store)
         write_results(self.directory.report, result, exported=exported)
         # Imported here: what the page imports takes a second, and no trial has to wait for it.
@@ -234,7 +238,8 @@ class _Sweep:
             "sweep_ended",
             state=state,
             champions=exported,
-            evidence={str(v.grid): v.evidence.summary for v in result.verdicts if v.evidence is not None},
+            evidence={str(v.grid): {a.purpose.name: a.summary for a in v.awards} for v in result.verdicts},
+            winners={str(v.grid): v.winners for v in result.verdicts},
             artifacts=str(self.directory.report.relative_to(self.directory.path)),
             summary=summary_markdown(result),
         )

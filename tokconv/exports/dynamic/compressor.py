@@ -2,7 +2,8 @@
 
 A folder of champions holds:
 
-    grid-04/ grid-06/ ...      exported compressors; their names do not matter, their grids must differ
+    grid-04/fidelity/ ...      exported compressors, those for fidelity of a sweep; or any folders of them, whose names
+                               do not matter; their grids must differ
     dynamic/                   fitted for exactly these, by `tokconv dynamic` or at the end of the sweep
         dynamic.json           format, the compressors' hashes, the evaluation on held-out images
         predictor.safetensors  the predictor
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokconv.errors import CheckpointError, ConfigError
+from tokconv.evaluation.purposes import FIDELITY
 from tokconv.exports.artefact import FILES, load_compressor, read_config
 from tokconv.exports.dynamic.predictor import ErrorPredictor, check_target, choose
 from tokconv.exports.dynamic.spectrum import Spectrum
@@ -41,6 +43,8 @@ class Champion:
     path: Path
     compressor: Compressor
     description: Mapping[str, Any]
+    name: str
+    """Its path in the folder of all of them: `grid-06/fidelity`."""
 
     @property
     def grid(self) -> int:
@@ -141,26 +145,29 @@ def read_champions(champions_dir: str | Path) -> list[Champion]:
         CheckpointError: there are fewer than two, one is damaged, or they do not belong together.
     """
     folder = Path(champions_dir)
+    found = [file.parent for form in ("*", f"*/{FIDELITY}") for file in folder.glob(f"{form}/config.json")]
     # The name of what an interrupted export left begins with a dot.
-    paths = sorted(path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("."))
+    paths = sorted(path for path in found if not str(path.relative_to(folder)).startswith("."))
     if len(paths) < 2:
         raise CheckpointError(
             f"{folder}: holds {len(paths)} exported compressors; a choice needs at least two, as in a sweep's champions"
         )
-    champions = [Champion(path, load_compressor(path), read_config(path)) for path in paths]
+    champions = [
+        Champion(path, load_compressor(path), read_config(path), path.relative_to(folder).as_posix()) for path in paths
+    ]
     champions.sort(key=lambda champion: champion.grid)
     first = champions[0]
     for other in champions[1:]:
         for what, mine, theirs in zip(_SHARED, _shared(first), _shared(other), strict=True):
             if mine != theirs:
                 raise CheckpointError(
-                    f"{folder}: {other.path.name} has another {what} than {first.path.name}; "
+                    f"{folder}: {other.name} has another {what} than {first.name}; "
                     "a choice needs compressors of one token store"
                 )
     for before, after in itertools.pairwise(champions):
         if before.grid == after.grid:
             raise CheckpointError(
-                f"{folder}: {before.path.name} and {after.path.name} have the same grid, {after.grid} x {after.grid}; "
+                f"{folder}: {before.name} and {after.name} have the same grid, {after.grid} x {after.grid}; "
                 "keep one of them"
             )
     return champions
@@ -195,7 +202,7 @@ def _load_predictor(folder: Path, champions: list[Champion]) -> ErrorPredictor:
     advice = f"run: tokconv dynamic {folder}"
     for champion in champions:
         mine = champion.identity()
-        theirs = fitted_for.get(champion.path.name)
+        theirs = fitted_for.get(champion.name)
         # If the folder has no decoder, only the compressor must be the one that was measured.
         if not isinstance(theirs, dict) or any(theirs.get(key) != value for key, value in mine.items()):
             raise CheckpointError(f"{champion.path}: is not the compressor that the predictor was fitted for; {advice}")

@@ -95,7 +95,7 @@ def fit_dynamic(
     champions = read_champions(folder)
     _check(folder, champions, store)
     # Taken before measuring, so that the predictor is refused if a compressor is replaced meanwhile.
-    identities = {champion.path.name: champion.identity() for champion in champions}
+    identities = {champion.name: champion.identity() for champion in champions}
     grids = tuple(champion.grid for champion in champions)
     axes = principal_axes(standardised_batches(store, training_sample(store, AXES_IMAGES)))
     spectrum = Spectrum(store.mean, axes, torch.tensor(store.scale))

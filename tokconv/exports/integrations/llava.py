@@ -89,7 +89,7 @@ def attach(
 
     Example:
         >>> from tokconv.integrations.llava import attach                      # doctest: +SKIP
-        >>> attach(model, "runs/sweeps/demo-001/champions/grid-06", processor)   # doctest: +SKIP
+        >>> attach(model, "runs/sweeps/demo-001/champions/grid-06/fidelity", processor)   # doctest: +SKIP
         >>> inputs = processor(images=image, text="<image> What is this?", return_tensors="pt")  # doctest: +SKIP
         >>> model.generate(**inputs)                                           # 36 image tokens   # doctest: +SKIP
     """

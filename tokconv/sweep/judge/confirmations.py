@@ -1,9 +1,9 @@
-"""Confirmations that a sweep still has to run: the winner of each grid, trained again on fresh seeds.
+"""Confirmations that a sweep still has to run: the winners of each grid, trained again on fresh seeds.
 
 A confirmation is a trial with the winner's values, another `training.seed`, the full number of epochs and no early
-stopping. It runs like every trial and is kept in the record as `c06-1`, separate from the search: no study, rung, front
-or budget ever sees it. Which confirmations are missing follows from the record alone, so a driver that was killed goes
-on where it was.
+stopping. A trial that wins for several purposes is confirmed once. Confirmations run like every trial and are kept in
+the record as `c06-1`, separate from the search: no study, rung, front or budget ever sees them. Which ones are missing
+follows from the record alone, so a driver that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def missing_confirmations(
         seeds: confirmations wanted per winner; 0 for none.
         base_seed: the seed of trials that did not search for one.
     """
-    winners = {verdict.champion.uid: verdict for verdict in verdicts if verdict.champion is not None}
+    winners = {uid: verdict for verdict in verdicts for uid in verdict.champions}
     of_winner = {uid: confirmations_of(uid, confirmations.values()) for uid in winners}
     configs = [
         {"uid": run.uid, "values": run.values, "confirms": uid}
@@ -59,8 +59,8 @@ def missing_confirmations(
 
 def end_stale_confirmations(record: Record, verdicts: Iterable[Verdict]) -> None:
     """End interrupted confirmations of trials that a longer search has replaced as winners."""
-    winners = {verdict.champion.uid for verdict in verdicts if verdict.champion is not None}
+    winners = {uid for verdict in verdicts for uid in verdict.champions}
     for run in list(record.confirmations.values()):
         if run.state == "running" and run.confirms not in winners:
-            reason = f"not needed: trial {run.confirms} is no longer the winner of its grid"
+            reason = f"not needed: trial {run.confirms} is no longer a winner of its grid"
             record.append("trial_ended", trial=run.uid, state="pruned", reason=reason)

@@ -3,10 +3,10 @@
 The search's own run of the winner is not among the seeds: it was selected for being good, luck included, so its figures
 are biased. The held-out images are the same in search and confirmation; only the luck of the seed is removed.
 
-    proven        every seed ended, and even at the worse end of the 95 % intervals no baseline of the grid is at least
-                  as good on every judged figure
-    unproven      a baseline is at least as good, or a seed failed
-    unconfirmed   `confirm: none`, and no baseline is at least as good as the only run
+    proven        every seed ended, and even at the worse end of the 95 % interval the champion beats every baseline at
+                  its purpose's own figure and meets what its candidates have to meet; a tie is no win
+    unproven      a baseline is at least as good, a target is missed, or a seed failed
+    unconfirmed   `confirm: none`, and the only run beats every baseline
     pending       confirmation was cut off; `--resume` goes on with it
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
-from tokconv.evaluation.protocol import at_least_as_good
 from tokconv.sweep.record.events import FINISHED, TrialRecord
+from tokconv.sweep.spec.rules import Target
 from tokconv.sweep.spec.schema import MIN_SEEDS
 
 PROVEN, UNPROVEN, UNCONFIRMED, PENDING = "proven", "unproven", "unconfirmed", "pending"
@@ -32,8 +32,37 @@ Figures = Mapping[str, float]
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """What a champion is judged by."""
+
+    figure: str
+    """The purpose's own figure."""
+    targets: tuple[Target, ...] = ()
+    """What a candidate has to meet."""
+    entry: tuple[Target, ...] = ()
+    """What a baseline has to meet to compete; one that does not is named and proves nothing."""
+
+    def beats(self, value: float, other: float) -> bool:
+        """Return whether one value of the figure is better than another; equal ones are not."""
+        return value < other if FIGURES[self.figure].lower_is_better else value > other
+
+    def best_first(self, trial: TrialRecord) -> tuple[float, float, str]:
+        """Return a sort key of trials that have the figure; accuracies are often equal, and then fvu decides."""
+        value = trial.figures[self.figure]
+        value = value if FIGURES[self.figure].lower_is_better else -value
+        return value, trial.figures.get("val/fvu", math.inf), trial.uid
+
+    def text(self, value: float) -> str:
+        """Return a value with the figure's title: `fvu 0.0123`."""
+        return f"{FIGURES[self.figure].title} {FIGURES[self.figure].text(value)}"
+
+
+FVU = Criterion("val/fvu")
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What is known about one grid's champion."""
+    """What is known about the champion of one grid and purpose."""
 
     champion: TrialRecord
     """The search's winner."""
@@ -46,12 +75,15 @@ class Evidence:
     """Means over the complete confirmations; the figures of the search's own run if there is no mean."""
     exported: TrialRecord
     """The run whose checkpoint leaves the sweep."""
+    criterion: Criterion = FVU
     half_widths: Figures = field(default_factory=dict)
     """Half of the interval of each figure; empty without confirmations."""
     beaten_by: tuple[str, ...] = ()
     """Baselines that are at least as good."""
     reasons: tuple[str, ...] = ()
     """Why it is unproven."""
+    remarks: tuple[str, ...] = ()
+    """Baselines that are better at the figure and do not compete."""
 
     @property
     def label(self) -> str:
@@ -65,12 +97,14 @@ class Evidence:
         return {
             "status": self.status,
             "summary": self.summary,
+            "figure": self.criterion.figure,
             "trial": self.champion.uid,
             "exported": self.exported.uid,
             "seeds": {run.uid: run.values[SEED_KEY] for run in self.runs},
             "mean": dict(self.figures) if self.half_widths else {},
             "half_width": dict(self.half_widths),
             "beaten_by": list(self.beaten_by),
+            "remarks": list(self.remarks),
         }
 
     @property
@@ -83,46 +117,53 @@ class Evidence:
             return f"{start}: {'; '.join(self.reasons)}"
         if not self.half_widths:
             return start
+        shown = [FIGURES[name] for name in dict.fromkeys([self.criterion.figure, *JUDGED_ON])]
         known = (
-            f"{name} {FIGURES[name].text(self.figures[name])} +- {FIGURES[name].text(self.half_widths[name])}"
-            for name in JUDGED_ON
+            f"{figure.title} {figure.text(self.figures[figure.name])} +- {figure.text(self.half_widths[figure.name])}"
+            for figure in shown
+            if figure.name in self.half_widths
         )
         return f"{start}: {', '.join(known)} (95 % interval)"
 
 
 def gather_evidence(
-    champion: TrialRecord, runs: Sequence[TrialRecord], seeds: int, baselines: Mapping[str, Figures]
+    champion: TrialRecord,
+    runs: Sequence[TrialRecord],
+    seeds: int,
+    baselines: Mapping[str, Figures],
+    criterion: Criterion = FVU,
 ) -> Evidence:
-    """Return how far a grid's champion can be trusted.
+    """Return how far the champion of a grid and purpose can be trusted.
 
     Args:
         champion: the search's winner.
         runs: its confirmations.
         seeds: confirmations wanted, at least 2, or 0 for none.
         baselines: name -> figures, every baseline of the grid.
+        criterion: what it is judged by.
     """
     if not seeds:
-        beaten_by, reasons = _rivals(baselines, champion.figures, "the only run")
-        status = UNPROVEN if beaten_by else UNCONFIRMED
-        return Evidence(champion, status, 0, (), champion.figures, champion, beaten_by=beaten_by, reasons=reasons)
+        beaten_by, reasons, remarks = _compare(baselines, champion.figures, criterion, "the only run")
+        status = UNPROVEN if reasons else UNCONFIRMED
+        return Evidence(champion, status, 0, (), champion.figures, champion, criterion, {}, beaten_by, reasons, remarks)
     runs = tuple(runs)
     if len(runs) < seeds or any(run.state not in FINISHED for run in runs):
-        return Evidence(champion, PENDING, seeds, runs, champion.figures, champion)
-    complete = [run for run in runs if run.state == "complete"]
+        return Evidence(champion, PENDING, seeds, runs, champion.figures, champion, criterion)
+    complete = [run for run in runs if run.state == "complete" and criterion.figure in run.figures]
     failed = tuple(
-        f"seed {run.values[SEED_KEY]} ({run.uid}) {run.state}: {run.reason or 'no reason known'}"
+        f"seed {run.values[SEED_KEY]} ({run.uid}) {run.state}: {run.reason or f'without {criterion.figure}'}"
         for run in runs
-        if run.state != "complete"
+        if run not in complete
     )
     if len(complete) < MIN_SEEDS:
-        return Evidence(champion, UNPROVEN, seeds, runs, champion.figures, champion, reasons=failed)
+        return Evidence(champion, UNPROVEN, seeds, runs, champion.figures, champion, criterion, reasons=failed)
     means, half_widths = intervals(complete)
-    # Lower is better for every judged figure: the worse end of an interval is the upper one.
-    worse = {name: means[name] + half_widths[name] for name in JUDGED_ON}
-    beaten_by, rivals = _rivals(baselines, worse, "the champion's upper ends")
+    worse = {name: _worse_end(name, means[name], half_widths[name]) for name in means}
+    beaten_by, rivals, remarks = _compare(baselines, worse, criterion, "the worse end of the champion's interval")
     reasons = (*rivals, *failed)
     status = UNPROVEN if reasons else PROVEN
-    return Evidence(champion, status, seeds, runs, means, _middle(complete), half_widths, beaten_by, reasons)
+    exported = _middle(complete, criterion)
+    return Evidence(champion, status, seeds, runs, means, exported, criterion, half_widths, beaten_by, reasons, remarks)
 
 
 def intervals(runs: Sequence[TrialRecord]) -> tuple[dict[str, float], dict[str, float]]:
@@ -150,24 +191,44 @@ def judged_text(figures: Figures) -> str:
     return ", ".join(f"{figure.title} {figure.text(figures[figure.name])}" for figure in known)
 
 
-def _rivals(baselines: Mapping[str, Figures], worse: Figures, whose: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the baselines that are at least as good on every judged figure: their names, and one sentence per name."""
-    names = at_least_as_good(baselines, worse)
-    return names, tuple(
-        f"{_title(name)} ({judged_text(baselines[name])}) is at least as good as {whose} ({judged_text(worse)})"
-        for name in names
-    )
+def _worse_end(name: str, mean: float, half: float) -> float:
+    """Return the worse end of an interval; for a figure without a better direction the upper one."""
+    return mean - half if name in FIGURES and not FIGURES[name].lower_is_better else mean + half
 
 
-def _title(baseline: str) -> str:
+def _compare(
+    baselines: Mapping[str, Figures], worse: Figures, criterion: Criterion, whose: str
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the baselines that are at least as good, why the champion is unproven, and remarks."""
+    own = worse.get(criterion.figure)
+    if own is None:
+        return (), (f"not every seed has {criterion.figure}",), ()
+    names, reasons, remarks = [], [], []
+    for name, figures in baselines.items():
+        value = figures.get(criterion.figure)
+        if value is None or criterion.beats(own, value):
+            continue
+        theirs = f"{title_of(name)} ({criterion.text(value)})"
+        unmet = [target for target in criterion.entry if not target.met(figures)]
+        if unmet:
+            remarks.append(f"{theirs} does not compete: it misses {unmet[0].miss(figures)}")
+        else:
+            names.append(name)
+            reasons.append(f"{theirs} is at least as good as {whose} ({criterion.text(own)})")
+    reasons += [f"{whose} misses {target.miss(worse)}" for target in criterion.targets if not target.met(worse)]
+    return tuple(names), tuple(reasons), tuple(remarks)
+
+
+def title_of(baseline: str) -> str:
+    """Return the title of a baseline."""
     # A record may name a baseline that this version no longer has.
     return BASELINES[baseline].title if baseline in BASELINES else baseline.replace("_", " ")
 
 
-def _middle(complete: Sequence[TrialRecord]) -> TrialRecord:
-    """Return the run of the median fvu; of an even number, the worse of the two in the middle.
+def _middle(complete: Sequence[TrialRecord], criterion: Criterion) -> TrialRecord:
+    """Return the run of the median figure; of an even number, the worse of the two in the middle.
 
     The best would be picked for its luck. At least half of the runs are at least as good as this one.
     """
-    ordered = sorted(complete, key=lambda run: (run.figures["val/fvu"], run.uid))
+    ordered = sorted(complete, key=criterion.best_first)
     return ordered[len(ordered) // 2]

@@ -1,19 +1,20 @@
-"""What leaves a sweep: the compressor of every complete trial, and of every grid whose champion deserves the name."""
+"""What leaves a sweep: the compressor of every complete trial, and of every champion that deserves the name."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokconv.errors import StoreError, SweepError
 from tokconv.evaluation.pictures import draw_compression
 from tokconv.exports.artefact import export, load_compressor, load_decoder
+from tokconv.exports.champions import is_export
 from tokconv.exports.dynamic.fit import fit_dynamic
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.judge.evidence import PENDING, UNPROVEN
-from tokconv.sweep.judge.verdicts import Verdict
+from tokconv.sweep.judge.verdicts import Award, Verdict
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote_checkpoints import OUTAGE_SECONDS
@@ -49,37 +50,48 @@ def export_trial(trial: TrialRecord, directory: SweepDirectory, store: TokenStor
 
 def export_champions(
     verdicts: Iterable[Verdict], directory: SweepDirectory, *, allow_unproven: bool
-) -> dict[str, dict[str, Any]]:
-    """Write `champions/grid-NN` and return what was exported, by grid, with its place in the sweep's directory.
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Write `champions/grid-NN/PURPOSE` and return what was exported, by grid and purpose, with its place in the sweep.
 
     An unproven champion is exported only if that is allowed; otherwise an export that an earlier judgement left in its
     place is removed, since the sweep no longer stands by it. While confirmation is pending nothing is touched.
     """
-    exported = {}
+    exported: dict[str, dict[str, dict[str, Any]]] = {}
     for verdict in verdicts:
-        evidence, out = verdict.evidence, directory.champion(verdict.grid)
-        if evidence is None or evidence.status == PENDING:
-            continue
-        if evidence.status == UNPROVEN and not allow_unproven:
-            if out.is_dir():
-                shutil.rmtree(out)
-            continue
-        if evidence.exported.checkpoint is None:
-            continue
-        with local_copy(evidence.exported.checkpoint, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
-            export(checkpoint, out, evidence=evidence.as_dict())
-        exported[str(verdict.grid)] = {
-            "trial": evidence.champion.uid,
-            "run": evidence.exported.uid,
-            "export": str(out.relative_to(directory.path)),
-            "meets_targets": verdict.meets_targets,
-            "evidence": evidence.status,
-        }
+        for award in verdict.awards:
+            if (found := _export_champion(verdict.grid, award, directory, allow_unproven)) is not None:
+                exported.setdefault(str(verdict.grid), {})[award.purpose.name] = found
     return exported
 
 
+def _export_champion(grid: int, award: Award, directory: SweepDirectory, allow_unproven: bool) -> dict[str, Any] | None:
+    """Export the champion of a grid and purpose, if there is one to export."""
+    evidence, out = award.evidence, directory.champion(grid, award.purpose.name)
+    if evidence is not None and evidence.status == PENDING:
+        return None
+    if evidence is None or (evidence.status == UNPROVEN and not allow_unproven):
+        if out.is_dir():
+            shutil.rmtree(out)
+        return None
+    if evidence.exported.checkpoint is None:
+        return None
+    if is_export(out.parent):
+        # Of a version that knew one purpose; what it holds is exported again.
+        shutil.rmtree(out.parent)
+    with local_copy(evidence.exported.checkpoint, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
+        export(checkpoint, out, evidence={"purpose": award.purpose.name, **evidence.as_dict()})
+    return {
+        "trial": evidence.champion.uid,
+        "run": evidence.exported.uid,
+        "export": str(out.relative_to(directory.path)),
+        "meets_targets": award.meets_targets,
+        "evidence": evidence.status,
+        "figure": award.criterion.figure,
+    }
+
+
 def export_dynamic(directory: SweepDirectory, store: TokenStore) -> None:
-    """Fit the predictor that chooses a grid per image next to the exported champions, and report what it saves."""
+    """Fit the predictor that chooses a grid per image among the champions of fidelity, and report what it saves."""
     try:
         dynamic = fit_dynamic(directory.champions, store)
     except StoreError as error:  # Too few held-out images to judge a predictor must not fail a finished sweep.
@@ -88,18 +100,19 @@ def export_dynamic(directory: SweepDirectory, store: TokenStore) -> None:
     write_text(directory.report / "dynamic.txt", dynamic.text() + "\n")
 
 
-def unproven_notes(verdicts: Sequence[Verdict], exported: Iterable[str]) -> list[str]:
-    """Return the last lines of a sweep: which champions are unproven, and whether they were exported all the same."""
-    lines, grids, refused = [], set(exported), False
+def unproven_notes(verdicts: Sequence[Verdict], exported: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the last lines of a sweep: for which purposes nothing wins, why, what to do, and what was exported."""
+    lines, refused = [], False
     for verdict in verdicts:
-        if verdict.evidence is None or verdict.evidence.status != UNPROVEN:
-            continue
-        reasons = "; ".join(verdict.evidence.reasons)
-        if str(verdict.grid) in grids:
-            lines.append(f"UNPROVEN at {verdict.name}, exported because of {ANYWAY}: {reasons}")
-        else:
-            lines.append(f"NO CHAMPION at {verdict.name}, nothing exported or registered: {reasons}")
-            refused = True
+        for award in verdict.awards:
+            if not award.finding:
+                continue
+            where = f"{award.purpose.name} at {verdict.name}"
+            if award.purpose.name in exported.get(str(verdict.grid), {}):
+                lines.append(f"UNPROVEN: {where}, exported because of {ANYWAY}: {award.finding}")
+            else:
+                lines.append(f"NO CHAMPION: {where}, nothing exported or registered: {award.finding}")
+                refused = refused or award.evidence is not None
     if refused:
         lines.append(f"to export unproven champions, marked as such: the same command with --resume {ANYWAY}")
     return lines

@@ -126,7 +126,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         confirmations=found.confirmations,
         verdicts=judge(
             found.trials.values(),
-            spec.champion,
+            spec.rules,
             started["token_grid"],
             _baselines(started, directory, spec),
             confirmations=found.confirmations.values(),

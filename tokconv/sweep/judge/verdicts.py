@@ -1,15 +1,72 @@
-"""The judgement of a sweep: the front, the champion and the baselines of every output grid."""
+"""The judgement of a sweep: the front and the baselines of every output grid, and its champion for every purpose."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tokconv.evaluation.figures import JUDGED_ON
-from tokconv.sweep.judge.evidence import Evidence, Figures, confirmations_of, gather_evidence
+from tokconv.evaluation.purposes import PURPOSES, Purpose
+from tokconv.sweep.judge.evidence import (
+    UNPROVEN,
+    Criterion,
+    Evidence,
+    Figures,
+    confirmations_of,
+    gather_evidence,
+    title_of,
+)
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.spec.schema import Champion
+from tokconv.sweep.spec.rules import PUBLISHED, Rules, Target
+
+
+@dataclass(frozen=True)
+class Award:
+    """The judgement of one output grid for one purpose."""
+
+    purpose: Purpose
+    criterion: Criterion
+    evidence: Evidence | None
+    """What is known about the champion; None without one."""
+    refused: str = ""
+    """Why complete trials have no champion among them."""
+
+    @property
+    def champion(self) -> TrialRecord | None:
+        return None if self.evidence is None else self.evidence.champion
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The published targets that the champion misses, with the figure."""
+        if self.evidence is None:
+            return ()
+        return tuple(
+            target.miss(self.evidence.figures) for target in PUBLISHED if not target.met(self.evidence.figures)
+        )
+
+    @property
+    def meets_targets(self) -> bool:
+        return self.evidence is not None and not self.missed
+
+    @property
+    def summary(self) -> str:
+        """What is known about the champion, in one line."""
+        return self.evidence.summary if self.evidence is not None else self.refused or "no complete trial"
+
+    @property
+    def finding(self) -> str:
+        """What holds if nothing wins for this purpose: why, and what to do; "" otherwise."""
+        if self.evidence is None:
+            return f"{self.refused}; {self.purpose.advice}" if self.refused else ""
+        if self.evidence.status != UNPROVEN:
+            return ""
+        use = (
+            f"use {' or '.join(map(title_of, self.evidence.beaten_by))} as it is, or "
+            if self.evidence.beaten_by
+            else ""
+        )
+        return f"{'; '.join(self.evidence.reasons)}; {use}{self.purpose.advice}"
 
 
 @dataclass(frozen=True)
@@ -22,32 +79,62 @@ class Verdict:
     trials: tuple[TrialRecord, ...]
     """The complete ones: a trial that was stopped early or failed is compared with nothing."""
     front: tuple[TrialRecord, ...]
-    """Those that no other one dominates on `JUDGED_ON`, by falling val/fvu."""
-    missed: tuple[str, ...]
-    """Targets that are not met, with the figure: the mean over the confirmations, else the champion's own."""
-    nearest: bool
-    """Whether no trial of the search meets the targets: the champion is then the nearest one, no winner by the rule."""
+    """Those within all constraints that no other one dominates on `JUDGED_ON`, by falling val/fvu."""
     baselines: Mapping[str, Figures]
-    evidence: Evidence | None
-    """What is known about the champion; None without one."""
+    awards: tuple[Award, ...]
+    """One per purpose that the store can have, in the order of the registry; at least one."""
+    left_out: tuple[str, ...] = field(default=())
+    """Why the other purposes that the spec wants cannot be judged."""
+
+    def award(self, purpose: str) -> Award | None:
+        """Return the award for a purpose, by name; None if the purpose is not judged."""
+        return next((award for award in self.awards if award.purpose.name == purpose), None)
+
+    @property
+    def champions(self) -> dict[str, tuple[Award, ...]]:
+        """Trial -> the awards that it won."""
+        won: dict[str, tuple[Award, ...]] = {}
+        for award in self.awards:
+            if award.champion is not None:
+                won[award.champion.uid] = (*won.get(award.champion.uid, ()), award)
+        return won
+
+    @property
+    def winners(self) -> dict[str, str]:
+        """Trial -> what it won, with the evidence: `fidelity: proven (3), plug-in: unproven (3)`."""
+        return {
+            uid: ", ".join(f"{award.purpose.name}: {award.evidence.label}" for award in awards if award.evidence)
+            for uid, awards in self.champions.items()
+        }
+
+    @property
+    def first(self) -> Award:
+        """The award that stands for the grid where there is room for one: fidelity, if it is judged."""
+        return self.awards[0]
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """The evidence of the first award."""
+        return self.first.evidence
 
     @property
     def champion(self) -> TrialRecord | None:
-        return None if self.evidence is None else self.evidence.champion
+        """The champion of the first award."""
+        return self.first.champion
+
+    @property
+    def meets_targets(self) -> bool:
+        return self.first.meets_targets
 
     @property
     def name(self) -> str:
         """The grid in words: `6x6`."""
         return f"{self.grid}x{self.grid}"
 
-    @property
-    def meets_targets(self) -> bool:
-        return self.evidence is not None and not self.missed
-
 
 def judge(
     trials: Iterable[TrialRecord],
-    rule: Champion,
+    rules: Rules,
     token_grid: int,
     baselines: Mapping[int, Mapping[str, Figures]],
     *,
@@ -58,48 +145,103 @@ def judge(
 
     Args:
         trials: all trials of the search.
-        rule: the spec's champion rule.
+        rules: the spec's.
         token_grid: G.
-        baselines: grid -> baseline -> figures.
+        baselines: grid -> baseline -> figures. Baselines have every figure that the store can have.
         confirmations: winners that were trained again; each counts for the trial that it confirms.
         seeds: confirmations wanted per winner; 0 for none.
     """
     repeats, complete = tuple(confirmations), [trial for trial in trials if trial.state == "complete"]
+    wanted, left_out = judged_purposes(rules, known_figures(baselines, complete))
     verdicts = []
     for grid in sorted(baselines):
         own = [trial for trial in complete if trial.grid == grid]
-        fronts = ranks([[trial.figures[name] for name in JUDGED_ON] for trial in own])
-        front = [trial for trial, rank in zip(own, fronts, strict=True) if rank == 0]
-        best = min(own, key=lambda trial: _distance(trial, rule), default=None)
-        evidence = None
-        if best is not None:
-            evidence = gather_evidence(best, confirmations_of(best.uid, repeats), seeds, baselines[grid])
+        feasible = [trial for trial in own if rules.feasible(trial.figures)]
+        fronts = ranks([[trial.figures[name] for name in JUDGED_ON] for trial in feasible])
+        front = [trial for trial, rank in zip(feasible, fronts, strict=True) if rank == 0]
         verdicts.append(
             Verdict(
                 grid=grid,
                 ratio=token_grid**2 / grid**2,
                 trials=tuple(own),
                 front=tuple(sorted(front, key=lambda trial: -trial.figures["val/fvu"])),
-                missed=() if evidence is None else tuple(_misses(evidence.figures, rule)),
-                nearest=best is not None and any(_misses(best.figures, rule)),
                 baselines=baselines[grid],
-                evidence=evidence,
+                awards=tuple(
+                    _award(PURPOSES[name], figure, own, rules, baselines[grid], repeats, seeds)
+                    for name, figure in wanted.items()
+                ),
+                left_out=left_out,
             )
         )
     return verdicts
 
 
-def _distance(trial: TrialRecord, rule: Champion) -> tuple[float, float, str]:
-    """Return a sort key: trials that meet all targets first, by the minimised figure; the others by their distance.
+def known_figures(baselines: Mapping[int, Mapping[str, Figures]], trials: Iterable[TrialRecord]) -> set[str]:
+    """Return the figures that the store can have, by its baselines; by the trials if the record holds no baselines."""
+    rows = [figures for named in baselines.values() for figures in named.values()]
+    return {name for figures in rows or [trial.figures for trial in trials] for name in figures}
+
+
+def judged_purposes(rules: Rules, known: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return purpose -> figure for the wanted purposes that can be judged, and why the others cannot.
+
+    Without any figure, as before the first trial of an old record, every sweep has fidelity.
+    """
+    found, left_out = {}, []
+    for name in rules.purposes:
+        figure = rules.rule(name).figure or PURPOSES[name].figure(known)
+        if figure is None:
+            left_out.append(PURPOSES[name].missing)
+        else:
+            found[name] = figure
+    if not found:
+        first = rules.purposes[0]
+        found[first] = PURPOSES[first].figures[0]
+        left_out = left_out[1:]
+    return found, tuple(left_out)
+
+
+def _award(
+    purpose: Purpose,
+    figure: str,
+    trials: Sequence[TrialRecord],
+    rules: Rules,
+    baselines: Mapping[str, Figures],
+    repeats: Sequence[TrialRecord],
+    seeds: int,
+) -> Award:
+    bound = _bound(purpose, baselines)
+    targets = (*rules.constraints, *rules.rule(purpose.name).subject_to, *bound)
+    criterion = Criterion(figure, targets, bound if figure in purpose.proxies else ())
+    able = [trial for trial in trials if figure in trial.figures]
+    candidates = [trial for trial in able if all(target.met(trial.figures) for target in targets)]
+    if not candidates:
+        return Award(purpose, criterion, None, _refusal(able, targets, figure) if trials else "")
+    best = min(candidates, key=criterion.best_first)
+    runs = confirmations_of(best.uid, repeats)
+    return Award(purpose, criterion, gather_evidence(best, runs, seeds, baselines, criterion))
+
+
+def _bound(purpose: Purpose, baselines: Mapping[str, Figures]) -> tuple[Target, ...]:
+    """Return the purpose's bound at this grid; nothing if the baseline's figure is unknown."""
+    if purpose.bound is None:
+        return ()
+    limit = baselines.get(purpose.bound.baseline, {}).get(purpose.bound.figure)
+    origin = f"that of {title_of(purpose.bound.baseline)}"
+    return () if limit is None else (Target(purpose.bound.figure, "<=", limit, origin),)
+
+
+def _refusal(trials: Sequence[TrialRecord], targets: Sequence[Target], figure: str) -> str:
+    """Return why none of the complete trials is a candidate, with the nearest one.
 
     Distances count in units of the limit, so that targets of different scales add up; in plain units if it is 0.
     """
-    distance = sum(max(0.0, target.excess(trial.figures)) / (abs(target.limit) or 1.0) for target in rule.subject_to)
-    return distance, trial.figures.get(rule.minimise, float("inf")), trial.uid
+    if not trials:
+        return f"no complete trial has {figure}"
 
+    def distance(trial: TrialRecord) -> tuple[float, str]:
+        return sum(max(0.0, t.excess(trial.figures)) / (abs(t.limit) or 1.0) for t in targets), trial.uid
 
-def _misses(figures: Figures, rule: Champion) -> Iterable[str]:
-    for target in rule.subject_to:
-        if not target.met(figures):
-            figure = figures.get(target.metric)
-            yield f"{target} (it has {'no such figure' if figure is None else f'{figure:.4g}'})"
+    nearest = min(trials, key=distance)
+    misses = ", ".join(target.miss(nearest.figures) for target in targets if not target.met(nearest.figures))
+    return f"no complete trial is a candidate; the nearest, {nearest.uid}, misses {misses}"

@@ -5,7 +5,11 @@ from __future__ import annotations
 from tokconv.errors import SpecError, SweepError
 from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
 from tokconv.evaluation.figures import FIGURES
-from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, MIN_TEST_IMAGES, other_protocol
+from tokconv.evaluation.heldout import held_out
+from tokconv.evaluation.likeness import enough_images
+from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, other_protocol
+from tokconv.evaluation.purposes import NEEDS, PURPOSES
+from tokconv.evaluation.readers import count_labelled
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import read_events
 from tokconv.sweep.record.layout import SweepDirectory
@@ -13,26 +17,31 @@ from tokconv.sweep.spec.file import spec_to_dict
 from tokconv.sweep.spec.schema import Spec
 
 
+def figures_of(store: TokenStore) -> set[str]:
+    """Return the figures that a store can have."""
+    images = held_out(store)
+    met = {
+        "": True,
+        LABELS: count_labelled(store, images) > 0,
+        NEIGHBOURS: len(images) >= MIN_NEIGHBOUR_IMAGES,
+        SAMPLES: enough_images(store),
+    }
+    return {figure.name for figure in FIGURES.values() if met[figure.needs]}
+
+
 def check_figures(spec: Spec, store: TokenStore) -> None:
     """Raise SpecError if a spec judges by a figure that needs labels or more images than the store has."""
-    named = [*spec.judged_by, spec.champion.minimise, *(target.metric for target in spec.champion.subject_to)]
-    images = len(store.val_indices)
-    labelled = store.labels is not None and bool((store.labels[store.val_indices] >= 0).any())
-    for name in named:
-        if FIGURES[name].needs == LABELS and not labelled:
-            raise SpecError(
-                f"{name}: needs labels, and no held-out image of {store.path} has one; judge by val/fvu and val/swd"
-            )
-        if FIGURES[name].needs == NEIGHBOURS and images < MIN_NEIGHBOUR_IMAGES:
-            raise SpecError(
-                f"{name}: needs {MIN_NEIGHBOUR_IMAGES} held-out images, and {store.path} has {images}; judge by "
-                "val/fvu and val/swd, or encode more images"
-            )
-        if FIGURES[name].needs == SAMPLES and min(images, len(store.train_indices)) < MIN_TEST_IMAGES:
-            raise SpecError(
-                f"{name}: needs {MIN_TEST_IMAGES} training and {MIN_TEST_IMAGES} held-out images, and {store.path} has "
-                f"{len(store.train_indices)} and {images}; judge by val/fvu and val/swd, or encode more images"
-            )
+    known = figures_of(store)
+    if missing := next((name for name in (*spec.judged_by, *spec.rules.named) if name not in known), None):
+        images = held_out(store)
+        raise SpecError(
+            f"{missing}: needs {NEEDS[FIGURES[missing].needs]}; {store.path} has {len(store.train_indices)} training "
+            f"and {len(images)} held-out images, {count_labelled(store, images)} of these with labels; judge by "
+            "val/fvu and val/swd, or encode other images"
+        )
+    for name in spec.rules.champions or ():
+        if spec.rules.rule(name).figure is None and PURPOSES[name].figure(known) is None:
+            raise SpecError(f"champions.{PURPOSES[name].missing}; remove this purpose, or encode images that have it")
 
 
 def check_same_experiment(spec: Spec, before: Spec) -> None:
@@ -43,7 +52,7 @@ def check_same_experiment(spec: Spec, before: Spec) -> None:
     narrower = spec.search.keys() == before.search.keys() and all(
         found.within(before.search[key]) for key, found in spec.search.items()
     )
-    for key in ("base", "objectives", "search"):
+    for key in ("base", "objectives", "constraints", "search"):
         if getattr(spec, key) != getattr(before, key) and not (key == "search" and narrower):
             hint = "search the same keys in the same or narrower ranges, " if key == "search" else ""
             raise SweepError(

@@ -8,7 +8,8 @@ a pickle of Ray Tune's or on a tracking server that is up.
     trial_reported   trial, epoch, figures, checkpoint
     trial_ended      trial, state (complete | pruned | failed), reason
     trial_artifacts  trial, path (a directory to upload)
-    sweep_ended      champions (grid -> what was exported), artifacts (a directory to upload)
+    sweep_ended      champions (grid -> purpose -> what was exported), winners (grid -> trial -> its purposes with their
+                     evidence), artifacts (a directory to upload)
 
 Every event also has `time`, in milliseconds since 1970.
 """

@@ -6,7 +6,7 @@ Below the spec's `storage`, here ROOT:
         spec.yaml  events.jsonl  study.journal       the spec, the record, the Optuna study
         trials/UID/                                  checkpoints
         artifacts/UID/                               exported compressor and picture of a finished trial
-        champions/grid-06/                           the exported winner of each grid
+        champions/grid-06/fidelity/                  the exported winner of each grid and purpose
         report/                                      results.csv, champions.json, plots
         mlflow.cursor  .lock  driver.json            how far MLflow is; the driver
     ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
@@ -24,6 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tokconv.errors import SweepError
+from tokconv.exports.champions import grid_folder
 from tokconv.sweep.record.driver import registered
 from tokconv.system.storage import Remote, is_url
 
@@ -82,9 +83,9 @@ class SweepDirectory:
     def champions(self) -> Path:
         return self.path / "champions"
 
-    def champion(self, grid: int) -> Path:
-        """Return the directory of a grid's exported winner."""
-        return self.champions / f"grid-{grid:02d}"
+    def champion(self, grid: int, purpose: str) -> Path:
+        """Return the directory of the exported winner of a grid and purpose."""
+        return self.champions / grid_folder(grid) / purpose
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
+from tokconv.config.tree import get
+from tokconv.evaluation.figures import FIGURES
+from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.sweep.spec.schema import GRID_KEY, Spec
 
 MIN_TRIALS = 10
 """Complete trials per grid; with fewer, the shares are mostly chance."""
+NAMED_KEYS = 3
+LEAST_SHARE = 0.05
+"""A smaller share is not named."""
 
 
 def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metric: str) -> dict[str, float]:
@@ -36,7 +42,7 @@ def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metri
         return {}
     # Optuna prints that a study was created, unless something has raised this level before.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="minimize")
+    study = optuna.create_study(direction="minimize" if FIGURES[metric].lower_is_better else "maximize")
     for trial in usable:
         params, value = {key: trial.values[key] for key in spaces}, trial.figures[metric]
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
@@ -44,3 +50,46 @@ def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metri
         warnings.simplefilter("ignore", ExperimentalWarning)
         found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     return {key: float(share) for key, share in found.items()}
+
+
+def judged_figures(sweep: SweepSnapshot) -> list[str]:
+    """Return the figures that the search optimises and those by which champions are found, without the ratio."""
+    awards = [award for verdict in sweep.verdicts for award in verdict.awards]
+    names = [*sweep.spec.judged_by, *(award.criterion.figure for award in awards)]
+    return [name for name in dict.fromkeys(names) if name != "compression_ratio"]
+
+
+def decisive(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the keys that decided each figure, with their shares: `fvu by learning_rate 62 %, ae 20 %`."""
+    parts = []
+    for metric, shares in found.items():
+        largest = list(shares.items())[:NAMED_KEYS]
+        keys = ", ".join(f"{key.split('.', 1)[-1]} {share:.0%}" for key, share in largest if share >= LEAST_SHARE)
+        parts.append(f"{FIGURES[metric].title} by {keys}")
+    return "; ".join(parts)
+
+
+def first_trial_notes(sweep: SweepSnapshot) -> list[str]:
+    """Return which champions are first trials, the base config, which the search did not improve on."""
+    first: list[str] = []
+    found: list[str] = []
+    for verdict in sweep.verdicts:
+        for award in verdict.awards:
+            if award.champion is not None:
+                where = f"{award.purpose.name} at {verdict.name}"
+                (first if is_first(award.champion, sweep.spec) else found).append(where)
+    if not first:
+        return (
+            [f"Every champion was found by the search: none of the {len(found)} is the base config."] if found else []
+        )
+    return [
+        f"{len(first)} of {len(first) + len(found)} champions are first trials, the base config, on which the search "
+        f"did not improve: {', '.join(first)}."
+    ]
+
+
+def is_first(trial: TrialRecord, spec: Spec) -> bool:
+    """Return whether a trial is the base config at its grid, as the first trials of every sweep are."""
+    config = spec.base_config()
+    base = {key: found.nearest(get(config, key)) for key, found in spec.search.items() if key != GRID_KEY}
+    return {key: value for key, value in trial.values.items() if key != GRID_KEY} == base

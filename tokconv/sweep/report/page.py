@@ -16,13 +16,12 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tokconv.evaluation.figures import JUDGED_ON
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.report import page_figures as draw
 from tokconv.sweep.report import page_keys as keys
 from tokconv.sweep.report import page_tables as tables
-from tokconv.sweep.report.importance import MIN_TRIALS, importance
+from tokconv.sweep.report.importance import MIN_TRIALS, decisive, first_trial_notes, importance, judged_figures
 from tokconv.sweep.report.table import notes, shown_figures
 from tokconv.sweep.report.text import INTERVAL_LEGEND, legend, moment, states_text
 from tokconv.system.files import write_text
@@ -70,9 +69,9 @@ def page(sweep: SweepSnapshot) -> str:
         when=f"begun {moment(sweep.started)}, last event {moment(sweep.last)}",
         lead=_lead(sweep),
         winner_headings=tables.winner_headings(shown),
-        winners=[tables.winner(verdict, shown) for verdict in sweep.verdicts],
+        winners=[row for verdict in sweep.verdicts for row in tables.winners(verdict, shown)],
         legend=f"{legend(shown)}. {INTERVAL_LEGEND}.",
-        notes=notes(sweep.verdicts),
+        notes=[*notes(sweep.verdicts), *first_trial_notes(sweep)],
         sections=sections,
         cost=tables.cost(sweep),
         pictures=pictures,
@@ -135,17 +134,18 @@ def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
 def _importance(sweep: SweepSnapshot) -> _Section:
     figures, few = [], []
     for verdict in sweep.verdicts:
-        found = {metric: importance(verdict.trials, sweep.spec.search, metric) for metric in JUDGED_ON}
+        found = {name: importance(verdict.trials, sweep.spec.search, name) for name in judged_figures(sweep)}
         found = {metric: shares for metric, shares in found.items() if shares}
         name = f"{verdict.grid} x {verdict.grid}"
         if found:
-            caption = f"{name}, {len(verdict.trials)} trials"
+            caption = f"{name}, {len(verdict.trials)} trials: {decisive(found)}"
             figures.append(_Figure(f"importance-{verdict.grid}", keys.importance_figure(found), caption))
         else:
             few.append(f"{name} ({len(verdict.trials)})")
     text = (
         "How much the best tenth of a grid's complete trials differs from all of them in each key (PED-ANOVA). This is "
-        "an association among the trials that were run, not a cause."
+        "an association among the trials that were run, not a cause. "
+        "The figures are the sweep's objectives and those by which its champions are found."
     )
     if few:
         text += f" Grids with fewer than {MIN_TRIALS} complete trials are left out: {', '.join(few)}."
@@ -168,11 +168,12 @@ def _lead(sweep: SweepSnapshot) -> str:
 
 def _pictures(sweep: SweepSnapshot) -> Iterator[dict[str, str]]:
     for verdict in sweep.verdicts:
-        if verdict.champion is not None:
-            path = sweep.directory.artifacts(verdict.champion.uid) / "reconstruction.png"
+        for uid, awards in verdict.champions.items():
+            path = sweep.directory.artifacts(uid) / "reconstruction.png"
             if path.is_file():
+                purposes = ", ".join(award.purpose.name for award in awards)
                 yield {
-                    "title": f"{draw.title(verdict)}, trial {verdict.champion.uid}",
+                    "title": f"{draw.title(verdict)}, {purposes}: trial {uid}",
                     "data": base64.b64encode(path.read_bytes()).decode(),
                 }
 
@@ -181,15 +182,18 @@ def _cards(sweep: SweepSnapshot) -> Iterator[dict[str, Any]]:
     # This preset escapes HTML in the text.
     markdown = MarkdownIt("js-default")
     for verdict in sweep.verdicts:
-        path = sweep.directory.champion(verdict.grid) / "README.md"
-        if path.is_file():
+        for award in verdict.awards:
+            path = sweep.directory.champion(verdict.grid, award.purpose.name) / "README.md"
+            if not path.is_file():
+                continue
             text = path.read_text(encoding="utf-8")
             if text.startswith("---\n"):
                 # The Hugging Face hub reads this part; Markdown would turn it into a heading.
                 text = text.partition("\n---\n")[2]
             html = markdown.render(text.replace("\n# ", "\n#### ", 1))
-            proven = "" if verdict.evidence is None or verdict.evidence.status == PROVEN else ", not proven"
-            yield {"title": f"{verdict.grid} x {verdict.grid}{proven}", "html": Markup(html)}
+            proven = "" if award.evidence is None or award.evidence.status == PROVEN else ", not proven"
+            title = f"{verdict.grid} x {verdict.grid}, {award.purpose.name}{proven}"
+            yield {"title": title, "html": Markup(html)}
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:

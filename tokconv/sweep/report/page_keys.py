@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from tokconv.sweep.report.page_figures import FVU, SWD
 from tokconv.sweep.report.plots import CHAMPION, TRIAL, shown
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY
+
+BARS = (CHAMPION, TRIAL, "#009E73", "#CC79A7", "#E69F00")
+"""Colours of the figures whose keys are shown, by Okabe and Ito."""
 
 
 def parallel_figure(sweep: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
@@ -40,7 +44,7 @@ def parallel_figure(sweep: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
 def importance_figure(found: Mapping[str, Mapping[str, float]]) -> go.Figure:
     """Return bars of what each searched key explains, from figure -> key -> share."""
     figure = go.Figure()
-    for color, (metric, shares) in zip((CHAMPION, TRIAL), found.items(), strict=False):
+    for color, (metric, shares) in zip(itertools.cycle(BARS), found.items(), strict=False):
         figure.add_bar(
             y=[key.split(".", 1)[-1] for key in shares],
             x=list(shares.values()),

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.figure import TRIALS, Figure
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.text import STATES, cell, heading, values_text
+from tokconv.sweep.report.text import STATES, best_baseline, cell, heading, values_text
 from tokconv.system.terminal import duration
-
-REFERENCE = "window_pca"
-"""The baseline whose fvu stands next to every winner's."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +26,28 @@ class Winner:
 
 def winner_headings(figures: Sequence[Figure]) -> list[str]:
     """Return the headings of the winners' table with these figures."""
-    reference = f"{BASELINES[REFERENCE].title}'s fvu"
-    return ["grid", "tokens", "ratio", "variance kept", *map(heading, figures), reference, "evidence"]
+    return ["grid", "ratio", "purpose", "judged by", "champion", "best baseline", *map(heading, figures), "evidence"]
 
 
-def winner(verdict: Verdict, figures: Sequence[Figure]) -> Winner:
-    """Return a grid's row of the winners' table; for want of room, only judged figures have an interval."""
-    grid = (f"{verdict.grid} x {verdict.grid}", str(verdict.grid**2), f"{verdict.ratio:.3g}x")
-    reference = cell(FIGURES["val/fvu"], verdict.baselines.get(REFERENCE, {}))
-    evidence = verdict.evidence
-    if evidence is None:
-        return Winner((*grid, "", *[""] * len(figures), reference), "no complete trial", is_proven=False)
-    kept = f"{1 - evidence.figures['val/fvu']:.1%}"
-    half_widths = {name: width for name, width in evidence.half_widths.items() if name in JUDGED_ON}
-    cells = (cell(figure, evidence.figures, half_widths) for figure in figures)
-    missed = "" if verdict.meets_targets else ", misses a target"
-    text = f"{evidence.label}, trial {evidence.champion.uid}{missed}"
-    return Winner((*grid, kept, *cells, reference), text, is_proven=evidence.status == PROVEN)
+def winners(verdict: Verdict, figures: Sequence[Figure]) -> list[Winner]:
+    """Return a grid's rows of the winners' table, one per purpose; only figures that decide have an interval."""
+    rows = []
+    for number, award in enumerate(verdict.awards):
+        figure, evidence = FIGURES[award.criterion.figure], award.evidence
+        rival = best_baseline(award, verdict.baselines)
+        grid = ("", "") if number else (f"{verdict.grid} x {verdict.grid}", f"{verdict.ratio:.3g}x")
+        reference = "" if rival is None else f"{rival[0]} {figure.text(rival[1])}"
+        head = (*grid, award.purpose.name, figure.title)
+        if evidence is None:
+            why = "no champion" if verdict.trials else "no complete trial"
+            rows.append(Winner((*head, "", reference, *[""] * len(figures)), why, is_proven=False))
+            continue
+        shown = {name: width for name, width in evidence.half_widths.items() if name in (*JUDGED_ON, figure.name)}
+        cells = [cell(one, evidence.figures, shown) for one in (figure, *figures)]
+        missed = "" if award.meets_targets else ", misses a published target"
+        text = f"{evidence.label}, trial {evidence.champion.uid}{missed}"
+        rows.append(Winner((*head, cells[0], reference, *cells[1:]), text, is_proven=evidence.status == PROVEN))
+    return rows
 
 
 def trial_headings() -> list[str]:

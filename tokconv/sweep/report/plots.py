@@ -43,7 +43,7 @@ def pareto_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord], sw
 
     Args:
         trials: all trials of the search; those stopped early are crosses on the left.
-        swd_limit: the target on `val/swd`, if there is one.
+        swd_limit: the published target on `val/swd`, to be drawn.
     """
     columns = min(2, len(verdicts))
     rows = math.ceil(len(verdicts) / columns)
@@ -116,9 +116,11 @@ def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
             _name(axes, point, entry.title, entry.color, below=entry is BASELINES["matched_window_pca"])
     _star(axes, verdict, None)
     if verdict.champion is None:
-        axes.set_title("no complete trial", loc="right", fontsize="small", color=STOPPED)
+        axes.set_title(
+            "no champion" if verdict.trials else "no complete trial", loc="right", fontsize="small", color=STOPPED
+        )
     if swd_limit is not None and swd_limit > 0:
-        axes.axvline(swd_limit, color="black", linestyle="--", linewidth=1, zorder=0.5, label="swd target")
+        axes.axvline(swd_limit, color="black", linestyle="--", linewidth=1, zorder=0.5, label="published swd target")
     _floor_line(axes.axvline, verdict)
     axes.set_xlabel(axis_title("val/swd"), fontsize="small")
     axes.set_ylabel(axis_title("val/fvu"), fontsize="small")
@@ -157,10 +159,10 @@ def _star(axes: Axes, verdict: Verdict, ratio: float | None) -> None:
 
 
 def _winner(verdict: Verdict) -> dict[str, Any]:
-    """Return the champion's style: filled if it meets the targets, hollow if it is only the nearest."""
+    """Return the champion's style: filled if it meets the published targets, else hollow."""
     if verdict.meets_targets:
         return {"markerfacecolor": CHAMPION, "label": "champion"}
-    return {"markerfacecolor": "white", "label": "nearest to targets"}
+    return {"markerfacecolor": "white", "label": "champion, misses a published target"}
 
 
 def _name(axes: Axes, point: Point, label: str, color: str, *, below: bool) -> None:

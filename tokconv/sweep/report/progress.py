@@ -19,20 +19,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tokconv.evaluation.baselines.registry import shown_in as baselines_in
-from tokconv.evaluation.figure import SWEEP, Figure
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
 from tokconv.sweep.judge.evidence import Figures
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
-from tokconv.sweep.report.text import cell, event_text, heading, last_epoch, states_text, values_text
+from tokconv.sweep.report.text import best_baseline, event_text, last_epoch, states_text, values_text
 from tokconv.system.terminal import Clock, can_redraw, duration
 
 LOG_INTERVAL = 15.0
 REFRESH_PER_SECOND = 2
-NEXT_TO_FVU = ("val/gain", "val/swd")
-"""Further figures of a champion in the live view, which has to fit 80 columns."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ class SweepDisplay:
         waiting = max(0, self._total - len(record.trials))
         waiting += max(0, self._confirmations - len(record.confirmations))
         complete = [trial for trial in ended if trial.state == "complete" and trial.confirms is None]
-        champions = [verdict.champion for verdict in before.verdicts if verdict.champion is not None]
+        won = {award.champion.uid: award.champion for v in before.verdicts for award in v.awards if award.champion}
         failed = [trial for trial in (before.last_failure, *ended) if trial is not None and trial.state == "failed"]
         return _Progress(
             counts=counts,
@@ -164,7 +160,7 @@ class SweepDisplay:
             epochs_left=waiting * self._epochs + sum(max(0, self._epochs - last_epoch(trial)) for trial in running),
             last_failure=max(failed, key=lambda trial: trial.ended or 0, default=None),
             # The best of all trials is the best of the champions so far and the new trials.
-            verdicts=self._judge([*champions, *complete]) if complete else before.verdicts,
+            verdicts=self._judge([*won.values(), *complete]) if complete else before.verdicts,
         )
 
     def _counts_text(self) -> str:
@@ -206,8 +202,9 @@ class SweepDisplay:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        is_text = column == "values"
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True, ratio=1 if is_text else None)
+        is_text = column in ("values", "purpose", "figure")
+        fills = column == "values"
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True, ratio=1 if fills else None)
     return table
 
 
@@ -226,24 +223,21 @@ def _running_table(trials: Sequence[TrialRecord], epochs: int) -> Table:
 
 
 def best_table(verdicts: list[Verdict]) -> Table:
-    """Return one row per grid: the champion so far, and the fvu of the baselines next to its own."""
-    fvu, others = FIGURES["val/fvu"], [FIGURES[name] for name in NEXT_TO_FVU]
-    rivals = baselines_in(SWEEP)
-    columns = ("grid", "tokens", "ratio", fvu.title, *(entry.title for entry in rivals), *map(heading, others))
-    table = _table(f"best so far per grid, with the {fvu.title} of the baselines", *columns, "targets")
+    """Return one row per grid and purpose: the champion so far, with the best baseline at the purpose's own figure."""
+    fvu = FIGURES["val/fvu"]
+    # Has to fit 80 columns.
+    columns = ("grid", "ratio", "purpose", "figure", "champion", "best baseline", fvu.title)
+    table = _table("best so far per grid and purpose", *columns)
     for verdict in verdicts:
-        figures: Figures = verdict.champion.figures if verdict.champion else {}
-        table.add_row(
-            verdict.name,
-            str(verdict.grid**2),
-            f"{verdict.ratio:.3g}x",
-            Text(_cell(fvu, figures), style="bold"),
-            *(_cell(fvu, verdict.baselines.get(entry.name, {})) for entry in rivals),
-            *(_cell(figure, figures) for figure in others),
-            Text("yes", style="green") if verdict.meets_targets else Text("no" if verdict.champion else "-"),
-        )
+        for number, award in enumerate(verdict.awards):
+            own: Figures = award.champion.figures if award.champion else {}
+            figure, rival = FIGURES[award.criterion.figure], best_baseline(award, verdict.baselines)
+            table.add_row(
+                *((verdict.name, f"{verdict.ratio:.3g}x") if not number else ("", "")),
+                award.purpose.name,
+                figure.title,
+                Text(figure.text(own.get(figure.name)) or "-", style="bold"),
+                "-" if rival is None else f"{figure.text(rival[1])} {rival[0]}",
+                fvu.text(own.get(fvu.name)) or "-",
+            )
     return table
-
-
-def _cell(figure: Figure, figures: Figures) -> str:
-    return cell(figure, figures) or "-"

@@ -137,12 +137,16 @@ def _facts(sweep: SweepSnapshot) -> dict[str, Any]:
         "last_event": sweep.last / 1000,
         "best": {
             str(verdict.grid): {
-                "trial": verdict.champion.uid,
-                "evidence": None if verdict.evidence is None else verdict.evidence.status,
-                "figures": verdict.champion.figures,
+                award.purpose.name: {
+                    "trial": award.evidence.champion.uid,
+                    "evidence": award.evidence.status,
+                    "figure": award.criterion.figure,
+                    "figures": award.evidence.champion.figures,
+                }
+                for award in verdict.awards
+                if award.evidence is not None
             }
             for verdict in sweep.verdicts
-            if verdict.champion is not None
         },
     }
 
@@ -168,7 +172,8 @@ def _seconds_left(sweep: SweepSnapshot) -> float | None:
         return None
     every = (*sweep.trials.values(), *sweep.confirmations.values())
     waiting = sweep.spec.trials - len(sweep.trials)
-    waiting += sweep.spec.confirm_seeds * len(sweep.verdicts) - len(sweep.confirmations)
+    winners = {uid for verdict in sweep.verdicts for uid in verdict.champions}
+    waiting += sweep.spec.confirm_seeds * len(winners) - len(sweep.confirmations)
     left = max(0, waiting) * sweep.epochs
     left += sum(sweep.epochs - len(trial.history) for trial in every if trial.state == "running")
     return (sweep.last - sweep.started) / 1000 / sweep.epochs_in_run * left

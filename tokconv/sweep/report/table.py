@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
 from tokconv.evaluation.figure import SWEEP, Figure
-from tokconv.evaluation.figures import shown_in
+from tokconv.evaluation.figures import FIGURES, shown_in
 from tokconv.sweep.judge.snapshot import SweepSnapshot
-from tokconv.sweep.judge.verdicts import Verdict
+from tokconv.sweep.judge.verdicts import Award, Verdict
 from tokconv.sweep.report.text import INTERVAL_LEGEND, cell, half_width_cell, heading, legend
+from tokconv.sweep.spec.rules import PUBLISHED, PUBLISHED_NOTE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,16 +55,16 @@ def widen(console: Console) -> Console:
 
 
 def result_table(verdicts: Sequence[Verdict], figures: Sequence[Figure]) -> Table:
-    """Return one block of rows per grid: its champion and the baselines of the registry, with these figures."""
+    """Return one block of rows per grid: its champions and the baselines of the registry, with these figures."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title="Best compressor at every grid", title_style="bold", padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, title="Champions of every grid", title_style="bold", padding=(0, 1, 0, 0))
     for column in _headings(figures):
         table.add_column(column, justify="left" if column == "compressor" else "right", no_wrap=True)
     for verdict in verdicts:
-        for number, cells in enumerate(_rows(verdict, figures)):
-            table.add_row(*cells, style="dim" if number else "bold")
+        for cells, won in _rows(verdict, figures):
+            table.add_row(*cells, style="bold" if won else "dim")
         table.add_section()
     return table
 
@@ -74,59 +75,88 @@ def summary_markdown(sweep: SweepSnapshot) -> str:
     columns = _headings(figures)
     lines = [columns, ["---" if column == "compressor" else "---:" for column in columns]]
     for verdict in sweep.verdicts:
-        winner, *others = _rows(verdict, figures)
-        lines += [[f"**{text}**" if text else "" for text in winner], *others]
+        for cells, won in _rows(verdict, figures):
+            lines.append([f"**{text}**" if text and won else text for text in cells])
     table = [f"| {' | '.join(line)} |" for line in lines]
     remarks = [f"- {note}" for note in notes(sweep.verdicts)]
     return "\n".join([*table, "", *remarks, "", " ".join(_legends(sweep, figures)), ""])
 
 
 def notes(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return one line for each `nearest`, `missed`, `unproven` and `none finished` of the table: what it means."""
+    """Return one line for everything about the champions that the table cannot show: what nothing wins, and why."""
     found = []
     for verdict in verdicts:
-        if verdict.champion is None:
+        if not verdict.trials:
             found.append(f"{verdict.name}: no trial finished at this grid")
-        elif verdict.missed:
-            found.append(
-                f"{verdict.name}: {'nearest' if verdict.nearest else 'in the mean'}, misses {', '.join(verdict.missed)}"
-            )
-        if verdict.evidence is not None and verdict.evidence.reasons:
-            found.append(f"{verdict.name}: {verdict.evidence.summary}")
-    return found
+            continue
+        for award in verdict.awards:
+            where = f"{verdict.name}, {award.purpose.name}"
+            if award.finding:
+                found.append(f"{where}: no champion: {award.finding}")
+            if award.evidence is not None:
+                found += [f"{where}: {remark}" for remark in award.evidence.remarks]
+        missed = {uid: awards[0].missed for uid, awards in verdict.champions.items() if awards[0].missed}
+        found += [f"{verdict.name}: trial {uid} misses {', '.join(targets)}" for uid, targets in missed.items()]
+    return found + list(dict.fromkeys(line for verdict in verdicts for line in verdict.left_out))
 
 
 def shown_figures(verdicts: Sequence[Verdict]) -> list[Figure]:
-    """Return the registry's figures for this table that any champion or baseline has."""
+    """Return the registry's figures for this table, and those that decide, that any champion or baseline has."""
+    awards = [award for verdict in verdicts for award in verdict.awards]
     known = {name for verdict in verdicts for figures in verdict.baselines.values() for name in figures}
-    known |= {name for verdict in verdicts if verdict.evidence is not None for name in verdict.evidence.figures}
-    return [figure for figure in shown_in(SWEEP) if figure.name in known]
+    known |= {name for award in awards if award.evidence is not None for name in award.evidence.figures}
+    wanted = {figure.name for figure in shown_in(SWEEP)} | {award.criterion.figure for award in awards}
+    return [figure for figure in FIGURES.values() if figure.name in wanted & known]
 
 
 def _headings(figures: Sequence[Figure]) -> list[str]:
     return [*COLUMNS, *map(heading, figures), "targets"]
 
 
-def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[list[str]]:
-    """Yield the champion's cells, then those of its evidence and of every baseline."""
-    grid = (verdict.name, str(verdict.grid**2), f"{verdict.ratio:.3g}x")
-    evidence = verdict.evidence
-    if evidence is None:
-        yield [*grid, "none finished", *[""] * len(figures), ""]
-    else:
-        targets = "yes" if verdict.meets_targets else "nearest" if verdict.nearest else "missed"
-        cells = (cell(figure, evidence.figures) for figure in figures)
-        yield [*grid, f"trial {evidence.champion.uid}", *cells, targets]
-        cells = (half_width_cell(figure, evidence.half_widths) for figure in figures)
-        yield ["", "", "", evidence.label, *cells, ""]
+def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[tuple[list[str], bool]]:
+    """Yield the cells of every champion, of its evidence and of every baseline, and whether it is a champion's row.
+
+    A trial that wins for several purposes has one row.
+    """
+    grid, blank = [verdict.name, str(verdict.grid**2), f"{verdict.ratio:.3g}x"], ["", "", ""]
+    champions = verdict.champions
+    if not champions:
+        what = "no champion" if verdict.trials else "none finished"
+        yield [*grid, what, *[""] * len(figures), ""], True
+    for number, (uid, awards) in enumerate(champions.items()):
+        # All awards of a trial rest on the same runs.
+        evidence = awards[0].evidence
+        assert evidence is not None
+        cells = [cell(figure, evidence.figures) for figure in figures]
+        targets = "yes" if awards[0].meets_targets else "missed"
+        purposes = ", ".join(award.purpose.name for award in awards)
+        yield [*(blank if number else grid), f"{purposes}: {uid}", *cells, targets], True
+        cells = [half_width_cell(figure, evidence.half_widths) for figure in figures]
+        yield [*blank, labels(awards), *cells, ""], False
     for entry in baselines_in(SWEEP):
         if entry.name in verdict.baselines:
-            cells = (cell(figure, verdict.baselines[entry.name]) for figure in figures)
-            yield ["", "", "", entry.title, *cells, ""]
+            cells = [cell(figure, verdict.baselines[entry.name]) for figure in figures]
+            yield [*blank, entry.title, *cells, ""], False
+
+
+def labels(awards: Sequence[Award]) -> str:
+    """Return the evidence of a trial's awards: `proven (3)`, or per purpose if they differ."""
+    found = {award.purpose.name: award.evidence.label for award in awards if award.evidence is not None}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{purpose} {label}" for purpose, label in found.items())
 
 
 def _legends(sweep: SweepSnapshot, figures: Sequence[Figure]) -> list[str]:
     lines = [f"{legend(figures)}."]
-    if any(verdict.evidence is not None and verdict.evidence.half_widths for verdict in sweep.verdicts):
+    judged = {award.purpose.name: award for verdict in sweep.verdicts for award in verdict.awards}
+    lines += [
+        f"{name} ({'lowest' if FIGURES[award.criterion.figure].lower_is_better else 'highest'} "
+        f"{FIGURES[award.criterion.figure].title}): {award.purpose.meaning}"
+        for name, award in judged.items()
+    ]
+    lines.append(f"targets, as published: {' and '.join(map(str, PUBLISHED))}; {PUBLISHED_NOTE}")
+    evidence = [award.evidence for verdict in sweep.verdicts for award in verdict.awards]
+    if any(found is not None and found.half_widths for found in evidence):
         lines.append(f"{INTERVAL_LEGEND}, of which there are (n); the row above holds their means.")
     return [*lines, f"evaluation protocol {sweep.protocol}"]

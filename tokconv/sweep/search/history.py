@@ -15,6 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tokconv.sweep.judge.pareto import Point, dominates
+from tokconv.sweep.search.constraints import is_feasible
 
 # A tuple finds members by identity, without hashing them.
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -57,7 +58,7 @@ class BoundedHistory(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._sampler.after_trial(study, trial, state, values)
-        if state is TrialState.COMPLETE and values is not None:
+        if state is TrialState.COMPLETE and values is not None and is_feasible(trial):
             self._part_of(study).admit(trial.number, values)
 
     def reseed_rng(self) -> None:
@@ -78,7 +79,8 @@ class _Part(Study):
         self._signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in study.directions]
         self._front: dict[int, Point] = {}
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            self.admit(trial.number, trial.values)
+            if is_feasible(trial):
+                self.admit(trial.number, trial.values)
         self.refresh()
 
     def admit(self, number: int, values: Sequence[float]) -> None:

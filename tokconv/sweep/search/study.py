@@ -27,6 +27,7 @@ from ray.tune.search import Searcher
 from tokconv.config.tree import get
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.final_state import final_state
+from tokconv.sweep.search.constraints import store_excess
 from tokconv.sweep.search.history import BoundedHistory
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
@@ -156,6 +157,7 @@ class StudySearcher(GivenSearcher):
             return
         found = final_state(result, error=error, judged_by=self._spec.judged_by)
         if found == "complete" and result is not None:
+            store_excess(self._study, number, self._spec.constraints, result)
             end: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
         else:
             end = {"state": TrialState.PRUNED if found == "pruned" else TrialState.FAIL}

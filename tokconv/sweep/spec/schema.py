@@ -5,9 +5,8 @@ A field's description completes the sentence "must be ..." if a file holds a val
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -27,8 +26,10 @@ from pydantic import (
 from tokconv.config.overrides import compose
 from tokconv.config.tree import Config, get
 from tokconv.errors import ConfigError, SpecError, suggest
-from tokconv.evaluation.figures import OBJECTIVES
+from tokconv.evaluation.figures import FIGURES, OBJECTIVES
+from tokconv.evaluation.purposes import PURPOSES
 from tokconv.sweep.spec.ranges import Range, parse_range
+from tokconv.sweep.spec.rules import Rule, Rules, Target, from_champion, parse_champions, parse_targets
 from tokconv.system.files import NAME, NAME_RULE
 from tokconv.system.storage import check_url, is_url
 
@@ -38,31 +39,12 @@ MIN_SEEDS = 2
 """The fewest seeds of a confirmation: an interval needs two."""
 LARGEST_SAMPLER_SEED = 2**31 - 1
 """numpy's generators take twice as much; a resumed sweep adds its number of trials."""
-TARGET = re.compile(r"\s*(\S+)\s*(<=|>=)\s*(\S+)\s*")
 
 
 def _figure(name: str) -> str:
     if name not in OBJECTIVES:
         raise ValueError(suggest(name, OBJECTIVES))
     return name
-
-
-def _target(raw: Any) -> Target:
-    if isinstance(raw, Target):
-        return raw
-    match = TARGET.fullmatch(raw) if isinstance(raw, str) else None
-    if match is None:
-        raise ValueError("write 'METRIC <= NUMBER' or 'METRIC >= NUMBER'")
-    metric, sign, limit = match.groups()
-    if metric not in OBJECTIVES:
-        raise SpecError(f"champion.subject_to: got {metric!r}; {suggest(metric, OBJECTIVES)}")
-    try:
-        number = float(limit)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{limit!r} is not a number")
-    return Target(metric=metric, sign="<=" if sign == "<=" else ">=", limit=number)
 
 
 def _name(raw: Any) -> str:
@@ -91,6 +73,10 @@ def _ranges(raw: Any) -> dict[str, Range]:
     return {key: found if isinstance(found, Range) else parse_range(str(key), found) for key, found in raw.items()}
 
 
+def _plain_champions(champions: Mapping[str, Rule] | None) -> dict[str, Any] | None:
+    return None if champions is None else {name: rule.plain() for name, rule in champions.items()}
+
+
 def _plain_ranges(search: Mapping[str, Range]) -> dict[str, Any]:
     return {key: {found.kind: list(found.values)} for key, found in search.items()}
 
@@ -110,38 +96,6 @@ class Objective(Section):
 
     metric: FigureName
     mode: Literal["min", "max"]
-
-
-class Target(Section):
-    """`metric <= limit` or `metric >= limit`."""
-
-    metric: str
-    sign: Literal["<=", ">="]
-    limit: float
-
-    def met(self, figures: Mapping[str, float]) -> bool:
-        """Return whether the figures meet the target."""
-        return self.excess(figures) <= 0
-
-    def excess(self, figures: Mapping[str, float]) -> float:
-        """Return how far the figure is past the limit: at most 0 if it meets the target, infinite if it is missing."""
-        value = figures.get(self.metric)
-        if value is None:
-            return math.inf
-        return value - self.limit if self.sign == "<=" else self.limit - value
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.sign} {self.limit}"
-
-
-class Champion(Section):
-    """The rule for a grid's winner: the lowest `minimise` among the trials that meet every target."""
-
-    minimise: FigureName = "val/fvu"
-    subject_to: Annotated[
-        tuple[Annotated[Target, BeforeValidator(_target), PlainSerializer(str)], ...],
-        Field(strict=False, description="a list, as in ['val/swd <= 0.1']"),
-    ] = (Target(metric="val/swd", sign="<=", limit=0.1), Target(metric="val/cosine", sign=">=", limit=0.85))
 
 
 class Sampler(Section):
@@ -212,14 +166,19 @@ class Spec(Section):
     ] = ()
     search: Annotated[Mapping[str, Range], PlainValidator(_ranges), PlainSerializer(_plain_ranges)] = {}
     objectives: Annotated[
-        tuple[Objective, ...],
-        Field(strict=False, min_length=1, description="a list of {metric: val/fvu, mode: min}"),
-    ] = (
-        Objective(metric="compression_ratio", mode="max"),
-        Objective(metric="val/fvu", mode="min"),
-        Objective(metric="val/swd", mode="min"),
-    )
-    champion: Champion = Champion()
+        tuple[Objective, ...], Field(strict=False, description="a list of {metric: val/fvu, mode: min}")
+    ] = ()
+    """Empty for the default, which depends on the store (`with_objectives`)."""
+    champions: Annotated[
+        Mapping[str, Rule] | None, PlainValidator(parse_champions), PlainSerializer(_plain_champions)
+    ] = None
+    """Purpose -> rule; None for every purpose that the store can have."""
+    constraints: Annotated[
+        tuple[Target, ...],
+        PlainValidator(partial(parse_targets, "constraints")),
+        PlainSerializer(lambda targets: [str(target) for target in targets]),
+    ] = ()
+    """What a trial must meet to be a candidate, told to the sampler."""
     sampler: Sampler = Sampler()
     early_stopping: EarlyStopping | None = EarlyStopping()
     trials: Whole
@@ -240,11 +199,35 @@ class Spec(Section):
     def _write_none(self, section: Section | None, write: SerializerFunctionWrapHandler) -> Any:
         return "none" if section is None else write(section)
 
-    @field_validator("search", "champion", mode="before")
+    @field_validator("search", mode="before")
     @classmethod
     def _read_nothing(cls, raw: Any) -> Any:
         """A key without a value, as the text of a file may have it, is an empty section."""
         return {} if raw is None else raw
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _read_objectives(cls, raw: Any) -> Any:
+        if isinstance(raw, list | tuple) and not raw:
+            raise ValueError("name at least one figure, or leave the key out")
+        return () if raw is None else raw
+
+    @field_serializer("objectives", mode="wrap")
+    def _write_objectives(self, objectives: tuple[Objective, ...], write: SerializerFunctionWrapHandler) -> Any:
+        return write(objectives) if objectives else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_champion(cls, raw: Any) -> Any:
+        """The older key `champion` knew one purpose."""
+        if not isinstance(raw, dict) or "champion" not in raw:
+            return raw
+        if "champions" in raw:
+            raise SpecError("champion: is the older form of champions; give one of the two")
+        return {
+            **{key: value for key, value in raw.items() if key != "champion"},
+            "champions": from_champion(raw["champion"]),
+        }
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -268,6 +251,27 @@ class Spec(Section):
         """Return the config that every trial starts from."""
         return compose(self.base)
 
+    def with_objectives(self, known: Container[str]) -> Spec:
+        """Return the spec with the default objectives if it names none.
+
+        They are the ratio, fvu and what a frozen reader makes of the tokens: the share that it keeps, or without labels
+        how well a fresh classifier tells them from real ones.
+
+        Args:
+            known: the figures that the store can have.
+        """
+        if self.objectives:
+            return self
+        likeness = PURPOSES["plug-in"].figure(known) or "val/swd"
+        names = ("compression_ratio", "val/fvu", likeness)
+        found = [Objective(metric=name, mode="min" if FIGURES[name].lower_is_better else "max") for name in names]
+        return self.model_copy(update={"objectives": tuple(found)})
+
+    @property
+    def rules(self) -> Rules:
+        """What decides which trials are champions."""
+        return Rules(self.champions, self.constraints)
+
     @property
     def judged_by(self) -> tuple[str, ...]:
         """The figures that are objectives."""
@@ -277,6 +281,11 @@ class Spec(Section):
     def confirm_seeds(self) -> int:
         """Seeds on which a winner is trained again; 0 for none."""
         return 0 if self.confirm is None else self.confirm.seeds
+
+    @property
+    def most_confirmations(self) -> int:
+        """The most confirmations there can be: a trial that wins for several purposes is confirmed once."""
+        return self.confirm_seeds * len(self.grids()) * len(self.rules.purposes)
 
     def grids(self) -> tuple[int, ...]:
         """Return every output grid size that a trial may have, ascending."""

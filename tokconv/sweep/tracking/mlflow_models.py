@@ -1,4 +1,4 @@
-"""The champion of a grid in MLflow's model registry: a pyfunc model from code around the exported compressor."""
+"""The champions of a grid in MLflow's model registry: a pyfunc model from code around each exported compressor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokconv import __version__
 from tokconv.evaluation.protocol import protocol_of
+from tokconv.evaluation.purposes import FIDELITY
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
 from tokconv.sweep.record.events import Event
 from tokconv.sweep.tracking.mlflow_view import shown
@@ -19,9 +20,16 @@ from tokconv.sweep.tracking.mlflow_view import shown
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ALIAS = "champion"
+ALIASES = {FIDELITY: (FIDELITY, "champion")}
+"""Purpose -> the aliases of its champion, if they are not its name alone. Earlier versions knew one purpose and called
+its champion `champion`."""
+PURPOSES_TAG = "tokconv.purposes"
+"""Tag of a version: the purposes that its run was judged for, separated by spaces."""
 MOST_TAG = 5000
 """Characters that a tag holds."""
+WON_TAG = "tokconv.champion"
+"""Tag of a trial's run: what the trial won, with the evidence, as in `fidelity: proven (3)`."""
+MOST_WINNERS = 10_000
 MODEL_PATH = "model"
 """The model's directory among the artifacts of the trial's run."""
 MISSING = "tokconv.missing"
@@ -29,34 +37,82 @@ MISSING = "tokconv.missing"
 SERVING = Path(__file__).with_name("serving.py")
 
 
+def champions_of(event: Event) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return grid -> purpose -> what was exported, from a `sweep_ended` of any version.
+
+    Older events have one champion per grid; the oldest name neither the exported run nor any evidence.
+    """
+    found = {}
+    for grid, champions in event["champions"].items():
+        named = {FIDELITY: champions} if "trial" in champions else champions
+        found[grid] = {purpose: {"evidence": UNCONFIRMED, **champion} for purpose, champion in named.items()}
+    return found
+
+
+def evidence_of(event: Event) -> dict[str, dict[str, str]]:
+    """Return grid -> purpose -> the evidence in words, from a `sweep_ended` of any version."""
+    found = event.get("evidence", {})
+    return {grid: {FIDELITY: words} if isinstance(words, str) else words for grid, words in found.items()}
+
+
 def register_all(
     client: MlflowClient, experiment: str, event: Event, directory: Path, sweep_run: str, run_of: Callable[[str], str]
 ) -> None:
-    """Register what a sweep exported, tag its run with the evidence per grid, and withdraw what no longer holds.
+    """Register what a sweep exported, tag its run with the evidence per grid and purpose, and withdraw the rest.
 
     Args:
         experiment: the experiment's name, valid as part of a model's name.
-        event: `sweep_ended` of a finished sweep. Events written before confirmation existed name neither the exported
-            run nor any evidence, and hold absolute paths.
+        event: `sweep_ended` of a finished sweep.
         directory: the sweep's directory, to which the paths in the event are relative.
         sweep_run: the id of the parent run.
         run_of: uid of a trial or confirmation -> id of its run.
     """
-    for grid, champion in event["champions"].items():
-        run_id = run_of(champion.get("run", champion["trial"]))
-        known = {"evidence": UNCONFIRMED, **champion, "export": directory / champion["export"]}
-        register(client, f"tokconv-{experiment}-{grid}x{grid}", run_id, sweep_run, known)
-    for grid, evidence in event.get("evidence", {}).items():
-        client.set_tag(sweep_run, f"tokconv.evidence.{grid}x{grid}", evidence[:MOST_TAG])
-        if grid not in event["champions"]:
-            withdraw(client, f"tokconv-{experiment}-{grid}x{grid}", sweep_run)
+    champions = champions_of(event)
+    for grid, named in champions.items():
+        for purpose, champion in named.items():
+            run_id = run_of(champion.get("run", champion["trial"]))
+            known = {**champion, "export": directory / champion["export"]}
+            register(client, f"tokconv-{experiment}-{grid}x{grid}", run_id, sweep_run, known, purpose)
+    for grid, evidence in evidence_of(event).items():
+        for purpose, words in evidence.items():
+            client.set_tag(sweep_run, f"tokconv.evidence.{grid}x{grid}.{purpose}", words[:MOST_TAG])
+            if purpose not in champions.get(grid, {}):
+                withdraw(client, f"tokconv-{experiment}-{grid}x{grid}", sweep_run, purpose)
 
 
-def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champion: Mapping[str, Any]) -> None:
-    """Register the compressor of a trial's run, and let the alias `champion` point at it.
+def mark_winners(client: MlflowClient, experiment_id: str, event: Event, run_of: Callable[[str], str]) -> None:
+    """Tag the runs of the trials that won with what for, and take the tag from those that no longer do.
 
-    A run has one version, however often this is called. The alias stays where it is if another sweep has a newer
-    version: delivering an old sweep again must not replace the present champion. Only a proven champion gets the alias.
+    Args:
+        experiment_id: the experiment of the runs.
+        event: `sweep_ended`; one of an earlier version names no winners.
+        run_of: uid of a trial -> id of its run.
+    """
+    won = {run_of(uid): words for named in event.get("winners", {}).values() for uid, words in named.items()}
+    if not won:
+        return
+    parent = client.get_run(next(iter(won))).data.tags["mlflow.parentRunId"]
+    wanted = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{WON_TAG}` LIKE '%:%'"
+    before = {run.info.run_id for run in client.search_runs([experiment_id], wanted, max_results=MOST_WINNERS)}
+    for run_id in before - won.keys():
+        client.set_tag(run_id, WON_TAG, "")
+    for run_id, words in won.items():
+        client.set_tag(run_id, WON_TAG, words)
+
+
+def register(
+    client: MlflowClient,
+    name: str,
+    run_id: str,
+    sweep_run: str,
+    champion: Mapping[str, Any],
+    purpose: str = FIDELITY,
+) -> None:
+    """Register the compressor of a trial's run, and let the alias of its purpose point at it.
+
+    A run has one version, however often this is called and for however many purposes. The alias stays where it is if
+    another sweep has a newer version for this purpose: delivering an old sweep again must not replace the present
+    champion. Only a proven champion gets the alias.
 
     Args:
         name: the name of the registered model.
@@ -64,6 +120,7 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
         sweep_run: the id of its parent run.
         champion: `export` (the directory that `tokconv.export` wrote), `meets_targets` and `evidence`. An export
             that is gone is named in a tag of the run.
+        purpose: what it is the champion for.
 
     Raises:
         OSError, ValueError: the export cannot be read.
@@ -79,13 +136,15 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
         "fvu": shown(description["figures"]["val/fvu"]),
         "meets_targets": str(champion["meets_targets"]).lower(),
         "tokconv.protocol": str(protocol_of(description)),
-        "tokconv.evidence": champion["evidence"],
+        f"tokconv.evidence.{purpose}": champion["evidence"],
         "tokconv.sweep_run": sweep_run,
     }
-    client.set_tag(run_id, "tokconv.evidence", champion["evidence"])
+    client.set_tag(run_id, f"tokconv.evidence.{purpose}", champion["evidence"])
     _create_model(client, name)
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((found for found in versions if found.run_id == run_id), None)
+    judged_for = set() if version is None else set(version.tags.get(PURPOSES_TAG, "").split())
+    tags[PURPOSES_TAG] = " ".join(sorted({*judged_for, purpose}))
     if version is None:
         source = upload_model(client, run_id, export, description)
         version = client.create_model_version(name, source, run_id, tags)
@@ -93,19 +152,23 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
     if champion["evidence"] != PROVEN:
-        withdraw(client, name, sweep_run)
+        withdraw(client, name, sweep_run, purpose)
         return
-    others = [int(found.version) for found in versions if found.tags.get("tokconv.sweep_run") != sweep_run]
-    if all(other < int(version.version) for other in others):
-        client.set_registered_model_alias(name, ALIAS, version.version)
+    # Versions of earlier tokconvs have no such tag, and were for fidelity.
+    others = [found for found in versions if found.tags.get("tokconv.sweep_run") != sweep_run]
+    rivals = [int(found.version) for found in others if purpose in found.tags.get(PURPOSES_TAG, FIDELITY).split()]
+    if all(rival < int(version.version) for rival in rivals):
+        for alias in ALIASES.get(purpose, (purpose,)):
+            client.set_registered_model_alias(name, alias, version.version)
 
 
-def withdraw(client: MlflowClient, name: str, sweep_run: str) -> None:
-    """Remove the alias `champion` from a version of this sweep, which an earlier judgement gave it."""
+def withdraw(client: MlflowClient, name: str, sweep_run: str, purpose: str = FIDELITY) -> None:
+    """Remove the aliases of a purpose from a version of this sweep, which an earlier judgement gave them."""
     for model in client.search_registered_models(f"name = '{name}'"):
-        version = model.aliases.get(ALIAS)
-        if version and client.get_model_version(name, version).tags.get("tokconv.sweep_run") == sweep_run:
-            client.delete_registered_model_alias(name, ALIAS)
+        for alias in ALIASES.get(purpose, (purpose,)):
+            version = model.aliases.get(alias)
+            if version and client.get_model_version(name, version).tags.get("tokconv.sweep_run") == sweep_run:
+                client.delete_registered_model_alias(name, alias)
 
 
 def upload_model(client: MlflowClient, run_id: str, export: Path, description: Mapping[str, Any]) -> str:

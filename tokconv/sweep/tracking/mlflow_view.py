@@ -116,6 +116,7 @@ def _state(params: list[str]) -> dict[str, Any]:
         "selectedColumns": [
             *(f"metrics.`{figure.name}`" for figure in shown_in(MLFLOW)),
             *(f"params.`{name}`" for name in params),
+            "tags.`tokconv.champion`",
             "tags.`tokconv.state`",
             # One experiment may hold runs of two protocols, whose figures do not compare.
             "tags.`tokconv.protocol`",

@@ -24,7 +24,7 @@ import yaml
 from tokconv.sweep.record.events import Event
 from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
-from tokconv.sweep.tracking.mlflow_models import MISSING, register_all
+from tokconv.sweep.tracking.mlflow_models import MISSING, mark_winners, register_all
 from tokconv.sweep.tracking.mlflow_view import (
     description,
     rounded,
@@ -129,6 +129,7 @@ class MlflowWriter:
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
                 self._upload(self._parent, event["artifacts"], "report")
+            mark_winners(self._client, self._experiment_id, event, self._trial_run)
             if event["state"] == "finished":
                 folder, experiment = self._events.parent, slug(self._experiment)
                 register_all(self._client, experiment, event, folder, self._parent, self._trial_run)

@@ -1,0 +1,92 @@
+"""The registry of purposes: what a compressor is wanted for, and the figure by which the best one for it is found.
+
+A compressor has three consumers: a decoder, a reader that is not retrained, and one that is. The best compressor for
+one of them is rarely the best for another: window PCA without matched moments has the fvu of the matched one, and a
+frozen reader cannot use it. So every output grid of a sweep has a champion per purpose. To add a purpose, add its entry
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
+from tokconv.evaluation.figures import FIGURES
+from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, MIN_TEST_IMAGES
+from tokconv.system.registry import Registry
+
+NEEDS = {
+    "": "nothing",
+    LABELS: "labels of training and held-out images",
+    NEIGHBOURS: f"{MIN_NEIGHBOUR_IMAGES} held-out images",
+    SAMPLES: f"{MIN_TEST_IMAGES} training and {MIN_TEST_IMAGES} held-out images",
+}
+"""What a figure requires of its store, in words."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A figure must be no worse than a baseline's at the same grid."""
+
+    figure: str
+    baseline: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purpose:
+    """One use of a compressor.
+
+    Args:
+        name: its key in a spec, a folder of a sweep and an alias of MLflow, such as "plug-in".
+        meaning: what it is for, as one sentence.
+        figures: the figures that decide, in the order of preference: the first that the store can have.
+        bound: what every candidate has to keep besides; None for nothing.
+        proxies: those of `figures` that say nothing about content. A selection of real tokens has the best
+            token-likeness by construction, so only baselines that keep the bound compete on such a figure.
+        advice: what to try if no trial beats the baselines, as an imperative.
+    """
+
+    name: str
+    meaning: str
+    figures: tuple[str, ...]
+    bound: Bound | None = None
+    proxies: tuple[str, ...] = ()
+    advice: str
+
+    def figure(self, known: Container[str]) -> str | None:
+        """Return the figure that decides where these figures exist; None if the purpose cannot be judged."""
+        return next((name for name in self.figures if name in known), None)
+
+    @property
+    def missing(self) -> str:
+        """Why a store cannot have this purpose, as a sentence."""
+        figures = (f"{name} (it needs {NEEDS[FIGURES[name].needs]})" for name in self.figures)
+        return f"{self.name}: left out, there is no {' and no '.join(figures)}"
+
+
+FIDELITY = "fidelity"
+_ENTRIES = (
+    Purpose(
+        name=FIDELITY,
+        meaning="The decoder gets back as much of the tokens as possible.",
+        figures=("val/fvu",),
+        advice="train longer (training.epochs), or search model.compressor.hidden_dim and training.learning_rate",
+    ),
+    Purpose(
+        name="plug-in",
+        meaning="A reader of real tokens takes the compressed ones in their place, without being retrained.",
+        figures=("val/reader_kept", "val/auc_token"),
+        bound=Bound("val/fvu", "window_pca"),
+        proxies=("val/auc_token",),
+        advice="search the weight of the adversarial loss (loss.weights.wgan) with loss.wgan.balance=gradient",
+    ),
+    Purpose(
+        name="adapted",
+        meaning="A reader is trained again, on the compressed tokens.",
+        figures=("val/adapted_kept",),
+        advice="search loss.weights.ae and model.compressor.kind, or train longer (training.epochs)",
+    ),
+)
+PURPOSES: Registry[Purpose] = Registry("champions", {entry.name: entry for entry in _ENTRIES})
+"""Every purpose by name, in the order in which they are shown."""

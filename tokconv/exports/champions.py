@@ -1,0 +1,119 @@
+"""The champions of a sweep as folders, and the one that a sweep, a grid and a purpose mean.
+
+SWEEP/champions/grid-06/fidelity/     an exported compressor
+SWEEP/champions/grid-06/plug-in/
+SWEEP/champions/grid-06/              an exported compressor itself, in sweeps of a version that knew one purpose
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tokconv.errors import CheckpointError
+from tokconv.evaluation.purposes import FIDELITY, PURPOSES
+from tokconv.system.files import newest_numbered
+
+SWEEPS = Path("runs") / "sweeps"
+"""Where a sweep is looked up by its name."""
+GRID = re.compile(r"grid-(\d+)")
+Key = tuple[int, str]
+"""A grid k and a purpose."""
+
+
+def grid_folder(grid: int) -> str:
+    """Return the name of a grid's folder: `grid-06`."""
+    return f"grid-{grid:02d}"
+
+
+def is_export(path: Path) -> bool:
+    """Return whether a directory holds an artefact of any format version; many other tools write a config.json, too."""
+    try:
+        return "tokconv_format" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, TypeError, OSError):
+        return False
+
+
+def champions_in(folder: Path) -> dict[Key, Path]:
+    """Return the exported champions of a sweep, of its `champions` folder, or of the folder of one grid."""
+    places = [folder] if GRID.fullmatch(folder.name) else [*folder.glob("grid-*"), *folder.glob("champions/grid-*")]
+    return {key: path for place in sorted(places) for key, path in _of_grid(place)}
+
+
+def find_champion(place: str | Path, grid: int | None = None, purpose: str | None = None) -> Path:
+    """Return the folder of an exported compressor.
+
+    Args:
+        place: the folder itself; or a sweep: its directory, its run's name (`demo-001`) or its spec's name, whose
+            newest run in runs/sweeps is taken; or a folder inside of its `champions`.
+        grid: k, among the champions of a sweep; None if they have one grid.
+        purpose: among those of the grid, as "plug-in"; None if there is one.
+
+    Raises:
+        CheckpointError: there is no such compressor, or several fit; the message lists those that there are.
+    """
+    folder = Path(place)
+    if is_export(folder):
+        return _checked(folder, grid, purpose)
+    if not folder.is_dir():
+        folder = _sweep(folder)
+    there = champions_in(folder)
+    if not there:
+        if (folder / "events.jsonl").is_file():
+            raise CheckpointError(f"{folder}: has no exported champion; tokconv report {folder.name} shows why")
+        return folder
+    if purpose is not None and purpose not in PURPOSES:
+        raise CheckpointError(f"purpose: got {purpose!r}; {folder} has {_listed(there)}")
+    fitting = {key: path for key, path in there.items() if grid in (None, key[0]) and purpose in (None, key[1])}
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    asked = " and ".join(f"{name}={value!r}" for name, value in (("grid", grid), ("purpose", purpose)) if value)
+    if not fitting:
+        raise CheckpointError(f"{folder}: no champion with {asked}; it has {_listed(there)}")
+    needed = " and ".join(
+        name for name, number in (("grid", 0), ("purpose", 1)) if len({key[number] for key in fitting}) > 1
+    )
+    raise CheckpointError(
+        f"{folder}: several champions{f' with {asked}' if asked else ''}; give {needed} as well: {_listed(fitting)}"
+    )
+
+
+def _of_grid(place: Path) -> Iterator[tuple[Key, Path]]:
+    match = GRID.fullmatch(place.name)
+    if match is None:
+        return
+    grid = int(match[1])
+    if is_export(place):
+        yield (grid, FIDELITY), place
+    for purpose in PURPOSES:
+        if is_export(place / purpose):
+            yield (grid, purpose), place / purpose
+
+
+def _sweep(name: Path) -> Path:
+    """Return the directory of a sweep by its name; the name itself if there is none, for the message of its reader."""
+    if len(name.parts) != 1:
+        return name
+    named = SWEEPS / name
+    return named if named.is_dir() else newest_numbered(SWEEPS, str(name)) or name
+
+
+def _checked(folder: Path, grid: int | None, purpose: str | None) -> Path:
+    """Return an export, if it is what was asked for."""
+    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    places = (("grid", grid, "compressor", "output_grid_size"), ("purpose", purpose, "evidence", "purpose"))
+    for name, asked, section, key in places:
+        found = description.get(section) if isinstance(description, Mapping) else None
+        own = found.get(key) if isinstance(found, Mapping) else None
+        if asked is not None and asked != own:
+            raise CheckpointError(f"{folder}: is one compressor, with {name}={own!r}, not {asked!r}; name its sweep")
+    return folder
+
+
+def _listed(champions: Mapping[Key, Path]) -> str:
+    grids: dict[int, list[str]] = {}
+    for grid, purpose in champions:
+        grids.setdefault(grid, []).append(purpose)
+    return "; ".join(f"grid {grid}: {', '.join(purposes)}" for grid, purposes in grids.items())
