@@ -3,13 +3,16 @@
 Shapes: n images per file, N = G * G tokens, or one more with the class token first, C channels.
 
 A file holds one image [N, C] or many [n, N, C]. The folders `train` and `val`, and no others, declare the split. Only a
-safetensors file can hold labels: a tensor `labels` [n] of whole numbers next to `tokens`.
+safetensors file can hold labels: a tensor `labels` [n] of whole numbers next to `tokens`. They number the entries of
+`class_names` in the file's metadata, a JSON list; without it, a number means the same class in every file.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isqrt
 from pathlib import Path
@@ -26,7 +29,7 @@ from tokconv.encoding.towers.families import SHORT_NAMES
 from tokconv.errors import DataError
 
 SUFFIXES = (".npy", ".safetensors")
-TOKENS, LABELS = "tokens", "labels"
+TOKENS, LABELS, CLASS_NAMES = "tokens", "labels", "class_names"
 GIVEN = "given tokens"
 """Stands in place of the revision in the identity of an encoder."""
 PROBE_VALUES = 256
@@ -65,6 +68,8 @@ class _File:
     num_tokens: int
     dim: int
     labels: tuple[int, ...]
+    class_names: tuple[str, ...] = ()
+    """What the labels number; empty if the file does not say."""
 
     @property
     def folder(self) -> str:
@@ -96,14 +101,13 @@ class FeatureSource:
         for file in files:
             _check_alike(file, files[0])
         self.dim, self.token_grid = files[0].dim, _grid(files[0].num_tokens)
-        highest = max((max(file.labels, default=-1) for file in files), default=-1)
-        self.class_names = tuple(map(str, range(highest + 1)))
+        self.class_names, labels = _match_classes(files)
         declared = {file.folder for file in files} == set(SPLITS)
         self._places = [(file, row) for file in files for row in range(file.rows or 1)]
         self.items = tuple(
             ImageItem(
                 file.key if file.rows is None else f"{file.key}/{row:06d}",
-                file.labels[row] if file.labels else None,
+                labels[file.key][row] if file.labels else None,
                 file.folder if declared else None,
             )
             for file, row in self._places
@@ -148,6 +152,7 @@ def _describe(path: Path, key: str) -> _File:
     """Describe a file from its header. Raises DataError if it does not hold tokens."""
     name = ""
     labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
     try:
         if path.suffix == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -160,6 +165,7 @@ def _describe(path: Path, key: str) -> _File:
                 shape, floats = tuple(part.get_shape()), part.get_dtype() in ("F16", "BF16", "F32", "F64")
                 if LABELS in file.keys():  # noqa: SIM118
                     labels = file.get_tensor(LABELS)
+                    class_names = _read_class_names(file.metadata() or {})
     except Exception as error:  # for damaged files, numpy raises several kinds and safetensors a bare Exception
         raise DataError(f"data.root: {path} cannot be read ({error}); write it again") from error
     if len(shape) not in (2, 3) or 0 in shape or not floats or not _grid(shape[-2]):
@@ -169,7 +175,10 @@ def _describe(path: Path, key: str) -> _File:
             "class token comes first"
         )
     rows = shape[0] if len(shape) == 3 else None
-    return _File(path, key, name, rows, shape[-2], shape[-1], () if labels is None else _labels(path, labels, shape))
+    numbers = () if labels is None else _labels(path, labels, shape)
+    if class_names and max(numbers, default=-1) >= len(class_names):
+        raise DataError(f"data.root: {path} has the label {max(numbers)}, and names only {len(class_names)} classes")
+    return _File(path, key, name, rows, shape[-2], shape[-1], numbers, class_names)
 
 
 def _labels(path: Path, labels: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -178,6 +187,30 @@ def _labels(path: Path, labels: Tensor, shape: tuple[int, ...]) -> tuple[int, ..
     if labels.max() > MAX_LABEL:
         raise DataError(f"data.root: {path} has the label {labels.max()}; labels must be at most {MAX_LABEL}")
     return tuple(labels.tolist())
+
+
+def _read_class_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names in the metadata of a safetensors file. Raises ValueError for another value."""
+    names = json.loads(metadata.get(CLASS_NAMES, "[]"))
+    if not isinstance(names, list) or len({str(name) for name in names}) < len(names):
+        raise ValueError(f"{CLASS_NAMES} in its metadata must be a JSON list of distinct names")
+    return tuple(map(str, names))
+
+
+def _match_classes(files: Sequence[_File]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """Return the class names of all files, and each file's labels in them: matched by name where files name them."""
+    named = {bool(file.class_names): file for file in files if file.labels}
+    if len(named) > 1:
+        raise DataError(
+            f"data.root: {named[True].path} names its classes, {named[False].path} does not, so their labels cannot be "
+            f"matched; write {CLASS_NAMES} into the metadata of all files or of none"
+        )
+    if True not in named:
+        highest = max((max(file.labels, default=-1) for file in files), default=-1)
+        return tuple(map(str, range(highest + 1))), {file.key: file.labels for file in files}
+    names = tuple(dict.fromkeys(name for file in files for name in file.class_names))
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, {file.key: tuple(numbers[file.class_names[label]] for label in file.labels) for file in files}
 
 
 def _check_alike(file: _File, first: _File) -> None:

@@ -27,7 +27,8 @@ class HuggingFaceSource:
     """An image data set of the `datasets` library, which memory-maps it; code inside a data set is never run.
 
     The train split and the first existing one of `HELD_OUT` declare the split. One of them alone, or a single split of
-    another name, declares none. A label that is missing or below 0 means that the image has no label.
+    another name, declares none. A label that is missing or below 0 means that the image has no label. The classes of
+    two splits are matched by name; a class of the held-out split alone comes after those of the train split.
 
     Args:
         root: a name on the hub, a directory written by `save_to_disk`, or one that `load_dataset` understands (image
@@ -68,7 +69,7 @@ class HuggingFaceSource:
             ]
             self._images = datasets.concatenate_datasets(encoded)
         self._column = image
-        self.class_names, labels = _read_labels(features, [part for _, part in parts.values()], label)
+        self.class_names, labels = _read_labels([part for _, part in parts.values()], label)
         splits = [(name, split, row) for name, (split, part) in parts.items() for row in range(len(part))]
         self.items = tuple(
             ImageItem(f"{name}/{row:08d}", number, split)
@@ -187,21 +188,50 @@ def _find_column(features: Mapping[str, Any], kind: type, wanted: str | None, wh
     return found[0] if found else None
 
 
-def _read_labels(
-    features: Mapping[str, Any], parts: Sequence[Any], column: str | None
-) -> tuple[tuple[str, ...], list[int | None]]:
-    """Return the class names, and the class of every row."""
+def _read_labels(parts: Sequence[Any], column: str | None) -> tuple[tuple[str, ...], list[int | None]]:
+    """Return the class names, and the class of every row. Each split may number its classes in its own way.
+
+    Raises DataError if the classes of two splits cannot be matched by name.
+    """
     if column is None:
         return (), [None] * sum(len(part) for part in parts)
-    values = [
-        value for part in parts for value in part.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
-    ]
-    names: Sequence[str] | None = getattr(features[column], "names", None)
-    if names is None:
-        if not all(value is None or isinstance(value, int | str) for value in values):
-            raise DataError(f"data.label_column: {column!r} holds neither class labels, integers nor texts")
-        distinct = sorted({value for value in values if value is not None})
-        numbers = {value: number for number, value in enumerate(distinct)}
-        return tuple(map(str, distinct)), [None if value is None else numbers[value] for value in values]
-    labels = [None if value is None or value < 0 else int(value) for value in values]
-    return tuple(names) if any(label is not None for label in labels) else (), labels
+    cells = [_class_names(part, column) for part in parts]
+    kinds = {type(name) for part in cells for name in part if name is not None} | {
+        str for part in parts if _declared(part, column)
+    }
+    if len(kinds) > 1:
+        raise DataError(
+            f"data.label_column: {column!r} holds class names in one split and integers in another, which cannot be "
+            "matched; give every split the same class labels"
+        )
+    found = [name for part in cells for name in part]
+    declared = dict.fromkeys(name for part in parts for name in _declared(part, column))
+    others = {name for name in found if name is not None} - declared.keys()
+    numbers = {name: number for number, name in enumerate([*declared, *sorted(others)])}
+    labels = [None if name is None else numbers[name] for name in found]
+    named = any(label is not None for label in labels)
+    return tuple(map(str, numbers)) if named else (), labels
+
+
+def _declared(part: Any, column: str) -> Sequence[str]:
+    """Return the names that a column of class labels declares."""
+    names = getattr(part.features.get(column), "names", None) or ()
+    if len(set(names)) < len(names):
+        raise DataError(f"data.label_column: {column!r} has two classes of one name; give each its own")
+    return tuple(names)
+
+
+def _class_names(part: Any, column: str) -> Sequence[str | int | None]:
+    """Return the class of every row of a split: its name, an integer if it has no name, None without a label."""
+    if column not in part.features:
+        return [None] * len(part)
+    values = part.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    if not all(value is None or isinstance(value, int | str) for value in values):
+        raise DataError(f"data.label_column: {column!r} holds neither class labels, integers nor texts")
+    values = [None if isinstance(value, int) and value < 0 else value for value in values]
+    if not (names := _declared(part, column)):
+        return values
+    beyond = next((value for value in values if isinstance(value, int) and value >= len(names)), None)
+    if beyond is not None:
+        raise DataError(f"data.label_column: {column!r} has the label {beyond}, and names only {len(names)} classes")
+    return [names[value] if isinstance(value, int) else value for value in values]
