@@ -8,18 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tokconv.encoding.sources.modes import stated_values, to_rgb
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """Open a file, or its content, as an upright RGB image: first frame, 16 bits scaled to 8, transparency on white.
+    """Open a file, or its content, as an upright RGB image: first frame, 8 bits, transparency on white.
 
     Raises:
         OSError: the file is unreadable, truncated or empty.
-        ValueError, SyntaxError, and other errors of Pillow: the file is damaged.
+        ValueError: the range of its grey values is unknown.
+        SyntaxError, and other errors of Pillow: the file is damaged.
         Image.DecompressionBombWarning, Image.DecompressionBombError: it has more pixels than Pillow's limit.
     """
     with warnings.catch_warnings():
@@ -27,22 +29,11 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file) as image:
-                return to_rgb(ImageOps.exif_transpose(image))
+                stated = stated_values(image)
+                return to_rgb(ImageOps.exif_transpose(image), stated)
         except UnidentifiedImageError as error:
             # Pillow's message contains the path; a store records reasons, and must not depend on where the images are.
             raise UnidentifiedImageError("no image that Pillow can read") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB; `convert("RGB")` alone would clip deep gray values and reveal hidden colours."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        top = 1.0 if image.mode == "F" else 65535.0
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64)) / top
-        image = Image.fromarray(np.rint(values.clip(0, 1) * 255).astype(np.uint8))
-    elif image.has_transparency_data:
-        layers = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
-    return image.convert("RGB")
 
 
 def file_size(path: Path) -> int:
