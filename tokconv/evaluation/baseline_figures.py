@@ -10,6 +10,7 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import check_output_grid
 from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
+from tokconv.store.sample import check_varied
 
 SHORTFALL = "pca_shortfall"
 """Figure of both window PCAs: the estimated share of the optimum's captured variance that a randomised fit misses."""
@@ -22,7 +23,8 @@ def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
 
     Raises:
         ConfigError: the grid is not in 1..G.
-        StoreError: the store has no training or no validation images, or the file of the figures is damaged.
+        StoreError: the store has no training or no validation images, or no variance, or the file of the figures is
+            damaged.
 
     Example:
         >>> baseline_figures(TokenStore.open("runs/stores/digits"), 6)["window_pca"]["val/fvu"]    # doctest: +SKIP
@@ -31,6 +33,7 @@ def baseline_figures(store: TokenStore, output_grid: int) -> dict[str, Figures]:
     check_output_grid(output_grid, store.token_grid)
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: baselines need training and validation images; encode more of them")
+    check_varied(store)
     return computed_once(
         store,
         f"baselines-p{PROTOCOL}-v{FIT_VERSION}-grid-{output_grid:02d}.json",

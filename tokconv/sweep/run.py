@@ -22,6 +22,7 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
+from tokconv.store.sample import check_varied
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
@@ -97,6 +98,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
         check_same_experiment(spec, load_spec(directory.spec))
         check_same_protocol(directory)
     store = encode_and_print(config, stores=stores_place(storage))
+    check_varied(store)
     check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
