@@ -152,10 +152,13 @@ def stop(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write a sweep's report again. Raises SweepError."""
+    """Write a sweep's report again, and repair MLflow's places if the sweep was moved. Raises SweepError."""
     from tokconv.sweep.report.status import write_report
+    from tokconv.sweep.tracking.mlflow_moved import repair_default
 
-    write_report(args.name, storage=args.storage, out=args.out)
+    directory = write_report(args.name, storage=args.storage, out=args.out)
+    if repaired := repair_default(directory.parents[1]):
+        print(repaired)
 
 
 def replay(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.config.overrides import compose, from_dict, parse, with_values
+from tokconv.config.sources import MAY_CHANGE
 from tokconv.config.tree import Config, get, to_dict
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
@@ -27,8 +28,6 @@ from tokconv.training.loop import check_store, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 
 RUNS = Path("runs/train")
-MAY_CHANGE = ("data.root", "data.store", "data.num_workers", "data.encode_batch_size")
-"""Keys that a resumed run may change: where its data are and how they are read."""
 
 
 def run(args: argparse.Namespace) -> None:

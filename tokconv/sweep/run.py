@@ -27,7 +27,7 @@ from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_c
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
 from tokconv.sweep.judge.verdicts import Verdict, judge
-from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol
+from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol, check_same_store
 from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
 from tokconv.sweep.record.remote import mirrored, open_root
@@ -99,6 +99,8 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
         check_same_protocol(directory)
     store = encode_and_print(config, stores=stores_place(storage))
     check_varied(store)
+    if directory is not None:
+        check_same_store(directory, store)
     check_figures(spec, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():

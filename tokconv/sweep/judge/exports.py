@@ -39,7 +39,7 @@ def export_trial(trial: TrialRecord, directory: SweepDirectory, store: TokenStor
     out = directory.artifacts(trial.uid)
     if trial.checkpoint is None:
         raise SweepError(f"trial {trial.uid} ended without a checkpoint")
-    with local_copy(trial.checkpoint, retry_seconds=OUTAGE_SECONDS) as checkpoint:
+    with local_copy(directory.place(trial.checkpoint), retry_seconds=OUTAGE_SECONDS) as checkpoint:
         exported = export(checkpoint, out / "compressor")
     tokens = store.tokens(store.val_indices[:PICTURED_IMAGES])
     codec = load_compressor(exported), load_decoder(exported)
@@ -66,7 +66,8 @@ def export_champions(
             continue
         if evidence.exported.checkpoint is None:
             continue
-        with local_copy(evidence.exported.checkpoint, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
+        place = directory.place(evidence.exported.checkpoint)
+        with local_copy(place, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
             export(checkpoint, out, evidence=evidence.as_dict())
         exported[str(verdict.grid)] = {
             "trial": evidence.champion.uid,

@@ -10,7 +10,7 @@ a pickle of Ray Tune's or on a tracking server that is up.
     trial_artifacts  trial, path (a directory to upload)
     sweep_ended      champions (grid -> what was exported), artifacts (a directory to upload)
 
-Every event also has `time`, in milliseconds since 1970.
+Every event also has `time`, in milliseconds since 1970. Paths are relative to the sweep's directory (`relative_place`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -33,6 +34,8 @@ Event = dict[str, Any]
 FINISHED = ("complete", "pruned", "failed")
 RECORDED_KINDS = ("val/", "train/", "critic/")
 RECORDED_NAMES = ("epoch", "epochs", "compression_ratio")
+IN_SWEEP = re.compile(r".*/sweeps/[^/]+/(?=(?:trials|artifacts|champions|report)(?:/|$))", re.DOTALL)
+"""The directory of a sweep at the start of a place in it."""
 
 
 @dataclass
@@ -56,6 +59,7 @@ class TrialRecord:
     history: list[dict[str, float]] = field(default_factory=list)
     """The figures of each epoch, in order, each epoch once."""
     checkpoint: str | None = None
+    """Relative to the sweep, see `SweepDirectory.place`."""
     ended: int | None = None
     has_artifacts: bool = False
     """Whether its compressor was exported and its picture drawn."""
@@ -79,7 +83,8 @@ class TrialRecord:
             # A name is the same text in every event, and text takes more memory than a number.
             figures = {sys.intern(name): value for name, value in event["figures"].items()} | {"epoch": event["epoch"]}
             self.history = [row for row in self.history if row["epoch"] < event["epoch"]] + [figures]
-            self.checkpoint = event.get("checkpoint") or self.checkpoint
+            if (place := event.get("checkpoint")) is not None:
+                self.checkpoint = relative_place(place)
         elif event["event"] == "trial_artifacts":
             self.has_artifacts = True
         elif event["event"] == "trial_ended":
@@ -181,8 +186,8 @@ class Record(Trials):
 
     def append_report(self, uid: str, result: Mapping[str, Any], checkpoint: str | None) -> None:
         """Write what a trial reported after an epoch, see `append`."""
-        figures = recorded_figures(result)
-        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=checkpoint)
+        figures, place = recorded_figures(result), checkpoint and relative_place(checkpoint)
+        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=place)
 
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials and confirmations that were running when the sweep stopped."""
@@ -239,6 +244,14 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             if not isinstance(event, dict) or "event" not in event:
                 raise SweepError(f"{path}: damaged before byte {offset}; restore it from a backup")
             yield event, offset
+
+
+def relative_place(place: str) -> str:
+    """Return a path or URL in a sweep's directory relative to it; any other place unchanged.
+
+    Older records hold whole paths. The sweep may since have been moved, or copied: then what is there is another's.
+    """
+    return IN_SWEEP.sub("", place, count=1)
 
 
 def recorded_figures(result: Mapping[str, Any]) -> dict[str, float]:

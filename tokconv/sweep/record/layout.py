@@ -11,7 +11,7 @@ Below the spec's `storage`, here ROOT:
         mlflow.cursor  .lock  driver.json            how far MLflow is; the driver
     ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
 
-A path in the record that lies below the sweep's directory is relative to it, so that the sweep can go on elsewhere.
+A path in the record is relative to the sweep's directory, so that the sweep can go on elsewhere.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ class SweepDirectory:
     def trials(self) -> str:
         """The path or URL where the trials keep their checkpoints."""
         return str(self.path / "trials") if self.remote is None else f"{self.remote}/trials"
+
+    def place(self, recorded: str) -> str:
+        """Return the path or URL of a checkpoint that the record names."""
+        if self.remote is None or is_url(recorded):
+            return recorded if is_url(recorded) else str(self.path / recorded)
+        return f"{self.remote}/{recorded}"
 
     @property
     def report(self) -> Path:

@@ -62,8 +62,8 @@ def stop_sweep(name: str, *, storage: str, timeout: float) -> None:
     print(f"{directory.name}: stopped, {_counts(sweep)}; go on with: tokconv sweep SPEC --resume")
 
 
-def write_report(name: str, *, storage: str, out: Path | None) -> None:
-    """Write a sweep's page, table and plots anew from its record, while it runs or afterwards.
+def write_report(name: str, *, storage: str, out: Path | None) -> Path:
+    """Write a sweep's page, table and plots anew from its record, while it runs or afterwards; return its directory.
 
     Args:
         out: a directory; by default the sweep's own report/.
@@ -78,6 +78,7 @@ def write_report(name: str, *, storage: str, out: Path | None) -> None:
     write_results(out, sweep)
     page = write_page(sweep, out / sweep.directory.page.name)
     print(f"{page} ({_counts(sweep)}; results.csv, pareto.png and learning_curves.png are next to it)")
+    return sweep.directory.path
 
 
 def _all(storage: str) -> tuple[list[SweepSnapshot], list[str]]:

@@ -89,9 +89,10 @@ class Follower:
         delivered = sum(end <= self._offset for end in ends)
         message = f"{self._name}: all {len(ends)} events delivered"
         if delivered < len(ends):
-            reason = f" ({self._error})" if self._error else ""
+            # Without an error, the last attempt has not come back.
+            reason = self._error or f"no answer within {timeout:g} s"
             message = (
-                f"{self._name}: {len(ends) - delivered} of {len(ends)} events not delivered{reason}; "
+                f"{self._name}: {len(ends) - delivered} of {len(ends)} events not delivered ({reason}); "
                 f"they are kept in {self._events}, and --resume delivers them"
             )
         return Delivery(delivered, len(ends), message)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from tokconv import __version__
 from tokconv.evaluation.protocol import protocol_of
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
-from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.events import Event, relative_place
 from tokconv.sweep.tracking.mlflow_view import shown
+from tokconv.system.uris import file_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +45,7 @@ def register_all(
     """
     for grid, champion in event["champions"].items():
         run_id = run_of(champion.get("run", champion["trial"]))
-        known = {"evidence": UNCONFIRMED, **champion, "export": directory / champion["export"]}
+        known = {"evidence": UNCONFIRMED, **champion, "export": directory / relative_place(champion["export"])}
         register(client, f"tokconv-{experiment}-{grid}x{grid}", run_id, sweep_run, known)
     for grid, evidence in event.get("evidence", {}).items():
         client.set_tag(sweep_run, f"tokconv.evidence.{grid}x{grid}", evidence[:MOST_TAG])
@@ -127,7 +128,8 @@ def upload_model(client: MlflowClient, run_id: str, export: Path, description: M
         save_model(
             f"{scratch}/{MODEL_PATH}",
             python_model=str(SERVING),
-            artifacts={"model_dir": str(export)},
+            # A plain path would be unquoted, and MLflow would look for another folder.
+            artifacts={"model_dir": file_uri(export)},
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(float32, (-1, sizes["token_grid"] ** 2, dim))]),
                 outputs=Schema([TensorSpec(float32, (-1, sizes["output_grid_size"] ** 2, dim))]),

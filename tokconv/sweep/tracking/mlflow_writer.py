@@ -21,10 +21,11 @@ from typing import Any
 
 import yaml
 
-from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.events import Event, relative_place
 from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
 from tokconv.sweep.tracking.mlflow_models import MISSING, register_all
+from tokconv.sweep.tracking.mlflow_moved import repair_places
 from tokconv.sweep.tracking.mlflow_view import (
     description,
     rounded,
@@ -37,6 +38,7 @@ from tokconv.sweep.tracking.mlflow_view import (
     view_url,
 )
 from tokconv.sweep.tracking.replay import Replay
+from tokconv.system.uris import file_uri, path_of
 
 BATCH_METRICS = 1000
 """The most that MLflow takes in one call."""
@@ -55,7 +57,7 @@ class MlflowWriter:
         artifact_root: the artifacts of a local database go to `mlartifacts` below it; a server has its own storage.
         sweep: the sweep's unique name.
         cursor: the file that holds how far delivery came.
-        on_message: called when MLflow first fails, from the writer's thread.
+        on_message: called from the writer's thread when MLflow first fails, or when a moved database was repaired.
 
     Example:
         >>> writer = MlflowWriter(events, uri=local_uri(root), experiment="demo", artifact_root=root,
@@ -76,7 +78,7 @@ class MlflowWriter:
         on_message: Callable[[str], None] = print,
     ) -> None:
         self._events, self._uri, self._experiment = events, uri, experiment
-        self._artifact_root, self._sweep = artifact_root, sweep
+        self._artifact_root, self._sweep, self._on_message = artifact_root, sweep, on_message
         self._experiment_id = ""
         # The last step: the follower's thread calls `open` and `deliver` at once.
         self._follower = Follower(events, self, cursor=cursor, name="MLflow", on_message=on_message)
@@ -95,6 +97,8 @@ class MlflowWriter:
         self._replay = Replay(self._events)
         self._trial_runs: dict[str, str] = {}
         with database_lock(self._uri):
+            if is_local(self._uri) and (repaired := repair_places(path_of(self._uri), self._artifact_root)):
+                self._on_message(repaired)
             self._client = connect(self._uri)
             self._experiment_id = self._find_experiment()
         tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
@@ -190,8 +194,8 @@ class MlflowWriter:
         found = self._client.get_experiment_by_name(self._experiment)
         if found is not None:
             return str(found.experiment_id)
-        folder = self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)
-        location = folder.as_uri() if is_local(self._uri) else None
+        folder = self._artifact_root / ARTIFACTS / slug(self._experiment)
+        location = file_uri(folder) if is_local(self._uri) else None
         return self._client.create_experiment(self._experiment, location, tags={NOTE: description()})
 
     def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
@@ -221,8 +225,8 @@ class MlflowWriter:
             self._client.set_terminated(run_id, status, end_time)
 
     def _upload(self, run_id: str, path: str, artifact_path: str | None = None) -> None:
-        """Upload a directory that the record names: below the sweep's, or in older records by its absolute path."""
-        directory = self._events.parent / path
+        """Upload a directory that the record names."""
+        directory = self._events.parent / relative_place(path)
         if directory.is_dir():
             self._client.log_artifacts(run_id, str(directory), artifact_path)
         else:

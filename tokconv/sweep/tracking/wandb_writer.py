@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import import_extra
-from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.events import Event, relative_place
 from tokconv.sweep.tracking.follower import Delivery, Follower
 from tokconv.sweep.tracking.mlflow_view import rounded, run_name, run_params, slug
 from tokconv.sweep.tracking.replay import Replay
@@ -78,7 +78,7 @@ class WandbWriter:
             if event["state"] != "complete":
                 self._finish(uid)
         elif event["event"] == "trial_artifacts":
-            folder = self._events.parent / event["path"] / "compressor"
+            folder = self._events.parent / relative_place(event["path"]) / "compressor"
             if folder.is_dir():
                 artifact = self._wandb.Artifact(f"{self._sweep}-{uid}", type="model")
                 artifact.add_dir(str(folder))
