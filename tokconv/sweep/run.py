@@ -34,6 +34,7 @@ from tokconv.sweep.record.remote import mirrored, open_root
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
+from tokconv.sweep.search.space import check_space
 from tokconv.sweep.spec.file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.sweep.tracking.mlflow_connection import tracking_uri, ui_command
@@ -87,6 +88,8 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     token_grid = describe_tokens(config).token_grid
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
+    if left_out := check_space(spec):
+        print(left_out, flush=True)
     storage = spec.storage or DEFAULT_STORAGE
     root = open_root(storage)
     for key, place in (("storage", storage), ("data.store", config.data.store)):
@@ -200,6 +203,7 @@ class _Sweep:
             epochs=self.config.training.epochs,
             judge=lambda trials: judge(trials, self.spec.champion, self.store.token_grid, baselines),
             confirmations=self.spec.confirm_seeds * len(baselines),
+            refused=len(self.record.refused),
         )
         listener = Listener(
             self.record,

@@ -14,7 +14,7 @@ from tokconv.evaluation.protocol import protocol_of
 from tokconv.sweep.judge.evidence import Figures
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.driver import Driver, driver_of
-from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials, read_events
+from tokconv.sweep.record.events import FINISHED, INVALID, RefusedPoint, TrialRecord, Trials, read_events
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote import open_root
 from tokconv.sweep.spec.file import load_spec
@@ -43,6 +43,8 @@ class SweepSnapshot:
     trials: Mapping[str, TrialRecord]
     """The trials of the search, by uid."""
     confirmations: Mapping[str, TrialRecord]
+    refused: Mapping[str, RefusedPoint]
+    """Invalid points of the search, by uid; no trial started for them."""
     verdicts: list[Verdict]
     facts: Mapping[str, Any]
     """The newest `sweep_started` event: store, git commit and so on."""
@@ -54,9 +56,10 @@ class SweepSnapshot:
 
     @property
     def states(self) -> dict[str, int]:
-        """State -> number of the search's trials in it, without states that no trial is in."""
+        """State -> number of the search's trials in it, without states that no trial is in; invalid points last."""
         states = Counter(trial.state for trial in self.trials.values())
-        return {state: states[state] for state in ("running", *FINISHED) if state in states}
+        states[INVALID] = len(self.refused)
+        return {state: states[state] for state in ("running", *FINISHED, INVALID) if states[state]}
 
 
 def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
@@ -124,6 +127,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         epochs_in_run=epochs,
         trials=found.trials,
         confirmations=found.confirmations,
+        refused=found.refused,
         verdicts=judge(
             found.trials.values(),
             spec.champion,

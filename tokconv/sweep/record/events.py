@@ -8,6 +8,7 @@ a pickle of Ray Tune's or on a tracking server that is up.
     trial_reported   trial, epoch, figures, checkpoint
     trial_ended      trial, state (complete | pruned | failed), reason
     trial_artifacts  trial, path (a directory to upload)
+    point_refused    point (its number in the study), values, reason: an invalid combination, of which no trial starts
     sweep_ended      champions (grid -> what was exported), artifacts (a directory to upload)
 
 Every event also has `time`, in milliseconds since 1970. Paths are relative to the sweep's directory (`relative_place`).
@@ -32,10 +33,21 @@ from tokconv.sweep.spec.schema import GRID_KEY
 
 Event = dict[str, Any]
 FINISHED = ("complete", "pruned", "failed")
+INVALID = "invalid"
+"""Counted next to the states of trials: points of the search that no config can have."""
 RECORDED_KINDS = ("val/", "train/", "critic/")
 RECORDED_NAMES = ("epoch", "epochs", "compression_ratio")
 IN_SWEEP = re.compile(r".*/sweeps/[^/]+/(?=(?:trials|artifacts|champions|report)(?:/|$))", re.DOTALL)
 """The directory of a sweep at the start of a place in it."""
+
+
+@dataclass(frozen=True)
+class RefusedPoint:
+    """A combination of searched values that no config can have."""
+
+    uid: str
+    values: dict[str, Any]
+    reason: str
 
 
 @dataclass
@@ -103,6 +115,8 @@ class Trials:
         # Two dictionaries, so that nothing that reads the search's trials can mistake a confirmation for one of them.
         self.trials: dict[str, TrialRecord] = {}
         self.confirmations: dict[str, TrialRecord] = {}
+        self.refused: dict[str, RefusedPoint] = {}
+        """Points that no trial was started for, by their uid in the study."""
         self._token_grid: int | None = None
 
     def apply(self, event: Event) -> None:
@@ -113,6 +127,8 @@ class Trials:
         """
         if event["event"] == "sweep_started":
             self._token_grid = event.get("token_grid")
+        elif event["event"] == "point_refused":
+            self.refused[event["point"]] = RefusedPoint(event["point"], event["values"], event["reason"])
         uid = event.get("trial")
         if uid is None:
             return
