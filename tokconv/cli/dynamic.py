@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         fingerprint = read_champions(champions)[0].description.get("store_fingerprint")
         store = find_store(champions, fingerprint, advice=f"name it: tokconv dynamic {champions} STORE")
-    print(f"token store: {store.path}")
+    print(f"token store: {store.path} ({store.summary})")
     with progress_line("measuring") as line:
         report = fit_dynamic(champions, store, device=args.device, progress=line)
     print(f"{report.text()}\n\n{champions / FOLDER}: use it with")

@@ -101,7 +101,7 @@ def _verdict(figures: Figures, baselines: Mapping[str, Figures]) -> str:
 
 
 def _title(store: TokenStore) -> str:
-    return f"{store.path}: held-out figures, evaluation protocol {PROTOCOL}"
+    return f"{store.path}: held-out figures, evaluation protocol {PROTOCOL}\n{store.summary}"
 
 
 def _heading(store: TokenStore, grid: int) -> str:

@@ -86,7 +86,7 @@ class SubsetSource:
 
     def __init__(self, source: ImageSource, count: int) -> None:
         self.source = source
-        self.name, self.class_names = source.name, source.class_names
+        self.name, self.class_names, self.notes = source.name, source.class_names, source.notes
         generator = torch.Generator().manual_seed(SUBSET_SEED)
         order: list[int] = torch.randperm(len(source.items), generator=generator).tolist()
         chosen = order[:count]

@@ -35,6 +35,8 @@ class EncodeProgress:
 
 
 OnProgress = Callable[[EncodeProgress], None]
+OnOpened = Callable[[EncodeJob], None]
+"""Called with the job before anything is encoded."""
 
 
 def encode(
@@ -42,6 +44,7 @@ def encode(
     *,
     device: str | None = None,
     progress: OnProgress | None = None,
+    opened: OnOpened | None = None,
     stores: str | Path = STORES,
 ) -> TokenStore:
     """Return the token store of this config: open it if it exists, resume it if it is unfinished, else encode it.
@@ -50,6 +53,7 @@ def encode(
         config: `model.clip` and `data` are read.
         device: where the tower runs; None takes CUDA if there is one.
         progress: called after every batch.
+        opened: called once the images are found, before any is encoded.
         stores: the directory for the store if `data.store` does not name one.
 
     Raises:
@@ -62,6 +66,8 @@ def encode(
         >>> store = encode(compose(["data.subset=64"]))      # doctest: +SKIP
     """
     job = open_job(config, stores)
+    if opened is not None:
+        opened(job)
 
     def write(writer: StoreWriter, missing: Sequence[int], count: CountImages) -> None:
         ShardEncoder(config, job, resolve_device(device)).write(writer, missing, count)

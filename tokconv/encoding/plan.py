@@ -50,7 +50,8 @@ def describe_plan(
         settings = dataclasses.replace(settings, num_items=images)
         what, state = f"as if there were {images} images", "a plan, not this store"
     size = settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)
-    first = (
+    notes = [f"{config.data.root}: {note}\n" for note in job.source.notes]
+    first = "".join(notes) + (
         f"{job.path}: {what} x {settings.num_tokens} tokens, {data_size(size)} in {settings.num_shards} shards "
         f"({state})"
     )

@@ -22,7 +22,7 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.encoding.encoders import Encoders
 from tokconv.encoding.job import EncodeJob, open_job
-from tokconv.encoding.pipeline import OnProgress, encode_job
+from tokconv.encoding.pipeline import OnOpened, OnProgress, encode_job
 from tokconv.encoding.shards import CountImages, ShardEncoder
 from tokconv.errors import ConfigError, DataError, StoreError, TokconvError, import_extra
 from tokconv.store.format import SETTINGS, read_header, shard_name
@@ -35,7 +35,9 @@ MAX_DEATHS = 5
 ERRORS: dict[str, type[TokconvError]] = {"ConfigError": ConfigError, "DataError": DataError, "StoreError": StoreError}
 
 
-def encode_with_pool(config: Config, encoders: Encoders, progress: OnProgress | None = None) -> TokenStore:
+def encode_with_pool(
+    config: Config, encoders: Encoders, progress: OnProgress | None = None, opened: OnOpened | None = None
+) -> TokenStore:
     """Return the token store of this config as `encode` does, but encode it with a pool of encoders.
 
     On the same kind of device the store is the same, bit for bit. The pool runs on the cluster that RAY_ADDRESS names,
@@ -44,6 +46,7 @@ def encode_with_pool(config: Config, encoders: Encoders, progress: OnProgress | 
 
     Args:
         progress: called after every shard.
+        opened: as for `encode`.
 
     Raises:
         DataError, StoreError: as `encode`; encoders died on one shard too often.
@@ -56,6 +59,8 @@ def encode_with_pool(config: Config, encoders: Encoders, progress: OnProgress | 
     config = _with_absolute_paths(config)
     job = open_job(config)
     job = dataclasses.replace(job, path=job.path.resolve())
+    if opened is not None:
+        opened(job)
 
     def write(writer: StoreWriter, missing: Sequence[int], count: CountImages) -> None:
         # Every Ray Data pool starts by logging, as an error, that restarted actors need their arguments.

@@ -39,6 +39,9 @@ from tokconv.store.format import (
 )
 from tokconv.system.files import file_digest
 
+MAX_NAMED = 10
+"""The classes that `TokenStore.summary` names."""
+
 
 @dataclass(frozen=True)
 class _Shard:
@@ -57,6 +60,7 @@ class TokenStore:
         token_grid, num_tokens, dim, num_images: G, N, C, and the number of images that could be read.
         mean: [C] float32, of the training split.
         scale: of (tokens - mean) / scale the average channel has unit variance.
+        summary: what it holds, in one line.
         class_names, keys: names of the classes; keys of the images, in order.
         train_indices, val_indices: int64, ascending.
         skipped: images that could not be read, with the reason.
@@ -151,6 +155,17 @@ class TokenStore:
             if digest(index) == fingerprint:
                 return cls.open(path.parent)
         return None
+
+    @property
+    def summary(self) -> str:
+        """One line about what it holds: "24 images, 20 for training and 4 held out; 3 classes: a, b, c; ..."."""
+        names = self.class_names
+        classes = f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(names[:MAX_NAMED])}"
+        return (
+            f"{self.num_images} images, {len(self.train_indices)} for training and {len(self.val_indices)} held out; "
+            f"{classes if names else 'no classes'}{', ...' if len(names) > MAX_NAMED else ''}; "
+            f"{self.num_tokens} tokens of {self.dim} channels"
+        )
 
     @property
     def derived_dir(self) -> Path:

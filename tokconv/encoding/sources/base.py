@@ -13,7 +13,6 @@ from typing import Any, Protocol, TypeVar
 from PIL import Image
 from torch import Tensor
 
-SPLITS = ("train", "val")
 NUM_PROBES = 256
 
 T = TypeVar("T")
@@ -40,6 +39,10 @@ class ImageSource(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; empty if the source has no labels."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the source was read: its splits, and what was left out or ignored."""
 
     @property
     def items(self) -> Sequence[ImageItem]: ...

@@ -44,6 +44,7 @@ class DigitsSource:
 
     name = "digits"
     class_names = tuple(str(digit) for digit in range(10))
+    notes: tuple[str, ...] = ()
     num_train = 1400
 
     def __init__(self) -> None:
@@ -76,6 +77,7 @@ class PhotographsSource:
 
     name = "photographs"
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         paths = [path for folder, files in PHOTOGRAPHS.items() for path in _installed_files(folder, files.split())]

@@ -7,14 +7,17 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokconv.encoding.sources.base import ImageItem
-from tokconv.encoding.sources.files import find_images, has_images, list_folder
+from tokconv.encoding.sources.files import SUFFIXES
 from tokconv.encoding.sources.folder import FolderSource
+from tokconv.encoding.sources.layout import lay_out
+from tokconv.encoding.sources.splits import Splits
+from tokconv.encoding.sources.walk import is_folder, list_folder, walk
 from tokconv.errors import DataError
 
 ANNOTATIONS = "annotations"
@@ -27,7 +30,7 @@ class CocoSource(FolderSource):
     The folders declare the split if both exist. The label of an image is the category with the greatest total annotated
     area in it (of equal ones, that with the lower id). The categories of two instances files are matched by name, since
     each file may number them in its own way. An image without annotations has no label, nor does any image of a folder
-    without its instances file. Other folders and captions are ignored.
+    without its instances file. Other folders are left out, and captions are ignored.
 
     Args:
         root: the folder that holds them.
@@ -50,27 +53,27 @@ class CocoSource(FolderSource):
                 f"data.root: {str(self.root)!r} does not hold COCO's folders of images, such as train2017 and val2017; "
                 "arrange it so, or use data.source=folder"
             )
+        beside = {entry.name for entry in list_folder(self.root) if is_folder(entry)} - {*folders.values(), ANNOTATIONS}
+        splits = Splits(folders.get("train"), folders.get("val"), tuple(sorted(beside)))
+        parts, self.notes = lay_out(walk(self.root, SUFFIXES, tuple(folders.values())), splits, "images")
         categories: dict[str, int] = {}
-        found: list[tuple[str, str | None, str]] = []
-        for split, folder in folders.items():
-            keys = [key for key, _ in find_images(self.root, self.root / folder)]
-            main_category = self._read(folder, keys, categories)
-            found += [(key, main_category.get(key.removeprefix(f"{folder}/")), split) for key in keys]
+        found: list[tuple[str, str | None, str | None]] = []
+        for part in parts:
+            main_category = self._read(part.name, part.files, categories)
+            found += [(key, main_category.get(key.removeprefix(f"{part.name}/")), part.split) for key in part.files]
         used = categories if any(category is not None for _, category, _ in found) else {}
         numbers = {name: number for number, name in enumerate(sorted(used, key=lambda name: (used[name], name)))}
-        declared = len(folders) == 2
         items = tuple(
-            ImageItem(key, None if category is None else numbers[category], split if declared else None)
-            for key, category, split in found
+            ImageItem(key, None if category is None else numbers[category], split) for key, category, split in found
         )
         return tuple(numbers), items
 
     def _choose_folders(self) -> dict[str, str]:
         """Return the folder of train, of val, or of both."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
-        for entry in sorted(list_folder(self.root), key=lambda entry: entry.name):
+        for entry in list_folder(self.root):
             match = _PART.fullmatch(entry.name)
-            if match and entry.is_dir() and has_images(self.root / entry.name):
+            if match and is_folder(entry) and _has_images(self.root / entry.name):
                 found[match[2]][match[1]] = entry.name
         years = sorted(found)
         if self.year is not None and self.year not in found:
@@ -82,7 +85,7 @@ class CocoSource(FolderSource):
             )
         return found[years[0] if self.year is None else self.year] if years else {}
 
-    def _read(self, folder: str, keys: list[str], categories: dict[str, int]) -> Mapping[str, str]:
+    def _read(self, folder: str, keys: Sequence[str], categories: dict[str, int]) -> Mapping[str, str]:
         """Return the main category by file name; add the file's categories to `categories`, each with its first id."""
         path = self.root / ANNOTATIONS / f"instances_{folder}.json"
         if not path.is_file():
@@ -105,6 +108,10 @@ class CocoSource(FolderSource):
         for number, name in sorted(instances.categories.items()):
             categories.setdefault(name, number)
         return {file: instances.categories[number] for file, number in instances.main_category.items()}
+
+
+def _has_images(folder: Path) -> bool:
+    return any(entry.name.lower().endswith(SUFFIXES) and not is_folder(entry) for entry in list_folder(folder))
 
 
 class _Instances(NamedTuple):

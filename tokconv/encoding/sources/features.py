@@ -2,9 +2,10 @@
 
 Shapes: n images per file, N = G * G tokens, or one more with the class token first, C channels.
 
-A file holds one image [N, C] or many [n, N, C]. The folders `train` and `val`, and no others, declare the split. Only a
-safetensors file can hold labels: a tensor `labels` [n] of whole numbers next to `tokens`. They number the entries of
-`class_names` in the file's metadata, a JSON list; without it, a number means the same class in every file.
+A file holds one image [N, C] or many [n, N, C]. Folders and files with the names of splits declare the split, as those
+of images do. Only a safetensors file can hold labels: a tensor `labels` [n] of whole numbers next to `tokens`. They
+number the entries of `class_names` in the file's metadata, a JSON list; without it, a number means the same class in
+every file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tokconv.config.tree import ClipConfig
-from tokconv.encoding.sources.base import SPLITS, ImageItem, basic_identity, digest, probes
+from tokconv.encoding.sources.base import ImageItem, basic_identity, digest, probes
+from tokconv.encoding.sources.layout import Part, arrange, find_files
+from tokconv.encoding.sources.walk import count_suffixes
 from tokconv.encoding.towers.families import SHORT_NAMES
 from tokconv.errors import DataError
 
@@ -68,13 +71,9 @@ class _File:
     num_tokens: int
     dim: int
     labels: tuple[int, ...]
+    split: str | None
     class_names: tuple[str, ...] = ()
     """What the labels number; empty if the file does not say."""
-
-    @property
-    def folder(self) -> str:
-        """The first-level folder that holds the file, or ""."""
-        return self.key.rpartition("/")[0].split("/")[0]
 
 
 class FeatureSource:
@@ -84,7 +83,8 @@ class FeatureSource:
         root: a file, or a folder of them at any depth.
 
     Raises:
-        DataError: there are no files, or one has another shape or dtype, is pickled, or does not match the others.
+        DataError: there are no files, or one has another shape or dtype, is pickled, or does not match the others; or
+            files of a held-out split cannot be told from those to train on.
 
     Example:
         >>> FeatureSource("features.npy").load(0).shape      # doctest: +SKIP
@@ -97,18 +97,22 @@ class FeatureSource:
         self.root = Path(root).expanduser()
         # The key of the root itself, where it is a file, is the file's name.
         above = self.root.parent if self.root.is_file() else self.root
-        files = [_describe(path, path.relative_to(above).as_posix()) for path in self._paths()]
+        self.notes, parts = self._parts()
+        files = [
+            _describe(above / key, key, part.split)
+            for part in parts
+            for key in sorted(part.files, key=lambda key: key.split("/"))
+        ]
         for file in files:
             _check_alike(file, files[0])
         self.dim, self.token_grid = files[0].dim, _grid(files[0].num_tokens)
         self.class_names, labels = _match_classes(files)
-        declared = {file.folder for file in files} == set(SPLITS)
         self._places = [(file, row) for file in files for row in range(file.rows or 1)]
         self.items = tuple(
             ImageItem(
                 file.key if file.rows is None else f"{file.key}/{row:06d}",
                 labels[file.key][row] if file.labels else None,
-                file.folder if declared else None,
+                file.split,
             )
             for file, row in self._places
         )
@@ -135,26 +139,30 @@ class FeatureSource:
         values = (_read(file, row).flatten()[:PROBE_VALUES].tolist() for file, row in probes(self._places))
         return {**basic_identity(self), "values": digest(values)}
 
-    def _paths(self) -> list[Path]:
+    def _parts(self) -> tuple[tuple[str, ...], tuple[Part, ...]]:
+        """Return notes about what is not read, and the files by split."""
         if not self.root.exists():
             raise DataError(f"data.root: there is no {str(self.root)!r}; give a file of tokens or a folder of them")
-        below = [self.root] if self.root.is_file() else sorted(self.root.rglob("*"))
-        paths = [path for path in below if path.suffix in SUFFIXES and path.is_file()]
-        if not paths:
-            raise DataError(
-                f"data.root: no tokens in {str(self.root)!r}; it needs files ending in {' or '.join(SUFFIXES)}, of "
-                "shape [images, tokens, channels]"
-            )
-        return paths
+        needed = f"it needs files ending in {' or '.join(SUFFIXES)}, of shape [images, tokens, channels]"
+        if self.root.is_file():
+            if not self.root.name.lower().endswith(SUFFIXES):
+                raise DataError(f"data.root: no tokens in {str(self.root)!r}; {needed}")
+            return (), (Part("", None, (self.root.name,)),)
+        tree = find_files(self.root, SUFFIXES)
+        if not tree.files:
+            found = f"; there are only {count_suffixes(tree.ignored)}" if tree.ignored else ""
+            raise DataError(f"data.root: no tokens in {str(self.root)!r}; {needed}{found}")
+        layout = arrange(self.root, tree, "tokens", files_are_splits=True)
+        return layout.notes, layout.parts
 
 
-def _describe(path: Path, key: str) -> _File:
+def _describe(path: Path, key: str, split: str | None) -> _File:
     """Describe a file from its header. Raises DataError if it does not hold tokens."""
     name = ""
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             shape, floats = array.shape, array.dtype.kind == "f"
         else:
@@ -178,7 +186,7 @@ def _describe(path: Path, key: str) -> _File:
     numbers = () if labels is None else _labels(path, labels, shape)
     if class_names and max(numbers, default=-1) >= len(class_names):
         raise DataError(f"data.root: {path} has the label {max(numbers)}, and names only {len(class_names)} classes")
-    return _File(path, key, name, rows, shape[-2], shape[-1], numbers, class_names)
+    return _File(path, key, name, rows, shape[-2], shape[-1], numbers, split, class_names)
 
 
 def _labels(path: Path, labels: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -231,7 +239,7 @@ def _grid(num_tokens: int) -> int:
 def _read(file: _File, row: int) -> Tensor:
     """Return one image [N, C] in the dtype of the file."""
     try:
-        if file.path.suffix == ".npy":
+        if file.path.suffix.lower() == ".npy":
             array = np.load(file.path, mmap_mode="r", allow_pickle=False)
             return torch.from_numpy(np.array(array if file.rows is None else array[row], dtype=np.float32))
         with safe_open(file.path, framework="pt") as opened:

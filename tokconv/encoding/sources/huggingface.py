@@ -13,12 +13,10 @@ from PIL import Image
 
 from tokconv.encoding.sources.base import ImageItem, basic_identity, digest, probes
 from tokconv.encoding.sources.files import file_size, open_image
+from tokconv.encoding.sources.splits import choose_splits, split_notes
 from tokconv.encoding.towers.hub import HUB_TIMEOUT
 from tokconv.errors import DataError, first_line, import_extra, suggest
 
-TRAIN = "train"
-HELD_OUT = ("validation", "valid", "val", "dev", "test")
-"""Splits that can be the held-out images; the first that exists is used."""
 SAVED_FILES = ("dataset_dict.json", "state.json")
 """Files by which a directory written by `save_to_disk` is recognised."""
 
@@ -26,9 +24,10 @@ SAVED_FILES = ("dataset_dict.json", "state.json")
 class HuggingFaceSource:
     """An image data set of the `datasets` library, which memory-maps it; code inside a data set is never run.
 
-    The train split and the first existing one of `HELD_OUT` declare the split. One of them alone, or a single split of
-    another name, declares none. A label that is missing or below 0 means that the image has no label. The classes of
-    two splits are matched by name; a class of the held-out split alone comes after those of the train split.
+    A training split and a held-out one declare the split (`tokconv.encoding.sources.splits` has their names); others
+    are left out. One of them alone, or a single split of another name, declares none. A label that is missing or below
+    0 means that the image has no label. The classes of two splits are matched by name; a class of the held-out split
+    alone comes after those of the train split.
 
     Args:
         root: a name on the hub, a directory written by `save_to_disk`, or one that `load_dataset` understands (image
@@ -53,7 +52,7 @@ class HuggingFaceSource:
         label_column: str | None = None,
     ) -> None:
         datasets: Any = import_extra("datasets", "datasets")
-        parts = _choose_splits(_load(datasets, root, config_name), root)
+        parts, self.notes = _choose(_load(datasets, root, config_name), root)
         features = next(iter(parts.values()))[1].features
         image = _find_column(features, datasets.Image, image_column, "image", root)
         if image is None:
@@ -160,20 +159,23 @@ def _explained(root: str) -> Iterator[None]:
         raise DataError(f"data.root: cannot read {root!r} as an image data set ({first_line(error)})") from error
 
 
-def _choose_splits(parts: Mapping[str, Any], root: str) -> dict[str, tuple[str | None, Any]]:
-    """Return the splits to use: split name -> (train, val or None, data set)."""
+def _choose(parts: Mapping[str, Any], root: str) -> tuple[dict[str, tuple[str | None, Any]], tuple[str, ...]]:
+    """Return the splits to use, split name -> (train, val or None, data set), and notes about them."""
     parts = {name: part for name, part in parts.items() if len(part)}
     if not parts:
         raise DataError(f"data.root: no images in {root!r}")
-    held_out = next((name for name in HELD_OUT if name in parts), None)
-    if TRAIN in parts and held_out is not None:
-        return {TRAIN: ("train", parts[TRAIN]), held_out: ("val", parts[held_out])}
-    only = TRAIN if TRAIN in parts else held_out or (next(iter(parts)) if len(parts) == 1 else None)
-    if only is None:
+    splits = choose_splits(parts)
+    if splits is None and len(parts) > 1:
         raise DataError(
-            f"data.root: {root!r} has the splits {', '.join(parts)}; name one of them train or {', '.join(HELD_OUT)}"
+            f"data.root: {root!r} has the splits {', '.join(parts)}; name one of them train, and the held-out one "
+            "validation or test"
         )
-    return {only: (None, parts[only])}
+    if splits is None:
+        return {name: (None, part) for name, part in parts.items()}, ()
+    sides = {splits.train: "train", splits.held_out: "val"}
+    declared = None not in sides
+    chosen = {name: (side if declared else None, parts[name]) for name, side in sides.items() if name is not None}
+    return chosen, split_notes(splits, "images")
 
 
 def _find_column(features: Mapping[str, Any], kind: type, wanted: str | None, what: str, root: str) -> str | None:
