@@ -36,16 +36,18 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--name: got {args.name!r}; {NAME_RULE}")
     run_dir = _newest_run(args.name) if args.resume else None
     config = compose(args.overrides) if run_dir is None else _resumed_config(run_dir, args.overrides)
+    trained_on = None
     if run_dir is not None and (saved := checkpoints_of(run_dir)):
         state = load_state(saved[-1])
         if state["history"][-1]["epoch"] >= config.training.epochs:
             _print_finished(run_dir, state)
             return
         check_resumable(state, run_dir)
+        trained_on = state["store_fingerprint"]
     token_grid, grid = describe_tokens(config).token_grid, config.model.compressor.output_grid_size
     check_output_grid(grid, token_grid)
     try:
-        store = encode_and_print(config, device=args.device)
+        store = encode_and_print(config, device=args.device, resumed=trained_on)
         check_store(config, store)
         run_dir = run_dir or new_numbered(RUNS, args.name)
         if not (run_dir / "config.json").exists():

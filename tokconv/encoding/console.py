@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tokconv.config.tree import Config
+from tokconv.encoding.existing import resumed_store
 from tokconv.encoding.job import STORES, EncodeJob
 from tokconv.encoding.pipeline import EncodeProgress, OnOpened, OnProgress, encode
 from tokconv.store.reader import TokenStore
@@ -20,13 +21,21 @@ Encode = Callable[[OnProgress, OnOpened], TokenStore]
 
 
 def encode_and_print(
-    config: Config, *, device: str | None = None, stores: str | Path = STORES, encode_with: Encode | None = None
+    config: Config,
+    *,
+    device: str | None = None,
+    stores: str | Path = STORES,
+    encode_with: Encode | None = None,
+    retry_skipped: bool = False,
+    resumed: str | None = None,
 ) -> TokenStore:
     """Return the store of a config as `encode` does; print how its images are read, the progress, and what it holds.
 
     Args:
         device, stores: as for `tokconv.encoding.pipeline.encode`.
         encode_with: encodes instead of this process.
+        retry_skipped: as for `tokconv.encoding.pipeline.encode`.
+        resumed: the fingerprint of the store that a run to resume was trained on; if it is still there, it is opened.
 
     Raises:
         TokconvError: as `tokconv.encoding.pipeline.encode`; ConfigError for a device that this machine does not have.
@@ -42,14 +51,19 @@ def encode_and_print(
         def progress(at: EncodeProgress) -> None:
             line(at.done, at.total, f"{at.skipped} skipped" if at.skipped else "")
 
-        if encode_with is None:
+        if (found := resumed_store(config, resumed, stores)) is not None:
+            store = found
+        elif encode_with is None:
             device = str(resolve_device(device))
-            store = encode(config, device=device, progress=progress, opened=opened, stores=stores)
+            store = encode(
+                config, device=device, progress=progress, opened=opened, stores=stores, retry_skipped=retry_skipped
+            )
         else:
             store = encode_with(progress, opened)
     print(f"token store: {store.path} ({store.summary})")
-    if store.skipped:
-        print(f"  {len(store.skipped)} images could not be read:")
+    if store.skipped and jobs:
+        again = "" if retry_skipped else "; tokconv encode tries them again"
+        print(f"  {len(store.skipped)} images could not be read{again}:")
         items = jobs[0].source.items
         for image in store.skipped[:MAX_LISTED]:
             print(f"    {items[image.item].key}: {image.reason}")

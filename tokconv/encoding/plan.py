@@ -10,6 +10,7 @@ import torch
 
 from tokconv.config.tree import Config
 from tokconv.encoding.encoders import Encoders
+from tokconv.encoding.existing import planned
 from tokconv.encoding.job import EncodeJob, open_job
 from tokconv.encoding.shards import ShardEncoder
 from tokconv.errors import ConfigError, DataError
@@ -42,8 +43,8 @@ def describe_plan(
     for name, value in (("images", images), ("images-per-second", images_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name}: got {value:g}; must be greater than 0")
-    job = open_job(config)
-    settings, complete = job.settings, job.is_complete()
+    job, complete = planned(open_job(config))
+    settings = job.settings
     if images is None:
         what, state = f"{settings.num_items} images", "complete already" if complete else "not yet encoded"
     else:

@@ -36,7 +36,12 @@ ERRORS: dict[str, type[TokconvError]] = {"ConfigError": ConfigError, "DataError"
 
 
 def encode_with_pool(
-    config: Config, encoders: Encoders, progress: OnProgress | None = None, opened: OnOpened | None = None
+    config: Config,
+    encoders: Encoders,
+    progress: OnProgress | None = None,
+    opened: OnOpened | None = None,
+    *,
+    retry_skipped: bool = True,
 ) -> TokenStore:
     """Return the token store of this config as `encode` does, but encode it with a pool of encoders.
 
@@ -47,6 +52,7 @@ def encode_with_pool(
     Args:
         progress: called after every shard.
         opened: as for `encode`.
+        retry_skipped: as for `encode`; this process encodes such images, since there are few.
 
     Raises:
         DataError, StoreError: as `encode`; encoders died on one shard too often.
@@ -62,14 +68,14 @@ def encode_with_pool(
     if opened is not None:
         opened(job)
 
-    def write(writer: StoreWriter, missing: Sequence[int], count: CountImages) -> None:
+    def write(job: EncodeJob, writer: StoreWriter, missing: Sequence[int], count: CountImages) -> None:
         # Every Ray Data pool starts by logging, as an error, that restarted actors need their arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with ray_cluster(dashboard=False) as private:
             _encode_shards(config, job, _with_gpus_decided(encoders, private), missing, count)
         writer.remove_leftovers()
 
-    return encode_job(config, job, write, progress)
+    return encode_job(config, job, write, progress, retry_skipped=retry_skipped)
 
 
 def _with_absolute_paths(config: Config) -> Config:

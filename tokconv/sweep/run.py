@@ -27,7 +27,13 @@ from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_c
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
 from tokconv.sweep.judge.verdicts import Verdict, judge
-from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol, check_same_store
+from tokconv.sweep.record.checks import (
+    check_figures,
+    check_same_experiment,
+    check_same_protocol,
+    check_same_store,
+    trained_on,
+)
 from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
 from tokconv.sweep.record.remote import mirrored, open_root
@@ -95,12 +101,13 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     for key, place in (("storage", storage), ("data.store", config.data.store)):
         if place is not None and not is_url(place):
             check_outlives_job(Path(place).expanduser(), key)
-    directory = None
+    directory, fingerprint = None, None
     if resume:
         directory = root.newest(spec.name)
         check_same_experiment(spec, load_spec(directory.spec))
         check_same_protocol(directory)
-    store = encode_and_print(config, stores=stores_place(storage))
+        fingerprint = trained_on(directory)
+    store = encode_and_print(config, stores=stores_place(storage), resumed=fingerprint)
     check_varied(store)
     if directory is not None:
         check_same_store(directory, store)

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tokconv.config.tree import ClipConfig
-from tokconv.encoding.sources.base import ImageItem, basic_identity, digest, probes
+from tokconv.encoding.sources.base import ImageItem, basic_identity, content_digest, digest, file_stats, probes
 from tokconv.encoding.sources.layout import Part, arrange, find_files
 from tokconv.encoding.sources.walk import count_suffixes
 from tokconv.encoding.towers.families import SHORT_NAMES
@@ -135,7 +135,15 @@ class FeatureSource:
         return FeatureSpec(SHORT_NAMES.get(clip.model_name, clip.model_name), clip.layer, self.token_grid, self.dim)
 
     def identity(self) -> dict[str, Any]:
-        # The first values of some images distinguish files whose names and shapes are equal.
+        return basic_identity(self)
+
+    def stats(self, indices: Sequence[int]) -> Tensor:
+        return file_stats([str(self._places[index][0].path) for index in indices])
+
+    def content(self, index: int) -> bytes:
+        return content_digest(_read(*self._places[index]).float().contiguous().numpy().tobytes())
+
+    def probed_identity(self) -> dict[str, Any]:
         values = (_read(file, row).flatten()[:PROBE_VALUES].tolist() for file, row in probes(self._places))
         return {**basic_identity(self), "values": digest(values)}
 

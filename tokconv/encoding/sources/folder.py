@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
-from tokconv.encoding.sources.base import ImageItem, basic_identity, digest, probes
+from tokconv.encoding.sources.base import ImageItem, basic_identity, content_digest, digest, file_stats, probes
 from tokconv.encoding.sources.files import SUFFIXES, file_size, open_image
 from tokconv.encoding.sources.layout import Part, arrange, find_files
 from tokconv.encoding.sources.walk import count_suffixes
@@ -44,8 +45,15 @@ class FolderSource:
         return open_image(self.root / self.items[index].key)
 
     def identity(self) -> dict[str, Any]:
-        # The sizes of some files distinguish data sets whose file names are equal. The path is left out, because a
-        # folder may be moved.
+        return basic_identity(self)
+
+    def stats(self, indices: Sequence[int]) -> Tensor:
+        return file_stats([f"{self.root}/{self.items[index].key}" for index in indices])
+
+    def content(self, index: int) -> bytes:
+        return content_digest(self.root / self.items[index].key)
+
+    def probed_identity(self) -> dict[str, Any]:
         sizes = digest(file_size(self.root / item.key) for item in probes(self.items))
         return {**basic_identity(self), "sizes": sizes}
 

@@ -9,14 +9,26 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from tokconv.encoding.sources.base import ImageItem, basic_identity, digest, probes
+from tokconv.encoding.sources.base import (
+    NO_FILE,
+    ImageItem,
+    basic_identity,
+    content_digest,
+    digest,
+    file_stats,
+    probes,
+)
 from tokconv.encoding.sources.files import file_size, open_image
 from tokconv.encoding.sources.splits import choose_splits, split_notes
 from tokconv.encoding.towers.hub import HUB_TIMEOUT
 from tokconv.errors import DataError, first_line, import_extra, suggest
 
+ROWS = 1000
+"""Read at a time."""
 SAVED_FILES = ("dataset_dict.json", "state.json")
 """Files by which a directory written by `save_to_disk` is recognised."""
 
@@ -82,9 +94,36 @@ class HuggingFaceSource:
         return open_image(BytesIO(content) if isinstance(content, bytes) else content)
 
     def identity(self) -> dict[str, Any]:
-        # Not the library's fingerprint, which changes if a directory is moved.
+        # Without the library's fingerprint, which changes if a directory is moved.
+        return basic_identity(self)
+
+    def stats(self, indices: Sequence[int]) -> Tensor:
+        # The images inside the data set share its files: one of them that changed makes all suspicious.
+        inside = file_stats([str(file["filename"]) for file in self._images.cache_files])
+        whole = torch.stack([inside[:, 0].sum(), inside[:, 1].max()]) if len(inside) else torch.tensor(NO_FILE)
+        paths = self._paths()
+        found = file_stats([paths.get(index) for index in indices])
+        found[[index not in paths for index in indices]] = whole
+        return found
+
+    def content(self, index: int) -> bytes:
+        return content_digest(self._content(index) or b"")
+
+    def probed_identity(self) -> dict[str, Any]:
         contents = digest(_summary(self._content(index)) for index in probes(range(len(self.items))))
         return {**basic_identity(self), "contents": contents}
+
+    def _paths(self) -> dict[int, str]:
+        """Return the file of every image that is one of its own, by index; images inside the data set are not read."""
+        found: dict[int, str] = {}
+        for start in range(0, len(self._images), ROWS):
+            cells = self._images.with_format("arrow")[start : start + ROWS].column(self._column)
+            inside = [valid for part in cells.chunks for valid in part.field("bytes").is_valid().to_pylist()]
+            paths = [path for part in cells.chunks for path in part.field("path").to_pylist()]
+            for row, (path, is_inside) in enumerate(zip(paths, inside, strict=True), start=start):
+                if path and not is_inside:
+                    found[row] = path
+        return found
 
     def _content(self, index: int) -> bytes | Path | None:
         """Return an encoded image, or the path of its file."""

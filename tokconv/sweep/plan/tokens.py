@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from tokconv.config.tree import Config, DataConfig
+from tokconv.encoding.existing import planned
 from tokconv.encoding.images import assign_split, describe_tokens, open_source
 from tokconv.encoding.job import STORES, open_job
 from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
@@ -95,8 +96,7 @@ def _store(config: Config, stores: str | Path, *, published: bool) -> TokenStore
         named = Path(config.data.store or "").expanduser()
         return TokenStore.open(named) if config.data.store and (named / INDEX).is_file() else None
     try:
-        job = open_job(config, stores)
-        complete = job.is_complete()
+        job, complete = planned(open_job(config, stores))
     except DataError:
         if config.data.source not in PUBLISHED_SIZES:
             raise

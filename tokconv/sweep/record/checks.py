@@ -57,10 +57,15 @@ def _lasting(spec: Spec) -> dict[str, Any]:
     return {key: value for key, value in flatten(to_dict(spec.base_config())).items() if key not in MAY_CHANGE}
 
 
+def trained_on(directory: SweepDirectory) -> str | None:
+    """Return the fingerprint of the store that a sweep's trials were trained on; None before its first start."""
+    started = [event for event, _ in read_events(directory.events) if event["event"] == "sweep_started"]
+    return started[-1].get("store_fingerprint") if started else None
+
+
 def check_same_store(directory: SweepDirectory, store: TokenStore) -> None:
     """Raise SweepError if a sweep's trials were trained on other tokens: new ones cannot share a front with them."""
-    started = [event for event, _ in read_events(directory.events) if event["event"] == "sweep_started"]
-    if started and started[-1].get("store_fingerprint", store.fingerprint) != store.fingerprint:
+    if trained_on(directory) not in (None, store.fingerprint):
         raise SweepError(
             f"{directory.path}: its trials were trained on other tokens than {store.path} holds; restore its images "
             "or its store, or start it again without --resume"
