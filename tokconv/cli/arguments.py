@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tokconv import __version__
 from tokconv.cli.options import Commands, add_device, add_overrides, command, place, refuse
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
-from tokconv.errors import ConfigError
+from tokconv.errors import ConfigError, printable
 
 TOUR = """a tour:
   tokconv doctor                                     is everything installed and working?
@@ -27,6 +28,13 @@ TOUR = """a tour:
 
 every command explains itself: tokconv COMMAND --help
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints quote arguments on one line; a shell's * makes arguments of file names."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="tokconv",
         description="Learned compression of CLIP patch tokens, and the sweep that finds the best compressor.",
         epilog=TOUR,

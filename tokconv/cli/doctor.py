@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.errors import MissingExtraError, first_line
+from tokconv.errors import MissingExtraError, first_line, printable
 from tokconv.system.ray_cluster import check_ray
 
 Check = Callable[[], str]
@@ -90,7 +90,11 @@ def _scratch() -> Iterator[None]:
 def _print_part(head: str, *paragraphs: str) -> None:
     columns = max(60, min(shutil.get_terminal_size().columns, 120))
     indent = " " * len(head)
-    lines = [line for text in paragraphs for line in textwrap.wrap(text, columns - len(head), break_long_words=False)]
+    lines = [
+        line
+        for text in paragraphs
+        for line in textwrap.wrap(printable(text), columns - len(head), break_long_words=False)
+    ]
     print(head + f"\n{indent}".join(lines), flush=True)
 
 

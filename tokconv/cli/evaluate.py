@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokconv.errors import ConfigError, MissingExtraError, require_extra
+from tokconv.errors import ConfigError, MissingExtraError, printable, require_extra
 from tokconv.evaluation.baseline_figures import SHORTFALL, baseline_figures
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.evaluator import Figures
@@ -54,7 +54,7 @@ def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | No
     print(f"\n{SIDE_INFORMATION}")
     try:
         out = plot or store.derived_dir / "rate_distortion.png"
-        print(f"\nplot: {draw_rate_distortion(figures, store.token_grid, out)}")
+        print(f"\nplot: {printable(draw_rate_distortion(figures, store.token_grid, out))}")
     except MissingExtraError as error:
         print(f"\nno plot: {error}")
 
@@ -72,7 +72,7 @@ def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str 
     print(figure_table({"this compressor": figures, **_labelled(baselines)}))
     print(f"{_pca_note(baselines)}\n\n{SIDE_INFORMATION}\n\n{_verdict(figures, baselines)}")
     for note in _differences(description, store):
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def _differences(description: Mapping[str, Any], store: TokenStore) -> list[str]:
@@ -101,7 +101,7 @@ def _verdict(figures: Figures, baselines: Mapping[str, Figures]) -> str:
 
 
 def _title(store: TokenStore) -> str:
-    return f"{store.path}: held-out figures, evaluation protocol {PROTOCOL}\n{store.summary}"
+    return f"{printable(store.path)}: held-out figures, evaluation protocol {PROTOCOL}\n{store.summary}"
 
 
 def _heading(store: TokenStore, grid: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tokconv.errors import ConfigError
+from tokconv.errors import ConfigError, printable
 from tokconv.exports.artefact import export, is_export
 from tokconv.exports.formats import add_formats, check_formats, copy_export
 
@@ -24,5 +24,5 @@ def run(args: argparse.Namespace) -> None:
         written = export(args.checkpoint, args.out)
     for name, measured in add_formats(written, formats).items():
         error = f"{measured['max_error']:.1e} of a token's deviation"
-        print(f"{written / measured['file']}: {name}, differs from the compressor by at most {error}")
-    print(f"{written}: load it with tokconv.load_compressor({str(written)!r})")
+        print(f"{printable(written / measured['file'])}: {name}, differs from the compressor by at most {error}")
+    print(f"{printable(written)}: load it with tokconv.load_compressor({str(written)!r})")

@@ -13,7 +13,7 @@ from tokconv.config.sources import MAY_CHANGE
 from tokconv.config.tree import Config, get, to_dict
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
-from tokconv.errors import CheckpointError, ConfigError
+from tokconv.errors import CheckpointError, ConfigError, printable
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines import registry as baselines
 from tokconv.evaluation.figures import TRAIN, shown_in
@@ -53,12 +53,14 @@ def run(args: argparse.Namespace) -> None:
         if not (run_dir / "config.json").exists():
             write_json(run_dir / "config.json", to_dict(config))
         ratio = f"{compression_ratio(token_grid, grid):.3g}x fewer"
-        print(f"run: {run_dir} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})")
+        print(
+            f"run: {printable(run_dir)} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})"
+        )
         _train(config, store, run_dir, args.device, args.resume)
     except KeyboardInterrupt:
         name = "" if args.name == "train" else f" --name {args.name}"
         how = f" --resume{name}" if run_dir is not None else f"{name} {shlex.join(args.overrides)}".rstrip()
-        print(f"stopped; go on with: tokconv train{how}")
+        print(f"stopped; go on with: tokconv train{printable(how)}")
         raise
     print(_next_step(run_dir))
 
@@ -117,14 +119,15 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
 
 
 def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:
-    print(f"{run_dir}: finished already, nothing is left to train")
+    print(f"{printable(run_dir)}: finished already, nothing is left to train")
     if difference := other_protocol(state):
-        print(f"note: {difference}")
+        print(f"note: {printable(difference)}")
     print(f"\n{_table_head(state['baselines'])}\n{_epoch_row(state['history'][-1])}\n{_next_step(run_dir)}")
 
 
 def _next_step(run_dir: Path) -> str:
-    return f"\ncheckpoint: {checkpoints_of(run_dir)[-1]}\nexport it:  tokconv export {run_dir} --out my-compressor"
+    newest = printable(checkpoints_of(run_dir)[-1])
+    return f"\ncheckpoint: {newest}\nexport it:  tokconv export {printable(run_dir)} --out my-compressor"
 
 
 def _legend(like: Metrics) -> str:

@@ -9,6 +9,7 @@ from tokconv.config.tree import Config
 from tokconv.encoding.existing import resumed_store
 from tokconv.encoding.job import STORES, EncodeJob
 from tokconv.encoding.pipeline import EncodeProgress, OnOpened, OnProgress, encode
+from tokconv.errors import printable
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
 from tokconv.system.terminal import progress_line
@@ -60,13 +61,13 @@ def encode_and_print(
             )
         else:
             store = encode_with(progress, opened)
-    print(f"token store: {store.path} ({store.summary})")
+    print(f"token store: {printable(store.path)} ({store.summary})")
     if store.skipped and jobs:
         again = "" if retry_skipped else "; tokconv encode tries them again"
         print(f"  {len(store.skipped)} images could not be read{again}:")
         items = jobs[0].source.items
         for image in store.skipped[:MAX_LISTED]:
-            print(f"    {items[image.item].key}: {image.reason}")
+            print(f"    {printable(items[image.item].key)}: {printable(image.reason)}")
         if len(store.skipped) > MAX_LISTED:
-            print(f"    and {len(store.skipped) - MAX_LISTED} more, listed in {store.path / 'index.json'}")
+            print(f"    and {len(store.skipped) - MAX_LISTED} more, listed in {printable(store.path / 'index.json')}")
     return store

@@ -13,7 +13,7 @@ from tokconv.encoding.encoders import Encoders
 from tokconv.encoding.existing import planned
 from tokconv.encoding.job import EncodeJob, open_job
 from tokconv.encoding.shards import ShardEncoder
-from tokconv.errors import ConfigError, DataError
+from tokconv.errors import ConfigError, DataError, printable
 from tokconv.store.format import image_bytes, pack
 from tokconv.system.terminal import data_size, duration
 
@@ -51,10 +51,10 @@ def describe_plan(
         settings = dataclasses.replace(settings, num_items=images)
         what, state = f"as if there were {images} images", "a plan, not this store"
     size = settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)
-    notes = [f"{config.data.root}: {note}\n" for note in job.source.notes]
+    notes = [f"{printable(config.data.root)}: {printable(note)}\n" for note in job.source.notes]
     first = "".join(notes) + (
-        f"{job.path}: {what} x {settings.num_tokens} tokens, {data_size(size)} in {settings.num_shards} shards "
-        f"({state})"
+        f"{printable(job.path)}: {what} x {settings.num_tokens} tokens, {data_size(size)} in "
+        f"{settings.num_shards} shards ({state})"
     )
     if images is None and complete:
         return first

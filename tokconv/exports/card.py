@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokconv.errors import printable
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.figures import CARD, shown_in
 
@@ -38,7 +39,7 @@ tags: [clip, vision-language, token-compression]
 
 Compresses [batch, {tokens}, {dim}] patch tokens (no CLS) to [batch, {cells}, {dim}].
 
-- Encoder: `{description["encoder"]["name"]}`, hidden layer {description["encoder"]["layer"]}
+- Encoder: `{printable(description["encoder"]["name"])}`, hidden layer {description["encoder"]["layer"]}
 - Token store: `{description["store_fingerprint"]}`, evaluation protocol {description["protocol"]}
 {points}
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokconv.errors import StoreError
+from tokconv.errors import StoreError, printable
 from tokconv.store.format import (
     FORMAT_VERSION,
     INDEX,
@@ -167,7 +167,7 @@ class TokenStore:
     def summary(self) -> str:
         """One line about what it holds: "24 images, 20 for training and 4 held out; 3 classes: a, b, c; ..."."""
         names = self.class_names
-        classes = f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(names[:MAX_NAMED])}"
+        classes = f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(map(printable, names[:MAX_NAMED]))}"
         lacking = f", {len(self.skipped)} more could not be read" if self.skipped else ""
         return (
             f"{self.num_images} images, {len(self.train_indices)} for training and {len(self.val_indices)} held out"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokconv.errors import SpecError, SweepError, first_line
+from tokconv.errors import SpecError, SweepError, first_line, printable
 from tokconv.sweep.spec.schema import Spec
 from tokconv.system.ray_cluster import TOKEN_ADVICE, use_token
 from tokconv.system.storage import is_url
@@ -79,7 +79,7 @@ def submit(
         status, detail = client.get_job_status(job), client.get_job_info(job).message
     if status.value == "SUCCEEDED":
         return 0
-    print(f"tokconv: job {job}: {status.value.lower()} ({detail})", file=sys.stderr)
+    print(f"tokconv: job {job}: {status.value.lower()} ({printable(detail)})", file=sys.stderr)
     return 1
 
 

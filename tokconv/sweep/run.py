@@ -15,7 +15,7 @@ from typing import Any
 from tokconv.config.tree import Config, get
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
-from tokconv.errors import import_extra
+from tokconv.errors import import_extra, printable
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.protocol import PROTOCOL
@@ -145,14 +145,17 @@ class _Sweep:
             self._conclude("interrupted")
             for writer in writers:
                 writer.close(DRAIN_SECONDS)
-            print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
+            print(
+                f"Stopped. Everything finished is kept in {printable(self.directory.path)}; go on with: --resume",
+                flush=True,
+            )
             raise
         result, exported = self._conclude("finished")
         deliveries = [writer.close(DRAIN_SECONDS) for writer in writers]
         print_result(result)
         self._print_places()
         for delivery in deliveries:
-            print(delivery)
+            print(printable(delivery))
         # The last lines, and exit code 0: the sweep did its work, and this is its finding.
         for line in unproven_notes(result.verdicts, exported):
             print(line)
@@ -262,11 +265,11 @@ class _Sweep:
         return result, exported
 
     def _print_places(self) -> None:
-        print(f"\nresults, plots and exported champions: {self.directory.path}")
-        print(f"the same as a page: {self.directory.page}")
+        print(f"\nresults, plots and exported champions: {printable(self.directory.path)}")
+        print(f"the same as a page: {printable(self.directory.page)}")
         if self.directory.remote is not None:
-            print(f"the same, kept for every machine: {self.directory.remote}")
-        print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
+            print(f"the same, kept for every machine: {printable(self.directory.remote)}")
+        print(f"trials in MLflow: {printable(ui_command(self.uri, self.root))}")
 
 
 def _git_commit() -> str | None:

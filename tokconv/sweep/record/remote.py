@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokconv.errors import SpecError, SweepError
+from tokconv.errors import SpecError, SweepError, printable
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import Lease
@@ -109,7 +109,7 @@ def restore(directory: SweepDirectory, remote: Remote) -> None:
     directory.journal.write_bytes(logs[directory.journal.name])
     # The record comes last: a directory without it is not a sweep yet and is restored again.
     directory.events.write_bytes(logs[directory.events.name])
-    print(f"downloaded from {remote}: {directory.path}", flush=True)
+    print(f"downloaded from {printable(remote)}: {printable(directory.path)}", flush=True)
 
 
 @contextmanager

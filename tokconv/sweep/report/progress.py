@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tokconv.errors import printable
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, SWEEP, Figure
 from tokconv.sweep.judge.evidence import Figures
@@ -27,7 +28,7 @@ from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord
 from tokconv.sweep.report.text import cell, event_text, heading, last_epoch, refused_text, states_text, values_text
-from tokconv.system.terminal import Clock, can_redraw, duration
+from tokconv.system.terminal import Clock, can_redraw, duration, escape_unencodable
 
 LOG_INTERVAL = 15.0
 REFRESH_PER_SECOND = 2
@@ -86,6 +87,7 @@ class SweepDisplay:
         self._name, self._total, self._epochs = name, total, epochs
         self._judge, self._confirmations, self._refused = judge, confirmations, refused
         # Otherwise FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
+        escape_unencodable(sys.stdout)
         self._console = console or Console(force_interactive=None if can_redraw(sys.stdout) else False)
         self._clock = clock
         self._live: Live | None = None
@@ -120,6 +122,7 @@ class SweepDisplay:
 
     def message(self, text: str) -> None:
         """Print a line of text; the live view stays below it."""
+        text = printable(text)
         if self._live is not None:
             self._console.print(Text(text))
         else:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from tokconv.errors import printable
 from tokconv.evaluation.figures import FIGURES, Figure
 from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.record.events import INVALID, RefusedPoint, TrialRecord
@@ -59,7 +60,7 @@ def event_text(trial: TrialRecord) -> str:
         begun = f"continues after epoch {epoch}" if epoch else "started"
         return f"{name} {begun}: {trial.ratio:.3g}x {values_text(trial.values)}".rstrip()
     reason = trial.reason if trial.state == "failed" else judged_text(trial.figures)
-    return f"{name} {STATES[trial.state]} after epoch {epoch}" + (f": {reason}" if reason else "")
+    return f"{name} {STATES[trial.state]} after epoch {epoch}" + (f": {printable(reason)}" if reason else "")
 
 
 def refused_text(point: RefusedPoint) -> str:
@@ -94,4 +95,4 @@ def _short(key: str, others: list[str]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else printable(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv import __version__
+from tokconv.errors import printable
 from tokconv.evaluation.protocol import protocol_of
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
 from tokconv.sweep.record.events import Event, relative_place
@@ -72,7 +73,7 @@ def register(client: MlflowClient, name: str, run_id: str, sweep_run: str, champ
     """
     export = champion["export"]
     if not export.is_dir():
-        client.set_tag(run_id, MISSING, str(export))
+        client.set_tag(run_id, MISSING, printable(export))
         return
     description = json.loads((export / "config.json").read_text(encoding="utf-8"))
     tags = {

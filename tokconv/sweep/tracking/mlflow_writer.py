@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tokconv.errors import printable
 from tokconv.sweep.record.events import Event, read_events, relative_place
 from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
@@ -243,7 +244,7 @@ class MlflowWriter:
     ) -> None:
         from mlflow.entities import RunTag
 
-        every = {"tokconv.state": state, "tokconv.reason": reason[:500], **(tags or {})}
+        every = {"tokconv.state": state, "tokconv.reason": printable(reason)[:500], **(tags or {})}
         self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in every.items() if v is not None])
         status = STATUS.get(state, state.upper())
         if end_time is None:
@@ -258,4 +259,4 @@ class MlflowWriter:
             self._client.log_artifacts(run_id, str(directory), artifact_path)
         else:
             # Somebody removed it before MLflow could be reached; later events must not wait for it.
-            self._client.set_tag(run_id, MISSING, str(directory))
+            self._client.set_tag(run_id, MISSING, printable(directory))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokconv.errors import import_extra
+from tokconv.errors import import_extra, printable
 from tokconv.sweep.record.events import Event, read_events, relative_place
 from tokconv.sweep.tracking.follower import Delivery, Follower, RefusedError, one_line
 from tokconv.sweep.tracking.mlflow_view import rounded, run_name, run_params, slug
@@ -130,7 +130,7 @@ class WandbWriter:
                     job_type="trial" if trial.confirms is None else "confirm",
                     id=hashlib.sha256(identity.encode()).hexdigest()[:16],
                     name=run_name(trial),
-                    config=run_params(trial),
+                    config={key: printable(v) if isinstance(v, str) else v for key, v in run_params(trial).items()},
                     resume="allow",
                     reinit="create_new",
                     dir=str(self._root),
