@@ -15,7 +15,7 @@ from typing import Any
 from tokconv.config.tree import Config
 from tokconv.encoding.changes import check_same_images, find_changes, other_data
 from tokconv.encoding.job import STORES, EncodeJob, default_place
-from tokconv.errors import StoreError
+from tokconv.errors import StoreError, printable
 from tokconv.store.format import INDEX, SETTINGS, StoreSettings, read_json
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import StorePlace, find_fingerprint, find_remote, stored_at
@@ -46,7 +46,7 @@ def settle(job: EncodeJob) -> tuple[EncodeJob, TokenStore | None]:
         said = said or f"the data set changed since {found.place} was encoded: {text}"
     new = _number(job, len(numbered) + 1)
     if said:
-        print(f"{said}; it gets a store of its own, {new.place}, and the other one stays")
+        print(f"{printable(said)}; it gets a store of its own, {printable(new.place)}, and the other one stays")
     return new, None
 
 
@@ -118,7 +118,7 @@ def _changes(job: EncodeJob, store: TokenStore) -> str:
     here = replace(job, path=store.path, url=None, settings=store.settings)
     changes = find_changes(here, dict(enumerate(store.shard_paths())), [image.item for image in store.skipped])
     if changes.note:
-        print(f"{store.path}: {changes.note}")
+        print(f"{printable(store.path)}: {printable(changes.note)}")
     return changes.text
 
 
