@@ -24,6 +24,7 @@ from tokconv.store.remote import place_of
 from tokconv.sweep.record.checks import check_same_store, trained_on
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.system.storage import CACHE
 
 NUM_IMAGES = 11
 SMALL = "training.epochs=2 loss.weights.wgan=0 model.compressor.hidden_dim=8 model.autoencoder.hidden_dim=8"
@@ -143,6 +144,41 @@ def test_an_interrupted_encode_tries_them_again(config: Config) -> None:
     assert resumed.version == 0
     config.data.store = "new"
     assert encode(config, device="cpu").fingerprint == resumed.fingerprint
+
+
+def test_a_store_at_a_url_gets_the_images_and_keeps_its_versions(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "one"))
+    config.data.store = f"file://{tmp_path}/objects/store"
+    before = encode(config, device="cpu")
+    repair()
+    after = encode(config, device="cpu")
+    assert (before.num_images, after.num_images) == (8, 10)
+    assert after.path != before.path
+    for node in ("one", "another"):
+        monkeypatch.setenv(CACHE, str(tmp_path / node))
+        assert [tokens(place_of(store).open()).keys() for store in (before, after)] == [
+            tokens(before).keys(),
+            tokens(after).keys(),
+        ]
+        assert encode(config, device="cpu").fingerprint == after.fingerprint
+        found = resumed_store(config, before.fingerprint)
+        assert found is not None
+        assert found.fingerprint == before.fingerprint
+    image = next(path for path in Path("photos").rglob("*.png") if path.stat().st_size > 10)
+    image.write_bytes((Path("nowhere") / next(Path("nowhere").iterdir()).name).read_bytes())
+    with pytest.raises(StoreError, match=r"objects/store was encoded from another .*1 \(.*\) of 10 images changed"):
+        encode(config, device="cpu")
+    config.data.store = None
+    stores = f"file://{tmp_path}/objects/stores"
+    first = encode(config, device="cpu", stores=stores)
+    image.write_bytes(image.read_bytes() + b"more")
+    second = encode(config, device="cpu", stores=stores)
+    assert (str(second.origin), second.num_images) == (f"{first.origin}-2", first.num_images)
+    found = resumed_store(config, first.fingerprint, stores)
+    assert found is not None
+    assert found.origin == first.origin
 
 
 def test_a_run_resumes_on_the_version_that_it_was_trained_on(
