@@ -188,7 +188,7 @@ def _training() -> str:
         images.mkdir()
         for number in range(16):
             Image.linear_gradient("L").rotate(22 * number).resize((32, 32)).save(images / f"{number:02d}.png")
-        data = ["data=folder", f"data.root='{images}'", f"data.store='{scratch}/store'", "data.num_workers=0"]
+        data = ["data=folder", f"data.root={images}", f"data.store={scratch}/store", "data.num_workers=0"]
         tower = f"model.clip.model_name={BUNDLED}"
         config = compose([*data, tower, "training.epochs=1", "training.n_critic=1"])
         result = train(config, encode(config), Path(scratch) / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str 
     """Print the figures of an exported compressor and of the baselines at its grid, and whether it beats them."""
     description = read_config(folder)
     fingerprint = description.get("store_fingerprint")
-    advice = f"name a store of the same encoder: tokconv evaluate {folder} STORE"
+    advice = f"name a store of the same encoder: tokconv evaluate {shlex.quote(str(folder))} STORE"
     store = find_store(folder, fingerprint, advice=advice) if place is None else open_place(place)
     figures = evaluate(folder, store, device=device)
     grid = description["compressor"]["output_grid_size"]

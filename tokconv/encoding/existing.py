@@ -19,6 +19,7 @@ from tokconv.errors import StoreError, printable
 from tokconv.store.format import INDEX, SETTINGS, StoreSettings, read_json
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import StorePlace, find_fingerprint, find_remote, stored_at
+from tokconv.system.files import local_path
 from tokconv.system.storage import check_url, is_url
 
 
@@ -141,7 +142,7 @@ def resumed_store(config: Config, fingerprint: str | None, stores: str | Path = 
     try:
         if is_url(place):
             return StorePlace(check_url("data.store", place), fingerprint).open()
-        return TokenStore.open(Path(place).expanduser(), fingerprint=fingerprint)
+        return TokenStore.open(local_path(place), fingerprint=fingerprint)
     except StoreError:
         # Whoever encodes at this place next gets the reason.
         return None

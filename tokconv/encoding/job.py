@@ -12,6 +12,7 @@ from tokconv.encoding.towers.spec import EncoderSpec
 from tokconv.store.format import StoreSettings, default_shard_size
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import exists_remote, staging_dir
+from tokconv.system.files import local_path
 from tokconv.system.storage import check_url, is_url
 
 STORES = Path("runs/stores")
@@ -36,7 +37,7 @@ class EncodeJob:
         settings = settings or self.settings
         if is_url(place):
             return replace(self, settings=settings, path=staging_dir(place, settings), url=place)
-        return replace(self, settings=settings, path=Path(place).expanduser(), url=None)
+        return replace(self, settings=settings, path=local_path(place), url=None)
 
     @property
     def place(self) -> str:

@@ -13,7 +13,6 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from tokconv.errors import ConfigError, DataError, StoreError, TokconvError, imp
 from tokconv.store.format import SETTINGS, read_header, shard_name
 from tokconv.store.reader import TokenStore
 from tokconv.store.writer import StoreWriter
+from tokconv.system.files import local_path
 from tokconv.system.ray_cluster import ray_cluster
 
 MAX_DEATHS = 5
@@ -81,7 +81,7 @@ def encode_with_pool(
 def _with_absolute_paths(config: Config) -> Config:
     """Return the config with absolute paths: another process may run in another directory."""
     paths = {"data.root": config.data.root, "model.clip.model_name": config.model.clip.model_name}
-    found = {key: Path(value).expanduser() for key, value in paths.items() if value}
+    found = {key: local_path(value) for key, value in paths.items() if value}
     return with_values(config, {key: str(path.resolve()) for key, path in found.items() if path.exists()})
 
 

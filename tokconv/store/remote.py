@@ -11,6 +11,7 @@ of an ordinary store and the sha256 of each shard, so that any machine can resum
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ def open_remote(url: str) -> TokenStore:
     """
     content = (Remote(url) / INDEX).read()
     if content is None:
-        raise StoreError(f"there is no complete token store {url}; run: tokconv encode data.store={url}")
+        raise StoreError(
+            f"there is no complete token store {url}; run: tokconv encode {shlex.quote(f'data.store={url}')}"
+        )
     return open_copy(Remote(url), content)
 
 

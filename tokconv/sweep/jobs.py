@@ -66,7 +66,7 @@ def submit(
             runtime_env={"working_dir": ".", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
             metadata={"tokconv.sweep": spec.name},
         )
-        at = f"--address {address}"
+        at = f"--address {shlex.quote(address)}"
         print(f"job {job} is submitted; follow it: ray job logs {at} {job} --follow", flush=True)
         print(f"  stop it: ray job stop {at} {job}; go on with it: the same command with --resume", flush=True)
         if not wait:

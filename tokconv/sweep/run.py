@@ -48,7 +48,7 @@ from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
-from tokconv.system.files import write_text
+from tokconv.system.files import local_path, write_text
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
 from tokconv.system.terminal import progress_line
@@ -100,7 +100,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     root = open_root(storage)
     for key, place in (("storage", storage), ("data.store", config.data.store)):
         if place is not None and not is_url(place):
-            check_outlives_job(Path(place).expanduser(), key)
+            check_outlives_job(local_path(place), key)
     directory, fingerprint = None, None
     if resume:
         directory = root.newest(spec.name)

@@ -22,6 +22,15 @@ TORCH_COULD_NOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "inline
 """Parts of torch's error messages; which one appears depends on where in the file the disk was full."""
 
 
+def local_path(text: str | Path) -> Path:
+    """Return the path that a text names literally, with `~` as the home directory.
+
+    A shell does not expand the `~` of `data.root=~/photos`. `~name` of an unknown user stays as it is, and so no such
+    path is found, where `Path.expanduser` raises RuntimeError.
+    """
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (see above)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to `path`; if the block succeeds, what was written there becomes `path`.

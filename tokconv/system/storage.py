@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tokconv.errors import ConfigError, MissingExtraError, StorageError, TokconvError
-from tokconv.system.files import atomic_path
+from tokconv.system.files import atomic_path, local_path
 
 Result = TypeVar("Result")
 CACHE = "TOKCONV_CACHE"
@@ -47,7 +47,7 @@ def is_url(place: str | os.PathLike[str]) -> bool:
 
 def cache_dir() -> Path:
     """Return this node's directory for copies of what is stored at URLs: TOKCONV_CACHE, or ~/.cache/tokconv."""
-    return Path(os.environ.get(CACHE) or "~/.cache/tokconv").expanduser().resolve()
+    return local_path(os.environ.get(CACHE) or "~/.cache/tokconv").resolve()
 
 
 def check_url(key: str, url: str) -> str:

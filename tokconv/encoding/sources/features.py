@@ -30,6 +30,7 @@ from tokconv.encoding.sources.layout import Part, arrange, find_files
 from tokconv.encoding.sources.walk import count_suffixes
 from tokconv.encoding.towers.families import SHORT_NAMES
 from tokconv.errors import DataError
+from tokconv.system.files import local_path
 
 SUFFIXES = (".npy", ".safetensors")
 TOKENS, LABELS, CLASS_NAMES = "tokens", "labels", "class_names"
@@ -94,7 +95,7 @@ class FeatureSource:
     name = "features"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser()
+        self.root = local_path(root)
         # The key of the root itself, where it is a file, is the file's name.
         above = self.root.parent if self.root.is_file() else self.root
         self.notes, parts = self._parts()

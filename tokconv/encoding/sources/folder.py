@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -15,6 +14,7 @@ from tokconv.encoding.sources.files import SUFFIXES, file_size, open_image
 from tokconv.encoding.sources.layout import Part, arrange, find_files
 from tokconv.encoding.sources.walk import count_suffixes
 from tokconv.errors import DataError
+from tokconv.system.files import local_path
 
 WRAPPERS = ("images", "image", "imgs", "img", "jpegimages")
 """Names that a folder between a split and its images has without being a class, in lower case."""
@@ -35,7 +35,7 @@ class FolderSource:
     name = "folder"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser()
+        self.root = local_path(root)
         self.notes: tuple[str, ...] = ()
         if not self.root.is_dir():
             raise DataError(f"data.root: there is no folder {str(root)!r}; give the folder of the images")

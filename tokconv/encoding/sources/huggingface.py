@@ -26,6 +26,7 @@ from tokconv.encoding.sources.files import file_size, open_image
 from tokconv.encoding.sources.splits import choose_splits, split_notes
 from tokconv.encoding.towers.hub import HUB_TIMEOUT
 from tokconv.errors import DataError, first_line, import_extra, suggest
+from tokconv.system.files import local_path
 
 ROWS = 1000
 """Read at a time."""
@@ -141,7 +142,7 @@ def _summary(content: bytes | Path | None) -> str | int:
 
 def _load(datasets: Any, root: str, config_name: str | None) -> Mapping[str, Any]:
     """Load the data set of each split, by the split's name."""
-    folder = Path(root).expanduser()
+    folder = local_path(root)
     if folder.is_dir():
         saved = any((folder / name).is_file() for name in SAVED_FILES)
         if saved and config_name is not None:

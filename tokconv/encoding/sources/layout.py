@@ -7,6 +7,7 @@ training: they declare the split, or are refused.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -165,7 +166,7 @@ def _check_below(root: Path, levels: _Levels, splits: Splits | None, *, declared
         # Whether the folder holds everything, as after unpacking an archive.
         alone = all(levels.names[above] == {name} and above not in levels.loose for above, name in _steps(places[0]))
         advice = (
-            f"give that folder: data.root={root / places[0]}"
+            f"give that folder: {shlex.quote(f'data.root={root / places[0]}')}"
             if alone
             else "give one such folder in data.root, or arrange everything as train/CLASS/ and val/CLASS/"
         )

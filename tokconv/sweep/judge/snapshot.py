@@ -19,7 +19,7 @@ from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote import open_root
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.schema import Spec
-from tokconv.system.files import newest_numbered
+from tokconv.system.files import local_path, newest_numbered
 from tokconv.system.storage import is_url
 
 
@@ -73,8 +73,8 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         SweepError: there is no such sweep; the message lists the sweeps that there are.
         StorageError: `storage` is a URL that cannot be read.
     """
-    sweeps = Path(storage).expanduser() / "sweeps"
-    for path in (Path(name), sweeps / name):
+    sweeps = local_path(storage) / "sweeps"
+    for path in (local_path(name), sweeps / name):
         if (path / "events.jsonl").is_file():
             return SweepDirectory(path.resolve())
     if is_url(storage):
@@ -88,7 +88,7 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
 
 def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
     """Return every sweep in a storage on this machine, by name."""
-    found = sorted((Path(storage).expanduser() / "sweeps").glob("*/events.jsonl"))
+    found = sorted((local_path(storage) / "sweeps").glob("*/events.jsonl"))
     return [SweepDirectory(path.parent.resolve()) for path in found]
 
 

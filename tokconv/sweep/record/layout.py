@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from tokconv.errors import SweepError
 from tokconv.sweep.record.driver import registered
+from tokconv.system.files import local_path
 from tokconv.system.storage import Remote, is_url
 
 DEFAULT_STORAGE = "runs"
@@ -105,4 +106,4 @@ class SweepDirectory:
 def stores_place(storage: str | None) -> str:
     """Return the directory or URL below a sweep's `storage` that holds its stores, unless `data.store` names one."""
     storage = storage or DEFAULT_STORAGE
-    return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")
+    return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(local_path(storage) / "stores")

@@ -16,12 +16,14 @@ from filelock import FileLock
 
 from tokconv.errors import SweepError, import_extra
 from tokconv.sweep.tracking.follower import without_credentials
+from tokconv.system.files import local_path
 from tokconv.system.uris import file_uri, path_of, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+HOME = "sqlite:///~/"
 LOCAL_UI = "http://127.0.0.1:5000"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -42,20 +44,22 @@ def tracking_uri(named: str | None, root: Path) -> str:
         ConfigError: no URI can hold the name of `root`.
     """
     uri = named or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
+    if uri.startswith(HOME):
+        return sqlite_uri(local_path(uri.removeprefix(HOME[:-2])))
     # In our own form, MLflow finds the file and leaves no empty folder beside it (`sqlite_uri`).
     return sqlite_uri(path_of(uri)) if is_local(uri) and "%" in uri and "?" not in uri else uri
 
 
 def local_uri(root: Path) -> str:
     """Return the URI of the SQLite file in `root`."""
-    return sqlite_uri(Path(root).expanduser() / DATABASE)
+    return sqlite_uri(local_path(root) / DATABASE)
 
 
 def ui_command(uri: str, root: Path) -> str:
     """Return the shell command that opens MLflow's UI, on this machine only; for a server, its address."""
     if not is_local(uri):
         return without_credentials(uri)
-    artifacts = file_uri(Path(root).expanduser() / ARTIFACTS)
+    artifacts = file_uri(local_path(root) / ARTIFACTS)
     # Without job execution the server starts in a third of the time and takes a quarter of the memory.
     return (
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
