@@ -22,7 +22,7 @@ TORCH_COULD_NOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "inline
 """Parts of torch's error messages; which one appears depends on where in the file the disk was full."""
 
 
-def local_path(text: str | Path) -> Path:
+def local_path(text: str | os.PathLike[str]) -> Path:
     """Return the path that a text names literally, with `~` as the home directory.
 
     A shell does not expand the `~` of `data.root=~/photos`. `~name` of an unknown user stays as it is, and so no such
