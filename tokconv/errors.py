@@ -25,7 +25,10 @@ from types import ModuleType
 
 
 class TokconvError(Exception):
-    """Base of every error that tokconv raises on purpose."""
+    """Base of every error that tokconv raises on purpose. Its text is one line, whatever names it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(TokconvError, ValueError):
@@ -73,6 +76,26 @@ class DivergedError(TokconvError, ArithmeticError):
 
     def __str__(self) -> str:
         return f"{self.term} is not finite at step {self.step}; lower training.learning_rate or the weight of that loss"
+
+
+def printable(value: object) -> str:
+    """Return a text on one line in which nothing acts on a terminal: a name, a path or another library's message.
+
+    What `str.isprintable` refuses is escaped as in `repr`: line breaks, control characters, the escape that begins
+    colours and cursor movements, reversed reading directions, and bytes of a file name that are no UTF-8. All names
+    that do not come from tokconv itself go through here before they are printed, reported or tracked.
+
+    Example:
+        >>> printable("photo\x1b[2J.png")
+        'photo\\x1b[2J.png'
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for letter in text
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -272,7 +272,6 @@ def test_unknown_group_value() -> None:
         ("training.epochs", "not an override"),
         ("", "not an override"),
         (" training.epochs=3", "not an override"),
-        ("data.root=/photos (old)", "quotes around a text"),
         ("+training.epochs=3", "only key=value"),
         ("~training.epochs", "only key=value"),
         ("training.epochs=1,2", "only key=value"),
@@ -308,8 +307,6 @@ def test_last_override_wins() -> None:
         ("training.critic_learning_rate=fast", "must be a number or null"),
         ("model.compressor.use_residual=maybe", "must be true or false"),
         ("model.clip.model_name=null", "must be a text"),
-        ("data.root=[a,b]", "must be a text or null"),
-        ("data.root={a:1}", "must be a text or null"),
         ("data.root=???", "must be a text or null"),
     ],
 )
@@ -404,10 +401,11 @@ PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 @given(text=PLAIN_TEXT.filter(lambda text: text != "???") | st.text(st.sampled_from("\\'\" a"), max_size=6))
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_any_quoted_text_arrives_unchanged(text: str) -> None:
-    config = compose([f"data.root={QuotedString(text=text, quote=Quote.single).with_quotes()}"])
-    assert config.data.root == text
+    quoted = QuotedString(text=text, quote=Quote.single).with_quotes()
+    config = compose(["data=coco", "data.root=/photos", f"data.name={quoted}"])
+    assert config.data.name == text
     assert from_dict(to_dict(config)) == config
-    assert with_values(Config(), {"data.root": text}).data.root == text
+    assert with_values(config, {"data.name": text}).data.name == text
 
 
 # Hostile input
@@ -419,8 +417,6 @@ DEEP = "[" * 2000 + "]" * 2000
 @pytest.mark.parametrize(
     "value",
     [
-        LONG_NUMBER,
-        DEEP,
         "${data.root}",
         "${nothing}",
         "${oc.env:TOKCONV_NO_SUCH_VARIABLE}",
@@ -430,11 +426,16 @@ DEEP = "[" * 2000 + "]" * 2000
         "'${'",
         "${",
     ],
-    ids=["long number", "deep nesting", *map(str, range(8))],
 )
 def test_hostile_values_are_config_errors(value: str) -> None:
     with pytest.raises(ConfigError):
         compose([f"data.root={value}"])
+
+
+@pytest.mark.parametrize("value", [LONG_NUMBER, DEEP], ids=["long number", "deep nesting"])
+def test_hostile_numbers_are_config_errors(value: str) -> None:
+    with pytest.raises(ConfigError):
+        compose([f"training.epochs={value}"])
 
 
 @pytest.mark.parametrize("value", ["???", ["/photos"], ("/photos",)])

@@ -75,12 +75,12 @@ def test_files_of_one_image_each_with_a_subset(tokens: Tensor, tmp_path: Path) -
     assert torch.equal(store.tokens(torch.arange(5)), tokens[numbers])
 
 
-def test_other_values_in_the_same_file_change_the_identity(tokens: Tensor, tmp_path: Path) -> None:
+def test_other_values_in_the_same_file_change_the_content(tokens: Tensor, tmp_path: Path) -> None:
     np.save(tmp_path / "all.npy", tokens.numpy())
-    first = FeatureSource(tmp_path / "all.npy").identity()
-    assert pickle.loads(pickle.dumps(FeatureSource(tmp_path / "all.npy"))).identity() == first
+    first = FeatureSource(tmp_path / "all.npy").content(3)
+    assert pickle.loads(pickle.dumps(FeatureSource(tmp_path / "all.npy"))).content(3) == first
     np.save(tmp_path / "all.npy", tokens.numpy() + 1)
-    assert FeatureSource(tmp_path / "all.npy").identity() != first
+    assert FeatureSource(tmp_path / "all.npy").content(3) != first
 
 
 def test_tokens_that_are_not_finite_are_skipped_with_the_reason(tokens: Tensor, tmp_path: Path) -> None:

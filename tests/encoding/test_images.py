@@ -87,11 +87,13 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_identity_depends_on_content_and_not_on_place(tmp_path: Path) -> None:
-    first = FolderSource(write_images(tmp_path / "one", "a.png", "b.png")).identity()
+    source = FolderSource(write_images(tmp_path / "one", "a.png", "b.png"))
+    first, content = source.identity(), source.content(0)
     (tmp_path / "one").rename(tmp_path / "two")
     assert FolderSource(tmp_path / "two").identity() == first
+    assert FolderSource(tmp_path / "two").content(0) == content
     Image.effect_noise((50, 50), 90).save(tmp_path / "two" / "a.png")
-    assert FolderSource(tmp_path / "two").identity() != first
+    assert FolderSource(tmp_path / "two").content(0) != content
 
 
 def test_digits_have_the_split_of_the_bundled_towers_training() -> None:

@@ -23,6 +23,7 @@ from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import EncodeProgress, encode
 from tokconv.errors import ConfigError, StorageError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.store.contents import FILES
 from tokconv.store.format import INDEX, SETTINGS, StoreSettings, shard_name
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import StorePlace, copy_of, open_remote, place_of, staging_dir
@@ -83,6 +84,7 @@ def test_an_encode_to_a_url_is_a_local_encode_bit_for_bit(
         assert (there / name).read_bytes() == (local.path / name).read_bytes()
     assert {path.name for path in there.iterdir()} == {
         *names,
+        FILES,
         f"{SETTINGS}.sha256",
         *(f"{n}.sha256" for n in names[2:]),
     }

@@ -142,6 +142,7 @@ def snapshot(
         epochs_in_run=0,
         trials={trial.uid: trial for trial in trials},
         confirmations={},
+        refused={},
         verdicts=verdicts,
         facts={"store_fingerprint": "0" * 16} if protocol is None else {"protocol": protocol},
     )

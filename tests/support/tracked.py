@@ -18,6 +18,7 @@ from typing import Any
 from tokconv.sweep.record.events import Record, read_events
 from tokconv.sweep.tracking.mlflow_connection import connect, local_uri
 from tokconv.sweep.tracking.mlflow_writer import Delivery, MlflowWriter
+from tokconv.system.uris import file_uri
 
 FIGURES = ("val/fvu", "val/swd", "val/gain", "train/loss")
 STATES = {"00000": "complete", "00001": "pruned", "00002": "failed", "00003": "complete"}
@@ -185,7 +186,7 @@ class Server:
     def __init__(self, root: Path, port: int, *, tables: str = "", artifacts: str = "") -> None:
         self.uri = f"http://127.0.0.1:{port}"
         words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        tables, artifacts = tables or local_uri(root), artifacts or str(root / "served")
+        tables, artifacts = tables or local_uri(root), artifacts or file_uri(root / "served")
         places = ["--backend-store-uri", tables, "--artifacts-destination", artifacts]
         self._process = subprocess.Popen(
             [*words, *places],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,21 @@ def test_a_driver_is_registered_as_long_as_its_block_runs(tmp_path: Path) -> Non
     assert driver_of(tmp_path) is None
     with pytest.raises(SweepError, match="no process runs this sweep"):
         stop(tmp_path, timeout=1)
+
+
+def test_a_copy_of_a_sweep_has_no_driver(tmp_path: Path) -> None:
+    original, copy, moved = tmp_path / "original", tmp_path / "copy", tmp_path / "moved"
+    original.mkdir()
+    with registered(original):
+        shutil.copytree(original, copy)
+        assert driver_of(copy) is None
+        with pytest.raises(SweepError, match="no process runs this sweep"):
+            stop(copy, timeout=1)
+        assert driver_of(original) is not None
+        # A directory that is moved under its driver keeps it: the driver's files are open.
+        original.rename(moved)
+        assert driver_of(moved) is not None
+        moved.rename(original)
 
 
 def test_only_the_driver_itself_is_signalled(tmp_path: Path) -> None:

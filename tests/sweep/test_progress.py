@@ -11,7 +11,7 @@ from rich.console import Console
 from support.trials import EPOCHS, TOKEN_GRID, baselines, trial
 
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.events import RefusedPoint, TrialRecord
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.text import values_text
 from tokconv.sweep.spec.rules import Rules
@@ -27,6 +27,7 @@ class Trials:
 
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     confirmations: dict[str, TrialRecord] = field(default_factory=dict)
+    refused: dict[str, RefusedPoint] = field(default_factory=dict)
 
     def put(self, *found: TrialRecord) -> Trials:
         self.trials |= {t.uid: t for t in found}

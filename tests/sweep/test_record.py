@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from tokconv.errors import SweepError
-from tokconv.sweep.record.events import Record, finite, read_events
+from tokconv.sweep.record.events import Record, finite, read_events, relative_place
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.system.storage import Remote
 
 Open = Callable[[Path], Record]
 
@@ -57,6 +59,23 @@ def test_a_reopened_record_has_the_same_trials(open_record: Open, path: Path) ->
     first, second = again.trials["00000"], again.trials["00001"]
     assert (first.state, first.checkpoint, first.figures["val/fvu"]) == ("complete", "epoch-0001", 0.1)
     assert (second.state, second.reason, second.figures) == ("failed", "loss is not finite", {})
+
+
+@pytest.mark.parametrize("root", ["/old/runs", "s3://bucket/runs", "/a/sweeps/b-001/trials/runs"])
+def test_a_checkpoint_is_found_by_its_place_in_the_sweep(open_record: Open, path: Path, root: str) -> None:
+    """Older records hold its whole path, under which a moved sweep has nothing and a copied one finds the original."""
+    record, place = open_record(path), "trials/00000/checkpoints/epoch-0001"
+    start(record)
+    record.append_report("00000", {"epoch": 1, "val/fvu": 0.1}, f"{root}/sweeps/demo-001/{place}")
+    assert record.trials["00000"].checkpoint == place
+    assert f'"checkpoint":"{place}"' in path.read_text()
+    report(record, 2, 0.1, checkpoint=f"{root}/sweeps/demo-001/{place}")
+    assert record.trials["00000"].checkpoint == place
+    sweep = SweepDirectory(path.parent)
+    assert sweep.place(place) == str(path.parent / place)
+    assert SweepDirectory(path.parent, Remote("s3://b/sweeps/x-001")).place(place) == f"s3://b/sweeps/x-001/{place}"
+    for elsewhere in ("/tmp/report", "s3://bucket/epoch-0001"):
+        assert relative_place(elsewhere) == sweep.place(elsewhere) == elsewhere
 
 
 def test_an_epoch_reported_again_replaces_it_and_what_came_after(open_record: Open, path: Path) -> None:

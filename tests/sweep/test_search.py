@@ -15,7 +15,8 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import get
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.final_state import FAILURE
-from tokconv.sweep.search.study import StudySearcher, first_points, open_study
+from tokconv.sweep.search.space import first_points
+from tokconv.sweep.search.study import StudySearcher, open_study
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY, Spec

@@ -17,7 +17,7 @@ from tokconv.config.tree import KEYS, get
 from tokconv.errors import ConfigError, SpecError
 from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.evaluation.purposes import PURPOSES
-from tokconv.sweep.search.study import first_points, grid_points
+from tokconv.sweep.search.space import first_points, grid_points
 from tokconv.sweep.spec.file import load_spec, parse_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.ranges import KINDS, Range, parse_range
 from tokconv.sweep.spec.schema import GRID_KEY, Spec

@@ -23,7 +23,7 @@ from tokconv.encoding.console import encode_and_print
 from tokconv.errors import ConfigError, SpecError, SweepError
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.checks import check_figures
+from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_store
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.remote import Root
 from tokconv.sweep.run import SweepResult, run_sweep
@@ -31,6 +31,7 @@ from tokconv.sweep.spec.file import load_spec, parse_spec, to_yaml
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.sweep.trials.listener import Listener
 from tokconv.system.files import write_text
+from tokconv.system.uris import path_of
 from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime
 
@@ -236,11 +237,21 @@ def test_running_a_spec_twice_gives_the_same_trials_and_figures(root: Path, resu
 
 
 @pytest.mark.slow
-def test_the_budget_of_a_finished_sweep_can_grow(root: Path) -> None:
-    first = run_sweep(parse_spec(spec(root, name="grows", trials=2)))
-    more = run_sweep(parse_spec(spec(root, name="grows", trials=3)), resume=True)
-    assert more.directory == first.directory
+def test_the_budget_of_a_finished_sweep_can_grow_after_its_project_was_moved(tmp_path: Path) -> None:
+    before, root = tmp_path / "before", tmp_path / "My%20Project"
+    first = run_sweep(parse_spec(spec(before, name="grows", trials=2)), allow_unproven=True)
+    # Records once held whole paths of checkpoints.
+    record = first.directory / "events.jsonl"
+    record.write_text(record.read_text().replace('"trials/00000', f'"{first.directory}/trials/00000'))
+    before.rename(root)
+    more = run_sweep(parse_spec(spec(root, name="grows", trials=3)), resume=True, allow_unproven=True)
+    assert more.directory == root / "runs" / "sweeps" / first.directory.name
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
     assert len(more.trials) == 3
+    client = MlflowClient(local_uri(root / "runs"))
+    for run in client.search_runs(["1"], "tags.`tokconv.kind` = 'trial'"):
+        assert path_of(run.info.artifact_uri).is_relative_to(root)
+        assert client.list_artifacts(run.info.run_id, "compressor")
     search = {**spec(root)["search"], "model.compressor.output_grid_size": {"choice": [8]}}
     narrower = run_sweep(parse_spec(spec(root, name="grows", trials=5, search=search)), resume=True)
     assert [trial.values["model.compressor.output_grid_size"] for trial in narrower.trials.values()][3:] == [8, 8]
@@ -268,6 +279,21 @@ def test_a_sweep_judged_by_another_protocol_is_not_resumed(tmp_path: Path, proto
     record.close()
     with pytest.raises(SweepError, match=rf"evaluation protocol {protocol or 1}, this .* without --resume"):
         run_sweep(tiny, resume=True)
+
+
+def test_a_resumed_sweep_may_have_its_data_elsewhere_if_they_are_the_same(tmp_path: Path) -> None:
+    before = spec(tmp_path, base=["data=folder", "data.root=/old/photos", f"data.store={tmp_path}/store"])
+    now = {**before, "base": [*before["base"], "data.root=/new/photos", "data.store=/new/store"]}
+    check_same_experiment(parse_spec(now), parse_spec(before))
+    with pytest.raises(SweepError, match="base: differs"):
+        check_same_experiment(parse_spec({**now, "base": [*now["base"], "data.subset=9"]}), parse_spec(before))
+    store, directory = write_store(tmp_path / "store"), Root(tmp_path / "runs").new("tiny")
+    record = Record(directory.events)
+    record.append("sweep_started", sweep=directory.name, store_fingerprint=store.fingerprint)
+    check_same_store(directory, store)
+    record.close()
+    with pytest.raises(SweepError, match=r"trained on other tokens than .*other holds; restore its images"):
+        check_same_store(directory, write_store(tmp_path / "other", num_images=30))
 
 
 @pytest.mark.parametrize(

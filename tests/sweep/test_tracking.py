@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -50,8 +51,12 @@ from tokconv.sweep.tracking.mlflow_connection import (
     ui_command,
 )
 from tokconv.sweep.tracking.mlflow_view import view_tags, view_url
+from tokconv.system.uris import path_of, sqlite_uri
 
 mlflow = pytest.importorskip("mlflow")
+
+
+AWKWARD = "-my%20runs %2F #1?a=b&c;'d'\"[e]{f}*$HOME`g`<h>|\\é\N{GRINNING FACE}~:@,!^+(i)%"
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +79,22 @@ def _patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     while OPENED:
         OPENED.pop().close()
     assert not list(here.iterdir())
+    # A name that is not quoted, or quoted twice, ends up in another folder.
+    assert {path.name for path in tmp_path.iterdir()} <= {here.name, AWKWARD, "another machine", "newer", "loaded"}
 
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's own tables; creating them takes seconds, so it is done once."""
     path = tmp_path_factory.mktemp("mlflow") / DATABASE
-    connect(f"sqlite:///{path}").search_experiments()
+    connect(sqlite_uri(path)).search_experiments()
     return path
 
 
 @pytest.fixture
 def root(tmp_path: Path, empty_database: Path) -> Path:
-    """A storage root with a blank in its name."""
-    path = tmp_path / "my runs"
+    """A storage root whose name has every sign that means something in a URI, a shell or a pattern."""
+    path = tmp_path / AWKWARD
     path.mkdir()
     (path / DATABASE).write_bytes(empty_database.read_bytes())
     return path
@@ -113,7 +120,7 @@ def test_the_uri_comes_from_the_spec_else_the_environment_else_a_file(
 
 def test_nothing_is_printed_on_the_terminal(root: Path, export: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole_sweep(root, export)
-    deliver(root, f"sqlite:///{root / 'fresh.db'}")
+    deliver(root, sqlite_uri(root / "fresh.db"))
     assert capfd.readouterr() == ("", "")
 
 
@@ -196,7 +203,7 @@ def test_a_cursor_of_a_deleted_database_is_ignored(root: Path, export: Path, emp
     (root / DATABASE).unlink()
     # A new name, since MLflow keeps connections to the old file.
     (root / "new.db").write_bytes(empty_database.read_bytes())
-    uri = f"sqlite:///{root / 'new.db'}"
+    uri = sqlite_uri(root / "new.db")
     deliver(root, uri)
     assert delivered_points(client(root, uri)) == recorded_points(record.path)
 
@@ -292,10 +299,12 @@ def test_the_champion_is_registered_and_predicts_like_the_export(
     assert version.run_id == runs(reader)["00000"].info.run_id
     files = [path.relative_to(root) for path in (root / "mlartifacts").rglob("*") if path.is_file()]
     assert not [file for file in files if file.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]
+    (loaded := root.with_name("loaded")).mkdir()
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(local_uri(root))
     try:
-        model = mlflow.pyfunc.load_model("models:/tokconv-demo-2x2@champion")
+        # Without a folder of its own, MLflow 3.17 itself would unquote the path of a model that is on this machine.
+        model = mlflow.pyfunc.load_model("models:/tokconv-demo-2x2@champion", dst_path=str(loaded))
     finally:
         mlflow.set_tracking_uri(before)
     tokens = np.random.default_rng(0).standard_normal((3, 16, 8), dtype=np.float32)
@@ -427,6 +436,20 @@ def test_events_appended_during_delivery_arrive(root: Path) -> None:
     assert delivered_points(client(root)) == recorded_points(record.path)
 
 
+def test_events_that_are_not_delivered_always_have_a_reason(root: Path) -> None:
+    class Silent:
+        def open(self) -> str:
+            time.sleep(5)
+            return ""
+
+        def deliver(self, events: object) -> None: ...
+
+    record = new_record(root)
+    start_sweep(record)
+    silent = follower.Follower(record.path, Silent(), cursor=root / "c", name="MLflow", on_message=print)
+    assert "1 of 1 events not delivered (no answer within 0.2 s);" in str(silent.close(0.2))
+
+
 def test_without_events_mlflow_is_not_contacted(root: Path) -> None:
     assert writer(root, "http://127.0.0.1:1").close(5).complete
 
@@ -434,7 +457,9 @@ def test_without_events_mlflow_is_not_contacted(root: Path) -> None:
 def test_the_ui_command_serves_this_machine_only(root: Path) -> None:
     line = ui_command(local_uri(root), root)
     assert "--host 127.0.0.1" in line
-    assert f"'{local_uri(root)}'" in line
+    words = shlex.split(line)
+    assert words[words.index("--backend-store-uri") + 1] == local_uri(root)
+    assert path_of(words[-1]) == root / "mlartifacts"
     assert ui_command("https://me:secret@mlflow.example.org", root) == "https://mlflow.example.org"
 
 

@@ -19,7 +19,7 @@ from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
-from tokconv.sweep.tracking.wandb_writer import WandbWriter
+from tokconv.sweep.tracking.wandb_writer import DELETED, WandbWriter
 
 BLOCK = 32768
 
@@ -125,3 +125,46 @@ def test_a_missing_package_is_reported_before_anything_starts(tmp_path: Path, mo
     with pytest.raises(MissingExtraError, match=r"pip install 'tokconv\[wandb\]'"):
         run_sweep(parse_spec(spec(tmp_path, tracking={"wandb": True})))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases_refuses_a_missing_key_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    wandb.teardown()  # it remembers the mode
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory, messages = write_sweep(tmp_path, trials=2), list[str]()
+    sweep = WandbWriter(directory.events, project="tiny", sweep="s", root=tmp_path, on_message=messages.append)
+    try:
+        assert "wandb login" in str(sweep.close(60))
+    finally:
+        wandb.teardown()
+    assert len(messages) == 1
+
+
+def test_a_run_deleted_at_weights_and_biases_is_opened_under_another_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    directory = write_sweep(tmp_path, trials=2)
+    real, ids, logged = wandb.init, list[str](), list[int]()
+
+    def init(**settings: Any) -> Any:
+        """Answer for the first id of every run as W&B's server does, which is not here."""
+        if settings["id"] not in ids and len(ids) % 2 == 0:
+            ids.append(settings["id"])
+            raise wandb.errors.CommError(f"run x was {DELETED}; try a new run name (<Response [409]>)")
+        ids.append(settings["id"])
+        run = real(**settings)
+        log = run.log
+        monkeypatch.setattr(run, "log", lambda figures, step: (logged.append(step), log(figures, step=step)))
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    sweep = WandbWriter(directory.events, project="tiny", sweep="s", root=tmp_path)
+    assert sweep.close(60).complete
+    assert len(set(ids)) == len(ids)
+    assert {1, 2, 3, 4} <= set(logged)

@@ -221,8 +221,9 @@ def test_a_sweep_with_two_workers_per_trial(tmp_path: Path) -> None:
     single = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path / "single", device="cpu"))
     names = single.figures.keys()
     _close([{name: row[name] for name in names} for row in good.history], single.history)
-    written = sorted(path.name for path in Path(str(good.checkpoint)).iterdir())
+    checkpoint = result.directory / str(good.checkpoint)
+    written = sorted(path.name for path in checkpoint.iterdir())
     assert written == ["optimizers.pt", "state.json", "weights.safetensors"]
     assert [path for path in result.directory.rglob("weights.safetensors") if good.uid in path.parts] == [
-        Path(str(good.checkpoint)) / "weights.safetensors"
+        checkpoint / "weights.safetensors"
     ]

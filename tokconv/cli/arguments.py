@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NoReturn
 
 from tokconv import __version__
 from tokconv.cli.options import Commands, add_champion, add_device, add_overrides, command, place, refuse
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
-from tokconv.errors import ConfigError
+from tokconv.errors import ConfigError, printable
+from tokconv.system.files import local_path
 
 TOUR = """a tour:
   tokconv doctor                                     is everything installed and working?
@@ -29,6 +30,13 @@ every command explains itself: tokconv COMMAND --help
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints quote arguments on one line; a shell's * makes arguments of file names."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse like parse_args, but accept overrides and images on both sides of an option.
 
@@ -43,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"unknown option {text}{hint}")
         if "list" not in args:
             parser.error(f"unexpected {text!r}")
-        getattr(args, args.list).append(Path(text) if args.list == "images" else text)
+        getattr(args, args.list).append(local_path(text) if args.list == "images" else text)
     if "check" in args:
         args.check(args)
     return args
@@ -51,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="tokconv",
         description="Learned compression of CLIP patch tokens, and the sweep that finds the best compressor.",
         epilog=TOUR,
@@ -154,14 +162,14 @@ def _add_evaluate(commands: Commands) -> None:
         "tokconv evaluate my-compressor runs/stores/my-store",
         "tokconv evaluate runs/sweeps/demo-001 --grid 6 --purpose plug-in",
     )
-    parser.add_argument("compressor", type=Path, nargs="?", help="an exported compressor, or a sweep")
+    parser.add_argument("compressor", type=local_path, nargs="?", help="an exported compressor, or a sweep")
     parser.add_argument(
         "store", type=place, nargs="?", help="a token store of its encoder (default: the one it was trained on)"
     )
     parser.add_argument("--baselines", type=place, metavar="STORE", help="evaluate only the baselines of this store")
     parser.add_argument("--grids", help="with --baselines: output grids (default: those of 4,6,8,12 that fit)")
     parser.add_argument(
-        "--plot", type=Path, help="with --baselines: the PNG (default: STORE/derived/rate_distortion.png)"
+        "--plot", type=local_path, help="with --baselines: the PNG (default: STORE/derived/rate_distortion.png)"
     )
     add_champion(parser)
     add_device(parser)
@@ -186,10 +194,10 @@ def _add_export(commands: Commands) -> None:
         "tokconv export runs/sweeps/demo-001 --grid 6 --purpose plug-in --out for-the-server --format onnx",
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="a checkpoint, the directory of a train run, an exported folder, or a sweep"
+        "checkpoint", type=local_path, help="a checkpoint, the directory of a train run, an exported folder, or a sweep"
     )
     parser.add_argument(
-        "--out", type=Path, help="the folder to write; without it, --format adds to an exported folder in place"
+        "--out", type=local_path, help="the folder to write; without it, --format adds to an exported folder in place"
     )
     parser.add_argument(
         "--format",
@@ -208,7 +216,7 @@ def _add_dynamic(commands: Commands) -> None:
         "fit the predictor that chooses a grid per image among a sweep's compressors (compress --target-fvu)",
         "tokconv dynamic runs/sweeps/demo-001/champions",
     )
-    parser.add_argument("champions", type=Path, help="a folder of exported compressors, one per grid")
+    parser.add_argument("champions", type=local_path, help="a folder of exported compressors, one per grid")
     parser.add_argument(
         "store", nargs="?", type=place, help="the token store they were trained on (default: it is searched for)"
     )
@@ -222,11 +230,13 @@ def _add_compress(commands: Commands) -> None:
         "compress the tokens of images with an exported compressor",
         "tokconv compress cat.jpg --compressor my-compressor --out tokens.safetensors --picture picture.png",
     )
-    parser.add_argument("images", nargs="+", type=Path, help="image files")
+    parser.add_argument("images", nargs="+", type=local_path, help="image files")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--compressor", type=Path, help="an exported compressor, or a sweep")
+    which.add_argument("--compressor", type=local_path, help="an exported compressor, or a sweep")
     which.add_argument(
-        "--compressors", type=Path, help="a folder of them, such as a sweep's champions, to choose from for each image"
+        "--compressors",
+        type=local_path,
+        help="a folder of them, such as a sweep's champions, to choose from for each image",
     )
     parser.add_argument(
         "--target-fvu",
@@ -240,10 +250,12 @@ def _add_compress(commands: Commands) -> None:
         "--encoder", help="the vision tower, a name or a directory, if it has moved since the compressor was exported"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="a safetensors file with `tokens`, [B, k*k, C] or [sum of k*k, C]"
+        "--out", type=local_path, required=True, help="a safetensors file with `tokens`, [B, k*k, C] or [sum of k*k, C]"
     )
     parser.add_argument(
-        "--picture", type=Path, help="a PNG: the first images, their tokens, compressed grids, reconstructions, errors"
+        "--picture",
+        type=local_path,
+        help="a PNG: the first images, their tokens, compressed grids, reconstructions, errors",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: %(default)s)")
     add_champion(parser)

@@ -20,7 +20,7 @@ from tokconv.encoding.sources.features import GIVEN
 from tokconv.encoding.sources.files import open_image
 from tokconv.encoding.towers.families import layer_from_start
 from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
-from tokconv.errors import CheckpointError, ConfigError, DataError, first_line, import_extra
+from tokconv.errors import CheckpointError, ConfigError, DataError, first_line, import_extra, printable
 from tokconv.evaluation.pictures import draw_compression
 from tokconv.exports.artefact import load_compressor, load_decoder, read_config
 from tokconv.exports.champions import find_champion
@@ -97,7 +97,7 @@ def _compress_fixed(reader: _Reader, path: Path, tower: VisionTower, out: Path) 
     result = torch.cat([network(tokens).cpu() for tokens in reader.batches(tower)])
     with atomic_path(out) as temporary:
         save_file({"tokens": result}, temporary, {"images": json.dumps(reader.names)})
-    print(f"{out}: tokens {list(result.shape)}, {network.token_grid**2 / result.shape[1]:.3g}x fewer")
+    print(f"{printable(out)}: tokens {list(result.shape)}, {network.token_grid**2 / result.shape[1]:.3g}x fewer")
     return [path] * len(result)
 
 
@@ -114,7 +114,7 @@ def _compress_dynamic(reader: _Reader, network: DynamicCompressor, tower: Vision
         unmet += int((~meets).sum())
     save_ragged(out, parts, reader.names)
     mean = sum(map(len, parts)) / len(parts)
-    print(f"{out}: {mean:.1f} tokens per image on average, {network.token_grid**2 / mean:.3g}x fewer")
+    print(f"{printable(out)}: {mean:.1f} tokens per image on average, {network.token_grid**2 / mean:.3g}x fewer")
     for number, grid in enumerate(network.grids.tolist()):
         count = chosen.count(number)
         print(f"  {grid} x {grid}: {count} image{'' if count == 1 else 's'}")
@@ -134,7 +134,7 @@ def _draw(reader: _Reader, compressors: Sequence[Path], picture: Path) -> None:
     tokens = torch.cat(reader.tokens)[: len(paths)]
     draw_compression([codecs[path] for path in paths], tokens, picture, reader.pictures)
     more = f" of the first {len(paths)} images" if len(reader.images) > len(paths) else ""
-    print(f"{picture}: image, tokens, compressed grid, reconstruction, error of each token{more}")
+    print(f"{printable(picture)}: image, tokens, compressed grid, reconstruction, error of each token{more}")
 
 
 def _check_files(images: Sequence[Path], outputs: Sequence[Path]) -> None:

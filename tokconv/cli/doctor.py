@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokconv import __version__
-from tokconv.errors import MissingExtraError, first_line
+from tokconv.errors import MissingExtraError, first_line, printable
 from tokconv.system.ray_cluster import check_ray
 
 Check = Callable[[], str]
@@ -90,7 +90,11 @@ def _scratch() -> Iterator[None]:
 def _print_part(head: str, *paragraphs: str) -> None:
     columns = max(60, min(shutil.get_terminal_size().columns, 120))
     indent = " " * len(head)
-    lines = [line for text in paragraphs for line in textwrap.wrap(text, columns - len(head), break_long_words=False)]
+    lines = [
+        line
+        for text in paragraphs
+        for line in textwrap.wrap(printable(text), columns - len(head), break_long_words=False)
+    ]
     print(head + f"\n{indent}".join(lines), flush=True)
 
 
@@ -184,7 +188,7 @@ def _training() -> str:
         images.mkdir()
         for number in range(16):
             Image.linear_gradient("L").rotate(22 * number).resize((32, 32)).save(images / f"{number:02d}.png")
-        data = ["data=folder", f"data.root='{images}'", f"data.store='{scratch}/store'", "data.num_workers=0"]
+        data = ["data=folder", f"data.root={images}", f"data.store={scratch}/store", "data.num_workers=0"]
         tower = f"model.clip.model_name={BUNDLED}"
         config = compose([*data, tower, "training.epochs=1", "training.n_critic=1"])
         result = train(config, encode(config), Path(scratch) / "run")

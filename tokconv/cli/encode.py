@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> None:
 
         encode_with = partial(encode_with_pool, config, encoders)
     try:
-        store = encode_and_print(config, device=args.device, encode_with=encode_with)
+        store = encode_and_print(config, device=args.device, encode_with=encode_with, retry_skipped=True)
     except KeyboardInterrupt:
         print("stopped; finished shards are kept, the same command continues")
         raise
     if args.verify:
-        TokenStore.open(store.path, verify=True)
+        TokenStore.open(store.path, verify=True, fingerprint=store.fingerprint)
         print("every shard has the hash it was written with")

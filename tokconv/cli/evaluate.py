@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokconv.errors import ConfigError, MissingExtraError, require_extra
+from tokconv.errors import ConfigError, MissingExtraError, printable, require_extra
 from tokconv.evaluation.baseline_figures import SHORTFALL
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.evaluator import Figures
@@ -52,7 +53,7 @@ def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | No
     print(f"\n{SIDE_INFORMATION}")
     try:
         out = plot or store.derived_dir / "rate_distortion.png"
-        print(f"\nplot: {draw_rate_distortion(figures, store.token_grid, out)}")
+        print(f"\nplot: {printable(draw_rate_distortion(figures, store.token_grid, out))}")
     except MissingExtraError as error:
         print(f"\nno plot: {error}")
 
@@ -61,7 +62,7 @@ def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str 
     """Print the figures of an exported compressor and of the baselines at its grid, and whether it beats them."""
     description = read_config(folder)
     fingerprint = description.get("store_fingerprint")
-    advice = f"name a store of the same encoder: tokconv evaluate {folder} STORE"
+    advice = f"name a store of the same encoder: tokconv evaluate {shlex.quote(str(folder))} STORE"
     store = find_store(folder, fingerprint, advice=advice) if place is None else open_place(place)
     figures = evaluate(folder, store, device=device)
     grid = description["compressor"]["output_grid_size"]
@@ -70,7 +71,7 @@ def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str 
     print(figure_table({"this compressor": figures, **_labelled(baselines)}))
     print(f"{_pca_note(baselines)}\n\n{SIDE_INFORMATION}\n\n{_verdict(figures, baselines)}")
     for note in _differences(description, store):
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def _differences(description: Mapping[str, Any], store: TokenStore) -> list[str]:
@@ -99,7 +100,7 @@ def _verdict(figures: Figures, baselines: Mapping[str, Figures]) -> str:
 
 
 def _title(store: TokenStore) -> str:
-    return f"{store.path}: held-out figures, evaluation protocol {PROTOCOL}"
+    return f"{printable(store.path)}: held-out figures, evaluation protocol {PROTOCOL}\n{store.summary}"
 
 
 def _heading(store: TokenStore, grid: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tokconv.errors import ConfigError
+from tokconv.errors import ConfigError, printable
 from tokconv.exports.artefact import export
 from tokconv.exports.champions import find_champion, is_export
 from tokconv.exports.formats import add_formats, check_formats, copy_export
@@ -26,5 +26,5 @@ def run(args: argparse.Namespace) -> None:
         written = export(source, args.out)
     for name, measured in add_formats(written, formats).items():
         error = f"{measured['max_error']:.1e} of a token's deviation"
-        print(f"{written / measured['file']}: {name}, differs from the compressor by at most {error}")
-    print(f"{written}: load it with tokconv.load_compressor({str(written)!r})")
+        print(f"{printable(written / measured['file'])}: {name}, differs from the compressor by at most {error}")
+    print(f"{printable(written)}: load it with tokconv.load_compressor({str(written)!r})")

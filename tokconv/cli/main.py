@@ -8,9 +8,11 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokconv.cli.arguments import parse
-from tokconv.errors import TokconvError
+from tokconv.errors import TokconvError, printable
+from tokconv.system.terminal import escape_unencodable
 
 COMMANDS = {
     **{name: f"tokconv.cli.{name}:run" for name in ("doctor", "encode", "train", "models", "evaluate", "export")},
@@ -27,6 +29,11 @@ UNUSABLE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The shell has closed it (>&-).
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    escape_unencodable(sys.stdout, sys.stderr)
     try:
         args = parse(argv)
         return int(pkgutil.resolve_name(COMMANDS[args.command])(args) or 0)
@@ -40,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise
-        print(f"tokconv: {error.filename or 'a file'}: cannot be written or read ({error.strerror})", file=sys.stderr)
+        name = printable(error.filename or "a file")
+        print(f"tokconv: {name}: cannot be written or read ({error.strerror})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tokconv: interrupted", file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tokconv.errors import ConfigError
+from tokconv.system.files import local_path
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -52,4 +53,4 @@ def refuse(args: argparse.Namespace, options: Iterable[str], partner: str) -> No
 
 def place(text: str) -> Path | str:
     """Return a store's directory as a path and its URL as text, from which a path would drop a slash."""
-    return text if "://" in text else Path(text)
+    return text if "://" in text else local_path(text)

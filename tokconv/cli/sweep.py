@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import signal
-from pathlib import Path
 
 from tokconv.cli.options import Commands, add_overrides, command, refuse
 from tokconv.errors import ConfigError, import_extra
+from tokconv.system.files import local_path
 
 SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats")
 """What a sweep imports sooner or later; a missing one is reported before anything starts."""
@@ -22,7 +22,7 @@ def add_sweep(commands: Commands) -> None:
         "search for the best compressor at every ratio",
         "tokconv sweep sweeps/demo.yaml trials=8",
     )
-    parser.add_argument("spec", type=Path, help="the spec, a YAML file")
+    parser.add_argument("spec", type=local_path, help="the spec, a YAML file")
     add_overrides(parser, "replace keys of the spec, as in resources.runner=inline")
     parser.add_argument("--resume", action="store_true", help="continue the newest run of this spec's name")
     parser.add_argument(
@@ -80,7 +80,9 @@ def add_report(commands: Commands) -> None:
         "tokconv report demo-001 --out somewhere",
     )
     parser.add_argument("name", help="as for status")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write it (default: the sweep's report/)")
+    parser.add_argument(
+        "--out", type=local_path, metavar="DIR", help="where to write it (default: the sweep's report/)"
+    )
     _add_storage(parser)
 
 
@@ -92,7 +94,7 @@ def add_replay(commands: Commands) -> None:
         "tokconv replay runs/sweeps/full-001 --min-epochs 1 2 --reduction 2 3",
         "(after: tokconv sweep sweeps/demo.yaml name=full early_stopping=none trials=24)",
     )
-    parser.add_argument("sweep", type=Path, help="the directory of a sweep whose trials all ran to their end")
+    parser.add_argument("sweep", type=local_path, help="the directory of a sweep whose trials all ran to their end")
     parser.add_argument("--min-epochs", type=int, nargs="+", default=[2], help="the first rung (default: 2)")
     parser.add_argument(
         "--reduction", type=int, nargs="+", default=[3], metavar="N", help="1 in N trials goes on (default: 3)"
@@ -152,10 +154,13 @@ def stop(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write a sweep's report again. Raises SweepError."""
+    """Write a sweep's report again, and repair MLflow's places if the sweep was moved. Raises SweepError."""
     from tokconv.sweep.report.status import write_report
+    from tokconv.sweep.tracking.mlflow_moved import repair_default
 
-    write_report(args.name, storage=args.storage, out=args.out)
+    directory = write_report(args.name, storage=args.storage, out=args.out)
+    if repaired := repair_default(directory.parents[1]):
+        print(repaired)
 
 
 def replay(args: argparse.Namespace) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.config.overrides import compose, from_dict, parse, with_values
+from tokconv.config.sources import MAY_CHANGE
 from tokconv.config.tree import Config, get, to_dict
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
-from tokconv.errors import CheckpointError, ConfigError
+from tokconv.errors import CheckpointError, ConfigError, printable
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines import registry as baselines
 from tokconv.evaluation.figure import TRAIN, Figure
@@ -28,8 +29,6 @@ from tokconv.training.loop import check_store, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 
 RUNS = Path("runs/train")
-MAY_CHANGE = ("data.root", "data.store", "data.num_workers", "data.encode_batch_size")
-"""Keys that a resumed run may change: where its data are and how they are read."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,27 +37,31 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--name: got {args.name!r}; {NAME_RULE}")
     run_dir = _newest_run(args.name) if args.resume else None
     config = compose(args.overrides) if run_dir is None else _resumed_config(run_dir, args.overrides)
+    trained_on = None
     if run_dir is not None and (saved := checkpoints_of(run_dir)):
         state = load_state(saved[-1])
         if state["history"][-1]["epoch"] >= config.training.epochs:
             _print_finished(run_dir, state)
             return
         check_resumable(state, run_dir)
+        trained_on = state["store_fingerprint"]
     token_grid, grid = describe_tokens(config).token_grid, config.model.compressor.output_grid_size
     check_output_grid(grid, token_grid)
     try:
-        store = encode_and_print(config, device=args.device)
+        store = encode_and_print(config, device=args.device, resumed=trained_on)
         check_store(config, store)
         run_dir = run_dir or new_numbered(RUNS, args.name)
         if not (run_dir / "config.json").exists():
             write_json(run_dir / "config.json", to_dict(config))
         ratio = f"{compression_ratio(token_grid, grid):.3g}x fewer"
-        print(f"run: {run_dir} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})")
+        print(
+            f"run: {printable(run_dir)} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})"
+        )
         _train(config, store, run_dir, args.device, args.resume)
     except KeyboardInterrupt:
         name = "" if args.name == "train" else f" --name {args.name}"
         how = f" --resume{name}" if run_dir is not None else f"{name} {shlex.join(args.overrides)}".rstrip()
-        print(f"stopped; go on with: tokconv train{how}")
+        print(f"stopped; go on with: tokconv train{printable(how)}")
         raise
     print(_next_step(run_dir))
 
@@ -117,15 +120,16 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
 
 
 def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:
-    print(f"{run_dir}: finished already, nothing is left to train")
+    print(f"{printable(run_dir)}: finished already, nothing is left to train")
     if difference := other_protocol(state):
-        print(f"note: {difference}")
+        print(f"note: {printable(difference)}")
     last = _epoch_row(state["history"][-1], state["baselines"])
     print(f"\n{_table_head(state['baselines'])}\n{last}\n{_next_step(run_dir)}")
 
 
 def _next_step(run_dir: Path) -> str:
-    return f"\ncheckpoint: {checkpoints_of(run_dir)[-1]}\nexport it:  tokconv export {run_dir} --out my-compressor"
+    newest = printable(checkpoints_of(run_dir)[-1])
+    return f"\ncheckpoint: {newest}\nexport it:  tokconv export {printable(run_dir)} --out my-compressor"
 
 
 def _legend(like: Metrics) -> str:

@@ -34,6 +34,16 @@ def validate(config: Config) -> Config:
     """
     for key in KEYS:
         check_value(key, get(config, key))
+    check_combination(config)
+    return config
+
+
+def check_combination(config: Config) -> None:
+    """Check the keys that depend on each other; every value by itself is within its bounds.
+
+    Raises:
+        ConfigError: the keys, the values and the rule.
+    """
     if not any(dataclasses.asdict(config.loss.weights).values()):
         raise ConfigError("loss.weights: all are 0, nothing would be trained; raise ae or another one")
     _check_model(config.model)
@@ -49,7 +59,6 @@ def validate(config: Config) -> Config:
         if getattr(config.data, key) is not None and key not in SOURCES[source].optional:
             readers = ", ".join(name for name, keys in SOURCES.items() if key in keys.optional)
             raise ConfigError(f"data.{key}: data.source={source} does not read it, only {readers}; leave it out")
-    return config
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -1,7 +1,8 @@
 """From `key.path=value` strings, or a plain dictionary, to a checked `Config`.
 
 Hydra's compose API reads the groups in `tokconv/config/groups`. Unknown keys and wrong types are refused with one
-sentence before anything else happens. `OLD_NAMES` holds every published spelling that changed.
+sentence before anything else happens. `OLD_NAMES` holds every published spelling that changed. Hydra's grammar applies
+to numbers and choices only: what stands behind `data.root=` is the path, whatever characters it has.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from tokconv.config.checks import check_key, validate
-from tokconv.config.tree import GROUPS, KEYS, Config, flatten, to_dict
+from tokconv.config.tree import BOUNDS, GROUPS, KEYS, Config, flatten, to_dict
 from tokconv.errors import ConfigError, first_line, suggest
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -34,6 +35,10 @@ OLD_NAMES: dict[str, tuple[str, Mapping[Any, Any]]] = {
 
 BEFORE: Mapping[str, Any] = {"loss.wgan.balance": "none", "training.critic_schedule": "linear"}
 """Key -> what a config that was saved before it existed did; other new keys are off by default, as before them."""
+LITERAL = {key for key, annotation in KEYS.items() if str in (get_args(annotation) or (annotation,))} - BOUNDS.keys()
+"""Keys of paths, names and other free texts."""
+PATHS = ("data.root", "data.store")
+QUOTES = "'\""
 
 # Hydra's parser does not catch these: numbers of more than 4,300 digits, an unfinished interpolation, deep nesting.
 _PARSER_ERRORS = (HydraException, ValueError, IndexError, RecursionError)
@@ -43,7 +48,8 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """Compose the defaults and these overrides to a checked config.
 
     Args:
-        overrides: `dotted.key=value` or `data=GROUP`, in Hydra's grammar.
+        overrides: `dotted.key=value` or `data=GROUP`. Numbers and choices are in Hydra's grammar, and texts such as
+            `data.root` are taken literally: see `literal_text`.
 
     Raises:
         ConfigError: a key is unknown (with the nearest one), or a value has the wrong type or is out of its bounds.
@@ -81,17 +87,43 @@ def parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """
     pairs: list[tuple[str, Any]] = []
     for text in overrides:
+        key, equals, rest = text.partition("=")
+        if equals and key in LITERAL:
+            pairs.append((key, literal_text(rest)))
+            continue
         try:
             override = OverridesParser.create().parse_override(text)
         except _PARSER_ERRORS as error:
-            rule = "write key=value, as in training.epochs=5, and quotes around a text with special characters"
-            raise ConfigError(f"{text!r}: not an override; {rule}: data.root='/photos (old)'") from error
+            raise ConfigError(f"{text!r}: not an override; write key=value, as in training.epochs=5") from error
         value = override.value()
         pairs.append((_plain_key(override, text), value.text if isinstance(value, QuotedString) else value))
     current = _translate(pairs)
     for key, value in current:
         _check_plain(key, value)
     return current
+
+
+def literal_text(value: str) -> str | None:
+    """Return the text of a key that holds a path or a name: the value itself.
+
+    `null` is None. Quotes around the whole value are removed, which earlier versions required; `./'photos'` names a
+    folder whose name has them.
+
+    Example:
+        >>> literal_text("/photos (old), a=b"), literal_text("'/photos (old)'"), literal_text("null")
+        ('/photos (old), a=b', '/photos (old)', None)
+    """
+    if value.lower() == "null":
+        return None
+    if len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]:
+        try:
+            parsed = OverridesParser.create().parse_override(f"key={value}").value()
+        except _PARSER_ERRORS:
+            return value
+        # Of what begins and ends with a quote, Hydra reads nothing but one quoted text as a text.
+        if isinstance(parsed, str | QuotedString):
+            return parsed if isinstance(parsed, str) else parsed.text
+    return value
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
@@ -141,6 +173,8 @@ def _check_plain(key: str, value: Any) -> None:
     if isinstance(value, list | tuple | Mapping) or value == "???" or too_large:
         wanted = _type_name(KEYS[key]) if key in KEYS else "a name"
         raise ConfigError(f"{key}: got {value!r}; must be {wanted}")
+    if key in PATHS and value == "":
+        raise ConfigError(f"{key}: got no path; is a variable of the shell empty? Leave the key out to go without")
 
 
 def _check_literal(key: str, value: Any) -> None:

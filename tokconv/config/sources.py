@@ -26,4 +26,6 @@ SOURCES = {
     "features": SourceKeys("a file of tokens, or a folder of them"),
 }
 """The values of `data.source`."""
+MAY_CHANGE = ("data.root", "data.store", "data.num_workers", "data.encode_batch_size")
+"""Keys that a resumed run or sweep may change: where its data are and how they are read."""
 OPTIONAL_KEYS = tuple(dict.fromkeys(key for source in SOURCES.values() for key in source.optional))

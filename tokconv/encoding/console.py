@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tokconv.config.tree import Config
-from tokconv.encoding.images import open_source
-from tokconv.encoding.job import STORES
-from tokconv.encoding.pipeline import EncodeProgress, OnProgress, encode
+from tokconv.encoding.existing import resumed_store
+from tokconv.encoding.job import STORES, EncodeJob
+from tokconv.encoding.pipeline import EncodeProgress, OnOpened, OnProgress, encode
+from tokconv.errors import printable
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
 from tokconv.system.terminal import progress_line
@@ -16,37 +17,57 @@ from tokconv.system.terminal import progress_line
 MAX_LISTED = 5
 """The unreadable images that are printed by name."""
 
-Encode = Callable[[OnProgress], TokenStore]
-"""Returns the store of a config, and reports how far its encoding is."""
+Encode = Callable[[OnProgress, OnOpened], TokenStore]
+"""Returns the store of a config, and reports what it found and how far its encoding is."""
 
 
 def encode_and_print(
-    config: Config, *, device: str | None = None, stores: str | Path = STORES, encode_with: Encode | None = None
+    config: Config,
+    *,
+    device: str | None = None,
+    stores: str | Path = STORES,
+    encode_with: Encode | None = None,
+    retry_skipped: bool = False,
+    resumed: str | None = None,
 ) -> TokenStore:
-    """Return the store of a config as `encode` does; print the progress, then what the store holds.
+    """Return the store of a config as `encode` does; print how its images are read, the progress, and what it holds.
 
     Args:
         device, stores: as for `tokconv.encoding.pipeline.encode`.
         encode_with: encodes instead of this process.
+        retry_skipped: as for `tokconv.encoding.pipeline.encode`.
+        resumed: the fingerprint of the store that a run to resume was trained on; if it is still there, it is opened.
 
     Raises:
         TokconvError: as `tokconv.encoding.pipeline.encode`; ConfigError for a device that this machine does not have.
     """
+    jobs: list[EncodeJob] = []
     with progress_line("encoding") as line:
+
+        def opened(job: EncodeJob) -> None:
+            jobs.append(job)
+            for note in job.source.notes:
+                line.message(f"{config.data.root}: {note}")
 
         def progress(at: EncodeProgress) -> None:
             line(at.done, at.total, f"{at.skipped} skipped" if at.skipped else "")
 
-        if encode_with is None:
-            store = encode(config, device=str(resolve_device(device)), progress=progress, stores=stores)
+        if (found := resumed_store(config, resumed, stores)) is not None:
+            store = found
+        elif encode_with is None:
+            device = str(resolve_device(device))
+            store = encode(
+                config, device=device, progress=progress, opened=opened, stores=stores, retry_skipped=retry_skipped
+            )
         else:
-            store = encode_with(progress)
-    print(f"token store: {store.path} ({store.num_images} images, {store.num_tokens} tokens of {store.dim} channels)")
-    if store.skipped:
-        print(f"  {len(store.skipped)} images could not be read:")
-        items = open_source(config.data).items
+            store = encode_with(progress, opened)
+    print(f"token store: {printable(store.path)} ({store.summary})")
+    if store.skipped and jobs:
+        again = "" if retry_skipped else "; tokconv encode tries them again"
+        print(f"  {len(store.skipped)} images could not be read{again}:")
+        items = jobs[0].source.items
         for image in store.skipped[:MAX_LISTED]:
-            print(f"    {items[image.item].key}: {image.reason}")
+            print(f"    {printable(items[image.item].key)}: {printable(image.reason)}")
         if len(store.skipped) > MAX_LISTED:
-            print(f"    and {len(store.skipped) - MAX_LISTED} more, listed in {store.path / 'index.json'}")
+            print(f"    and {len(store.skipped) - MAX_LISTED} more, listed in {printable(store.path / 'index.json')}")
     return store

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +18,20 @@ from torch import Tensor
 
 from tokconv.config.overrides import from_dict
 from tokconv.config.tree import Config, to_dict
+from tokconv.encoding.changes import find_changes
 from tokconv.encoding.images import describe_tokens, open_source
 from tokconv.encoding.job import EncodeJob
 from tokconv.encoding.shards import ShardEncoder
 from tokconv.encoding.sources.base import ImageItem, ImageSource
 from tokconv.encoding.sources.features import FeatureSpec
+from tokconv.encoding.towers.spec import EncoderSpec
 from tokconv.errors import DataError, TokconvError, first_line
 from tokconv.store.downsampled import DownsampledTokens, downsampled_dir, downsampled_settings
 from tokconv.store.format import digest, read_json
 from tokconv.store.reader import TokenStore
 from tokconv.store.writer import StoreWriter
 from tokconv.system.devices import resolve_device
-from tokconv.system.files import write_json
+from tokconv.system.files import local_path, write_json
 
 RECORD = "encoded_from.json"
 """In the derived folder: the part of the config that names images and tower, so that a store alone leads to them."""
@@ -39,8 +41,8 @@ def remember_config(store: TokenStore, config: Config) -> None:
     """Note beside a store which images and tower it was made from; a folder without write access is left alone."""
     tree = to_dict(config)
     root = config.data.root
-    if root is not None and Path(root).expanduser().exists():
-        tree["data"]["root"] = str(Path(root).expanduser().absolute())
+    if root is not None and local_path(root).exists():
+        tree["data"]["root"] = str(local_path(root).absolute())
     noted = {"data": tree["data"], "model": {"clip": tree["model"]["clip"]}}
     with suppress(OSError):
         store.derived_dir.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def _encode(
     if isinstance(spec, FeatureSpec):
         raise DataError(f"{store.path} was made from ready-made tokens, not from images")
     source = open_source(config.data)
-    if digest(source.identity()) != digest(store.settings.source):
+    if not _same_images(source, spec, store):
         raise DataError(f"the images that {store.path} was made from are no longer there as they were")
     if digest(spec.identity()) != digest(store.settings.encoder):
         raise DataError(f"{spec.name} is no longer the tower that {store.path} was made with")
@@ -122,6 +124,15 @@ def _encode(
         writer.finish([str(image) for image in images.tolist()], splits)
 
 
+def _same_images(source: ImageSource, spec: EncoderSpec, store: TokenStore) -> bool:
+    """Return whether a source has the images of a store; earlier versions of stores hold another identity."""
+    known = digest(store.settings.source)
+    if digest(source.identity()) != known and digest(source.probed_identity()) != known:
+        return False
+    job = EncodeJob(spec, source, store.settings, store.path)
+    return not find_changes(job, dict(enumerate(store.shard_paths())), [image.item for image in store.skipped]).text
+
+
 class _SmallImageEncoder(ShardEncoder):
     """Encodes images at k patches a side, k the grid of the job."""
 
@@ -143,10 +154,20 @@ class _StoredImages:
         skipped = {image.item for image in store.skipped}
         stored = [item for item in range(store.settings.num_items) if item not in skipped]
         self._source, self._chosen = source, [stored[image] for image in images.tolist()]
+        self.notes = source.notes
         self.items: Sequence[ImageItem] = tuple(ImageItem(str(image)) for image in images.tolist())
 
     def load(self, index: int) -> Image.Image | Tensor:
         return self._source.load(self._chosen[index])
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         return self._source.identity()
+
+    def probed_identity(self) -> dict[str, Any]:
+        return self._source.probed_identity()
+
+    def stats(self, indices: Sequence[int]) -> Tensor:
+        return self._source.stats([self._chosen[index] for index in indices])
+
+    def content(self, index: int) -> bytes:
+        return self._source.content(self._chosen[index])

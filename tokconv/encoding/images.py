@@ -66,16 +66,24 @@ def assign_split(items: Sequence[ImageItem], val_fraction: float) -> list[str]:
     """
     if len(items) < 2:
         raise DataError(f"data: {len(items)} readable images; at least 2 are needed, one to train on, one to hold out")
-    hashes = [hashlib.sha256(item.key.encode("utf-8", "surrogateescape")).digest() for item in items]
-    # Uniform in [0, 1).
-    draws = [int.from_bytes(found[:8]) / 2**64 for found in hashes]
-    drawn = ["val" if draw < val_fraction else "train" for draw in draws]
-    splits = [item.split or split for item, split in zip(items, drawn, strict=True)]
+    draws = [_draw(item) for item in items]
+    splits = [own_split(item, val_fraction) for item in items]
     if "val" not in splits:
         splits[draws.index(min(draws))] = "val"
     elif "train" not in splits:
         splits[draws.index(max(draws))] = "train"
     return splits
+
+
+def own_split(item: ImageItem, val_fraction: float) -> str:
+    """Return train or val: the split that an image declares, else the one drawn for it alone."""
+    return item.split or ("val" if _draw(item) < val_fraction else "train")
+
+
+def _draw(item: ImageItem) -> float:
+    """Return a number in [0, 1), uniform over keys."""
+    found = hashlib.sha256(item.key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(found[:8]) / 2**64
 
 
 class SubsetSource:
@@ -86,7 +94,7 @@ class SubsetSource:
 
     def __init__(self, source: ImageSource, count: int) -> None:
         self.source = source
-        self.name, self.class_names = source.name, source.class_names
+        self.name, self.class_names, self.notes = source.name, source.class_names, source.notes
         generator = torch.Generator().manual_seed(SUBSET_SEED)
         order: list[int] = torch.randperm(len(source.items), generator=generator).tolist()
         chosen = order[:count]
@@ -102,3 +110,12 @@ class SubsetSource:
 
     def identity(self) -> dict[str, Any]:
         return {**self.source.identity(), "subset": len(self.items)}
+
+    def probed_identity(self) -> dict[str, Any]:
+        return {**self.source.probed_identity(), "subset": len(self.items)}
+
+    def stats(self, indices: Sequence[int]) -> Tensor:
+        return self.source.stats([self._indices[index] for index in indices])
+
+    def content(self, index: int) -> bytes:
+        return self.source.content(self._indices[index])

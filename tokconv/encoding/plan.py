@@ -10,9 +10,10 @@ import torch
 
 from tokconv.config.tree import Config
 from tokconv.encoding.encoders import Encoders
+from tokconv.encoding.existing import planned
 from tokconv.encoding.job import EncodeJob, open_job
 from tokconv.encoding.shards import ShardEncoder
-from tokconv.errors import ConfigError, DataError
+from tokconv.errors import ConfigError, DataError, printable
 from tokconv.store.format import image_bytes, pack
 from tokconv.system.terminal import data_size, duration
 
@@ -42,17 +43,18 @@ def describe_plan(
     for name, value in (("images", images), ("images-per-second", images_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name}: got {value:g}; must be greater than 0")
-    job = open_job(config)
-    settings, complete = job.settings, job.is_complete()
+    job, complete = planned(open_job(config))
+    settings = job.settings
     if images is None:
         what, state = f"{settings.num_items} images", "complete already" if complete else "not yet encoded"
     else:
         settings = dataclasses.replace(settings, num_items=images)
         what, state = f"as if there were {images} images", "a plan, not this store"
     size = settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)
-    first = (
-        f"{job.path}: {what} x {settings.num_tokens} tokens, {data_size(size)} in {settings.num_shards} shards "
-        f"({state})"
+    notes = [f"{printable(config.data.root)}: {printable(note)}\n" for note in job.source.notes]
+    first = "".join(notes) + (
+        f"{printable(job.path)}: {what} x {settings.num_tokens} tokens, {data_size(size)} in "
+        f"{settings.num_shards} shards ({state})"
     )
     if images is None and complete:
         return first

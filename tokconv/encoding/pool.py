@@ -13,7 +13,6 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +21,13 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.encoding.encoders import Encoders
 from tokconv.encoding.job import EncodeJob, open_job
-from tokconv.encoding.pipeline import OnProgress, encode_job
+from tokconv.encoding.pipeline import OnOpened, OnProgress, encode_job
 from tokconv.encoding.shards import CountImages, ShardEncoder
 from tokconv.errors import ConfigError, DataError, StoreError, TokconvError, import_extra
 from tokconv.store.format import SETTINGS, read_header, shard_name
 from tokconv.store.reader import TokenStore
 from tokconv.store.writer import StoreWriter
+from tokconv.system.files import local_path
 from tokconv.system.ray_cluster import ray_cluster
 
 MAX_DEATHS = 5
@@ -35,7 +35,14 @@ MAX_DEATHS = 5
 ERRORS: dict[str, type[TokconvError]] = {"ConfigError": ConfigError, "DataError": DataError, "StoreError": StoreError}
 
 
-def encode_with_pool(config: Config, encoders: Encoders, progress: OnProgress | None = None) -> TokenStore:
+def encode_with_pool(
+    config: Config,
+    encoders: Encoders,
+    progress: OnProgress | None = None,
+    opened: OnOpened | None = None,
+    *,
+    retry_skipped: bool = True,
+) -> TokenStore:
     """Return the token store of this config as `encode` does, but encode it with a pool of encoders.
 
     On the same kind of device the store is the same, bit for bit. The pool runs on the cluster that RAY_ADDRESS names,
@@ -44,6 +51,8 @@ def encode_with_pool(config: Config, encoders: Encoders, progress: OnProgress | 
 
     Args:
         progress: called after every shard.
+        opened: as for `encode`.
+        retry_skipped: as for `encode`; this process encodes such images, since there are few.
 
     Raises:
         DataError, StoreError: as `encode`; encoders died on one shard too often.
@@ -56,21 +65,23 @@ def encode_with_pool(config: Config, encoders: Encoders, progress: OnProgress | 
     config = _with_absolute_paths(config)
     job = open_job(config)
     job = dataclasses.replace(job, path=job.path.resolve())
+    if opened is not None:
+        opened(job)
 
-    def write(writer: StoreWriter, missing: Sequence[int], count: CountImages) -> None:
+    def write(job: EncodeJob, writer: StoreWriter, missing: Sequence[int], count: CountImages) -> None:
         # Every Ray Data pool starts by logging, as an error, that restarted actors need their arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with ray_cluster(dashboard=False) as private:
             _encode_shards(config, job, _with_gpus_decided(encoders, private), missing, count)
         writer.remove_leftovers()
 
-    return encode_job(config, job, write, progress)
+    return encode_job(config, job, write, progress, retry_skipped=retry_skipped)
 
 
 def _with_absolute_paths(config: Config) -> Config:
     """Return the config with absolute paths: another process may run in another directory."""
     paths = {"data.root": config.data.root, "model.clip.model_name": config.model.clip.model_name}
-    found = {key: Path(value).expanduser() for key, value in paths.items() if value}
+    found = {key: local_path(value) for key, value in paths.items() if value}
     return with_values(config, {key: str(path.resolve()) for key, path in found.items() if path.exists()})
 
 

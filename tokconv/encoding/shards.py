@@ -24,7 +24,7 @@ from tokconv.encoding.images import ImageSource
 from tokconv.encoding.job import EncodeJob
 from tokconv.encoding.sources.features import FeatureSpec
 from tokconv.encoding.towers.tower import VisionTower, preprocess
-from tokconv.store.format import Skipped, pack
+from tokconv.store.format import DIGEST_BYTES, Skipped, pack
 from tokconv.store.writer import StoreWriter
 
 CountImages = Callable[[int, int], None]
@@ -67,29 +67,34 @@ class ShardEncoder:
             parts = [pack(no_tokens, settings.dtype)]
             items: list[int] = []
             skipped: list[Skipped] = []
+            contents: list[bytes] = []
             for batch in batches:
                 if batch.items:
                     parts.append(pack(self.encode(batch.loaded), settings.dtype))
                 items += batch.items
                 skipped += batch.skipped
+                contents += batch.contents
                 count(len(batch.items) + len(batch.skipped), len(batch.skipped))
             packed = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            found = [self.job.source.items[item].label for item in items]
-            labels = [-1 if label is None else label for label in found] if settings.class_names else None
-            writer.write_shard(number, packed, items, labels, skipped)
+            writer.write_shard(number, packed, items, self.labels(items), skipped, digests(contents))
+
+    def labels(self, items: Sequence[int]) -> list[int] | None:
+        """Return the classes of some source indices, -1 for none; None for an unlabelled source."""
+        found = [self.job.source.items[item].label for item in items]
+        return [-1 if label is None else label for label in found] if self.job.settings.class_names else None
 
     def encode(self, loaded: Tensor) -> Tensor:
         """Turn what `read` yields, pixels [B, 3, H, W] or ready-made tokens, into tokens [B, N, C]."""
         return loaded if self.tower is None else self.tower.encode(loaded)
 
-    def read(self, batches: list[range]) -> DataLoader[Any]:
+    def read(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
         """Yield one `Batch` per list of source indices; the next ones are read while earlier ones are encoded."""
         # A daemonic process cannot have children; more workers than cores or batches would only cost memory.
         daemon = multiprocessing.current_process().daemon
         workers = 0 if daemon else min(self.config.data.num_workers, os.cpu_count() or 1, len(batches))
         return DataLoader(
             _Images(self.job.source, None if self.tower is None else self.tower.processor),
-            batch_sampler=batches,  # type: ignore[arg-type]  # ranges serve as its lists of indices
+            batch_sampler=batches,  # type: ignore[arg-type]  # ranges serve as its lists of indices, too
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=self.tower is not None and self.tower.device.type == "cuda",
@@ -108,28 +113,41 @@ class Batch(NamedTuple):
     loaded: Tensor
     """The readable images, float32: pixels [B, 3, H, W], or ready-made tokens [B, N, C]."""
     skipped: list[Skipped]
+    contents: list[bytes]
+    """Digests of the content of the readable images."""
 
 
-class _Images(Dataset[tuple[int, Tensor | str]]):
-    """Pixels [3, H, W] of an image or its ready-made tokens [N, C], or the reason why it cannot be read."""
+def digests(contents: Sequence[bytes]) -> Tensor:
+    """Return digests as a shard stores them, [n, DIGEST_BYTES] uint8."""
+    return torch.tensor([list(content) for content in contents], dtype=torch.uint8).view(-1, DIGEST_BYTES)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why an image cannot be read, as a store records it."""
+    text = getattr(error, "strerror", None) or str(error) or "no reason given"
+    return f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
+class _Images(Dataset[tuple[int, Tensor | str, bytes]]):
+    """Pixels [3, H, W] of an image or its ready-made tokens [N, C], or the reason why it cannot be read; its digest."""
 
     def __init__(self, source: ImageSource, processor: Any) -> None:
         self.source, self.processor = source, processor
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str, bytes]:
         try:
-            loaded = self.source.load(index)
-            return index, loaded if isinstance(loaded, Tensor) else preprocess(self.processor, [loaded])[0]
+            # First the digest: a file that changes in between then has another one the next time.
+            content, loaded = self.source.content(index), self.source.load(index)
+            return index, loaded if isinstance(loaded, Tensor) else preprocess(self.processor, [loaded])[0], content
         except Exception as error:  # a decoder can raise anything for a damaged image, which must not end the encode
-            text = getattr(error, "strerror", None) or str(error) or "no reason given"
-            return index, f"{type(error).__name__}: {text.splitlines()[0]}"
+            return index, reason_of(error), b""
 
 
-def _collate(images: Sequence[tuple[int, Tensor | str]]) -> Batch:
-    good = [(item, loaded) for item, loaded in images if isinstance(loaded, Tensor)]
-    loaded = torch.stack([loaded for _, loaded in good]) if good else torch.zeros(0)
-    skipped = [Skipped(item, reason) for item, reason in images if isinstance(reason, str)]
-    return Batch(images[0][0], [item for item, _ in good], loaded, skipped)
+def _collate(images: Sequence[tuple[int, Tensor | str, bytes]]) -> Batch:
+    good = [(item, loaded, content) for item, loaded, content in images if isinstance(loaded, Tensor)]
+    loaded = torch.stack([loaded for _, loaded, _ in good]) if good else torch.zeros(0)
+    skipped = [Skipped(item, reason) for item, reason, _ in images if isinstance(reason, str)]
+    return Batch(images[0][0], [item for item, _, _ in good], loaded, skipped, [content for _, _, content in good])
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -39,7 +39,8 @@ def baseline_figures(
 
     Raises:
         ConfigError: the grid is not in 1..G, or there is no such baseline.
-        StoreError: the store has no training or no validation images, or the file of the figures is damaged.
+        StoreError: the store has no training or no validation images, or no variance, or the file of the figures is
+            damaged.
 
     Example:
         >>> store = TokenStore.open("runs/stores/digits")                                       # doctest: +SKIP

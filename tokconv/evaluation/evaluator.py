@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tokconv.errors import ConfigError
+from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation import heldout, protocol
 from tokconv.evaluation.codecs import Codec, ImageCodec, compress_only, run_codec
 from tokconv.evaluation.distances import TokenDistances
@@ -32,6 +32,9 @@ from tokconv.evaluation.two_sample import Sides
 from tokconv.models.windows import Windows, compression_ratio
 from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
+
+ROUNDING = 1e-9
+"""A smaller fvu is rounding: the quotient of two of them means nothing."""
 
 Figures = dict[str, float]
 
@@ -65,6 +68,11 @@ class Evaluator:
         self.indices = heldout.held_out(store)
         self.windows = Windows(store.token_grid, output_grid)
         self.sample = heldout.draw_sample(store, self.indices, self.windows)
+        if not self.sample.reference.any():
+            raise StoreError(
+                f"{store.path}: every held-out token is the mean token of the training split, so there is no variance "
+                "to explain; hold out other images"
+            )
         related = len(self.indices) >= protocol.MIN_NEIGHBOUR_IMAGES
         self.relations = ImageRelations(store, self.indices, self.device) if related else None
         labelled = count_labelled(store, self.indices)
@@ -176,5 +184,8 @@ class Evaluator:
 
 
 def add_gain(figures: Figures, pooling: Figures) -> Figures:
-    """Return the figures with `val/gain`, the share of pooling's error that is gone: comparable across grids."""
-    return {**figures, "val/gain": 1 - figures["val/fvu"] / pooling["val/fvu"]}
+    """Return the figures with `val/gain`, the share of pooling's error that is gone: comparable across grids.
+
+    Where pooling loses nothing, the gain is 0 for a codec that loses nothing either.
+    """
+    return {**figures, "val/gain": 1 - max(figures["val/fvu"], ROUNDING) / max(pooling["val/fvu"], ROUNDING)}

@@ -130,7 +130,8 @@ def _fit(store: TokenStore, windows: Windows, labels: Tensor) -> Mapping[str, Te
 
     def fit(ridge: float) -> tuple[float, Tensor]:
         """Return the leave-one-out error and the dual weight."""
-        shrink = 1 / (values.clamp_min(0) + ridge * values.mean())
+        # All labelled images may be equal, or there is one: then the probe predicts the most frequent class.
+        shrink = 1 / (values.clamp_min(0) + ridge * values.mean().clamp_min(torch.finfo(torch.float32).tiny))
         dual = vectors @ (shrink[:, None] * rotated)
         left_out = dual / (vectors.square() @ shrink)[:, None]
         return float(left_out.square().mean()), dual

@@ -206,6 +206,7 @@ def build_described(build: Callable[..., Module], name: str, description: Mappin
 
 
 def _load(build: Callable[..., Module], name: str, description: Mapping[str, Any], path: Path) -> Module:
+    _check_path(path)
     module, file = build_described(build, name, description, path / "config.json"), path / FILES[name]
     try:
         module.load_state_dict(load_file(file))
@@ -214,7 +215,16 @@ def _load(build: Callable[..., Module], name: str, description: Mapping[str, Any
     return module.eval()
 
 
+def _check_path(path: Path) -> None:
+    """Raise CheckpointError for a path that safetensors writes to and then cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path}: safetensors opens only names in UTF-8; choose another one") from error
+
+
 def _write(description: Mapping[str, Any], networks: Mapping[str, Mapping[str, Tensor]], out: Path) -> Path:
+    _check_path(out)
     if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
     with atomic_path(out) as temporary:

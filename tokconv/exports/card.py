@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokconv.errors import printable
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.figure import CARD
 from tokconv.evaluation.figures import shown_in
@@ -39,7 +40,7 @@ tags: [clip, vision-language, token-compression]
 
 Compresses [batch, {tokens}, {dim}] patch tokens (no CLS) to [batch, {cells}, {dim}].
 
-- Encoder: `{description["encoder"]["name"]}`, hidden layer {description["encoder"]["layer"]}
+- Encoder: `{printable(description["encoder"]["name"])}`, hidden layer {description["encoder"]["layer"]}
 - Token store: `{description["store_fingerprint"]}`, evaluation protocol {description["protocol"]}
 {points}
 

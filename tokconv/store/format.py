@@ -1,9 +1,13 @@
 """The format of a token store on disk: settings, shard files, and the dtypes that tokens are stored in.
 
 Shapes: n images of a shard, N = G * G tokens, C channels. A shard is a safetensors file with `tokens` [n, N, C],
-`scale` [n, N, 1] float32 (int8 only), `items` [n] int64 (index in the source) and `labels` [n] int64 (labelled sources
-only). Its metadata holds the digest of the settings and the images that were skipped, so that a shard alone tells
-whether it belongs to a store and is whole.
+`scale` [n, N, 1] float32 (int8 only), `items` [n] int64 (index in the source), `labels` [n] int64 (labelled sources
+only) and `contents` [n, 16] uint8 (digests of the images' content; zeros or absent if unknown). Its metadata holds the
+digest of the settings and the images that were skipped, so that a shard alone tells whether it belongs to a store and
+is whole.
+
+Images that could be read only later make another version of a store: their shards and the index are written anew under
+other names, and `index-V.json` keeps the version before.
 """
 
 from __future__ import annotations
@@ -29,7 +33,12 @@ FORMAT_VERSION = 1
 INDEX = "index.json"
 SETTINGS = "settings.json"
 METADATA = "tokconv"
-SHARD_NAME = re.compile(r"tokens-\d{5,9}\.safetensors")
+SHARD_NAME = re.compile(r"tokens-\d{5,9}(-\d{1,9})?\.safetensors")
+OLD_INDEX = "index-*.json"
+"""The indices of earlier versions."""
+DIGEST_BYTES = 16
+PROBES = ("source.sizes", "source.values", "source.contents")
+"""What earlier tokconvs wrote into settings to tell data sets apart; now `contents.py` does."""
 MAX_SHARD_IMAGES = 256
 MAX_SHARD_BYTES = 2**28
 MAX_HEADER_BYTES = 2**24
@@ -93,6 +102,7 @@ class StoreSettings:
     def difference(self, wanted: StoreSettings) -> str | None:
         """Return the most telling setting that differs from the wanted one, with both values; None if all are equal."""
         mine, theirs = _flatten(self.to_json()), _flatten(wanted.to_json())
+        mine = {key: value for key, value in mine.items() if key in theirs or key not in PROBES}
         # A different encoder or source entails other differences; it is the one to report.
         for key in sorted(
             {*mine, *theirs}, key=lambda k: (k != "encoder.name", not k.startswith(("encoder.", "source.")), k)
@@ -128,9 +138,9 @@ def default_shard_size(token_grid: int, dim: int, dtype: str) -> int:
     return max(1, min(MAX_SHARD_IMAGES, MAX_SHARD_BYTES // image_bytes(token_grid, dim, dtype)))
 
 
-def shard_name(number: int) -> str:
-    """Return the file name of a shard."""
-    return f"tokens-{number:05d}.safetensors"
+def shard_name(number: int, version: int = 0) -> str:
+    """Return the file name of a shard that was written for a version of the store."""
+    return f"tokens-{number:05d}{f'-{version}' if version else ''}.safetensors"
 
 
 def pack(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
@@ -183,6 +193,8 @@ def read_header(path: Path, settings: StoreSettings, number: int) -> ShardHeader
         "items": ("I64", (count,)),
         **({"scale": ("F32", (count, settings.num_tokens, 1))} if settings.dtype == "int8" else {}),
         **({"labels": ("I64", (count,))} if settings.class_names else {}),
+        # Shards of earlier versions have none.
+        **({"contents": ("U8", (count, DIGEST_BYTES))} if "contents" in found else {}),
     }
     if found != wanted:
         raise StoreError(f"{path}: holds {found}, expected {wanted}")

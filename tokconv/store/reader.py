@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokconv.errors import StoreError
+from tokconv.errors import StoreError, printable
 from tokconv.store.format import (
     FORMAT_VERSION,
     INDEX,
+    OLD_INDEX,
     SETTINGS,
     SHARD_NAME,
     ShardHeader,
@@ -38,6 +40,9 @@ from tokconv.store.format import (
     unpack,
 )
 from tokconv.system.files import file_digest
+
+MAX_NAMED = 10
+"""The classes that `TokenStore.summary` names."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,11 @@ class TokenStore:
         token_grid, num_tokens, dim, num_images: G, N, C, and the number of images that could be read.
         mean: [C] float32, of the training split.
         scale: of (tokens - mean) / scale the average channel has unit variance.
+        summary: what it holds, in one line.
         class_names, keys: names of the classes; keys of the images, in order.
         train_indices, val_indices: int64, ascending.
         skipped: images that could not be read, with the reason.
+        version: 0, or how often images that could be read only later were added.
         derived_dir: for what is computed from the store (`tokconv.store.cache`); no part of the fingerprint.
     """
 
@@ -68,6 +75,7 @@ class TokenStore:
         self.origin: str | None = None
         self.settings = StoreSettings.from_json(index["settings"])
         self.fingerprint = digest(index)
+        self.version = int(index.get("version", 0))
         self.token_grid, self.dim = self.settings.token_grid, self.settings.dim
         self.num_tokens, self.class_names = self.settings.num_tokens, self.settings.class_names
         self.keys: tuple[str, ...] = tuple(index["keys"])
@@ -91,14 +99,15 @@ class TokenStore:
             raise ValueError("shards and images differ")
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
+    def open(cls, path: str | Path, verify: bool = False, *, fingerprint: str | None = None) -> TokenStore:
         """Open a store; check headers and sizes of all shards.
 
         Args:
             verify: also check the sha256 of every shard, which reads them all.
+            fingerprint: of the version to open; None opens the newest one.
 
         Raises:
-            StoreError: the store is missing, incomplete, of another format version, or damaged.
+            StoreError: the store is missing, incomplete, of another format version, or damaged, or has no such version.
 
         Example:
             >>> TokenStore.open("runs/stores/digits").tokens(torch.tensor([0, 5])).shape      # doctest: +SKIP
@@ -109,7 +118,9 @@ class TokenStore:
             raise StoreError(f"there is no token store {path}; run: tokconv encode")
         if not (path / INDEX).exists():
             raise StoreError(f"{path} is not a complete token store; run tokconv encode again to resume")
-        index = read_json(path / INDEX)
+        index = read_json(path / INDEX) if fingerprint is None else _index_of(path, fingerprint)
+        if index is None:
+            raise StoreError(f"{path}: holds another store than before; encode to another place instead")
         if index.get("format_version") != FORMAT_VERSION:
             raise StoreError(
                 f"{path}: format version {index.get('format_version')!r}, this tokconv reads {FORMAT_VERSION}; "
@@ -143,19 +154,32 @@ class TokenStore:
         Raises:
             StoreError: the shards of this store are damaged.
         """
-        for path in sorted(stores.glob(f"*/{INDEX}")):
-            try:
-                index = read_json(path)
-            except StoreError:
-                continue
-            if digest(index) == fingerprint:
-                return cls.open(path.parent)
+        for path in sorted(path.parent for path in stores.glob(f"*/{INDEX}")):
+            if _index_of(path, fingerprint) is not None:
+                return cls.open(path, fingerprint=fingerprint)
         return None
+
+    def shard_paths(self) -> list[Path]:
+        """Return the file of every shard, in order."""
+        return [self.path / shard.name for shard in self._shards]
+
+    @property
+    def summary(self) -> str:
+        """One line about what it holds: "24 images, 20 for training and 4 held out; 3 classes: a, b, c; ..."."""
+        names = self.class_names
+        classes = f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(map(printable, names[:MAX_NAMED]))}"
+        lacking = f", {len(self.skipped)} more could not be read" if self.skipped else ""
+        return (
+            f"{self.num_images} images, {len(self.train_indices)} for training and {len(self.val_indices)} held out"
+            f"{lacking}; "
+            f"{classes if names else 'no classes'}{', ...' if len(names) > MAX_NAMED else ''}; "
+            f"{self.num_tokens} tokens of {self.dim} channels"
+        )
 
     @property
     def derived_dir(self) -> Path:
         """The folder of what is computed from the store; it need not exist."""
-        return self.path / "derived"
+        return self.path / (f"derived-{self.version}" if self.version else "derived")
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -234,3 +258,13 @@ class TokenStore:
                 raise StoreError(f"{path}: does not match the index; {advice}")
             if verify and file_digest(path) != shard.sha256:
                 raise StoreError(f"{path}: its content changed since it was written (sha256); {advice}")
+
+
+def _index_of(path: Path, fingerprint: str | None) -> dict[str, Any] | None:
+    """Return the index of the version of this fingerprint in a store's directory; None if there is none."""
+    for candidate in (path / INDEX, *sorted(path.glob(OLD_INDEX))):
+        with suppress(StoreError):
+            index = read_json(candidate)
+            if digest(index) == fingerprint:
+                return index
+    return None

@@ -11,37 +11,34 @@ of an ordinary store and the sha256 of each shard, so that any machine can resum
 from __future__ import annotations
 
 import json
-import shutil
+import shlex
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from tokconv.errors import StoreError
+from tokconv.store.contents import FILES
 from tokconv.store.format import (
     INDEX,
+    OLD_INDEX,
     SETTINGS,
     SHARD_NAME,
     StoreSettings,
-    check_settings,
     check_stored,
     digest,
-    read_header,
-    shard_name,
 )
 from tokconv.store.reader import TokenStore
-from tokconv.system.files import atomic_path, file_digest, write_json
-from tokconv.system.mirror import SHA256, Mirror
+from tokconv.system.files import atomic_path, file_digest
 from tokconv.system.storage import Remote, cache_dir, check_url, is_url, storage_advice
 from tokconv.system.terminal import progress_line
 
 DOWNLOADS = 8
 """Shards fetched at the same time."""
-DRAIN_SECONDS = 600.0
-"""How long the end of an encode waits for the upload of its last shards."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,16 @@ class StorePlace:
             StorageError: the server refuses or does not answer.
         """
         if not is_url(self.place):
-            return TokenStore.open(self.place)
+            return TokenStore.open(self.place, fingerprint=self.fingerprint)
         if (copy_of(self.fingerprint) / INDEX).exists():
-            return _open_fetched(copy_of(self.fingerprint), self.place)
-        store = open_remote(self.place)
-        if store.fingerprint != self.fingerprint:
+            return open_fetched(copy_of(self.fingerprint), self.place)
+        remote = Remote(self.place)
+        if (remote / INDEX).read() is None:
+            return open_remote(self.place)
+        content = _index_of(remote, self.fingerprint)
+        if content is None:
             raise StoreError(f"{self.place}: holds another store than before; encode to another place instead")
-        return store
+        return open_copy(remote, content)
 
 
 def place_of(store: TokenStore) -> StorePlace:
@@ -106,109 +106,61 @@ def open_remote(url: str) -> TokenStore:
     """
     content = (Remote(url) / INDEX).read()
     if content is None:
-        raise StoreError(f"there is no complete token store {url}; run: tokconv encode data.store={url}")
-    return _open_copy(Remote(url), content)
+        raise StoreError(
+            f"there is no complete token store {url}; run: tokconv encode {shlex.quote(f'data.store={url}')}"
+        )
+    return open_copy(Remote(url), content)
+
+
+def find_remote(url: str, settings: StoreSettings) -> TokenStore | None:
+    """Return the complete store of these settings at a URL, fetched if this node has no copy; None if there is none.
+
+    Raises as `encode_remote`.
+    """
+    with storage_advice("data.store"):
+        content = find_index(url, settings)
+        return None if content is None else open_copy(Remote(url), content)
+
+
+def find_fingerprint(stores: str, fingerprint: str) -> TokenStore | None:
+    """Return the store of this fingerprint among the stores below a URL, or None. Raises as `open_remote`."""
+    for name in Remote(stores).folders():
+        if (content := _index_of(Remote(stores) / name, fingerprint)) is not None:
+            return open_copy(Remote(stores) / name, content)
+    return None
+
+
+def stored_at(url: str) -> dict[str, Any] | None:
+    """Return the JSON of the settings of the store at a URL, finished or not; None if there is none."""
+    with storage_advice("data.store"):
+        content = (Remote(url) / SETTINGS).read()
+    return None if content is None else parse_json(url, content)
 
 
 def exists_remote(url: str, settings: StoreSettings) -> bool:
     """Return whether the complete store of these settings is at a URL; only its index is fetched."""
     with storage_advice("data.store"):
-        return _find_index(url, settings) is not None
+        return find_index(url, settings) is not None
 
 
-def encode_remote(url: str, settings: StoreSettings, encode: Callable[[], TokenStore]) -> TokenStore:
-    """Return the store of these settings at a URL; encode it if it is not there.
-
-    It is encoded on this node, in `staging_dir`. Each shard is uploaded as soon as it is whole, the index last. What an
-    interrupted encode of any machine left at the URL is fetched instead of encoded again.
-
-    Args:
-        encode: encodes to `staging_dir`, which may already hold some shards.
-
-    Raises:
-        StoreError: another store is there.
-        StorageError: the server refuses or does not answer; nothing is encoded then.
-    """
-    remote, staging = Remote(url), staging_dir(url, settings)
-    staging.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{staging}.lock"):
-        with storage_advice("data.store"):
-            content = _find_index(url, settings)
-            if content is not None:
-                return _open_copy(remote, content)
-        remote.check_writable("data.store")
-        _fetch_unfinished(remote, staging, settings)
-        with Mirror(
-            staging,
-            remote,
-            files=lambda: [SETTINGS, *sorted(path.name for path in staging.glob("tokens-*.safetensors"))],
-            digests=True,
-            drain_seconds=DRAIN_SECONDS,
-            resume_with="the same command",
-        ):
-            store = encode()
-        (remote / INDEX).upload(staging / INDEX)
-        return _make_copy(staging, store.fingerprint, url)
-
-
-def _make_copy(staging: Path, fingerprint: str, url: str) -> TokenStore:
-    """Make what was encoded on this node its copy of the store."""
-    copy = copy_of(fingerprint)
-    with FileLock(f"{copy}.lock"):
-        if not (copy / INDEX).exists():
-            with atomic_path(copy) as temporary:
-                staging.rename(temporary)
-        else:
-            shutil.rmtree(staging)
-        return _open_fetched(copy, url)
-
-
-def _fetch_unfinished(remote: Remote, staging: Path, settings: StoreSettings) -> None:
-    """Fetch the whole shards that an interrupted encode left at the URL."""
-    content = (remote / SETTINGS).read()
-    if content is None:
-        return
-    check_stored(remote.url, _parse(remote.url, content), settings, "what is there")
-    if not (staging / SETTINGS).exists():
-        write_json(staging / SETTINGS, settings.to_json())
-    check_settings(staging, settings)
-    there = remote.files()
-    wanted = [
-        number
-        for number in range(settings.num_shards)
-        if {shard_name(number), f"{shard_name(number)}{SHA256}"} <= there.keys()
-        and not (staging / shard_name(number)).exists()
-    ]
-
-    def fetch(number: int) -> None:
-        name = shard_name(number)
-        # As sha256sum writes it: the digest, two spaces, the name.
-        checksum = (remote / f"{name}{SHA256}").read() or b""
-        try:
-            with atomic_path(staging / name) as temporary:
-                _fetch(remote / name, temporary, checksum.decode("ascii", "replace").split(" ")[0])
-                read_header(temporary, settings, number)
-        except StoreError as error:
-            print(f"{error}; it is encoded again")
-
-    _in_parallel(fetch, wanted, "fetching shards")
-
-
-def _open_copy(remote: Remote, content: bytes) -> TokenStore:
+def open_copy(remote: Remote, content: bytes) -> TokenStore:
     """Open this node's copy of the store with this index; fetch it if it is missing or unfinished."""
-    index = _parse(remote.url, content)
+    index = parse_json(remote.url, content)
     fingerprint = digest(index)
     copy = copy_of(fingerprint)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{copy}.lock"):
         if not (copy / INDEX).exists():
             _fetch_missing(remote, copy, index)
+            if (files := (remote / FILES).read()) is not None:
+                with atomic_path(copy / FILES) as temporary:
+                    temporary.write_bytes(files)
             with atomic_path(copy / INDEX) as temporary:
                 temporary.write_bytes(content)
-        return _open_fetched(copy, remote.url)
+        return open_fetched(copy, remote.url)
 
 
-def _open_fetched(copy: Path, url: str) -> TokenStore:
+def open_fetched(copy: Path, url: str) -> TokenStore:
     store = TokenStore.open(copy)
     store.origin = url
     return store
@@ -226,13 +178,13 @@ def _fetch_missing(remote: Remote, copy: Path, index: Mapping[str, Any]) -> None
 
     def fetch(name: str) -> None:
         with atomic_path(copy / name) as temporary:
-            _fetch(remote / name, temporary, digests[name])
+            fetch_verified(remote / name, temporary, digests[name])
 
     missing = [name for name in digests if not (copy / name).exists()]
-    _in_parallel(fetch, missing, "fetching the token store's shards", already=len(digests) - len(missing))
+    in_parallel(fetch, missing, "fetching the token store's shards", already=len(digests) - len(missing))
 
 
-def _fetch(remote: Remote, path: Path, sha256: str) -> None:
+def fetch_verified(remote: Remote, path: Path, sha256: str) -> None:
     remote.download(path)
     found = file_digest(path)
     if found != sha256:
@@ -242,14 +194,14 @@ def _fetch(remote: Remote, path: Path, sha256: str) -> None:
         )
 
 
-def _in_parallel(work: Callable[[Any], None], items: list[Any], label: str, already: int = 0) -> None:
+def in_parallel(work: Callable[[Any], None], items: list[Any], label: str, already: int = 0) -> None:
     """Work on several items at a time; raise the first error when those in progress have ended."""
     with progress_line(label) as line, ThreadPoolExecutor(DOWNLOADS) as pool:
         for done, _ in enumerate(pool.map(work, items), start=already + 1):
             line(done, already + len(items))
 
 
-def _parse(url: str, content: bytes) -> dict[str, Any]:
+def parse_json(url: str, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except ValueError:
@@ -259,9 +211,21 @@ def _parse(url: str, content: bytes) -> dict[str, Any]:
     return value
 
 
-def _find_index(url: str, settings: StoreSettings) -> bytes | None:
+def find_index(url: str, settings: StoreSettings) -> bytes | None:
     """Return the index of the store at a URL, or None. Raises StoreError if it is of other settings."""
     content = (Remote(url) / INDEX).read()
     if content is not None:
-        check_stored(url, _parse(url, content).get("settings"), settings, "what is there")
+        check_stored(url, parse_json(url, content).get("settings"), settings, "what is there")
     return content
+
+
+def _index_of(remote: Remote, fingerprint: str) -> bytes | None:
+    """Return the index of the version of this fingerprint at a URL; None if there is none."""
+    content = (remote / INDEX).read()
+    if content is None or digest(parse_json(remote.url, content)) == fingerprint:
+        return content
+    for name in remote.files():
+        old = (remote / name).read() if fnmatch(name, OLD_INDEX) else None
+        if old is not None and digest(parse_json(remote.url, old)) == fingerprint:
+            return old
+    return None

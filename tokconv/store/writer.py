@@ -60,6 +60,8 @@ class StoreWriter:
 
     def __init__(self, directory: Path, settings: StoreSettings) -> None:
         self.directory, self.settings = Path(directory), settings
+        self.names = {number: shard_name(number) for number in range(settings.num_shards)}
+        """The file of each shard; another one once a shard was written for a later version."""
         self._lock = FileLock(self.directory / LOCK)
 
     def __enter__(self) -> StoreWriter:
@@ -98,6 +100,8 @@ class StoreWriter:
         items: Sequence[int],
         labels: Sequence[int] | None = None,
         skipped: Sequence[Skipped] = (),
+        contents: Tensor | None = None,
+        version: int = 0,
     ) -> None:
         """Write one shard atomically.
 
@@ -106,6 +110,8 @@ class StoreWriter:
             items: their source indices, ascending.
             labels: classes of the items, if the settings have class names.
             skipped: the other images that the shard covers.
+            contents: [n, DIGEST_BYTES] uint8, digests of the content of the items.
+            version: of the store; the shard of another version stays as it is.
 
         Raises:
             StoreError: items and skipped images are not all that the shard covers.
@@ -117,6 +123,9 @@ class StoreWriter:
         tensors["items"] = torch.tensor(items, dtype=torch.int64)
         if labels is not None:
             tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
+        if contents is not None:
+            tensors["contents"] = contents.contiguous()
+        self.names[number] = shard_name(number, version)
         # A single entry: safetensors writes several in random order, and a resumed shard must have the same bytes.
         content = json.dumps({"settings": self.settings.digest(), "shard": number, "skipped": skipped})
         with atomic_path(self._path(number)) as temporary:
@@ -133,12 +142,15 @@ class StoreWriter:
         missing = {image.item for number in range(self.settings.num_shards) for image in self._header(number).skipped}
         return [item for item in range(self.settings.num_items) if item not in missing]
 
-    def finish(self, keys: Sequence[str], splits: Sequence[str]) -> None:
+    def finish(self, keys: Sequence[str], splits: Sequence[str], version: int = 0) -> None:
         """Hash the shards, compute the moments of the training split, write the index.
+
+        The index of an earlier version is kept under another name.
 
         Args:
             keys: of all stored images, in order.
             splits: "train" or "val" for each of them.
+            version: of the store.
 
         Raises:
             StoreError: a shard is missing or damaged, the lengths differ, or there are no training images.
@@ -154,7 +166,7 @@ class StoreWriter:
             "num_images": num_images,
             "shards": [
                 {
-                    "name": shard_name(number),
+                    "name": self.names[number],
                     "count": header.count,
                     "sha256": file_digest(self._path(number)),
                     "skipped": header.skipped,
@@ -165,7 +177,12 @@ class StoreWriter:
             "variance": variance,
             "val": [position for position, split in enumerate(splits) if split == "val"],
             "keys": list(keys),
+            **({"version": version} if version else {}),
         }
+        if self.complete:
+            before = (self.directory / INDEX).read_bytes()
+            with atomic_path(self.directory / f"index-{version - 1}.json") as temporary:
+                temporary.write_bytes(before)
         write_json(self.directory / INDEX, index)
 
     def _check_or_write_settings(self) -> None:
@@ -180,7 +197,7 @@ class StoreWriter:
         write_json(path, self.settings.to_json())
 
     def _path(self, number: int) -> Path:
-        return self.directory / shard_name(number)
+        return self.directory / self.names[number]
 
     def _header(self, number: int) -> ShardHeader:
         return read_header(self._path(number), self.settings, number)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokconv.errors import SpecError, SweepError, first_line
+from tokconv.errors import SpecError, SweepError, first_line, printable
 from tokconv.sweep.spec.schema import Spec
 from tokconv.system.ray_cluster import TOKEN_ADVICE, use_token
 from tokconv.system.storage import is_url
@@ -66,7 +66,7 @@ def submit(
             runtime_env={"working_dir": ".", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
             metadata={"tokconv.sweep": spec.name},
         )
-        at = f"--address {address}"
+        at = f"--address {shlex.quote(address)}"
         print(f"job {job} is submitted; follow it: ray job logs {at} {job} --follow", flush=True)
         print(f"  stop it: ray job stop {at} {job}; go on with it: the same command with --resume", flush=True)
         if not wait:
@@ -79,7 +79,7 @@ def submit(
         status, detail = client.get_job_status(job), client.get_job_info(job).message
     if status.value == "SUCCEEDED":
         return 0
-    print(f"tokconv: job {job}: {status.value.lower()} ({detail})", file=sys.stderr)
+    print(f"tokconv: job {job}: {status.value.lower()} ({printable(detail)})", file=sys.stderr)
     return 1
 
 

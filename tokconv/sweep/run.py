@@ -15,24 +15,33 @@ from typing import Any
 from tokconv.config.tree import Config, get
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
-from tokconv.errors import import_extra
+from tokconv.errors import import_extra, printable
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.evaluation.purposes import FIDELITY
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
+from tokconv.store.sample import check_varied
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
 from tokconv.sweep.judge.verdicts import Verdict, judge
-from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_protocol, figures_of
+from tokconv.sweep.record.checks import (
+    check_figures,
+    check_same_experiment,
+    check_same_protocol,
+    check_same_store,
+    figures_of,
+    trained_on,
+)
 from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
 from tokconv.sweep.record.remote import mirrored, open_root
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
+from tokconv.sweep.search.space import check_space
 from tokconv.sweep.spec.file import load_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.sweep.tracking.mlflow_connection import tracking_uri, ui_command
@@ -40,7 +49,7 @@ from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
-from tokconv.system.files import write_text
+from tokconv.system.files import local_path, write_text
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
 from tokconv.training.baselines import measure_baselines
@@ -86,19 +95,25 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     token_grid = describe_tokens(config).token_grid
     for grid in spec.grids():
         check_output_grid(grid, token_grid)
+    if left_out := check_space(spec):
+        print(left_out, flush=True)
     storage = spec.storage or DEFAULT_STORAGE
     root = open_root(storage)
     for key, place in (("storage", storage), ("data.store", config.data.store)):
         if place is not None and not is_url(place):
-            check_outlives_job(Path(place).expanduser(), key)
-    directory = None
+            check_outlives_job(local_path(place), key)
+    directory, fingerprint = None, None
     if resume:
         directory = root.newest(spec.name)
         before = load_spec(directory.spec)
         spec = spec if spec.objectives else spec.model_copy(update={"objectives": before.objectives})
         check_same_experiment(spec, before)
         check_same_protocol(directory)
-    store = encode_and_print(config, stores=stores_place(storage))
+        fingerprint = trained_on(directory)
+    store = encode_and_print(config, stores=stores_place(storage), resumed=fingerprint)
+    check_varied(store)
+    if directory is not None:
+        check_same_store(directory, store)
     spec = spec.with_objectives(figures_of(store))
     check_figures(spec, store)
     if spec.resources.workers > 1:
@@ -134,14 +149,17 @@ class _Sweep:
             self._conclude("interrupted")
             for writer in writers:
                 writer.close(DRAIN_SECONDS)
-            print(f"Stopped. Everything finished is kept in {self.directory.path}; go on with: --resume", flush=True)
+            print(
+                f"Stopped. Everything finished is kept in {printable(self.directory.path)}; go on with: --resume",
+                flush=True,
+            )
             raise
         result, exported = self._conclude("finished")
         deliveries = [writer.close(DRAIN_SECONDS) for writer in writers]
         print_result(result)
         self._print_places()
         for delivery in deliveries:
-            print(delivery)
+            print(printable(delivery))
         # The last lines, and exit code 0: the sweep did its work, and this is its finding.
         for line in unproven_notes(result.verdicts, exported):
             print(line)
@@ -194,6 +212,7 @@ class _Sweep:
             epochs=self.config.training.epochs,
             judge=lambda trials: judge(trials, self.spec.rules, self.store.token_grid, baselines),
             confirmations=self.spec.most_confirmations,
+            refused=len(self.record.refused),
         )
         listener = Listener(
             self.record,
@@ -246,11 +265,11 @@ class _Sweep:
         return result, exported
 
     def _print_places(self) -> None:
-        print(f"\nresults, plots and exported champions: {self.directory.path}")
-        print(f"the same as a page: {self.directory.page}")
+        print(f"\nresults, plots and exported champions: {printable(self.directory.path)}")
+        print(f"the same as a page: {printable(self.directory.page)}")
         if self.directory.remote is not None:
-            print(f"the same, kept for every machine: {self.directory.remote}")
-        print(f"trials in MLflow: {ui_command(self.uri, self.root)}")
+            print(f"the same, kept for every machine: {printable(self.directory.remote)}")
+        print(f"trials in MLflow: {printable(ui_command(self.uri, self.root))}")
 
 
 def _git_commit() -> str | None:

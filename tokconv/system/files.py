@@ -22,6 +22,15 @@ TORCH_COULD_NOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "inline
 """Parts of torch's error messages; which one appears depends on where in the file the disk was full."""
 
 
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """Return the path that a text names literally, with `~` as the home directory.
+
+    A shell does not expand the `~` of `data.root=~/photos`. `~name` of an unknown user stays as it is, and so no such
+    path is found, where `Path.expanduser` raises RuntimeError.
+    """
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (see above)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to `path`; if the block succeeds, what was written there becomes `path`.
@@ -72,9 +81,9 @@ def _os_error(error: Exception) -> int | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8."""
+    """Write a text file atomically, in UTF-8; bytes of a file name that are no UTF-8 are escaped."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,7 +3,7 @@
 Everything that tokconv keeps at a URL goes through `Remote`. Credentials come from the environment or the driver's own
 configuration (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws, an instance role; AWS_ENDPOINT_URL for servers other than
 Amazon's) and are never part of a URL. `file:///shared/...` is a directory on a shared file system that is used like a
-server.
+server. A URL is taken letter by letter, as S3 takes it: `%20` is three characters of a name, not a space.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tokconv.errors import ConfigError, MissingExtraError, StorageError, TokconvError
-from tokconv.system.files import atomic_path
+from tokconv.system.files import atomic_path, local_path
 
 Result = TypeVar("Result")
 CACHE = "TOKCONV_CACHE"
@@ -47,7 +47,7 @@ def is_url(place: str | os.PathLike[str]) -> bool:
 
 def cache_dir() -> Path:
     """Return this node's directory for copies of what is stored at URLs: TOKCONV_CACHE, or ~/.cache/tokconv."""
-    return Path(os.environ.get(CACHE) or "~/.cache/tokconv").expanduser().resolve()
+    return local_path(os.environ.get(CACHE) or "~/.cache/tokconv").resolve()
 
 
 def check_url(key: str, url: str) -> str:
@@ -57,7 +57,7 @@ def check_url(key: str, url: str) -> str:
         ConfigError: it contains credentials, names no bucket, or is of a kind that cannot be written to.
     """
     parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query:
+    if "@" in parts.netloc or (parts.query and parts.scheme != LOCAL):
         # The URL is not shown, since it contains a secret.
         raise ConfigError(
             f"{key}: the {parts.scheme} URL contains credentials or options, which a spec must not. Remove them and "

@@ -6,12 +6,15 @@ dependencies.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
+
+from tokconv.errors import printable
 
 BAR = 24
 TERMINAL_INTERVAL = 0.1
@@ -40,6 +43,16 @@ def data_size(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e3:.3g} kB"
+
+
+def escape_unencodable(*streams: TextIO | None) -> None:
+    """Make standard streams escape what their encoding lacks, such as a Greek name in an ASCII log, instead of failing.
+
+    Streams that are not the interpreter's own, as in a notebook, are left alone.
+    """
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def can_redraw(stream: TextIO) -> bool:
@@ -88,6 +101,7 @@ class ProgressLine:
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
+        text = printable(text)
         bar, self._bar = self._bar, ""
         if bar:
             self._print(f"\r{' ' * len(bar)}\r", end="")
@@ -137,4 +151,5 @@ def progress_line(label: str, stream: TextIO | None = None, clock: Clock = time.
         ...     line(40, 40, "1 skipped")
         encoding: 40/40, in 0 s, 1 skipped
     """
+    escape_unencodable(stream or sys.stdout)
     return ProgressLine(label, stream or sys.stdout, clock)

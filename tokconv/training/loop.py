@@ -30,6 +30,7 @@ from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
+from tokconv.store.sample import check_varied
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.networks import network_arguments, select_grid
 from tokconv.training.runtime import Runtime
@@ -118,11 +119,12 @@ def check_store(config: Config, store: TokenStore) -> None:
 
     Raises:
         ConfigError: the output grid does not fit the token grid.
-        StoreError: the store has no training or no validation images.
+        StoreError: the store has no training or no validation images, or no variance.
     """
     check_output_grid(config.model.compressor.output_grid_size, store.token_grid)
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
+    check_varied(store)
 
 
 def check_batch(batch_size: int, num_images: int, workers: int) -> int:

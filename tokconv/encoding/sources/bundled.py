@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from tokconv.encoding.sources.base import ImageItem, basic_identity
+from tokconv.encoding.sources.base import ImageItem, basic_identity, content_digest, file_stats
 from tokconv.encoding.sources.files import open_image
 from tokconv.errors import DataError, import_extra
 
@@ -44,6 +46,7 @@ class DigitsSource:
 
     name = "digits"
     class_names = tuple(str(digit) for digit in range(10))
+    notes: tuple[str, ...] = ()
     num_train = 1400
 
     def __init__(self) -> None:
@@ -62,6 +65,14 @@ class DigitsSource:
     def identity(self) -> dict[str, Any]:
         return basic_identity(self)
 
+    probed_identity = identity
+
+    def stats(self, indices: Sequence[int]) -> Tensor:
+        return file_stats([None] * len(indices))
+
+    def content(self, index: int) -> bytes:
+        return content_digest(self._gray[index].tobytes())
+
 
 class PhotographsSource:
     """Unlabelled photographs that ship inside the scikit-learn and scikit-image wheels: each whole, and as quadrants.
@@ -76,6 +87,7 @@ class PhotographsSource:
 
     name = "photographs"
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         paths = [path for folder, files in PHOTOGRAPHS.items() for path in _installed_files(folder, files.split())]
@@ -94,6 +106,14 @@ class PhotographsSource:
 
     def identity(self) -> dict[str, Any]:
         return basic_identity(self)
+
+    probed_identity = identity
+
+    def stats(self, indices: Sequence[int]) -> Tensor:
+        return file_stats([str(self._views[index][0]) for index in indices])
+
+    def content(self, index: int) -> bytes:
+        return content_digest(self._views[index][0])
 
 
 def _installed_files(folder: str, names: list[str]) -> list[Path]:

@@ -7,14 +7,17 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokconv.encoding.sources.base import ImageItem
-from tokconv.encoding.sources.files import find_images, has_images, list_folder
+from tokconv.encoding.sources.files import SUFFIXES
 from tokconv.encoding.sources.folder import FolderSource
+from tokconv.encoding.sources.layout import lay_out
+from tokconv.encoding.sources.splits import Splits
+from tokconv.encoding.sources.walk import is_folder, list_folder, walk
 from tokconv.errors import DataError
 
 ANNOTATIONS = "annotations"
@@ -25,8 +28,9 @@ class CocoSource(FolderSource):
     """COCO: root/train2017/*.jpg, root/val2017/*.jpg and, optionally, root/annotations/instances_*.json.
 
     The folders declare the split if both exist. The label of an image is the category with the greatest total annotated
-    area in it (of equal ones, that with the lower id). An image without annotations has no label, nor does any image of
-    a folder without its instances file. Other folders and captions are ignored.
+    area in it (of equal ones, that with the lower id). The categories of two instances files are matched by name, since
+    each file may number them in its own way. An image without annotations has no label, nor does any image of a folder
+    without its instances file. Other folders are left out, and captions are ignored.
 
     Args:
         root: the folder that holds them.
@@ -49,27 +53,27 @@ class CocoSource(FolderSource):
                 f"data.root: {str(self.root)!r} does not hold COCO's folders of images, such as train2017 and val2017; "
                 "arrange it so, or use data.source=folder"
             )
-        categories: dict[int, str] = {}
-        found: list[tuple[str, int | None, str]] = []
-        for split, folder in folders.items():
-            keys = [key for key, _ in find_images(self.root, self.root / folder)]
-            main_category = self._read(folder, keys, categories)
-            found += [(key, main_category.get(key.removeprefix(f"{folder}/")), split) for key in keys]
+        beside = {entry.name for entry in list_folder(self.root) if is_folder(entry)} - {*folders.values(), ANNOTATIONS}
+        splits = Splits(folders.get("train"), folders.get("val"), tuple(sorted(beside)))
+        parts, self.notes = lay_out(walk(self.root, SUFFIXES, tuple(folders.values())), splits, "images")
+        categories: dict[str, int] = {}
+        found: list[tuple[str, str | None, str | None]] = []
+        for part in parts:
+            main_category = self._read(part.name, part.files, categories)
+            found += [(key, main_category.get(key.removeprefix(f"{part.name}/")), part.split) for key in part.files]
         used = categories if any(category is not None for _, category, _ in found) else {}
-        numbers = {category: number for number, category in enumerate(sorted(used))}
-        declared = len(folders) == 2
+        numbers = {name: number for number, name in enumerate(sorted(used, key=lambda name: (used[name], name)))}
         items = tuple(
-            ImageItem(key, None if category is None else numbers[category], split if declared else None)
-            for key, category, split in found
+            ImageItem(key, None if category is None else numbers[category], split) for key, category, split in found
         )
-        return tuple(used[category] for category in numbers), items
+        return tuple(numbers), items
 
     def _choose_folders(self) -> dict[str, str]:
         """Return the folder of train, of val, or of both."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
-        for entry in sorted(list_folder(self.root), key=lambda entry: entry.name):
+        for entry in list_folder(self.root):
             match = _PART.fullmatch(entry.name)
-            if match and entry.is_dir() and has_images(self.root / entry.name):
+            if match and is_folder(entry) and _has_images(self.root / entry.name):
                 found[match[2]][match[1]] = entry.name
         years = sorted(found)
         if self.year is not None and self.year not in found:
@@ -81,8 +85,8 @@ class CocoSource(FolderSource):
             )
         return found[years[0] if self.year is None else self.year] if years else {}
 
-    def _read(self, folder: str, keys: list[str], categories: dict[int, str]) -> Mapping[str, int]:
-        """Return the main category by file name, and add the file's categories to those of the other folder."""
+    def _read(self, folder: str, keys: Sequence[str], categories: dict[str, int]) -> Mapping[str, str]:
+        """Return the main category by file name; add the file's categories to `categories`, each with its first id."""
         path = self.root / ANNOTATIONS / f"instances_{folder}.json"
         if not path.is_file():
             return {}
@@ -93,13 +97,21 @@ class CocoSource(FolderSource):
             raise DataError(
                 f"data.root: {path.name} describes none of the images in {folder}; check which folder it belongs to"
             )
-        for category, name in instances.categories.items():
-            if categories.setdefault(category, name) != name:
+        known = {number: name for name, number in categories.items()}
+        for number, name in instances.categories.items():
+            # The id of another category with a name of its own: renamed or new, which nothing here can decide.
+            if name not in categories and known.get(number, name) != name:
                 raise DataError(
-                    f"data.root: {path.name} calls category {category} {name!r}, another file "
-                    f"{categories[category]!r}; use the annotations of one release"
+                    f"data.root: {path.name} calls category {number} {name!r}, another file {known[number]!r}; use the "
+                    "annotations of one release"
                 )
-        return instances.main_category
+        for number, name in sorted(instances.categories.items()):
+            categories.setdefault(name, number)
+        return {file: instances.categories[number] for file, number in instances.main_category.items()}
+
+
+def _has_images(folder: Path) -> bool:
+    return any(entry.name.lower().endswith(SUFFIXES) and not is_folder(entry) for entry in list_folder(folder))
 
 
 class _Instances(NamedTuple):
@@ -131,6 +143,8 @@ def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _main_categories(content: Any) -> _Instances:
     categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+    # Two ids of one name are one category.
+    first = {name: number for number, name in sorted(categories.items(), reverse=True)}
     file_names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
     areas: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for annotation in content["annotations"]:
@@ -139,7 +153,7 @@ def _main_categories(content: Any) -> _Instances:
         if category not in categories:
             raise ValueError(f"annotation {annotation.get('id')} has the unknown category {category}")
         if name is not None:
-            areas[name][category] += _area(annotation)
+            areas[name][first[categories[category]]] += _area(annotation)
     main = {name: min(areas[name], key=lambda category: (-areas[name][category], category)) for name in areas}
     return _Instances(categories, frozenset(file_names.values()), main)
 

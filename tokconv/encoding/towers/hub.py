@@ -15,7 +15,7 @@ from typing import Any
 
 from tokconv.encoding.towers.families import SHORT_NAMES, is_short, nearest_name
 from tokconv.errors import DataError, suggest
-from tokconv.system.files import file_digest, read_json_object
+from tokconv.system.files import file_digest, local_path, read_json_object
 
 BUNDLED = "bundled:digits-tower"
 ASSETS = Path(__file__).parent / "assets"
@@ -48,7 +48,7 @@ def locate(name: str, revision: str | None) -> Located:
         if name != BUNDLED:
             raise DataError(f"model.clip.model_name: {name!r} does not ship with tokconv; {suggest(name, [BUNDLED])}")
         return _local(ASSETS / name.removeprefix("bundled:"), name)
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if folder.is_dir():
         return _local(folder, name)
     # A hub name is NAME or OWNER/NAME; anything else can only be meant as a path, so the hub is not asked.

@@ -18,6 +18,7 @@ from tokconv.config.tree import ClipConfig
 from tokconv.encoding.towers.families import Family
 from tokconv.encoding.towers.hub import BUNDLED, locate, quiet_transformers, weights_folder
 from tokconv.encoding.towers.spec import EncoderSpec, describe, read_config
+from tokconv.encoding.towers.thin import shorten
 from tokconv.errors import DataError, first_line
 
 __all__ = ["BUNDLED", "EncoderSpec", "VisionTower", "describe", "preprocess"]
@@ -97,7 +98,7 @@ class VisionTower:
 
 def preprocess(processor: Any, images: Sequence[Image.Image]) -> Tensor:
     """Preprocess as `VisionTower.preprocess` does, in worker processes without weights."""
-    pixels: Tensor = processor(list(images), return_tensors="pt")["pixel_values"]
+    pixels: Tensor = processor([shorten(processor, image) for image in images], return_tensors="pt")["pixel_values"]
     return pixels
 
 

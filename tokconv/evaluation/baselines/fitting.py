@@ -25,7 +25,7 @@ from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
 from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
-from tokconv.store.sample import BATCH, MAX_IMAGES, standardised_batches, training_sample
+from tokconv.store.sample import BATCH, MAX_IMAGES, check_varied, standardised_batches, training_sample
 
 PROJECTIONS, PCAS = of_kind("projection"), of_kind("pca")
 SELECTIONS, MERGERS = of_kind("selection", "image_selection"), of_kind("merging")
@@ -67,7 +67,7 @@ def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
 
     Raises:
         ConfigError: the grid is not in 1..G.
-        StoreError: the store has no training images, or the file of the fit is damaged.
+        StoreError: the store has no training images or no variance, or the file of the fit is damaged.
 
     Example:
         >>> compressed, reconstructed = fitted_baselines(store, 6).codecs["tome"](tokens)    # doctest: +SKIP
@@ -85,9 +85,10 @@ def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
 
 
 def check_fittable(store: TokenStore) -> None:
-    """Raise StoreError if a store has no training images."""
+    """Raise StoreError if a store has no training images, or no variance."""
     if not len(store.train_indices):
         raise StoreError(f"{store.path}: no training images to fit baselines on; encode more of them")
+    check_varied(store)
 
 
 def fit_baselines(store: TokenStore, output_grid: int) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ A folder of champions holds:
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,7 @@ def _shared(champion: Champion) -> tuple[Any, ...]:
 def read_description(champions_dir: Path) -> dict[str, Any]:
     """Read the folder's dynamic.json. Raises CheckpointError if it is missing or this tokconv cannot read it."""
     file = champions_dir / FOLDER / DESCRIPTION
-    advice = f"run: tokconv dynamic {champions_dir}"
+    advice = f"run: tokconv dynamic {shlex.quote(str(champions_dir))}"
     if not file.is_file():
         raise CheckpointError(f"{champions_dir}: no predictor has been fitted for these compressors; {advice}")
     try:
@@ -199,7 +200,7 @@ def read_description(champions_dir: Path) -> dict[str, Any]:
 def _load_predictor(folder: Path, champions: list[Champion]) -> ErrorPredictor:
     found = read_description(folder).get("compressors")
     fitted_for: dict[str, Any] = found if isinstance(found, dict) else {}
-    advice = f"run: tokconv dynamic {folder}"
+    advice = f"run: tokconv dynamic {shlex.quote(str(folder))}"
     for champion in champions:
         mine = champion.identity()
         theirs = fitted_for.get(champion.name)

@@ -7,6 +7,7 @@ projector and their weights stay unchanged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokconv.encoding.towers.families import FAMILIES, layer_from_start
 from tokconv.errors import ConfigError
@@ -72,7 +74,8 @@ def attach(
 
     The compressor becomes part of the model: `.to`, `.train`, `parameters()` and gradients reach it. It computes in its
     own dtype; its output has the model's. `model.save_pretrained(folder)` writes the plain LLaVA, and the compressor to
-    `folder/compressor`; attaching that one to it makes the same model again.
+    `folder/compressor`; attaching that one to it makes the same model again. In a checkpoint of transformers' Trainer,
+    `checkpoint-N`, the weights of the LLaVA include the compressor's, so that resuming from it restores both.
 
     Args:
         model: changed in place, until `detach`.
@@ -190,14 +193,20 @@ def _check_layer(model: nn.Module, arguments: tuple[Any, ...], given: Mapping[st
 def _save_pretrained(self: LlavaForConditionalGeneration, save_directory: str | Path, **options: Any) -> None:
     state: Mapping[str, Tensor] = options.pop("state_dict", None) or self.state_dict()
     own = f"model.multi_modal_projector.{NAME}."
-    plain = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
     compressor = getattr(self.model.multi_modal_projector, NAME)
     if compressor.description is None:
         raise ConfigError(
             "save_pretrained: the attached compressor does not come from an export, so it cannot be written as one; "
             "detach it and save the two separately"
         )
-    type(self).save_pretrained(self, save_directory, state_dict=plain, **options)
+    if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(save_directory).name):
+        # Trainer resumes by `model.load_state_dict(..., strict=False)`: what the file lacks, or names as older
+        # versions of transformers did, stays as it was before the training.
+        saved = dict(state)
+        options["save_original_format"] = False
+    else:
+        saved = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
+    type(self).save_pretrained(self, save_directory, state_dict=saved, **options)
     if options.get("is_main_process", True):
         weights = {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
         save_compressor(compressor, Path(save_directory) / NAME, weights)

@@ -40,7 +40,7 @@ def export_trial(trial: TrialRecord, directory: SweepDirectory, store: TokenStor
     out = directory.artifacts(trial.uid)
     if trial.checkpoint is None:
         raise SweepError(f"trial {trial.uid} ended without a checkpoint")
-    with local_copy(trial.checkpoint, retry_seconds=OUTAGE_SECONDS) as checkpoint:
+    with local_copy(directory.place(trial.checkpoint), retry_seconds=OUTAGE_SECONDS) as checkpoint:
         exported = export(checkpoint, out / "compressor")
     tokens = store.tokens(store.val_indices[:PICTURED_IMAGES])
     codec = load_compressor(exported), load_decoder(exported)
@@ -78,7 +78,8 @@ def _export_champion(grid: int, award: Award, directory: SweepDirectory, allow_u
     if is_export(out.parent):
         # Of a version that knew one purpose; what it holds is exported again.
         shutil.rmtree(out.parent)
-    with local_copy(evidence.exported.checkpoint, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
+    place = directory.place(evidence.exported.checkpoint)
+    with local_copy(place, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
         export(checkpoint, out, evidence={"purpose": award.purpose.name, **evidence.as_dict()})
     return {
         "trial": evidence.champion.uid,

@@ -14,12 +14,12 @@ from tokconv.evaluation.protocol import protocol_of
 from tokconv.sweep.judge.evidence import Figures
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.driver import Driver, driver_of
-from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials, read_events
+from tokconv.sweep.record.events import FINISHED, INVALID, RefusedPoint, TrialRecord, Trials, read_events
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote import open_root
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.schema import Spec
-from tokconv.system.files import newest_numbered
+from tokconv.system.files import local_path, newest_numbered
 from tokconv.system.storage import is_url
 
 
@@ -43,6 +43,8 @@ class SweepSnapshot:
     trials: Mapping[str, TrialRecord]
     """The trials of the search, by uid."""
     confirmations: Mapping[str, TrialRecord]
+    refused: Mapping[str, RefusedPoint]
+    """Invalid points of the search, by uid; no trial started for them."""
     verdicts: list[Verdict]
     facts: Mapping[str, Any]
     """The newest `sweep_started` event: store, git commit and so on."""
@@ -54,9 +56,10 @@ class SweepSnapshot:
 
     @property
     def states(self) -> dict[str, int]:
-        """State -> number of the search's trials in it, without states that no trial is in."""
+        """State -> number of the search's trials in it, without states that no trial is in; invalid points last."""
         states = Counter(trial.state for trial in self.trials.values())
-        return {state: states[state] for state in ("running", *FINISHED) if state in states}
+        states[INVALID] = len(self.refused)
+        return {state: states[state] for state in ("running", *FINISHED, INVALID) if states[state]}
 
 
 def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
@@ -70,8 +73,8 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         SweepError: there is no such sweep; the message lists the sweeps that there are.
         StorageError: `storage` is a URL that cannot be read.
     """
-    sweeps = Path(storage).expanduser() / "sweeps"
-    for path in (Path(name), sweeps / name):
+    sweeps = local_path(storage) / "sweeps"
+    for path in (local_path(name), sweeps / name):
         if (path / "events.jsonl").is_file():
             return SweepDirectory(path.resolve())
     if is_url(storage):
@@ -85,7 +88,7 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
 
 def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
     """Return every sweep in a storage on this machine, by name."""
-    found = sorted((Path(storage).expanduser() / "sweeps").glob("*/events.jsonl"))
+    found = sorted((local_path(storage) / "sweeps").glob("*/events.jsonl"))
     return [SweepDirectory(path.parent.resolve()) for path in found]
 
 
@@ -124,6 +127,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         epochs_in_run=epochs,
         trials=found.trials,
         confirmations=found.confirmations,
+        refused=found.refused,
         verdicts=judge(
             found.trials.values(),
             spec.rules,

@@ -31,6 +31,7 @@ from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import stores_place
 from tokconv.sweep.search.early_stopping import AXES
 from tokconv.sweep.search.replay import replay
+from tokconv.sweep.search.space import check_space
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.system.devices import resolve_device
 from tokconv.training.step_cost import StepCost, StepMeter, evaluation_seconds, read_seconds
@@ -100,6 +101,8 @@ class SweepPlan:
     steps_per_epoch: int
     read_seconds: float
     """Seconds in which one trial reads the tokens of an epoch."""
+    left_out: str
+    """What a grid leaves out because it is invalid; "" for nothing."""
     assumed: tuple[str, ...]
 
     @property
@@ -167,6 +170,7 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
     tokens = plan_tokens(config, stores_place(spec.storage))
     for grid in spec.grids():
         check_output_grid(grid, tokens.shape.token_grid)
+    left_out = check_space(spec)
     batch = min(config.training.batch_size, tokens.train_images)
     device = resolve_device(None if spec.resources.gpus_per_worker else "cpu")
     timed = accelerator.tflops is None
@@ -201,6 +205,7 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
         batch_size=batch,
         steps_per_epoch=steps,
         read_seconds=read,
+        left_out=left_out,
         assumed=(*tokens.assumed, *_assumed(spec, accelerator, device, measured is not None)),
     )
 

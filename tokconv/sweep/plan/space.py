@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
-import optuna
-
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config, get
-from tokconv.sweep.search.study import distribution, grid_points
+from tokconv.sweep.search.space import Validity, grid_points, random_points
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.training.step_cost import StepCost
 
-POINTS = 256
 N_CRITIC, WGAN = "training.n_critic", "loss.weights.wgan"
 FREE = {
     *("training.learning_rate", "training.critic_learning_rate", "training.seed", "training.grad_clip"),
@@ -32,24 +29,25 @@ Measure = Callable[[Config], StepCost]
 
 
 def space_cost(spec: Spec, measure: Measure) -> dict[int, StepCost]:
-    """Return the mean cost of a step at every grid of a spec.
+    """Return the mean cost of a step at every grid of a spec that a trial can have.
 
     Args:
         measure: returns the cost of one config.
     """
-    space = _Space(spec.base_config(), measure)
-    points = draw_points(spec)
-    return {grid: _mean(space.cost({**point, GRID_KEY: grid}) for point in points) for grid in spec.grids()}
+    space, validity = _Space(spec.base_config(), measure), Validity(spec)
+    points, costs = draw_points(spec), {}
+    for grid in spec.grids():
+        own = [point for point in ({**point, GRID_KEY: grid} for point in points) if not validity.refusal(point)]
+        if own:
+            costs[grid] = _mean(map(space.cost, own))
+    return costs
 
 
 def draw_points(spec: Spec) -> list[dict[str, Any]]:
-    """Return random points of the search space, the same every time; every point for a grid sampler."""
-    if spec.sampler.kind == "grid":
-        return grid_points(spec)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    space = {key: distribution(found) for key, found in spec.search.items()}
-    return [study.ask(space).params for _ in range(POINTS)]
+    """Return valid random points of the search space, the same every time; every valid point for a grid sampler."""
+    validity = Validity(spec)
+    points = grid_points(spec) if spec.sampler.kind == "grid" else random_points(spec)
+    return [point for point in points if not validity.refusal(point)]
 
 
 class _Space:

@@ -30,6 +30,7 @@ def plan_text(plan: SweepPlan) -> str:
         f"epochs         {plan.epochs} per trial; {whole:,} of trials and {confirmed:,} of confirmations; {stopping}",
         f"steps          {plan.steps_per_epoch:,} per epoch, {plan.batch_size} images each",
         f"device         {plan.where}",
+        *([plan.left_out] if plan.left_out else []),
         "",
         GRID_ROW.format("grid", "parameters", "FLOPs/image", "step", "whole trial", "checkpoint"),
     ]

@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 
 from tokconv.config.tree import Config, DataConfig
+from tokconv.encoding.existing import planned
 from tokconv.encoding.images import assign_split, describe_tokens, open_source
 from tokconv.encoding.job import STORES, open_job
 from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
 from tokconv.errors import DataError
 from tokconv.store.format import INDEX, default_shard_size, image_bytes
 from tokconv.store.reader import TokenStore
+from tokconv.system.files import local_path
 from tokconv.training.networks import TokenShape
 
 PUBLISHED_SIZES = {"imagenet": (1_281_167, 50_000), "coco": (118_287, 5_000)}
@@ -92,11 +94,10 @@ def _tower(config: Config, assumed: list[str]) -> tuple[int, int]:
 def _store(config: Config, stores: str | Path, *, published: bool) -> TokenStore | None:
     if published:
         # Only the tower's own files tell which store its config leads to; a store that is named can be opened.
-        named = Path(config.data.store or "").expanduser()
+        named = local_path(config.data.store or "")
         return TokenStore.open(named) if config.data.store and (named / INDEX).is_file() else None
     try:
-        job = open_job(config, stores)
-        complete = job.is_complete()
+        job, complete = planned(open_job(config, stores))
     except DataError:
         if config.data.source not in PUBLISHED_SIZES:
             raise

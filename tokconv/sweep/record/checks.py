@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from tokconv.config.sources import MAY_CHANGE
+from tokconv.config.tree import flatten, to_dict
 from tokconv.errors import SpecError, SweepError
 from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
 from tokconv.evaluation.figures import FIGURES
@@ -47,18 +51,40 @@ def check_figures(spec: Spec, store: TokenStore) -> None:
 def check_same_experiment(spec: Spec, before: Spec) -> None:
     """Raise SweepError if a resumed sweep asks another question.
 
-    Its budget and resources may change, and its ranges may be narrower.
+    Its budget and resources may change, its ranges may be narrower, and its data may be elsewhere (`check_same_store`
+    finds out whether they are the same).
     """
     narrower = spec.search.keys() == before.search.keys() and all(
         found.within(before.search[key]) for key, found in spec.search.items()
     )
     for key in ("base", "objectives", "constraints", "search"):
-        if getattr(spec, key) != getattr(before, key) and not (key == "search" and narrower):
+        same = _lasting(spec) == _lasting(before) if key == "base" else key == "search" and narrower
+        if getattr(spec, key) != getattr(before, key) and not same:
             hint = "search the same keys in the same or narrower ranges, " if key == "search" else ""
             raise SweepError(
                 f"{key}: differs from the sweep to resume; {hint}give it another name, or restore what it was: "
                 f"{spec_to_dict(before)[key]}"
             )
+
+
+def _lasting(spec: Spec) -> dict[str, Any]:
+    """Return the base config without the keys that a resumed sweep may change."""
+    return {key: value for key, value in flatten(to_dict(spec.base_config())).items() if key not in MAY_CHANGE}
+
+
+def trained_on(directory: SweepDirectory) -> str | None:
+    """Return the fingerprint of the store that a sweep's trials were trained on; None before its first start."""
+    started = [event for event, _ in read_events(directory.events) if event["event"] == "sweep_started"]
+    return started[-1].get("store_fingerprint") if started else None
+
+
+def check_same_store(directory: SweepDirectory, store: TokenStore) -> None:
+    """Raise SweepError if a sweep's trials were trained on other tokens: new ones cannot share a front with them."""
+    if trained_on(directory) not in (None, store.fingerprint):
+        raise SweepError(
+            f"{directory.path}: its trials were trained on other tokens than {store.path} holds; restore its images "
+            "or its store, or start it again without --resume"
+        )
 
 
 def check_same_protocol(directory: SweepDirectory) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -31,6 +31,8 @@ class Driver:
     """When the process was started, in seconds since 1970: another process may have its pid by now."""
     signal: int
     """The signal that stops it."""
+    directory: str = ""
+    """Where it works: in a copy of the sweep, this file speaks of the original. "" in files of older versions."""
 
     @property
     def is_here(self) -> bool:
@@ -53,7 +55,7 @@ class Driver:
 def registered(directory: Path) -> Iterator[None]:
     """Register this process as the sweep's driver while the block runs. The caller holds the sweep's lock."""
     own = psutil.Process()
-    driver = Driver(own.pid, socket.gethostname(), own.create_time(), stop_signal())
+    driver = Driver(own.pid, socket.gethostname(), own.create_time(), stop_signal(), str(directory.resolve()))
     write_json(directory / FILE, asdict(driver))
     try:
         yield
@@ -74,14 +76,19 @@ def stop_signal() -> signal.Signals:
 def driver_of(directory: Path) -> Driver | None:
     """Return the sweep's driver: a living process of this machine, or one of another machine that has not signed off.
 
-    None if there is none, or if the process is gone.
+    None if there is none, if the process is gone, or if the directory is a copy of the one it works in.
     """
     try:
         found = json.loads((directory / FILE).read_text(encoding="utf-8"))
         driver = Driver(int(found["pid"]), str(found["host"]), float(found["started"]), int(found["signal"]))
+        driver = replace(driver, directory=str(found.get("directory", "")))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return driver if not driver.is_here or driver.process() is not None else None
+    if not driver.is_here:
+        return driver
+    original = Path(driver.directory or directory)
+    copied = original.exists() and not original.samefile(directory)
+    return None if copied or driver.process() is None else driver
 
 
 def stop(directory: Path, *, timeout: float) -> None:

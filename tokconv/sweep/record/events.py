@@ -8,10 +8,11 @@ a pickle of Ray Tune's or on a tracking server that is up.
     trial_reported   trial, epoch, figures, checkpoint
     trial_ended      trial, state (complete | pruned | failed), reason
     trial_artifacts  trial, path (a directory to upload)
+    point_refused    point (its number in the study), values, reason: an invalid combination, of which no trial starts
     sweep_ended      champions (grid -> purpose -> what was exported), winners (grid -> trial -> its purposes with their
                      evidence), artifacts (a directory to upload)
 
-Every event also has `time`, in milliseconds since 1970.
+Every event also has `time`, in milliseconds since 1970. Paths are relative to the sweep's directory (`relative_place`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -32,8 +34,21 @@ from tokconv.sweep.spec.schema import GRID_KEY
 
 Event = dict[str, Any]
 FINISHED = ("complete", "pruned", "failed")
+INVALID = "invalid"
+"""Counted next to the states of trials: points of the search that no config can have."""
 RECORDED_KINDS = ("val/", "train/", "critic/")
 RECORDED_NAMES = ("epoch", "epochs", "compression_ratio")
+IN_SWEEP = re.compile(r".*/sweeps/[^/]+/(?=(?:trials|artifacts|champions|report)(?:/|$))", re.DOTALL)
+"""The directory of a sweep at the start of a place in it."""
+
+
+@dataclass(frozen=True)
+class RefusedPoint:
+    """A combination of searched values that no config can have."""
+
+    uid: str
+    values: dict[str, Any]
+    reason: str
 
 
 @dataclass
@@ -57,6 +72,7 @@ class TrialRecord:
     history: list[dict[str, float]] = field(default_factory=list)
     """The figures of each epoch, in order, each epoch once."""
     checkpoint: str | None = None
+    """Relative to the sweep, see `SweepDirectory.place`."""
     ended: int | None = None
     has_artifacts: bool = False
     """Whether its compressor was exported and its picture drawn."""
@@ -80,7 +96,8 @@ class TrialRecord:
             # A name is the same text in every event, and text takes more memory than a number.
             figures = {sys.intern(name): value for name, value in event["figures"].items()} | {"epoch": event["epoch"]}
             self.history = [row for row in self.history if row["epoch"] < event["epoch"]] + [figures]
-            self.checkpoint = event.get("checkpoint") or self.checkpoint
+            if (place := event.get("checkpoint")) is not None:
+                self.checkpoint = relative_place(place)
         elif event["event"] == "trial_artifacts":
             self.has_artifacts = True
         elif event["event"] == "trial_ended":
@@ -99,6 +116,8 @@ class Trials:
         # Two dictionaries, so that nothing that reads the search's trials can mistake a confirmation for one of them.
         self.trials: dict[str, TrialRecord] = {}
         self.confirmations: dict[str, TrialRecord] = {}
+        self.refused: dict[str, RefusedPoint] = {}
+        """Points that no trial was started for, by their uid in the study."""
         self._token_grid: int | None = None
 
     def apply(self, event: Event) -> None:
@@ -109,6 +128,8 @@ class Trials:
         """
         if event["event"] == "sweep_started":
             self._token_grid = event.get("token_grid")
+        elif event["event"] == "point_refused":
+            self.refused[event["point"]] = RefusedPoint(event["point"], event["values"], event["reason"])
         uid = event.get("trial")
         if uid is None:
             return
@@ -182,8 +203,8 @@ class Record(Trials):
 
     def append_report(self, uid: str, result: Mapping[str, Any], checkpoint: str | None) -> None:
         """Write what a trial reported after an epoch, see `append`."""
-        figures = recorded_figures(result)
-        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=checkpoint)
+        figures, place = recorded_figures(result), checkpoint and relative_place(checkpoint)
+        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=place)
 
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials and confirmations that were running when the sweep stopped."""
@@ -240,6 +261,14 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             if not isinstance(event, dict) or "event" not in event:
                 raise SweepError(f"{path}: damaged before byte {offset}; restore it from a backup")
             yield event, offset
+
+
+def relative_place(place: str) -> str:
+    """Return a path or URL in a sweep's directory relative to it; any other place unchanged.
+
+    Older records hold whole paths. The sweep may since have been moved, or copied: then what is there is another's.
+    """
+    return IN_SWEEP.sub("", place, count=1)
 
 
 def recorded_figures(result: Mapping[str, Any]) -> dict[str, float]:

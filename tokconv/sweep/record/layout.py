@@ -11,7 +11,7 @@ Below the spec's `storage`, here ROOT:
         mlflow.cursor  .lock  driver.json            how far MLflow is; the driver
     ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
 
-A path in the record that lies below the sweep's directory is relative to it, so that the sweep can go on elsewhere.
+A path in the record is relative to the sweep's directory, so that the sweep can go on elsewhere.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from tokconv.errors import SweepError
 from tokconv.exports.champions import grid_folder
 from tokconv.sweep.record.driver import registered
+from tokconv.system.files import local_path
 from tokconv.system.storage import Remote, is_url
 
 DEFAULT_STORAGE = "runs"
@@ -66,6 +67,12 @@ class SweepDirectory:
         """The path or URL where the trials keep their checkpoints."""
         return str(self.path / "trials") if self.remote is None else f"{self.remote}/trials"
 
+    def place(self, recorded: str) -> str:
+        """Return the path or URL of a checkpoint that the record names."""
+        if self.remote is None or is_url(recorded):
+            return recorded if is_url(recorded) else str(self.path / recorded)
+        return f"{self.remote}/{recorded}"
+
     @property
     def report(self) -> Path:
         return self.path / "report"
@@ -100,4 +107,4 @@ class SweepDirectory:
 def stores_place(storage: str | None) -> str:
     """Return the directory or URL below a sweep's `storage` that holds its stores, unless `data.store` names one."""
     storage = storage or DEFAULT_STORAGE
-    return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(Path(storage).expanduser() / "stores")
+    return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(local_path(storage) / "stores")

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from tokconv.errors import StorageError, SweepError
+from tokconv.errors import StorageError, SweepError, printable
 from tokconv.sweep.record.driver import stop_signal
 from tokconv.system.storage import Remote
 
@@ -63,8 +63,8 @@ class Lease:
         if before is None or before.get("ended") or _has_died_here(before):
             return
         print(
-            f"a driver on {before.get('host')} has not signed off; watching for {WATCH_SECONDS:g} s whether it is "
-            "still at work",
+            f"a driver on {printable(before.get('host'))} has not signed off; watching for {WATCH_SECONDS:g} s whether "
+            "it is still at work",
             flush=True,
         )
         self._end.wait(WATCH_SECONDS)

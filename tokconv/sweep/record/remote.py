@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokconv.errors import SpecError, SweepError
+from tokconv.errors import SpecError, SweepError, printable
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import Lease
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
-from tokconv.system.files import new_numbered, newest_numbered, number_of
+from tokconv.system.files import local_path, new_numbered, newest_numbered, number_of
 from tokconv.system.mirror import Mirror, fetch_log, signatures, write_state
 from tokconv.system.storage import Remote, cache_dir, is_url
 
@@ -83,7 +83,7 @@ def open_root(storage: str) -> Root:
         protocol, place = remote.url.split("://", 1)
         name = "".join(letter if letter.isalnum() else "-" for letter in place)
         return Root(cache_dir() / "sweeps" / f"{protocol}-{name}", remote)
-    root = Path(storage).expanduser().resolve()
+    root = local_path(storage).resolve()
     if root.exists() and not root.is_dir():
         raise SpecError(f"storage: {root} is a file; name a directory; it is created if it is missing")
     return Root(root)
@@ -109,7 +109,7 @@ def restore(directory: SweepDirectory, remote: Remote) -> None:
     directory.journal.write_bytes(logs[directory.journal.name])
     # The record comes last: a directory without it is not a sweep yet and is restored again.
     directory.events.write_bytes(logs[directory.events.name])
-    print(f"downloaded from {remote}: {directory.path}", flush=True)
+    print(f"downloaded from {printable(remote)}: {printable(directory.path)}", flush=True)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metri
     from optuna.exceptions import ExperimentalWarning
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    from tokconv.sweep.search.study import distribution
+    from tokconv.sweep.search.space import distribution
 
     ranges = {key: found for key, found in search.items() if key != GRID_KEY and len(found.members()) > 1}
     spaces = {key: distribution(found) for key, found in ranges.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tokconv.errors import printable
 from tokconv.evaluation.figure import TRIALS, Figure
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
 from tokconv.sweep.judge.evidence import PROVEN
@@ -64,7 +65,7 @@ def trial_row(trial: TrialRecord) -> list[str]:
         str(len(trial.history)),
         *(figure.text(trial.figures.get(figure.name)) for figure in shown_in(TRIALS)),
         values_text(trial.values),
-        trial.reason or ("" if trial.confirms is None else f"confirms {trial.confirms}"),
+        printable(trial.reason) or ("" if trial.confirms is None else f"confirms {trial.confirms}"),
     ]
 
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from rich.console import Console, Group
@@ -19,13 +20,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tokconv.errors import printable
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
 from tokconv.sweep.judge.evidence import Figures
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
-from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
-from tokconv.sweep.report.text import best_baseline, event_text, last_epoch, states_text, values_text
-from tokconv.system.terminal import Clock, can_redraw, duration
+from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord
+from tokconv.sweep.report.text import (
+    best_baseline,
+    event_text,
+    last_epoch,
+    refused_text,
+    states_text,
+    values_text,
+)
+from tokconv.system.terminal import Clock, can_redraw, duration, escape_unencodable
 
 LOG_INTERVAL = 15.0
 REFRESH_PER_SECOND = 2
@@ -75,12 +84,14 @@ class SweepDisplay:
         epochs: int,
         judge: Callable[[list[TrialRecord]], list[Verdict]],
         confirmations: int = 0,
+        refused: int = 0,
         console: Console | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._name, self._total, self._epochs = name, total, epochs
-        self._judge, self._confirmations = judge, confirmations
+        self._judge, self._confirmations, self._refused = judge, confirmations, refused
         # Otherwise FORCE_COLOR (set on many build servers) would fill a log with cursor movements.
+        escape_unencodable(sys.stdout)
         self._console = console or Console(force_interactive=None if can_redraw(sys.stdout) else False)
         self._clock = clock
         self._live: Live | None = None
@@ -115,6 +126,7 @@ class SweepDisplay:
 
     def message(self, text: str) -> None:
         """Print a line of text; the live view stays below it."""
+        text = printable(text)
         if self._live is not None:
             self._console.print(Text(text))
         else:
@@ -140,6 +152,10 @@ class SweepDisplay:
             if self._live is None and before != trial.state and (trial.state == "running" or before is not None):
                 self.message(event_text(trial))
             self._states[trial.uid] = trial.state
+        for point in islice(record.refused.values(), self._refused, None):
+            if self._live is None:
+                self.message(refused_text(point))
+        self._refused = len(record.refused)
         if self._live is None and self._clock() >= self._line_due:
             self._line_due = self._clock() + LOG_INTERVAL
             self.message(f"{self._counts_text()} ({self._time()})")
@@ -147,6 +163,7 @@ class SweepDisplay:
     def _take(self, record: Record, ended: list[TrialRecord], running: list[TrialRecord]) -> _Progress:
         before, counts = self._progress, Counter(self._counts.searched)
         counts["running"] = sum(trial.confirms is None for trial in running)
+        counts[INVALID] = len(record.refused)
         waiting = max(0, self._total - len(record.trials))
         waiting += max(0, self._confirmations - len(record.confirmations))
         complete = [trial for trial in ended if trial.state == "complete" and trial.confirms is None]
@@ -165,7 +182,7 @@ class SweepDisplay:
 
     def _counts_text(self) -> str:
         now = self._progress
-        states = states_text({state: now.counts[state] for state in FINISHED})
+        states = states_text({state: now.counts[state] for state in (*FINISHED, INVALID)})
         running = f"; {len(now.running)} running" if now.running else ""
         repeats = f"; {now.confirmed}/{self._confirmations} confirmations" if self._confirmations else ""
         return f"{now.finished}/{self._total} trials finished" + (f": {states}" if states else "") + repeats + running

@@ -37,7 +37,7 @@ def write_results(
     from tokconv.sweep.report import plots
 
     with atomic_path(directory / "results.csv") as temporary:
-        results_frame(sweep).to_csv(temporary, index=False)
+        results_frame(sweep).to_csv(temporary, index=False, errors="backslashreplace")
     if exported is not None:
         found = {str(v.grid): _grid_json(v, exported.get(str(v.grid), {}), sweep.protocol) for v in sweep.verdicts}
         write_json(directory / "champions.json", found)

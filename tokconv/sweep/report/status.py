@@ -12,8 +12,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from tokconv.errors import SpecError, SweepError
+from tokconv.errors import SpecError, SweepError, printable
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot, all_sweeps, find_sweep, read_sweep
@@ -47,7 +48,7 @@ def print_status(name: str | None, *, storage: str, as_json: bool) -> None:
     else:
         widen(Console()).print(_overview(sweeps))
     for line in unreadable:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def stop_sweep(name: str, *, storage: str, timeout: float) -> None:
@@ -59,11 +60,11 @@ def stop_sweep(name: str, *, storage: str, timeout: float) -> None:
     directory = find_sweep(name, storage)
     stop_driver(directory.path, timeout=timeout)
     sweep = read_sweep(directory)
-    print(f"{directory.name}: stopped, {_counts(sweep)}; go on with: tokconv sweep SPEC --resume")
+    print(f"{printable(directory.name)}: stopped, {_counts(sweep)}; go on with: tokconv sweep SPEC --resume")
 
 
-def write_report(name: str, *, storage: str, out: Path | None) -> None:
-    """Write a sweep's page, table and plots anew from its record, while it runs or afterwards.
+def write_report(name: str, *, storage: str, out: Path | None) -> Path:
+    """Write a sweep's page, table and plots anew from its record, while it runs or afterwards; return its directory.
 
     Args:
         out: a directory; by default the sweep's own report/.
@@ -77,7 +78,8 @@ def write_report(name: str, *, storage: str, out: Path | None) -> None:
     out = sweep.directory.report if out is None else out
     write_results(out, sweep)
     page = write_page(sweep, out / sweep.directory.page.name)
-    print(f"{page} ({_counts(sweep)}; results.csv, pareto.png and learning_curves.png are next to it)")
+    print(f"{printable(page)} ({_counts(sweep)}; results.csv, pareto.png and learning_curves.png are next to it)")
+    return sweep.directory.path
 
 
 def _all(storage: str) -> tuple[list[SweepSnapshot], list[str]]:
@@ -104,13 +106,15 @@ def _overview(sweeps: Sequence[SweepSnapshot]) -> Table:
             if verdict.champion is not None
         ]
         left, last = _left(sweep) or "-", moment(sweep.last)
-        table.add_row(sweep.directory.name, sweep.state, _done(sweep), "  ".join(best) or "-", left, last)
+        table.add_row(
+            Text(printable(sweep.directory.name)), sweep.state, _done(sweep), "  ".join(best) or "-", left, last
+        )
     return table
 
 
 def _print_one(sweep: SweepSnapshot) -> None:
     where = f" (process {sweep.driver.pid} on {sweep.driver.host})" if sweep.driver is not None else ""
-    print(f"{sweep.directory.name}: {sweep.state}{where}; {_counts(sweep)}")
+    print(f"{printable(sweep.directory.name)}: {sweep.state}{where}; {_counts(sweep)}")
     if where:
         elapsed = duration(time.time() - sweep.started / 1000)
         print(f"running for {elapsed}, {_left(sweep) or 'time left unknown'}")
@@ -119,7 +123,7 @@ def _print_one(sweep: SweepSnapshot) -> None:
             judged = f", {judged_text(trial.figures)}" if trial.figures else ""
             print(f"  trial {trial.uid}: {trial.ratio:.3g}x, epoch {len(trial.history)}/{sweep.epochs}{judged}")
     widen(Console()).print(best_table(sweep.verdicts))
-    print(f"files: {sweep.directory.path}")
+    print(f"files: {printable(sweep.directory.path)}")
     if sweep.state not in ("running", "finished"):
         print("go on with: tokconv sweep SPEC --resume")
 

@@ -7,14 +7,18 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from tokconv.errors import printable
 from tokconv.evaluation.figure import Figure
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.evidence import judged_text, title_of
 from tokconv.sweep.judge.verdicts import Award
-from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.events import INVALID, RefusedPoint, TrialRecord
 from tokconv.sweep.spec.schema import GRID_KEY
 
-STATES = {"running": "running", "complete": "complete", "pruned": "stopped early", "failed": "failed"}
+STATES = {
+    **{"running": "running", "complete": "complete", "pruned": "stopped early", "failed": "failed"},
+    INVALID: "invalid and left out",
+}
 """State of a trial -> the words for it."""
 INTERVAL_LEGEND = "+-: half of the 95 % interval over the confirmation seeds"
 
@@ -58,7 +62,12 @@ def event_text(trial: TrialRecord) -> str:
         begun = f"continues after epoch {epoch}" if epoch else "started"
         return f"{name} {begun}: {trial.ratio:.3g}x {values_text(trial.values)}".rstrip()
     reason = trial.reason if trial.state == "failed" else judged_text(trial.figures)
-    return f"{name} {STATES[trial.state]} after epoch {epoch}" + (f": {reason}" if reason else "")
+    return f"{name} {STATES[trial.state]} after epoch {epoch}" + (f": {printable(reason)}" if reason else "")
+
+
+def refused_text(point: RefusedPoint) -> str:
+    """Return why no trial was started for a point: `point 00003 left out, wgan=0 ae=0: loss.weights: all are 0`."""
+    return f"point {point.uid} left out, {values_text(point.values)}: {point.reason}"
 
 
 def states_text(counts: Mapping[str, int]) -> str:
@@ -102,4 +111,4 @@ def _short(key: str, others: list[str]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else printable(value)

@@ -11,29 +11,32 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from tokconv.config.tree import get
+from tokconv.errors import SweepError
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.final_state import final_state
 from tokconv.sweep.search.constraints import store_excess
 from tokconv.sweep.search.history import BoundedHistory
-from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.search.space import Validity, distribution, first_points, grid_points, random_points
+from tokconv.sweep.spec.schema import Spec
 
 STARTUP_TRIALS = 10
 """Random trials before a model-based sampler trusts its model (Optuna's own default for TPE)."""
+MOST_REFUSED = 10
+"""Invalid points in a row after which a random valid one is next: some samplers would suggest the same one for ever."""
+Refuse = Callable[[str, dict[str, Any], str], None]
+"""Takes the uid and the values of an invalid point, and the reason."""
 TPE_HISTORY = 500
 """Finished trials that TPE sees: its time per suggestion grows faster than their number. Twice as many find nothing
 better (simulated sweeps of 1,500 trials, three seeds)."""
@@ -62,23 +65,6 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
         for point in first_points(spec)[: spec.trials]:
             study.enqueue_trial(point)
     return study
-
-
-def first_points(spec: Spec) -> list[dict[str, Any]]:
-    """Return the base config at every grid, in the searched keys; a value outside its range is moved into it."""
-    config = spec.base_config()
-    point = {key: found.nearest(get(config, key)) for key, found in spec.search.items()}
-    if GRID_KEY not in spec.search:
-        return [point]
-    return [{**point, GRID_KEY: grid} for grid in spec.grids()]
-
-
-def grid_points(spec: Spec) -> list[dict[str, Any]]:
-    """Return every point of a grid sampler's grid, in an order that the seed shuffles."""
-    points = product(*(found.members() for found in spec.search.values()))
-    found = [dict(zip(spec.search, point, strict=True)) for point in points]
-    Random(spec.sampler.seed).shuffle(found)
-    return found
 
 
 class GivenSearcher(Searcher):
@@ -112,6 +98,9 @@ class StudySearcher(GivenSearcher):
     running when an earlier driver died come first, with the config they had, then those that it asked for and never
     started.
 
+    No trial is started for a point that the config refuses: the study learns that it failed, and the next one is asked
+    for. Such a point takes nothing of the sweep's budget.
+
     A resumed sweep may have narrower ranges. Optuna's choices cannot change within a study, so one of the remaining
     choices is drawn at random, and the sampler chooses the other values.
 
@@ -119,6 +108,7 @@ class StudySearcher(GivenSearcher):
         study: from `open_study`.
         trials: those of the sweep's record.
         given_up: returns whether the search should start no more trials.
+        on_refused: called for every invalid point, before the study learns of it.
     """
 
     def __init__(
@@ -127,8 +117,10 @@ class StudySearcher(GivenSearcher):
         study: optuna.Study,
         trials: Iterable[TrialRecord],
         given_up: Callable[[], bool] = lambda: False,
+        on_refused: Refuse = lambda uid, values, reason: None,
     ) -> None:
-        self._given_up = given_up
+        self._given_up, self._on_refused = given_up, on_refused
+        self._validity = Validity(spec)
         self._spec, self._study = spec, study
         self._distributions = {key: distribution(found) for key, found in spec.search.items()}
         self._narrowed = self._narrowed_choices()
@@ -136,7 +128,9 @@ class StudySearcher(GivenSearcher):
         known = {trial.uid: trial for trial in trials}
         asked = {_uid(t.number): t.params for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
         interrupted = {uid: trial.values for uid, trial in known.items() if trial.state == "running"}
-        never_started = {uid: values for uid, values in asked.items() if uid not in known}
+        never_started = {
+            uid: values for uid, values in asked.items() if uid not in known and not self._refused(uid, values)
+        }
         first = {**interrupted, **never_started}
         super().__init__({"uid": uid, "values": values} for uid, values in first.items())
         self._untried = self._points_left(grid_points(spec)) if spec.sampler.kind == "grid" else None
@@ -144,9 +138,11 @@ class StudySearcher(GivenSearcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next config; `Searcher.FINISHED` if a grid has no point left or the search is given up."""
-        if self._given_up() or not (self._waiting or self._queue_grid_point()):
+        if self._given_up():
             return Searcher.FINISHED
         config = self._waiting.pop(0) if self._waiting else self._ask()
+        if config is None:
+            return Searcher.FINISHED
         self._numbers[trial_id] = int(config["uid"])
         return config
 
@@ -164,17 +160,42 @@ class StudySearcher(GivenSearcher):
         # If a driver died between reporting to the study and to the record, the trial ends a second time.
         self._study.tell(number, **end, skip_if_finished=True)
 
-    def _ask(self) -> dict[str, Any]:
-        while True:
+    def _ask(self) -> dict[str, Any] | None:
+        """Return the next valid point; None if a grid has none left."""
+        refused = 0
+        while self._queue_grid_point():
+            if refused and self._untried is None and refused % MOST_REFUSED == 0:
+                self._queue_valid_point()
             if self._narrowed and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 self._study.enqueue_trial({key: self._random.choice(left) for key, left in self._narrowed.items()})
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Fixed parameter .* is out of range", UserWarning)
                 asked = self._study.ask(self._distributions)
-            if all(self._spec.search[key].holds(value) for key, value in asked.params.items()):
-                return {"uid": _uid(asked.number), "values": dict(asked.params)}
-            # This point was queued before the ranges were narrowed.
-            self._study.tell(asked, state=TrialState.FAIL)
+            uid, values = _uid(asked.number), dict(asked.params)
+            if not all(self._spec.search[key].holds(value) for key, value in values.items()):
+                # This point was queued before the ranges were narrowed.
+                self._study.tell(asked, state=TrialState.FAIL)
+            elif self._refused(uid, values):
+                refused += 1
+            else:
+                return {"uid": uid, "values": values}
+        return None
+
+    def _refused(self, uid: str, values: dict[str, Any]) -> bool:
+        """Return whether a point is invalid; if so, nobody will ask for it again."""
+        reason = self._validity.refusal(values)
+        if reason:
+            self._on_refused(uid, values, reason)
+            self._study.tell(int(uid), state=TrialState.FAIL)
+        return bool(reason)
+
+    def _queue_valid_point(self) -> None:
+        """Queue a random point that the config takes. Raises SweepError if none is found."""
+        for point in random_points(self._spec, seed=self._random.randrange(2**31)):
+            if not self._validity.refusal(point):
+                self._study.enqueue_trial(point)
+                return
+        raise SweepError("search: hardly any combination of these ranges is valid; narrow them and go on with --resume")
 
     def _narrowed_choices(self) -> dict[str, tuple[Any, ...]]:
         """Return the remaining choices of keys whose distributions must keep those that the study began with."""
@@ -204,16 +225,6 @@ class StudySearcher(GivenSearcher):
 
 def _uid(number: int) -> str:
     return f"{number:05d}"
-
-
-def distribution(found: Range) -> BaseDistribution:
-    """Return a range as Optuna's distribution."""
-    if found.kind == "choice":
-        return CategoricalDistribution(found.values)
-    low, high = found.values
-    if found.kind == "int":
-        return IntDistribution(low, high)
-    return FloatDistribution(low, high, log=found.kind == "log")
 
 
 def _sampler(spec: Spec, seed: int) -> BaseSampler:

@@ -10,11 +10,14 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from tokconv.config.overrides import literal_text
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.sweep.spec.schema import Section, Spec
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 """Pydantic's names for a key that a section does not have."""
+LITERAL = ("storage", "tracking.uri", "tracking.experiment")
+"""Keys of paths and names, whose overrides are taken literally and not as YAML."""
 START = "sweeps/demo.yaml is one to start from"
 
 
@@ -22,7 +25,8 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
     """Return the checked spec of a file.
 
     Args:
-        overrides: `key=value` pairs laid over the file, as in `trials=4` or `resources.runner=inline`.
+        overrides: `key=value` pairs laid over the file, as in `trials=4` or `resources.runner=inline`; the values are
+            YAML, those of `LITERAL` plain texts.
 
     Raises:
         SpecError: the file or an override is wrong; what is wrong, and what is allowed.
@@ -55,7 +59,12 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
 
 def _merge(tree: Any, override: str) -> Any:
     try:
-        return OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+        key, _, value = override.partition("=")
+        if key not in LITERAL:
+            return OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+        *section, name = key.split(".")
+        given: dict[str, Any] = {name: literal_text(value)}
+        return OmegaConf.merge(tree, {section[0]: given} if section else given)
     except Exception as error:
         raise SpecError(f"{override!r}: not an override ({_reason(error)}); write key=value, as in trials=4") from error
 

@@ -62,6 +62,8 @@ def _base(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _storage(place: str) -> str:
+    if not place:
+        raise SpecError("storage: got no path; is a variable of the shell empty? Leave the key out for runs")
     if is_url(place):
         check_url("storage", place)
     return place

@@ -24,8 +24,16 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
 """Seconds between attempts, doubled after each failed one."""
 
 
+class RefusedError(Exception):
+    """The destination answers and will not take the events until its user does something; the text says what."""
+
+
 class Destination(Protocol):
-    """Where events go. Both methods may raise anything, and are then called again."""
+    """Where events go. Both methods may raise anything, and are then called again.
+
+    `RefusedError` is reported at once, and the end of a sweep does not wait for it to pass. Every other error is taken
+    for an outage if it comes twice in a row: the first may only mean that what `open` found is gone.
+    """
 
     def open(self) -> str:
         """Connect anew and return its identity; after a change, delivery starts from the first event."""
@@ -70,7 +78,7 @@ class Follower:
         self._offset = 0
         self._size = BATCH_EVENTS
         self._error = ""
-        self._warned = self._closing = self._abandoned = False
+        self._warned = self._refused = self._closing = self._abandoned = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"deliver to {name}", daemon=True)
         self._thread.start()
@@ -89,28 +97,43 @@ class Follower:
         delivered = sum(end <= self._offset for end in ends)
         message = f"{self._name}: all {len(ends)} events delivered"
         if delivered < len(ends):
-            reason = f" ({self._error})" if self._error else ""
+            # Without an error, the last attempt has not come back.
+            reason = self._error or f"no answer within {timeout:g} s"
             message = (
-                f"{self._name}: {len(ends) - delivered} of {len(ends)} events not delivered{reason}; "
-                f"they are kept in {self._events}, and --resume delivers them"
+                f"{self._name}: {len(ends) - delivered} of {len(ends)} events not delivered ({reason}); "
+                f"they are kept in {self._events}, and --resume delivers them{' after that' if self._refused else ''}"
             )
         return Delivery(delivered, len(ends), message)
 
     def _run(self) -> None:
-        wait = FIRST_WAIT
+        wait, failures = FIRST_WAIT, 0
         while not self._abandoned:
             # Read before the record is read: the last pass then sees everything that was appended before close().
             closing = self._closing
             try:
                 moved = self._advance()
+            except RefusedError as error:
+                self._identity, self._refused, self._error = None, True, str(error)
+                self._note(f"{self._name}: takes nothing ({error}); the sweep goes on, and what it reports is kept")
+                if closing:
+                    return
+                # Its user may mend it while the sweep runs.
+                self._pause(LONGEST_WAIT)
+                continue
             except Exception as error:  # A failure of another program must never become one of the sweep.
                 # A server that fails now and then may take a few events where it would fail over many.
                 self._identity, self._size = None, max(1, self._size // 4)
-                self._note(error)
+                self._refused, self._error, failures = False, one_line(error), failures + 1
+                if failures > 1:
+                    self._note(
+                        f"{self._name}: cannot be reached ({self._error}); the sweep goes on, and what it reports is "
+                        "delivered later"
+                    )
                 self._pause(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
                 continue
             self._error, wait, self._size = "", FIRST_WAIT, min(BATCH_EVENTS, 2 * self._size)
+            self._refused, failures = False, 0
             if closing and not moved:
                 return
             if not moved:
@@ -139,14 +162,10 @@ class Follower:
             return 0
         return offset if 0 <= offset <= self._events.stat().st_size else 0
 
-    def _note(self, error: Exception) -> None:
-        self._error = _one_line(error)
+    def _note(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            self._on_message(
-                f"{self._name}: cannot be reached ({self._error}); the sweep goes on, and what it reports is "
-                "delivered later"
-            )
+            self._on_message(message)
 
     def _pause(self, seconds: float) -> None:
         """Wait; `close` ends the wait early, so that one more attempt is made at once."""
@@ -154,7 +173,7 @@ class Follower:
         self._wake.clear()
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the first 200 characters of an error on one line."""
     text = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 200 else text[:197] + "..."

@@ -16,11 +16,14 @@ from filelock import FileLock
 
 from tokconv.errors import SweepError, import_extra
 from tokconv.sweep.tracking.follower import without_credentials
+from tokconv.system.files import local_path
+from tokconv.system.uris import file_uri, path_of, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+HOME = "sqlite:///~/"
 LOCAL_UI = "http://127.0.0.1:5000"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -35,32 +38,40 @@ ENVIRONMENT = {
 
 
 def tracking_uri(named: str | None, root: Path) -> str:
-    """Return where a sweep is tracked: what its spec names, else MLFLOW_TRACKING_URI, else a SQLite file in `root`."""
-    return named or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
+    """Return where a sweep is tracked: what its spec names, else MLFLOW_TRACKING_URI, else a SQLite file in `root`.
+
+    Raises:
+        ConfigError: no URI can hold the name of `root`.
+    """
+    uri = named or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
+    if uri.startswith(HOME):
+        return sqlite_uri(local_path(uri.removeprefix(HOME[:-2])))
+    # In our own form, MLflow finds the file and leaves no empty folder beside it (`sqlite_uri`).
+    return sqlite_uri(path_of(uri)) if is_local(uri) and "%" in uri and "?" not in uri else uri
 
 
 def local_uri(root: Path) -> str:
     """Return the URI of the SQLite file in `root`."""
-    return f"sqlite:///{Path(root).expanduser().resolve() / DATABASE}"
+    return sqlite_uri(local_path(root) / DATABASE)
 
 
 def ui_command(uri: str, root: Path) -> str:
     """Return the shell command that opens MLflow's UI, on this machine only; for a server, its address."""
     if not is_local(uri):
         return without_credentials(uri)
-    artifacts = Path(root).expanduser().resolve() / ARTIFACTS
+    artifacts = file_uri(local_path(root) / ARTIFACTS)
     # Without job execution the server starts in a third of the time and takes a quarter of the memory.
     return (
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
         f"{shlex.quote(sys.executable)} -m mlflow server --host 127.0.0.1 --port 5000 --workers 1 "
-        f"--backend-store-uri {shlex.quote(uri)} --artifacts-destination {shlex.quote(str(artifacts))}"
+        f"--backend-store-uri {shlex.quote(uri)} --artifacts-destination {shlex.quote(artifacts)}"
     )
 
 
 def check_tracking(root: Path) -> str:
     """Write a figure to a new database in `root` and read it back, for `tokconv doctor`. Raises what MLflow raises."""
     client = connect(local_uri(root))
-    run_id = client.create_run(client.create_experiment("doctor", Path(root).resolve().as_uri())).info.run_id
+    run_id = client.create_run(client.create_experiment("doctor", file_uri(root))).info.run_id
     client.log_metric(run_id, "val/fvu", 0.25)
     found = client.get_run(run_id).data.metrics
     if found != {"val/fvu": 0.25}:
@@ -78,6 +89,10 @@ def connect(uri: str) -> MlflowClient:
     mlflow = import_extra("mlflow", "sweep")
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
+    from mlflow.tracking._tracking_service import utils
+
+    # Where artifacts go is remembered for the process and by run alone: of a copied database, that is the original's.
+    getattr(utils, "_artifact_repos_cache", {}).clear()
     client: MlflowClient = mlflow.MlflowClient(uri, registry_uri=uri)
     return client
 
@@ -86,10 +101,10 @@ def database_lock(uri: str) -> AbstractContextManager[object]:
     """Return a lock on a SQLite file: two drivers that create its tables at once make each other fail (MLflow 3.17)."""
     if not is_local(uri):
         return nullcontext()
-    file = Path(uri.removeprefix("sqlite:///"))
+    file = path_of(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{file}.lock")
 
 
 def is_local(uri: str) -> bool:
-    return uri.startswith("sqlite:")
+    return uri.startswith(("sqlite:", "sqlite+"))

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokconv import __version__
+from tokconv.errors import printable
 from tokconv.evaluation.protocol import protocol_of
 from tokconv.evaluation.purposes import FIDELITY
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
-from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.events import Event, relative_place
 from tokconv.sweep.tracking.mlflow_view import shown
+from tokconv.system.uris import file_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,7 +73,7 @@ def register_all(
     for grid, named in champions.items():
         for purpose, champion in named.items():
             run_id = run_of(champion.get("run", champion["trial"]))
-            known = {**champion, "export": directory / champion["export"]}
+            known = {**champion, "export": directory / relative_place(champion["export"])}
             register(client, f"tokconv-{experiment}-{grid}x{grid}", run_id, sweep_run, known, purpose)
     for grid, evidence in evidence_of(event).items():
         for purpose, words in evidence.items():
@@ -128,7 +130,7 @@ def register(
     """
     export = champion["export"]
     if not export.is_dir():
-        client.set_tag(run_id, MISSING, str(export))
+        client.set_tag(run_id, MISSING, printable(export))
         return
     description = json.loads((export / "config.json").read_text(encoding="utf-8"))
     tags = {
@@ -190,7 +192,8 @@ def upload_model(client: MlflowClient, run_id: str, export: Path, description: M
         save_model(
             f"{scratch}/{MODEL_PATH}",
             python_model=str(SERVING),
-            artifacts={"model_dir": str(export)},
+            # A plain path would be unquoted, and MLflow would look for another folder.
+            artifacts={"model_dir": file_uri(export)},
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(float32, (-1, sizes["token_grid"] ** 2, dim))]),
                 outputs=Schema([TensorSpec(float32, (-1, sizes["output_grid_size"] ** 2, dim))]),

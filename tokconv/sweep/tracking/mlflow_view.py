@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
+from tokconv.errors import printable
 from tokconv.evaluation.figure import MLFLOW, NOTE
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
 from tokconv.sweep.record.events import TrialRecord
@@ -99,7 +100,7 @@ def rounded(value: float) -> float:
 
 def shown(value: Any) -> str:
     """Return a param as text."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else printable(value)
 
 
 def _state(params: list[str]) -> dict[str, Any]:

@@ -17,14 +17,17 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tokconv.sweep.record.events import Event
+from tokconv.errors import printable
+from tokconv.sweep.record.events import Event, read_events, relative_place
 from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
 from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
 from tokconv.sweep.tracking.mlflow_models import MISSING, mark_winners, register_all
+from tokconv.sweep.tracking.mlflow_moved import repair_places
+from tokconv.sweep.tracking.mlflow_refusals import check_database, deleted_experiment, told_apart
 from tokconv.sweep.tracking.mlflow_view import (
     description,
     rounded,
@@ -37,12 +40,18 @@ from tokconv.sweep.tracking.mlflow_view import (
     view_url,
 )
 from tokconv.sweep.tracking.replay import Replay
+from tokconv.system.uris import file_uri, path_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 BATCH_METRICS = 1000
 """The most that MLflow takes in one call."""
 STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
 """State of a trial or a sweep -> status of its run, if that is another word."""
-NOTE = "mlflow.note.content"
+NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"
+INCOMPLETE = "tokconv.incomplete"
+"""Tag of a run that was created again, because somebody had deleted it, until it holds what the first one did."""
 
 
 class MlflowWriter:
@@ -55,7 +64,7 @@ class MlflowWriter:
         artifact_root: the artifacts of a local database go to `mlartifacts` below it; a server has its own storage.
         sweep: the sweep's unique name.
         cursor: the file that holds how far delivery came.
-        on_message: called when MLflow first fails, from the writer's thread.
+        on_message: called from the writer's thread when MLflow first fails, or when a moved database was repaired.
 
     Example:
         >>> writer = MlflowWriter(events, uri=local_uri(root), experiment="demo", artifact_root=root,
@@ -76,7 +85,7 @@ class MlflowWriter:
         on_message: Callable[[str], None] = print,
     ) -> None:
         self._events, self._uri, self._experiment = events, uri, experiment
-        self._artifact_root, self._sweep = artifact_root, sweep
+        self._artifact_root, self._sweep, self._on_message = artifact_root, sweep, on_message
         self._experiment_id = ""
         # The last step: the follower's thread calls `open` and `deliver` at once.
         self._follower = Follower(events, self, cursor=cursor, name="MLflow", on_message=on_message)
@@ -92,19 +101,35 @@ class MlflowWriter:
 
     def open(self) -> str:
         """Connect, find or create experiment and parent run, and return the parent run's id."""
+        with told_apart(self._uri, self._experiment):
+            return self._open()
+
+    def _open(self) -> str:
         self._replay = Replay(self._events)
         self._trial_runs: dict[str, str] = {}
+        self._begun: set[str] = set()
         with database_lock(self._uri):
+            if is_local(self._uri) and (repaired := repair_places(path_of(self._uri), self._artifact_root)):
+                self._on_message(repaired)
+            check_database(self._uri)
             self._client = connect(self._uri)
             self._experiment_id = self._find_experiment()
         tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
-        self._parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._replay.born, tags)
+        parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._replay.born, tags)
+        self._parent = str(parent.info.run_id)
         return self._parent
 
     def deliver(self, events: Sequence[Event]) -> None:
         """Write events; adjacent events of one trial go in one call."""
+        with told_apart(self._uri, self._experiment):
+            self._deliver(events)
+
+    def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
             self._replay.apply(event)
+            # A trial that is resumed has several starts; only after the first one is nothing missing in a new run.
+            if event["event"] == "trial_started" and event["time"] == self._replay.find(event["trial"]).started:
+                self._begun.add(event["trial"])
         for of_trials, group in groupby(events, key=lambda event: "trial" in event):
             if of_trials:
                 by_trial: dict[str, list[Event]] = {}
@@ -139,7 +164,7 @@ class MlflowWriter:
 
     def _stop_running_trials(self, event: Event) -> None:
         """Mark running trials as interrupted, since their sweep was; each runs again once the sweep is resumed."""
-        wanted = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
+        wanted = f"tags.`{PARENT}` = '{self._parent}' and attributes.status = 'RUNNING'"
         for run in self._client.search_runs([self._experiment_id], wanted):
             self._set_state(run.info.run_id, "interrupted", "", end_time=event["time"])
 
@@ -174,10 +199,15 @@ class MlflowWriter:
             # Confirmations are of another kind than trials, so that the prepared view lists the search alone.
             "tokconv.kind": "trial" if trial.confirms is None else "confirm",
             "tokconv.sweep": self._sweep,
-            "mlflow.parentRunId": self._parent,
+            PARENT: self._parent,
             "tokconv.protocol": str(self._replay.protocol),
+            **({} if uid in self._begun else {INCOMPLETE: "true"}),
         }
-        run_id = self._find_run("tokconv.trial_uid", f"{self._sweep}/{uid}", run_name(trial), trial.started, tags)
+        run = self._find_run("tokconv.trial_uid", f"{self._sweep}/{uid}", run_name(trial), trial.started, tags)
+        run_id = str(run.info.run_id)
+        if run.data.tags.get(PARENT) != self._parent:
+            # The parent was deleted, and this is the new one's child.
+            self._client.set_tag(run_id, PARENT, self._parent)
         self._client.log_batch(
             run_id,
             # Also a metric: a param groups runs, a metric can be an axis. It is known before the first epoch.
@@ -185,35 +215,37 @@ class MlflowWriter:
             params=[Param(name, shown(value)) for name, value in run_params(trial).items()],
         )
         self._trial_runs[uid] = run_id
+        if INCOMPLETE in run.data.tags:
+            self._deliver_trial(uid, [event for event, _ in read_events(self._events) if event.get("trial") == uid])
+            self._client.delete_tag(run_id, INCOMPLETE)
         return run_id
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise deleted_experiment(self._experiment, str(found.experiment_id), self._uri)
         if found is not None:
             return str(found.experiment_id)
-        folder = self._artifact_root.resolve() / ARTIFACTS / slug(self._experiment)
-        location = folder.as_uri() if is_local(self._uri) else None
+        folder = self._artifact_root / ARTIFACTS / slug(self._experiment)
+        location = file_uri(folder) if is_local(self._uri) else None
         return self._client.create_experiment(self._experiment, location, tags={NOTE: description()})
 
-    def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> str:
-        """Return the id of the run of a uid, found or created.
+    def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> Run:
+        """Return the run of a uid, found or created.
 
         Two machines may both have a sweep `demo-001` on one server: the time of its start distinguishes them.
         """
         identity = {tag: uid, "tokconv.sweep_started": str(self._replay.born)}
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
         found = self._client.search_runs([self._experiment_id], wanted, max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        created = self._client.create_run(self._experiment_id, start, {**identity, **tags}, name)
-        return str(created.info.run_id)
+        return found[0] if found else self._client.create_run(self._experiment_id, start, {**identity, **tags}, name)
 
     def _set_state(
         self, run_id: str, state: str, reason: str, tags: Mapping[str, Any] | None = None, end_time: int | None = None
     ) -> None:
         from mlflow.entities import RunTag
 
-        every = {"tokconv.state": state, "tokconv.reason": reason[:500], **(tags or {})}
+        every = {"tokconv.state": state, "tokconv.reason": printable(reason)[:500], **(tags or {})}
         self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in every.items() if v is not None])
         status = STATUS.get(state, state.upper())
         if end_time is None:
@@ -222,10 +254,10 @@ class MlflowWriter:
             self._client.set_terminated(run_id, status, end_time)
 
     def _upload(self, run_id: str, path: str, artifact_path: str | None = None) -> None:
-        """Upload a directory that the record names: below the sweep's, or in older records by its absolute path."""
-        directory = self._events.parent / path
+        """Upload a directory that the record names."""
+        directory = self._events.parent / relative_place(path)
         if directory.is_dir():
             self._client.log_artifacts(run_id, str(directory), artifact_path)
         else:
             # Somebody removed it before MLflow could be reached; later events must not wait for it.
-            self._client.set_tag(run_id, MISSING, str(directory))
+            self._client.set_tag(run_id, MISSING, printable(directory))

@@ -8,17 +8,22 @@ W&B finds its key by itself (WANDB_API_KEY, `wandb login`); no spec holds it.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokconv.errors import import_extra
-from tokconv.sweep.record.events import Event
-from tokconv.sweep.tracking.follower import Delivery, Follower
+from tokconv.errors import import_extra, printable
+from tokconv.sweep.record.events import Event, read_events, relative_place
+from tokconv.sweep.tracking.follower import Delivery, Follower, RefusedError, one_line
 from tokconv.sweep.tracking.mlflow_view import rounded, run_name, run_params, slug
 from tokconv.sweep.tracking.replay import Replay
 
 CURSOR = "wandb.cursor"
+DELETED = "previously created and deleted"
+"""Part of W&B's answer for the id of a run that somebody deleted: it never takes this id again."""
+MOST_IDS = 10
+REFUSED = re.compile(r"\b(401|403|404)\b|permission denied|not found", re.IGNORECASE)
 
 
 class WandbWriter:
@@ -51,10 +56,27 @@ class WandbWriter:
     def open(self) -> str:
         self._wandb = import_extra("wandb", "wandb")
         self._open.clear()
+        self._again: dict[str, int] = {}
         self._replay = Replay(self._events)
         return f"{self._project}/{self._sweep}/{self._replay.born}"
 
     def deliver(self, events: Sequence[Event]) -> None:
+        errors = self._wandb.errors
+        try:
+            self._deliver(events)
+        except (errors.AuthenticationError, errors.UsageError) as error:
+            raise RefusedError(
+                f"{one_line(error)}; run: wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline"
+            ) from error
+        except errors.CommError as error:
+            if REFUSED.search(str(error)) is None:
+                raise
+            raise RefusedError(
+                f"it refuses the project {self._project!r}: {one_line(error)}; correct tracking.experiment, or "
+                "WANDB_ENTITY, or the rights of the key"
+            ) from error
+
+    def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
             self._replay.apply(event)
             if event["event"] == "sweep_ended":
@@ -78,7 +100,7 @@ class WandbWriter:
             if event["state"] != "complete":
                 self._finish(uid)
         elif event["event"] == "trial_artifacts":
-            folder = self._events.parent / event["path"] / "compressor"
+            folder = self._events.parent / relative_place(event["path"]) / "compressor"
             if folder.is_dir():
                 artifact = self._wandb.Artifact(f"{self._sweep}-{uid}", type="model")
                 artifact.add_dir(str(folder))
@@ -86,22 +108,38 @@ class WandbWriter:
             self._finish(uid)
 
     def _run(self, uid: str) -> Any:
+        """Return the open run of a trial. If somebody deleted it, a new one is opened and given what that one held."""
         if uid not in self._open:
-            trial = self._replay.find(uid)
-            identity = f"{self._sweep} {self._replay.born} {uid}"
-            self._open[uid] = self._wandb.init(
-                project=self._project,
-                group=self._sweep,
-                job_type="trial" if trial.confirms is None else "confirm",
-                id=hashlib.sha256(identity.encode()).hexdigest()[:16],
-                name=run_name(trial),
-                config=run_params(trial),
-                resume="allow",
-                reinit="create_new",
-                dir=str(self._root),
-                settings=self._wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
-            )
+            known = self._again.get(uid, 0)
+            self._open[uid] = self._init(uid)
+            if self._again.get(uid, 0) > known and not self._open[uid].resumed:
+                for event, _ in read_events(self._events):
+                    if event["event"] == "trial_reported" and event["trial"] == uid:
+                        self._deliver_trial(event)
         return self._open[uid]
+
+    def _init(self, uid: str) -> Any:
+        trial = self._replay.find(uid)
+        for again in range(self._again.get(uid, 0), MOST_IDS):
+            self._again[uid] = again
+            identity = f"{self._sweep} {self._replay.born} {uid}" + (f" again {again}" if again else "")
+            try:
+                return self._wandb.init(
+                    project=self._project,
+                    group=self._sweep,
+                    job_type="trial" if trial.confirms is None else "confirm",
+                    id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+                    name=run_name(trial),
+                    config={key: printable(v) if isinstance(v, str) else v for key, v in run_params(trial).items()},
+                    resume="allow",
+                    reinit="create_new",
+                    dir=str(self._root),
+                    settings=self._wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
+                )
+            except self._wandb.errors.CommError as error:
+                if DELETED not in str(error):
+                    raise
+        raise RefusedError(f"the run of trial {uid} was deleted {MOST_IDS} times; delete nothing, and use --resume")
 
     def _finish(self, uid: str) -> None:
         run = self._open.pop(uid)

@@ -87,6 +87,12 @@ class Listener(Callback):
             return None
         return reasons[0]
 
+    def on_refused(self, uid: str, values: Mapping[str, Any], reason: str) -> None:
+        """Record an invalid point of the search once; no trial starts for it."""
+        if uid not in self._record.refused:
+            self._record.append("point_refused", point=uid, values=values, reason=reason)
+            self._on_event()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         values, confirms = trial.config["values"], trial.config.get("confirms")
         kind = {} if confirms is None else {"kind": "confirm", "confirms": confirms}

@@ -23,7 +23,7 @@ from torch import nn
 
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
-from tokconv.errors import DivergedError, SweepError, first_line
+from tokconv.errors import ConfigError, DivergedError, MissingExtraError, SweepError, first_line
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
@@ -187,12 +187,11 @@ def _inline_runtime(uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) 
 
 
 def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
-    """Call `run_trial`; divergence and lack of memory are results, not errors that Ray would retry."""
+    """Call `run_trial`; divergence, lack of memory and a wrong config are results, not errors that Ray would retry."""
     torch.set_num_threads(job.resources.cpus_per_worker)
-    config = with_values(job.base, trial["values"])
     try:
-        run_trial(config, job.store.open(), runtime)
-    except DivergedError as error:
+        run_trial(with_values(job.base, trial["values"]), job.store.open(), runtime)
+    except (ConfigError, MissingExtraError, DivergedError) as error:
         report_failure({FAILURE: str(error)})
     except (torch.OutOfMemoryError, MemoryError) as error:
         if runtime.world_size > 1:  # the other workers do not know, and would wait for this one's report

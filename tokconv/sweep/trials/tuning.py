@@ -59,7 +59,13 @@ def tune(
                 rungs.replay(record.trials.values())
                 scheduler = ParetoHalving(rungs)
             study = open_study(spec, directory.journal)
-            searcher = StudySearcher(spec, study, record.trials.values(), lambda: listener.common_failure is not None)
+            searcher = StudySearcher(
+                spec,
+                study,
+                record.trials.values(),
+                lambda: listener.common_failure is not None,
+                listener.on_refused,
+            )
             _run_tuner("tune", spec, job, directory, listener, searcher, scheduler, missing)
             if listener.common_failure is not None:
                 raise SweepError(

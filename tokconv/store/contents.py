@@ -1,0 +1,50 @@
+"""What a store knows of the files that it was encoded from, so that a changed data set is noticed.
+
+Each shard holds a digest of the content of each of its images (`format.py`). Beside the shards, `files.safetensors`
+holds `stats` [num_items, 2] int64, the size in bytes and the time of the last change in ns of the file of every image
+of the source, readable or not, from when their contents were last known to be those of the digests; -1, -1 without a
+file. Content is read again only where these differ. The record is no part of the fingerprint: a copied data set has
+other times and the same content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokconv.store.format import map_shard
+from tokconv.system.files import atomic_path
+
+FILES = "files.safetensors"
+
+
+def read_stats(directory: Path, num_items: int) -> Tensor | None:
+    """Return the recorded sizes and times [num_items, 2] int64; None if there is no readable record of so many."""
+    try:
+        with safe_open(directory / FILES, framework="pt") as file:
+            stats: Tensor = file.get_tensor("stats")
+    except (OSError, SafetensorError):
+        return None
+    return stats if stats.shape == (num_items, 2) and stats.dtype == torch.int64 else None
+
+
+def write_stats(directory: Path, stats: Tensor) -> None:
+    """Record sizes and times. A store that cannot be written keeps its record: contents are then compared again."""
+    with suppress(OSError), atomic_path(directory / FILES) as temporary:
+        save_file({"stats": stats.contiguous()}, temporary)
+
+
+def read_digests(shard: Path, items: Sequence[int]) -> list[bytes | None]:
+    """Return the digests of the content of some items of a shard; None where it is unknown."""
+    tensors = map_shard(shard)
+    if "contents" not in tensors:
+        return [None] * len(items)
+    rows = torch.searchsorted(tensors["items"], torch.tensor(items, dtype=torch.int64))
+    found = [bytes(row) for row in tensors["contents"][rows].tolist()]
+    return [content if any(content) else None for content in found]
