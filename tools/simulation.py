@@ -32,6 +32,7 @@ from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.search.study import StudySearcher, open_study
 from tokconv.sweep.spec.file import spec_to_dict, to_yaml
+from tokconv.sweep.spec.rules import compared
 from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.trials.listener import Listener
@@ -243,7 +244,7 @@ def open_search(
     """Return what a driver builds from a record and a journal; see `tokconv.sweep.trials.tuning.tune`."""
     scheduler: TrialScheduler = FIFOScheduler()
     if spec.early_stopping is not None:
-        rungs = Rungs(spec.early_stopping, epochs)
+        rungs = Rungs(spec.early_stopping, epochs, compared(spec.judged_by))
         rungs.replay(record.trials.values())
         scheduler = ParetoHalving(rungs)
     return StudySearcher(spec, open_study(spec, directory.journal), record.trials.values()), scheduler

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import itertools
 import json
 import statistics
 from collections import defaultdict
@@ -54,11 +55,23 @@ SMALL = [
 RAW = ["loss.wgan.balance=none", "training.critic_schedule=linear"]
 """How adversarial losses were weighted, and critics trained, when the tables of docs/results.md were measured."""
 ADVERSARIAL = {"wgan_gp": RAW, "r3gan": [*RAW, "loss.wgan.kind=r3gan", "loss.wgan.lambda_gp=1"]}
+TOKEN_CRITIC = [*SMALL, "loss.weights.distribution=0", "model.critic.kind=token", "training.n_critic=2"]
+LOGISTIC = [*TOKEN_CRITIC, "loss.wgan.kind=logistic", "loss.wgan.lambda_gp=0.1"]
+CRITICS = {
+    "wgan_gp": [*TOKEN_CRITIC, "loss.wgan.kind=wgan_gp", "loss.wgan.lambda_gp=1"],
+    "logistic": LOGISTIC,
+    "hinge": [*TOKEN_CRITIC, "loss.wgan.kind=hinge"],
+}
+"""Losses of token critics with a relative weight."""
 FIGURES = (
     "val/fvu",
+    "val/auc_token",
+    "val/auc_token_white",
+    "val/auc_grid",
     "val/swd",
     "val/cosine",
     "val/reader_kept",
+    "val/adapted_kept",
     "val/grid-04/fvu",
     "val/grid-06/fvu",
     "val/grid-08/fvu",
@@ -84,6 +97,13 @@ def arms() -> Iterator[tuple[str, list[str]]]:
         yield f"front/sinkhorn/{weight}", [*SMALL, *sinkhorn]
     for weight in ("0.1", "1"):
         yield f"front/anchor/{weight}", [*SMALL, f"loss.weights.anchor={weight}"]
+    yield "critic/swd/1", [*SMALL, "loss.weights.distribution=1"]
+    for share in ("0.25", "0.5", "1", "2"):
+        for kind, extra in CRITICS.items():
+            yield f"critic/{kind}/{share}", [*extra, f"loss.weights.wgan={share}"]
+    for n_critic, lambda_gp in itertools.product((1, 2, 4), ("0.1", "1", "10")):
+        steps = [f"training.n_critic={n_critic}", f"loss.wgan.lambda_gp={lambda_gp}", "loss.weights.wgan=1"]
+        yield f"steps/{n_critic}/{lambda_gp}", [*CRITICS["wgan_gp"], *steps]
     matryoshka = ["model.compressor.kind=matryoshka", "model.compressor.output_grid_size=12"]
     yield "digits/matryoshka", [*BEST, *matryoshka]
     yield "kinds/conv", [*SMALL, "model.compressor.kind=conv"]

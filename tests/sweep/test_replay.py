@@ -12,9 +12,9 @@ from support.trials import EPOCHS, trial
 
 from tokconv.errors import ConfigError, SweepError
 from tokconv.sweep.record.events import Record, TrialRecord
-from tokconv.sweep.search.early_stopping import AXES
 from tokconv.sweep.search.replay import load_complete, print_replay, replay
 from tokconv.sweep.spec.file import to_yaml
+from tokconv.sweep.spec.rules import AXES
 from tokconv.sweep.spec.schema import EarlyStopping, Spec
 from tokconv.system.files import write_text
 

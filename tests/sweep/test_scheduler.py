@@ -14,6 +14,7 @@ from tokconv.sweep.judge.pareto import dominates
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.final_state import FAILURE, FinalState, final_state
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
+from tokconv.sweep.spec.rules import compared
 from tokconv.sweep.spec.schema import EarlyStopping
 
 RULE = EarlyStopping(min_epochs=2, reduction=3)
@@ -143,6 +144,31 @@ def test_a_clearly_bad_trial_is_stopped_by_tunes_view_and_a_failure_is_left_to_e
     assert halving.on_trial_result(None, Trial("2"), report(0.9, 0.9)) == TrialScheduler.STOP
     assert halving.on_trial_result(None, Trial("3"), report(0.9, 0.9, epoch=1)) == TrialScheduler.CONTINUE
     assert halving.on_trial_result(None, Trial("4"), {FAILURE: "diverged"}) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize(
+    ("objectives", "axes"),
+    [
+        (("compression_ratio", "val/fvu", "val/swd"), ("val/fvu", "val/swd")),
+        (("compression_ratio", "val/fvu", "val/auc_token", "val/auc_grid"), ("val/fvu", "val/auc_token_quick")),
+        (("val/reader_kept",), ("val/fvu", "val/reader_kept")),
+        (("val/adapted_kept", "val/fvu"), ("val/fvu", "val/swd")),
+    ],
+)
+def test_trials_are_compared_on_what_stands_for_the_objectives_after_every_epoch(
+    objectives: tuple[str, ...], axes: tuple[str, ...]
+) -> None:
+    assert compared(objectives) == axes
+
+
+def test_a_reader_that_keeps_more_is_better() -> None:
+    rungs = Rungs(RULE, EPOCHS, ("val/reader_kept",))
+    kept = iter((0.5, 0.9, 0.2))
+    assert [rungs.goes_on(str(uid), report(0.1, 0.1) | {"val/reader_kept": next(kept)}) for uid in range(3)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_replay_of_the_records_own_history_fills_the_rungs() -> None:

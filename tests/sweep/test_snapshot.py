@@ -133,12 +133,15 @@ def test_an_unfinished_sweep_has_a_page(tmp_path: Path, trials: int) -> None:
     assert ("No trial is complete yet" in html) == (trials == 1)
 
 
-def test_importance_finds_the_key_that_matters_and_is_silent_with_few_trials(tmp_path: Path) -> None:
+@pytest.mark.parametrize("per_grid", [0.0, 10.0])
+def test_importance_finds_the_key_that_matters_whatever_the_grid_does(tmp_path: Path, per_grid: float) -> None:
     sweep = read_sweep(write_sweep(tmp_path, trials=60))
     trials = [trial for trial in sweep.trials.values() if trial.state == "complete"]
     for trial in trials:
-        trial.history[-1]["val/fvu"] = 0.01 + trial.values["loss.weights.wgan"] + 1e-4 * len(trial.uid)
+        weight = trial.values["loss.weights.wgan"]
+        trial.history[-1]["val/fvu"] = 0.01 + weight + 1e-4 * len(trial.uid) + per_grid * trial.grid
         trial.history[-1]["val/swd"] = math.sin(int(trial.uid))
+    assert len({trial.grid for trial in trials}) > 1
     found = importance(trials, sweep.spec.search, "val/fvu")
     assert next(iter(found)) == "loss.weights.wgan"
     assert sum(found.values()) == pytest.approx(1)

@@ -13,17 +13,18 @@ from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 
 MIN_TRIALS = 10
-"""Complete trials per grid; with fewer, the shares are mostly chance."""
+"""Complete trials; with fewer, the shares are mostly chance."""
 NAMED_KEYS = 3
 LEAST_SHARE = 0.05
 """A smaller share is not named."""
 
 
 def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metric: str) -> dict[str, float]:
-    """Return the share of each searched key but the grid, the largest first, over the complete trials of one grid.
+    """Return the share of each searched key but the grid, the largest first, over complete trials.
 
-    A share is a key's part in how the best tenth of the trials differs from all of them. The result is empty if there
-    are fewer than MIN_TRIALS trials, or if all of them are alike.
+    A share is a key's part in how the best tenth of the trials differs from all of them. Trials of several grids are
+    compared by their rank within their own: what decides there would otherwise be the grid. The result is empty if
+    there are fewer than MIN_TRIALS trials, or if all of them are alike.
     """
     import optuna
     from optuna.exceptions import ExperimentalWarning
@@ -38,18 +39,30 @@ def importance(trials: Sequence[TrialRecord], search: Mapping[str, Range], metri
         for trial in trials
         if metric in trial.figures and all(found.holds(trial.values.get(key)) for key, found in ranges.items())
     ]
-    if len(usable) < MIN_TRIALS or not spaces or len({trial.figures[metric] for trial in usable}) < 2:
+    values = _values(usable, metric)
+    if len(usable) < MIN_TRIALS or not spaces or len(set(values)) < 2:
         return {}
     # Optuna prints that a study was created, unless something has raised this level before.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if FIGURES[metric].lower_is_better else "maximize")
-    for trial in usable:
-        params, value = {key: trial.values[key] for key in spaces}, trial.figures[metric]
+    for trial, value in zip(usable, values, strict=True):
+        params = {key: trial.values[key] for key in spaces}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     return {key: float(share) for key, share in found.items()}
+
+
+def _values(trials: Sequence[TrialRecord], metric: str) -> list[float]:
+    """Return a figure of trials of one grid, or of several the share of the trials of its grid with a lower one."""
+    grids: dict[int, list[float]] = {}
+    for trial in trials:
+        grids.setdefault(trial.grid, []).append(trial.figures[metric])
+    if len(grids) == 1:
+        return [trial.figures[metric] for trial in trials]
+    own = [(trial.figures[metric], grids[trial.grid]) for trial in trials]
+    return [sum(other < value for other in peers) / len(peers) for value, peers in own]
 
 
 def judged_figures(sweep: SweepSnapshot) -> list[str]:

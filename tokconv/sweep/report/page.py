@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.report import page_figures as draw
@@ -24,6 +25,7 @@ from tokconv.sweep.report import page_tables as tables
 from tokconv.sweep.report.importance import MIN_TRIALS, decisive, first_trial_notes, importance, judged_figures
 from tokconv.sweep.report.table import notes, shown_figures
 from tokconv.sweep.report.text import INTERVAL_LEGEND, legend, moment, states_text
+from tokconv.sweep.spec.rules import compared
 from tokconv.system.files import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -122,33 +124,37 @@ def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
     )
     if sweep.spec.early_stopping is not None:
         rule = sweep.spec.early_stopping
+        figures = " and ".join(FIGURES[name].title for name in compared(sweep.spec.judged_by))
         yield _Section(
             "savings",
             "Early stopping",
-            f"Successive halving within each grid on fvu and swd together: at epoch {rule.min_epochs} and at later "
+            f"Successive halving within each grid on {figures} together: at epoch {rule.min_epochs} and at later "
             f"rungs, 1 of {rule.reduction} trials goes on. tokconv replay reports what this may have missed.",
             (_Figure("savings", draw.savings_figure(sweep)),),
         )
 
 
 def _importance(sweep: SweepSnapshot) -> _Section:
+    everything = tuple(trial for verdict in sweep.verdicts for trial in verdict.trials)
+    groups = {"all": ("all grids", everything)}
+    if len(sweep.verdicts) > 1:
+        groups |= {str(verdict.grid): (verdict.name, verdict.trials) for verdict in sweep.verdicts}
     figures, few = [], []
-    for verdict in sweep.verdicts:
-        found = {name: importance(verdict.trials, sweep.spec.search, name) for name in judged_figures(sweep)}
+    for name, (title, trials) in groups.items():
+        found = {metric: importance(trials, sweep.spec.search, metric) for metric in judged_figures(sweep)}
         found = {metric: shares for metric, shares in found.items() if shares}
-        name = f"{verdict.grid} x {verdict.grid}"
         if found:
-            caption = f"{name}, {len(verdict.trials)} trials: {decisive(found)}"
-            figures.append(_Figure(f"importance-{verdict.grid}", keys.importance_figure(found), caption))
+            caption = f"{title}, {len(trials)} trials: {decisive(found)}"
+            figures.append(_Figure(f"importance-{name}", keys.importance_figure(found), caption))
         else:
-            few.append(f"{name} ({len(verdict.trials)})")
+            few.append(f"{title} ({len(trials)})")
     text = (
-        "How much the best tenth of a grid's complete trials differs from all of them in each key (PED-ANOVA). This is "
-        "an association among the trials that were run, not a cause. "
-        "The figures are the sweep's objectives and those by which its champions are found."
+        "How much the best tenth of the complete trials differs from all of them in each key (PED-ANOVA). Over all "
+        "grids, trials are compared by their rank within their own. This is an association among the trials that were "
+        "run, not a cause. The figures are the sweep's objectives and those by which its champions are found."
     )
     if few:
-        text += f" Grids with fewer than {MIN_TRIALS} complete trials are left out: {', '.join(few)}."
+        text += f" Fewer than {MIN_TRIALS} complete trials are left out: {', '.join(few)}."
     return _Section("importance", "Which keys matter", text, tuple(figures))
 
 

@@ -1,9 +1,9 @@
 """Multi-objective asynchronous successive halving (Schmucker et al. 2021, arXiv:2106.12639), per output grid.
 
 Rungs lie at min_epochs * reduction^i of our own epoch count. At a rung a trial is compared with the trials of the same
-grid that have reached it: by non-dominated rank on (val/fvu, val/swd), then by crowding distance. It goes on if it is
-among the best 1/reduction, and also if nothing dominates it. The paper's selection may drop part of a front that is
-larger than the quota; this one does not, because the front is what a sweep is for.
+grid that have reached it: by non-dominated rank on the figures of `rules.compared`, then by crowding distance. It goes
+on if it is among the best 1/reduction, and also if nothing dominates it. The paper's selection may drop part of a front
+that is larger than the quota; this one does not, because the front is what a sweep is for.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.pareto import Point, crowding, ranks
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.final_state import FAILURE
+from tokconv.sweep.spec.rules import AXES
 from tokconv.sweep.spec.schema import EarlyStopping
-
-AXES = ("val/fvu", "val/swd")
 
 
 class Rungs:
@@ -66,7 +66,7 @@ class Rungs:
         if epoch not in self.levels:
             return None
         rung = self._seen[figures["compression_ratio"], epoch]
-        rung[uid] = tuple(figures[axis] for axis in self._axes)
+        rung[uid] = tuple(figures[axis] * (1 if FIGURES[axis].lower_is_better else -1) for axis in self._axes)
         return rung
 
 

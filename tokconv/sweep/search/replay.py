@@ -23,8 +23,9 @@ from typing import Any
 from tokconv.errors import ConfigError, SweepError
 from tokconv.sweep.judge.pareto import Point, hypervolume
 from tokconv.sweep.record.events import TrialRecord, read_trials
-from tokconv.sweep.search.early_stopping import AXES, Rungs
+from tokconv.sweep.search.early_stopping import Rungs
 from tokconv.sweep.spec.file import load_spec
+from tokconv.sweep.spec.rules import AXES
 from tokconv.sweep.spec.schema import EarlyStopping
 
 PACE = (0.8, 1.25)

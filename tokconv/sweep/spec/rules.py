@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokconv.errors import SpecError, suggest
-from tokconv.evaluation.figures import OBJECTIVES
+from tokconv.evaluation.figures import FIGURES, OBJECTIVES
 from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 
 FORM = re.compile(r"\s*(\S+)\s*(<=|>=)\s*(\S+)\s*")
@@ -58,6 +58,20 @@ class Target:
 PUBLISHED = (Target("val/swd", "<=", 0.1), Target("val/cosine", ">=", 0.85))
 """The targets of the published design, which are shown and decide nothing."""
 PUBLISHED_NOTE = "window PCA with matched moments meets them before any training"
+
+AXES = ("val/fvu", "val/swd")
+STAND_INS = dict.fromkeys(("val/auc_token", "val/auc_token_white", "val/auc_grid"), "val/auc_token_quick")
+"""Figure that exists after the last epoch only -> the cheaper one that every epoch has."""
+
+
+def compared(objectives: Sequence[str]) -> tuple[str, ...]:
+    """Return the figures on which early stopping compares trials: fvu, and what stands for the other objectives.
+
+    If no other objective has a figure after every epoch, swd stands for them.
+    """
+    found = [STAND_INS.get(name, name) for name in objectives if name != "compression_ratio"]
+    others = [name for name in dict.fromkeys(found) if name != AXES[0] and FIGURES[name].every_epoch]
+    return (AXES[0], *(others or AXES[1:]))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tokconv.sweep.record.events import FINISHED, Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.search.study import GivenSearcher, StudySearcher, open_study
+from tokconv.sweep.spec.rules import compared
 from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.trials.listener import MAX_LOSSES, SAME_FAILURES, Listener
 from tokconv.sweep.trials.trial import TrialJob, check_resources, trial_function, tune_resources
@@ -55,7 +56,7 @@ def tune(
         if missing > 0:
             scheduler = None
             if spec.early_stopping is not None:
-                rungs = Rungs(spec.early_stopping, config.training.epochs)
+                rungs = Rungs(spec.early_stopping, config.training.epochs, compared(spec.judged_by))
                 rungs.replay(record.trials.values())
                 scheduler = ParetoHalving(rungs)
             study = open_study(spec, directory.journal)
