@@ -14,6 +14,7 @@ import tokconv
 from tokconv.cli.main import main
 from tokconv.errors import CheckpointError
 from tokconv.exports.champions import find_champion
+from tokconv.system.files import write_json
 
 HAS = "grid 4: fidelity; grid 6: fidelity, plug-in"
 
@@ -65,7 +66,7 @@ def test_a_champion_of_a_version_with_one_purpose_still_loads(sweep: Path) -> No
         ("demo-001", {"purpose": "fidelity"}, "give grid as well: grid 4: fidelity; grid 6: fidelity"),
         ("demo-001", {"grid": 8}, f"no champion with grid=8; it has {HAS}"),
         ("demo-001", {"grid": 4, "purpose": "plug-in"}, f"no champion with grid=4 and purpose='plug-in'; it has {HAS}"),
-        ("demo-001", {"purpose": "plugin"}, f"purpose: got 'plugin'; runs/sweeps/demo-001 has {HAS}"),
+        ("demo-001", {"purpose": "plugin"}, f"got 'plugin'; runs/sweeps/demo-001 has {HAS}; did you mean plug-in?"),
         ("demo-002", {}, "demo-002: not an exported compressor"),
         ("runs/sweeps", {}, "runs/sweeps: not an exported compressor"),
         ("runs/sweeps/demo-001/champions/grid-06/plug-in", {"grid": 4}, "is one compressor, with grid=6, not 4"),
@@ -78,10 +79,40 @@ def test_a_wrong_choice_lists_what_there_is(sweep: Path, place: str, chosen: dic
     assert message in str(error.value)
 
 
+def refusal(**chosen: object) -> str:
+    with pytest.raises(CheckpointError) as error:
+        tokconv.load_compressor("demo-001", **chosen)  # type: ignore[arg-type]
+    return str(error.value)
+
+
+def test_the_report_says_why_there_is_no_such_champion(sweep: Path) -> None:
+    awards = {
+        "fidelity": {"finding": "", "evidence": {"summary": "proven"}, "export": "champions/grid-04/fidelity"},
+        "plug-in": {"finding": "matched PCA is at least as good", "evidence": {"summary": "unproven"}, "export": None},
+    }
+    pending = {"fidelity": {"finding": "", "evidence": {"summary": "pending 1/3"}, "export": None}}
+    left_out = ["adapted: left out, there is no val/adapted_kept"]
+    report = {"4": {"champions": awards, "left_out": left_out}, "12": {"champions": pending, "left_out": left_out}}
+    write_json(sweep / "report" / "champions.json", report)
+    assert refusal(grid=4, purpose="plug-in") == (
+        "runs/sweeps/demo-001: no champion with grid=4 and purpose='plug-in' (plug-in at 4x4: matched PCA is at least "
+        f"as good); it has {HAS}"
+    )
+    assert f"with purpose='adapted' ({left_out[0]}); it has" in refusal(purpose="adapted")
+    assert "with grid=12 (fidelity at 12x12: pending 1/3); it has" in refusal(grid=12)
+    assert "with grid=8 (its grids are 4, 12); it has" in refusal(grid=8)
+    # Of a version that knew one purpose, and damaged.
+    write_json(sweep / "report" / "champions.json", {"8": {"evidence": {"summary": "unproven, 3 seeds"}}})
+    assert "(fidelity at 8x8: unproven, 3 seeds); it has" in refusal(grid=8)
+    write_json(sweep / "report" / "champions.json", {"8": 1})
+    assert refusal(grid=8).endswith(f"no champion with grid=8; it has {HAS}; tokconv report demo-001 shows why")
+
+
 def test_a_sweep_without_champions_says_where_the_reasons_are(sweep: Path) -> None:
     shutil.rmtree(sweep / "champions")
-    with pytest.raises(CheckpointError, match="has no exported champion; tokconv report demo-001 shows why"):
-        tokconv.load_compressor("demo-001", grid=6)
+    expected = "no champion; it has exported none; tokconv report demo-001 shows why"
+    assert refusal() == f"runs/sweeps/demo-001: {expected}"
+    assert "no champion with grid=6; it has exported none" in refusal(grid=6)
 
 
 def test_the_commands_choose_in_the_same_way(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,20 @@ def test_a_winner_of_two_purposes_is_confirmed_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_single_compressor_is_judged_as_in_a_sweep(labels: bool) -> None:
+    for one in (run("0", 0.02, 0.95, adapted=0.98), run("1", 0.03, 0.9, auc=0.97), run("2", 0.1, 0.5, auc=1.0)):
+        found = verdict(one, labels=labels, rules=Rules(), seeds=0)
+        for awarded in found.awards:
+            exceeded, as_good = awarded.purpose.standing(
+                {k: v for k, v in one.figures.items() if labels or k not in (KEPT, ADAPTED)}, found.baselines
+            )
+            if awarded.evidence is None:
+                assert exceeded == 0.03
+            else:
+                assert (exceeded, as_good) == (None, awarded.evidence.beaten_by)
+
+
 def test_equal_accuracies_are_decided_by_fvu() -> None:
     found = award(verdict(run("0", 0.025, 0.95), run("1", 0.02, 0.95)), "plug-in")
     assert found.champion is not None

@@ -12,8 +12,10 @@ from tokconv.errors import ConfigError, MissingExtraError, printable, require_ex
 from tokconv.evaluation.baseline_figures import SHORTFALL
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.evaluator import Figures
+from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.plot import draw_rate_distortion
-from tokconv.evaluation.protocol import PROTOCOL, at_least_as_good, protocol_of
+from tokconv.evaluation.protocol import PROTOCOL, protocol_of
+from tokconv.evaluation.purposes import PURPOSES
 from tokconv.evaluation.table import figure_table, legend
 from tokconv.exports.artefact import read_config
 from tokconv.exports.champions import find_champion
@@ -69,7 +71,9 @@ def _evaluate_compressor(folder: Path, place: Path | str | None, *, device: str 
     baselines = measure_baselines(store, [grid], device=device)[grid]
     print(f"{_title(store)}\n{legend([figures])}\n\n{_heading(store, grid)}")
     print(figure_table({"this compressor": figures, **_labelled(baselines)}))
-    print(f"{_pca_note(baselines)}\n\n{SIDE_INFORMATION}\n\n{_verdict(figures, baselines)}")
+    print(f"{_pca_note(baselines)}\n\n{SIDE_INFORMATION}\n")
+    for line in _verdicts(figures, baselines):
+        print(line)
     for note in _differences(description, store):
         print(f"note: {printable(note)}")
 
@@ -91,12 +95,24 @@ def _differences(description: Mapping[str, Any], store: TokenStore) -> list[str]
     return notes
 
 
-def _verdict(figures: Figures, baselines: Mapping[str, Figures]) -> str:
-    """Name the baselines that leave no reason to use this compressor."""
-    better = [BASELINES[name].label for name in at_least_as_good(baselines, figures)]
-    if better:
-        return f"At least as good on both fvu and swd: {', '.join(better)}."
-    return "No baseline is at least as good on both fvu and swd."
+def _verdicts(figures: Figures, baselines: Mapping[str, Figures]) -> list[str]:
+    """Return one line per purpose: the baselines that leave no reason to use this compressor for it."""
+    lines = []
+    for purpose in PURPOSES.values():
+        if (name := purpose.figure(figures)) is None:
+            continue
+        exceeded, better = purpose.standing(figures, baselines)
+        if exceeded is not None and purpose.bound is not None:
+            bound = FIGURES[purpose.bound.figure]
+            rival = f"that of {BASELINES[purpose.bound.baseline].label}, {bound.text(exceeded)}"
+            text = f"unfit, {bound.title} {bound.text(figures[bound.name])} is above {rival}"
+        elif better:
+            labels = ", ".join(BASELINES[rival].label for rival in better)
+            text = f"at least as good by {FIGURES[name].title}: {labels}"
+        else:
+            text = f"better by {FIGURES[name].title} than every baseline"
+        lines.append(f"{purpose.name}: {text}")
+    return lines
 
 
 def _title(store: TokenStore) -> str:

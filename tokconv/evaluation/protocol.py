@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import CheckpointError
-from tokconv.evaluation.figures import JUDGED_ON
 
 PROTOCOL = 3
 MAX_IMAGES = 2048
@@ -40,11 +39,6 @@ MAX_TEST_IMAGES = 1536
 MAX_TEST_VALUES = 2**25
 """Their largest number of values, images * K * C: 134 MB in float32. Eight such samples are in memory at a time."""
 SEED = 20_001
-
-
-def at_least_as_good(baselines: Mapping[str, Mapping[str, float]], figures: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the baselines that leave no reason to use a compressor with these figures: as good or better on both."""
-    return tuple(name for name, own in baselines.items() if all(own[axis] <= figures[axis] for axis in JUDGED_ON))
 
 
 def protocol_of(state: Mapping[str, Any]) -> int:

@@ -8,7 +8,8 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Container
+import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
@@ -57,6 +58,31 @@ class Purpose:
     def figure(self, known: Container[str]) -> str | None:
         """Return the figure that decides where these figures exist; None if the purpose cannot be judged."""
         return next((name for name in self.figures if name in known), None)
+
+    def limit(self, baselines: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Return the value of the bound among the baselines of a grid; None without a bound, or if it is unknown."""
+        return None if self.bound is None else baselines.get(self.bound.baseline, {}).get(self.bound.figure)
+
+    def standing(
+        self, figures: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
+    ) -> tuple[float | None, tuple[str, ...]]:
+        """Return how a compressor stands for this purpose, which its figures must have.
+
+        Args:
+            figures: the compressor's.
+            baselines: name -> figures, at its grid.
+
+        Returns:
+            The value of the bound if the compressor breaks it, else None; and the baselines that are at least as good.
+        """
+        name, limit = self.figure(figures), self.limit(baselines)
+        assert name is not None
+        sign, bound = 1 if FIGURES[name].lower_is_better else -1, "" if self.bound is None else self.bound.figure
+        rivals = {rival: own for rival, own in baselines.items() if name in own}
+        if limit is not None and name in self.proxies:
+            rivals = {rival: own for rival, own in rivals.items() if own.get(bound, math.inf) <= limit}
+        as_good = tuple(rival for rival, own in rivals.items() if sign * own[name] <= sign * figures[name])
+        return (limit if limit is not None and figures[bound] > limit else None), as_good
 
     @property
     def missing(self) -> str:

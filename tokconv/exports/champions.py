@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from tokconv.errors import CheckpointError
+from tokconv.errors import CheckpointError, suggest
 from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 from tokconv.system.files import newest_numbered
 
@@ -60,18 +61,16 @@ def find_champion(place: str | Path, grid: int | None = None, purpose: str | Non
     if not folder.is_dir():
         folder = _sweep(folder)
     there = champions_in(folder)
-    if not there:
-        if (folder / "events.jsonl").is_file():
-            raise CheckpointError(f"{folder}: has no exported champion; tokconv report {folder.name} shows why")
+    if not there and not (folder / "events.jsonl").is_file():
         return folder
     if purpose is not None and purpose not in PURPOSES:
-        raise CheckpointError(f"purpose: got {purpose!r}; {folder} has {_listed(there)}")
+        raise CheckpointError(f"purpose: got {purpose!r}; {folder} has {_listed(there)}; {suggest(purpose, PURPOSES)}")
     fitting = {key: path for key, path in there.items() if grid in (None, key[0]) and purpose in (None, key[1])}
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     asked = " and ".join(f"{name}={value!r}" for name, value in (("grid", grid), ("purpose", purpose)) if value)
     if not fitting:
-        raise CheckpointError(f"{folder}: no champion with {asked}; it has {_listed(there)}")
+        raise CheckpointError(_nothing(folder, there, asked, grid, purpose))
     needed = " and ".join(
         name for name, number in (("grid", 0), ("purpose", 1)) if len({key[number] for key in fitting}) > 1
     )
@@ -100,6 +99,37 @@ def _sweep(name: Path) -> Path:
     return named if named.is_dir() else newest_numbered(SWEEPS, str(name)) or name
 
 
+def _nothing(folder: Path, there: Mapping[Key, Path], asked: str, grid: int | None, purpose: str | None) -> str:
+    """Return that a sweep has no such champion, why, and which it has."""
+    sweep = next((above.parent for above in (folder, folder.parent) if above.name == "champions"), folder)
+    known = _reasons(sweep, grid, purpose) if asked else []
+    why = f" ({'; '.join(known)})" if known else ""
+    hint = "" if known or not (sweep / "events.jsonl").is_file() else f"; tokconv report {sweep.name} shows why"
+    return f"{folder}: no champion{f' with {asked}' if asked else ''}{why}; it has {_listed(there)}{hint}"
+
+
+def _reasons(sweep: Path, grid: int | None, purpose: str | None) -> list[str]:
+    """Return why a sweep has no such champions, as far as its report, which may be of any version, says so."""
+    try:
+        report = json.loads((sweep / "report" / "champions.json").read_text(encoding="utf-8"))
+        if grid is not None and str(grid) not in report:
+            return [f"its grids are {', '.join(report)}"]
+        asked = {int(k): verdict for k, verdict in report.items() if grid in (None, int(k))}
+        return list(dict.fromkeys(reason for k in asked for reason in _reasons_of_grid(k, asked[k], purpose)))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+
+
+def _reasons_of_grid(grid: int, verdict: Mapping[str, Any], purpose: str | None) -> Iterator[str]:
+    # Reports of versions that knew one purpose have its champion here.
+    for name, award in verdict.get("champions", {FIDELITY: verdict}).items():
+        if purpose in (None, name) and not award.get("export"):
+            evidence = award.get("evidence") or {}
+            reason = award.get("finding") or evidence.get("summary") or "no complete trial"
+            yield f"{name} at {grid}x{grid}: {reason}"
+    yield from (reason for reason in verdict.get("left_out", ()) if purpose and reason.startswith(f"{purpose}:"))
+
+
 def _checked(folder: Path, grid: int | None, purpose: str | None) -> Path:
     """Return an export, if it is what was asked for."""
     description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -116,4 +146,4 @@ def _listed(champions: Mapping[Key, Path]) -> str:
     grids: dict[int, list[str]] = {}
     for grid, purpose in champions:
         grids.setdefault(grid, []).append(purpose)
-    return "; ".join(f"grid {grid}: {', '.join(purposes)}" for grid, purposes in grids.items())
+    return "; ".join(f"grid {grid}: {', '.join(purposes)}" for grid, purposes in grids.items()) or "exported none"

@@ -224,11 +224,10 @@ def _award(
 
 def _bound(purpose: Purpose, baselines: Mapping[str, Figures]) -> tuple[Target, ...]:
     """Return the purpose's bound at this grid; nothing if the baseline's figure is unknown."""
-    if purpose.bound is None:
+    limit = purpose.limit(baselines)
+    if purpose.bound is None or limit is None:
         return ()
-    limit = baselines.get(purpose.bound.baseline, {}).get(purpose.bound.figure)
-    origin = f"that of {title_of(purpose.bound.baseline)}"
-    return () if limit is None else (Target(purpose.bound.figure, "<=", limit, origin),)
+    return (Target(purpose.bound.figure, "<=", limit, f"that of {title_of(purpose.bound.baseline)}"),)
 
 
 def _refusal(trials: Sequence[TrialRecord], targets: Sequence[Target], figure: str) -> str:
