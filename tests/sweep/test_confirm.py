@@ -55,7 +55,7 @@ def test_a_better_baseline_refuses_it_by_name_with_its_figure() -> None:
     evidence = gather_evidence(WINNER, repeats((0.04, 0.14), (0.0401, 0.141), (0.0399, 0.139)), 3, RIVALS)
     assert evidence.status == UNPROVEN
     assert evidence.beaten_by == ("window_pca", "matched_window_pca")
-    assert "matched PCA (fvu 0.0300) is at least as good as the worse end" in evidence.summary
+    assert "window PCA (fvu 0.0300) and matched PCA are at least as good as the worse end" in evidence.summary
 
 
 def test_a_tie_is_no_win() -> None:

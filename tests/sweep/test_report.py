@@ -19,6 +19,7 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.pareto import dominates
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report import page_tables
 from tokconv.sweep.report.plots import curves_figure, pareto_figure
 from tokconv.sweep.report.results import results_frame, write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
@@ -188,3 +189,27 @@ def test_importing_the_report_is_cheap() -> None:
     code = f"import sys, tokconv.sweep.report.results; print({heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_a_narrow_terminal_keeps_the_figures_that_decide_and_the_best_baseline_at_each() -> None:
+    known = baselines(6)
+    for number, figures in enumerate(known[6].values()):
+        figures.update({"val/reader_kept": 0.5, "val/adapted_kept": 0.9 - number / 10})
+    known[6]["max_norm"] = {**known[6]["pooling"], "val/fvu": 0.4, "val/adapted_kept": 0.99}
+    won = trial("00003", 6, fvu=0.0123, **{"val/reader_kept": 0.8, "val/adapted_kept": 0.95})
+    text = printed(judge([won], Rules(), TOKEN_GRID, known), 104, terminal=True)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "6x6 36 16x fidelity, plug-in, adapted: 00003 0.0123 80.0% 95.0% yes" in rows
+    assert "max norm 0.4000 50.0% 99.0%" in rows
+    assert not any(row.startswith("matched PCA") for row in rows)
+    assert {"unconfirmed: fidelity, plug-in", "unproven: adapted"} <= set(rows)
+    rows_of_page = page_tables.winners(judge([won], Rules(), TOKEN_GRID, known)[0], ())
+    assert [row.cells[2:] for row in rows_of_page] == [
+        ("fidelity", "fvu", "0.0123", "window PCA 0.0300"),
+        ("plug-in", "reader kept", "80.0%", "pooling 50.0%"),
+        ("adapted", "adapted kept", "95.0%", "max norm 99.0%"),
+    ]
+    assert [row.evidence for row in rows_of_page] == [
+        *["unconfirmed, trial 00003"] * 2,
+        "unproven, trial 00003",
+    ]

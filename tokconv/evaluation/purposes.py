@@ -32,6 +32,8 @@ class Bound:
 
     figure: str
     baseline: str
+    advice: str
+    """What to try if no trial keeps it, as an imperative."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ class Purpose:
             baselines: name -> figures, at its grid.
 
         Returns:
-            The value of the bound if the compressor breaks it, else None; and the baselines that are at least as good.
+            The value of the bound if the compressor breaks it, else None; and the baselines that are at least as good,
+            the best first.
         """
         name, limit = self.figure(figures), self.limit(baselines)
         assert name is not None
@@ -81,8 +84,9 @@ class Purpose:
         rivals = {rival: own for rival, own in baselines.items() if name in own}
         if limit is not None and name in self.proxies:
             rivals = {rival: own for rival, own in rivals.items() if own.get(bound, math.inf) <= limit}
-        as_good = tuple(rival for rival, own in rivals.items() if sign * own[name] <= sign * figures[name])
-        return (limit if limit is not None and figures[bound] > limit else None), as_good
+        as_good = [rival for rival, own in rivals.items() if sign * own[name] <= sign * figures[name]]
+        as_good.sort(key=lambda rival: sign * rivals[rival][name])
+        return (limit if limit is not None and figures[bound] > limit else None), tuple(as_good)
 
     @property
     def missing(self) -> str:
@@ -103,7 +107,7 @@ _ENTRIES = (
         name="plug-in",
         meaning="A reader of real tokens takes the compressed ones in their place, without being retrained.",
         figures=("val/reader_kept", "val/auc_token"),
-        bound=Bound("val/fvu", "window_pca"),
+        bound=Bound("val/fvu", "window_pca", "train longer (training.epochs), or lower loss.weights.wgan"),
         proxies=("val/auc_token",),
         advice="search the weight of the adversarial loss (loss.weights.wgan) with loss.wgan.balance=gradient",
     ),

@@ -44,13 +44,15 @@ class Criterion:
 
     def beats(self, value: float, other: float) -> bool:
         """Return whether one value of the figure is better than another; equal ones are not."""
-        return value < other if FIGURES[self.figure].lower_is_better else value > other
+        return self.cost(value) < self.cost(other)
+
+    def cost(self, value: float) -> float:
+        """Return a value of the figure such that lower is better."""
+        return value if FIGURES[self.figure].lower_is_better else -value
 
     def best_first(self, trial: TrialRecord) -> tuple[float, float, str]:
         """Return a sort key of trials that have the figure; accuracies are often equal, and then fvu decides."""
-        value = trial.figures[self.figure]
-        value = value if FIGURES[self.figure].lower_is_better else -value
-        return value, trial.figures.get("val/fvu", math.inf), trial.uid
+        return self.cost(trial.figures[self.figure]), trial.figures.get("val/fvu", math.inf), trial.uid
 
     def text(self, value: float) -> str:
         """Return a value with the figure's title: `fvu 0.0123`."""
@@ -79,7 +81,7 @@ class Evidence:
     half_widths: Figures = field(default_factory=dict)
     """Half of the interval of each figure; empty without confirmations."""
     beaten_by: tuple[str, ...] = ()
-    """Baselines that are at least as good."""
+    """Baselines that are at least as good, the best first."""
     reasons: tuple[str, ...] = ()
     """Why it is unproven."""
     remarks: tuple[str, ...] = ()
@@ -203,20 +205,34 @@ def _compare(
     own = worse.get(criterion.figure)
     if own is None:
         return (), (f"not every seed has {criterion.figure}",), ()
-    names, reasons, remarks = [], [], []
-    for name, figures in baselines.items():
-        value = figures.get(criterion.figure)
-        if value is None or criterion.beats(own, value):
-            continue
-        theirs = f"{title_of(name)} ({criterion.text(value)})"
-        unmet = [target for target in criterion.entry if not target.met(figures)]
-        if unmet:
-            remarks.append(f"{theirs} does not compete: it misses {unmet[0].miss(figures)}")
-        else:
-            names.append(name)
-            reasons.append(f"{theirs} is at least as good as {whose} ({criterion.text(own)})")
+    known = [name for name, figures in baselines.items() if criterion.figure in figures]
+    rivals = [name for name in known if not criterion.beats(own, baselines[name][criterion.figure])]
+    rivals.sort(key=lambda name: criterion.cost(baselines[name][criterion.figure]))
+    unmet = {name: [t for t in criterion.entry if not t.met(baselines[name])] for name in rivals}
+    names = [name for name in rivals if not unmet[name]]
+    outside = [name for name in rivals if unmet[name]]
+    reasons, remarks = [], []
+    if names:
+        reasons.append(f"{_first_of(names, baselines, criterion)} at least as good as {whose} ({criterion.text(own)})")
+    if outside:
+        best, *others = outside
+        also = f", nor {'does' if len(others) == 1 else 'do'} {', '.join(map(title_of, others))}" if others else ""
+        miss = unmet[best][0].miss(baselines[best])
+        remarks.append(f"{_valued(best, baselines, criterion)} does not compete: it misses {miss}{also}")
     reasons += [f"{whose} misses {target.miss(worse)}" for target in criterion.targets if not target.met(worse)]
     return tuple(names), tuple(reasons), tuple(remarks)
+
+
+def _first_of(names: Sequence[str], baselines: Mapping[str, Figures], criterion: Criterion) -> str:
+    """Return the first baseline with its figure, how many there are besides, and the verb."""
+    first, count = _valued(names[0], baselines, criterion), len(names) - 1
+    if not count:
+        return f"{first} is"
+    return f"{first} and {title_of(names[1]) if count == 1 else f'{count} other baselines'} are"
+
+
+def _valued(name: str, baselines: Mapping[str, Figures], criterion: Criterion) -> str:
+    return f"{title_of(name)} ({criterion.text(baselines[name][criterion.figure])})"
 
 
 def title_of(baseline: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tokconv.evaluation.figures import JUDGED_ON
-from tokconv.evaluation.purposes import PURPOSES, Purpose
+from tokconv.evaluation.purposes import PURPOSES, Bound, Purpose
 from tokconv.sweep.judge.evidence import (
     UNPROVEN,
     Criterion,
@@ -30,7 +30,7 @@ class Award:
     evidence: Evidence | None
     """What is known about the champion; None without one."""
     refused: str = ""
-    """Why complete trials have no champion among them."""
+    """Why complete trials have no champion among them, and what to do."""
 
     @property
     def champion(self) -> TrialRecord | None:
@@ -58,14 +58,11 @@ class Award:
     def finding(self) -> str:
         """What holds if nothing wins for this purpose: why, and what to do; "" otherwise."""
         if self.evidence is None:
-            return f"{self.refused}; {self.purpose.advice}" if self.refused else ""
+            return self.refused
         if self.evidence.status != UNPROVEN:
             return ""
-        use = (
-            f"use {' or '.join(map(title_of, self.evidence.beaten_by))} as it is, or "
-            if self.evidence.beaten_by
-            else ""
-        )
+        best = next(iter(self.evidence.beaten_by), None)
+        use = "" if best is None else f"use {title_of(best)} as it is, or "
         return f"{'; '.join(self.evidence.reasons)}; {use}{self.purpose.advice}"
 
 
@@ -216,7 +213,7 @@ def _award(
     able = [trial for trial in trials if figure in trial.figures]
     candidates = [trial for trial in able if all(target.met(trial.figures) for target in targets)]
     if not candidates:
-        return Award(purpose, criterion, None, _refusal(able, targets, figure) if trials else "")
+        return Award(purpose, criterion, None, _refusal(able, targets, figure, purpose.bound) if trials else "")
     best = min(candidates, key=criterion.best_first)
     runs = confirmations_of(best.uid, repeats)
     return Award(purpose, criterion, gather_evidence(best, runs, seeds, baselines, criterion))
@@ -230,8 +227,8 @@ def _bound(purpose: Purpose, baselines: Mapping[str, Figures]) -> tuple[Target, 
     return (Target(purpose.bound.figure, "<=", limit, f"that of {title_of(purpose.bound.baseline)}"),)
 
 
-def _refusal(trials: Sequence[TrialRecord], targets: Sequence[Target], figure: str) -> str:
-    """Return why none of the complete trials is a candidate, with the nearest one.
+def _refusal(trials: Sequence[TrialRecord], targets: Sequence[Target], figure: str, bound: Bound | None) -> str:
+    """Return why none of the complete trials is a candidate, with the nearest one, and what to do.
 
     Distances count in units of the limit, so that targets of different scales add up; in plain units if it is 0.
     """
@@ -242,5 +239,9 @@ def _refusal(trials: Sequence[TrialRecord], targets: Sequence[Target], figure: s
         return sum(max(0.0, t.excess(trial.figures)) / (abs(t.limit) or 1.0) for t in targets), trial.uid
 
     nearest = min(trials, key=distance)
-    misses = ", ".join(target.miss(nearest.figures) for target in targets if not target.met(nearest.figures))
-    return f"no complete trial is a candidate; the nearest, {nearest.uid}, misses {misses}"
+    missed = [target for target in targets if not target.met(nearest.figures)]
+    misses = ", ".join(target.miss(nearest.figures) for target in missed)
+    # Only the limit of a bound has an origin.
+    breaks_bound = any(target.origin for target in missed)
+    advice = bound.advice if bound is not None and breaks_bound else "search other ranges, or relax it"
+    return f"no complete trial is a candidate; the nearest, {nearest.uid}, misses {misses}; {advice}"

@@ -70,6 +70,7 @@ def page(sweep: SweepSnapshot) -> str:
         sweep=sweep,
         when=f"begun {moment(sweep.started)}, last event {moment(sweep.last)}",
         lead=_lead(sweep),
+        evidence_heading=tables.EVIDENCE,
         winner_headings=tables.winner_headings(shown),
         winners=[row for verdict in sweep.verdicts for row in tables.winners(verdict, shown)],
         legend=f"{legend(shown)}. {INTERVAL_LEGEND}.",

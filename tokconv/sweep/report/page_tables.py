@@ -8,26 +8,29 @@ from dataclasses import dataclass
 from tokconv.errors import printable
 from tokconv.evaluation.figure import TRIALS, Figure
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
-from tokconv.sweep.judge.evidence import PROVEN
+from tokconv.sweep.judge.evidence import PROVEN, title_of
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.text import STATES, best_baseline, cell, heading, values_text
 from tokconv.system.terminal import duration
 
+EVIDENCE = "evidence"
+
 
 @dataclass(frozen=True)
 class Winner:
-    """One row of the winners' table; `evidence` is its last cell."""
+    """One row of the winners' table; `evidence` is the cell after those of the purpose, before those of figures."""
 
     cells: tuple[str, ...]
     evidence: str
     is_proven: bool
+    figures: tuple[str, ...]
 
 
 def winner_headings(figures: Sequence[Figure]) -> list[str]:
     """Return the headings of the winners' table with these figures."""
-    return ["grid", "ratio", "purpose", "judged by", "champion", "best baseline", *map(heading, figures), "evidence"]
+    return ["grid", "ratio", "purpose", "judged by", "champion", "best baseline", EVIDENCE, *map(heading, figures)]
 
 
 def winners(verdict: Verdict, figures: Sequence[Figure]) -> list[Winner]:
@@ -37,17 +40,18 @@ def winners(verdict: Verdict, figures: Sequence[Figure]) -> list[Winner]:
         figure, evidence = FIGURES[award.criterion.figure], award.evidence
         rival = best_baseline(award, verdict.baselines)
         grid = ("", "") if number else (f"{verdict.grid} x {verdict.grid}", f"{verdict.ratio:.3g}x")
-        reference = "" if rival is None else f"{rival[0]} {figure.text(rival[1])}"
+        reference = "" if rival is None else f"{title_of(rival[0])} {figure.text(rival[1])}"
         head = (*grid, award.purpose.name, figure.title)
         if evidence is None:
             why = "no champion" if verdict.trials else "no complete trial"
-            rows.append(Winner((*head, "", reference, *[""] * len(figures)), why, is_proven=False))
+            rows.append(Winner((*head, "none", reference), why, is_proven=False, figures=("",) * len(figures)))
             continue
         shown = {name: width for name, width in evidence.half_widths.items() if name in (*JUDGED_ON, figure.name)}
-        cells = [cell(one, evidence.figures, shown) for one in (figure, *figures)]
+        own, *others = (cell(one, evidence.figures, shown) for one in (figure, *figures))
         missed = "" if award.meets_targets else ", misses a published target"
         text = f"{evidence.label}, trial {evidence.champion.uid}{missed}"
-        rows.append(Winner((*head, cells[0], reference, *cells[1:]), text, is_proven=evidence.status == PROVEN))
+        is_proven = evidence.status == PROVEN
+        rows.append(Winner((*head, own, reference), text, is_proven=is_proven, figures=tuple(others)))
     return rows
 
 

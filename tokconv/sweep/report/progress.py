@@ -22,7 +22,7 @@ from rich.text import Text
 
 from tokconv.errors import printable
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
-from tokconv.sweep.judge.evidence import Figures
+from tokconv.sweep.judge.evidence import Figures, title_of
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord
@@ -239,22 +239,30 @@ def _running_table(trials: Sequence[TrialRecord], epochs: int) -> Table:
     return table
 
 
-def best_table(verdicts: list[Verdict]) -> Table:
-    """Return one row per grid and purpose: the champion so far, with the best baseline at the purpose's own figure."""
+def best_table(verdicts: list[Verdict], *, proof: bool = False) -> Table:
+    """Return one row per grid and purpose: the champion so far, with the best baseline at the purpose's own figure.
+
+    Args:
+        verdicts: one per grid.
+        proof: the last column says how far the champion is proven, and its figure is the mean over the confirmations;
+            without it, the last column is its fvu.
+    """
     fvu = FIGURES["val/fvu"]
     # Has to fit 80 columns.
-    columns = ("grid", "ratio", "purpose", "figure", "champion", "best baseline", fvu.title)
+    columns = ("grid", "ratio", "purpose", "figure", "champion", "best baseline", "evidence" if proof else fvu.title)
     table = _table("best so far per grid and purpose", *columns)
     for verdict in verdicts:
         for number, award in enumerate(verdict.awards):
-            own: Figures = award.champion.figures if award.champion else {}
+            evidence = award.evidence
+            own: Figures = {} if evidence is None else evidence.figures
             figure, rival = FIGURES[award.criterion.figure], best_baseline(award, verdict.baselines)
+            status = "-" if evidence is None else evidence.label
             table.add_row(
                 *((verdict.name, f"{verdict.ratio:.3g}x") if not number else ("", "")),
                 award.purpose.name,
                 figure.title,
                 Text(figure.text(own.get(figure.name)) or "-", style="bold"),
-                "-" if rival is None else f"{figure.text(rival[1])} {rival[0]}",
-                fvu.text(own.get(fvu.name)) or "-",
+                "-" if rival is None else f"{title_of(rival[0])} {figure.text(rival[1])}",
+                status if proof else fvu.text(own.get(fvu.name)) or "-",
             )
     return table

@@ -122,7 +122,7 @@ def _print_one(sweep: SweepSnapshot) -> None:
         if trial.state == "running" and where:
             judged = f", {judged_text(trial.figures)}" if trial.figures else ""
             print(f"  trial {trial.uid}: {trial.ratio:.3g}x, epoch {len(trial.history)}/{sweep.epochs}{judged}")
-    widen(Console()).print(best_table(sweep.verdicts))
+    widen(Console()).print(best_table(sweep.verdicts, proof=True))
     print(f"files: {printable(sweep.directory.path)}")
     if sweep.state not in ("running", "finished"):
         print("go on with: tokconv sweep SPEC --resume")

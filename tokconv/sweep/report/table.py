@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
 from tokconv.evaluation.figure import SWEEP, Figure
 from tokconv.evaluation.figures import FIGURES, shown_in
+from tokconv.sweep.judge.evidence import title_of
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Award, Verdict
-from tokconv.sweep.report.text import INTERVAL_LEGEND, cell, half_width_cell, heading, legend
+from tokconv.sweep.report.text import INTERVAL_LEGEND, best_baseline, cell, half_width_cell, heading, legend
 from tokconv.sweep.spec.rules import PUBLISHED, PUBLISHED_NOTE
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ LOG_WIDTH = 120
 def print_result(sweep: SweepSnapshot, console: Console | None = None) -> None:
     """Print the table with its notes; in plain ASCII if standard output is no terminal.
 
-    A terminal that is too narrow for all figures gets the first ones of the registry.
+    A terminal that is too narrow for all figures gets those that decide, and of the others the first of the registry.
+    What nothing wins is left out: the last lines of a sweep say it (`unproven_notes`).
     """
     from rich.box import Box
     from rich.console import Console
@@ -39,11 +41,12 @@ def print_result(sweep: SweepSnapshot, console: Console | None = None) -> None:
     figures = shown_figures(sweep.verdicts)
     table = result_table(sweep.verdicts, figures)
     while figures and Measurement.get(console, unlimited, table).maximum > console.width:
-        table = result_table(sweep.verdicts, figures := figures[:-1])
+        figures = _without_last(figures, sweep.verdicts)
+        table = result_table(sweep.verdicts, figures)
     if not console.is_terminal:
         table.box = Box(ASCII_HEAD, ascii=True)
     console.print(table)
-    for line in (*notes(sweep.verdicts), *_legends(sweep, figures)):
+    for line in (*notes(sweep.verdicts, findings=False), *_legends(sweep, figures)):
         console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -82,8 +85,13 @@ def summary_markdown(sweep: SweepSnapshot) -> str:
     return "\n".join([*table, "", *remarks, "", " ".join(_legends(sweep, figures)), ""])
 
 
-def notes(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return one line for everything about the champions that the table cannot show: what nothing wins, and why."""
+def notes(verdicts: Sequence[Verdict], *, findings: bool = True) -> list[str]:
+    """Return one line for everything about the champions that the table cannot show.
+
+    Args:
+        verdicts: one per grid.
+        findings: with what nothing wins, and why.
+    """
     found = []
     for verdict in verdicts:
         if not verdict.trials:
@@ -91,7 +99,7 @@ def notes(verdicts: Sequence[Verdict]) -> list[str]:
             continue
         for award in verdict.awards:
             where = f"{verdict.name}, {award.purpose.name}"
-            if award.finding:
+            if findings and award.finding:
                 found.append(f"{where}: no champion: {award.finding}")
             if award.evidence is not None:
                 found += [f"{where}: {remark}" for remark in award.evidence.remarks]
@@ -102,11 +110,22 @@ def notes(verdicts: Sequence[Verdict]) -> list[str]:
 
 def shown_figures(verdicts: Sequence[Verdict]) -> list[Figure]:
     """Return the registry's figures for this table, and those that decide, that any champion or baseline has."""
-    awards = [award for verdict in verdicts for award in verdict.awards]
+    evidence = [award.evidence for verdict in verdicts for award in verdict.awards if award.evidence is not None]
     known = {name for verdict in verdicts for figures in verdict.baselines.values() for name in figures}
-    known |= {name for award in awards if award.evidence is not None for name in award.evidence.figures}
-    wanted = {figure.name for figure in shown_in(SWEEP)} | {award.criterion.figure for award in awards}
+    known |= {name for one in evidence for name in one.figures}
+    wanted = {figure.name for figure in shown_in(SWEEP)} | _deciding(verdicts)
     return [figure for figure in FIGURES.values() if figure.name in wanted & known]
+
+
+def _deciding(verdicts: Sequence[Verdict]) -> set[str]:
+    return {award.criterion.figure for verdict in verdicts for award in verdict.awards}
+
+
+def _without_last(figures: Sequence[Figure], verdicts: Sequence[Verdict]) -> list[Figure]:
+    """Return the figures without the last one that decides nothing; without the last one if all decide."""
+    deciding = _deciding(verdicts)
+    last = next((figure for figure in reversed(figures) if figure.name not in deciding), figures[-1])
+    return [figure for figure in figures if figure is not last]
 
 
 def _headings(figures: Sequence[Figure]) -> list[str]:
@@ -114,9 +133,10 @@ def _headings(figures: Sequence[Figure]) -> list[str]:
 
 
 def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[tuple[list[str], bool]]:
-    """Yield the cells of every champion, of its evidence and of every baseline, and whether it is a champion's row.
+    """Yield the cells of every champion, of its evidence and of baselines, and whether it is a champion's row.
 
-    A trial that wins for several purposes has one row.
+    A trial that wins for several purposes has one row. Besides the registry's baselines for this table there are those
+    that are best at a figure that decides.
     """
     grid, blank = [verdict.name, str(verdict.grid**2), f"{verdict.ratio:.3g}x"], ["", "", ""]
     champions = verdict.champions
@@ -131,20 +151,24 @@ def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[tuple[list[st
         targets = "yes" if awards[0].meets_targets else "missed"
         purposes = ", ".join(award.purpose.name for award in awards)
         yield [*(blank if number else grid), f"{purposes}: {uid}", *cells, targets], True
-        cells = [half_width_cell(figure, evidence.half_widths) for figure in figures]
-        yield [*blank, labels(awards), *cells, ""], False
-    for entry in baselines_in(SWEEP):
-        if entry.name in verdict.baselines:
-            cells = [cell(figure, verdict.baselines[entry.name]) for figure in figures]
-            yield [*blank, entry.title, *cells, ""], False
+        first, *others = _labels(awards)
+        yield [*blank, first, *(half_width_cell(figure, evidence.half_widths) for figure in figures), ""], False
+        for label in others:
+            yield [*blank, label, *[""] * len(figures), ""], False
+    best = {rival[0] for award in verdict.awards if (rival := best_baseline(award, verdict.baselines)) is not None}
+    always = {entry.name for entry in baselines_in(SWEEP)}
+    for name, known in verdict.baselines.items():
+        if name in always | best:
+            yield [*blank, title_of(name), *(cell(figure, known) for figure in figures), ""], False
 
 
-def labels(awards: Sequence[Award]) -> str:
-    """Return the evidence of a trial's awards: `proven (3)`, or per purpose if they differ."""
-    found = {award.purpose.name: award.evidence.label for award in awards if award.evidence is not None}
-    if len(set(found.values())) == 1:
-        return next(iter(found.values()))
-    return ", ".join(f"{purpose} {label}" for purpose, label in found.items())
+def _labels(awards: Sequence[Award]) -> list[str]:
+    """Return the evidence of a trial's awards: `proven (3)`, or one line each with the purposes if they differ."""
+    found: dict[str, list[str]] = {}
+    for award in awards:
+        if award.evidence is not None:
+            found.setdefault(award.evidence.label, []).append(award.purpose.name)
+    return list(found) if len(found) == 1 else [f"{label}: {', '.join(names)}" for label, names in found.items()]
 
 
 def _legends(sweep: SweepSnapshot, figures: Sequence[Figure]) -> list[str]:

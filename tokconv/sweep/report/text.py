@@ -10,7 +10,7 @@ from typing import Any
 from tokconv.errors import printable
 from tokconv.evaluation.figure import Figure
 from tokconv.evaluation.figures import FIGURES
-from tokconv.sweep.judge.evidence import judged_text, title_of
+from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.verdicts import Award
 from tokconv.sweep.record.events import INVALID, RefusedPoint, TrialRecord
 from tokconv.sweep.spec.schema import GRID_KEY
@@ -86,17 +86,14 @@ def last_epoch(trial: TrialRecord) -> int:
 
 
 def best_baseline(award: Award, baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, float] | None:
-    """Return title and value of the competing baseline that is best at a purpose's figure; None if there is none."""
+    """Return name and value of the competing baseline that is best at a purpose's figure; None if there is none."""
     criterion = award.criterion
     found = [
-        (values[criterion.figure], title_of(name))
+        (name, values[criterion.figure])
         for name, values in baselines.items()
         if criterion.figure in values and all(target.met(values) for target in criterion.entry)
     ]
-    if not found:
-        return None
-    value, title = (min if FIGURES[criterion.figure].lower_is_better else max)(found, key=lambda pair: pair[0])
-    return title, value
+    return min(found, key=lambda pair: criterion.cost(pair[1]), default=None)
 
 
 def _half_width(figure: Figure, value: float) -> str:

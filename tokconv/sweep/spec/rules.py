@@ -47,7 +47,8 @@ class Target:
     def miss(self, figures: Mapping[str, float]) -> str:
         """Return the target with the figure: `val/fvu <= 0.1 (it has 0.12)`."""
         figure = figures.get(self.metric)
-        return f"{self} (it has {'no such figure' if figure is None else f'{figure:.4g}'})"
+        has = f"it has {'no such figure' if figure is None else f'{figure:.4g}'}"
+        return f"{str(self).removesuffix(')')}; {has})" if self.origin else f"{self} ({has})"
 
     def __str__(self) -> str:
         if self.origin:
