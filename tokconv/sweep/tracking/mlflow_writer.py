@@ -5,8 +5,8 @@ sweep nor loses anything, and delivering the record twice adds nothing: a run is
 by (key, time, step, value), a model version by its run.
 
     tags of a run   tokconv.kind (sweep | trial | confirm), tokconv.sweep, tokconv.protocol, tokconv.state,
-                    tokconv.reason; tokconv.evidence on the run of an exported champion, tokconv.evidence.GRID on the
-                    run of the sweep
+                    tokconv.reason; tokconv.champion on the runs of winners, tokconv.evidence.PURPOSE on the run of an
+                    exported champion, tokconv.evidence.GRID.PURPOSE on the run of the sweep
     identified by   tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
 """
 
