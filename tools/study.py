@@ -108,6 +108,10 @@ def arms() -> Iterator[tuple[str, list[str]]]:
     yield "digits/matryoshka", [*BEST, *matryoshka]
     yield "kinds/conv", [*SMALL, "model.compressor.kind=conv"]
     yield "kinds/conv-without-start", [*SMALL, "model.compressor.kind=conv", "model.compressor.use_residual=false"]
+    whitened = {"compressor": ["model.compressor.whiten=true"], "decoder": ["model.autoencoder.whiten=true"]}
+    for name, keys in (whitened | {"both": [*whitened["compressor"], *whitened["decoder"]]}).items():
+        yield f"kinds/whitened-{name}", [*SMALL, *keys]
+        yield f"critic/logistic-whitened-{name}/1", [*LOGISTIC, "loss.weights.wgan=1", *keys]
     yield "kinds/attention-decoder", [*SMALL, "model.autoencoder.kind=attention"]
 
 

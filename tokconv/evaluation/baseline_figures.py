@@ -14,6 +14,7 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import check_output_grid
 from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
+from tokconv.store.sample import check_varied
 
 SHORTFALL = "pca_shortfall"
 """Figure of both window PCAs: the estimated share of the optimum's captured variance that a randomised fit misses."""
@@ -50,6 +51,7 @@ def baseline_figures(
     check_output_grid(output_grid, store.token_grid)
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: baselines need training and validation images; encode more of them")
+    check_varied(store)
     wanted = available(store, output_grid) if names is None else [BASELINES[name] for name in names]
     evaluator = cache(partial(Evaluator, store, output_grid))
 
