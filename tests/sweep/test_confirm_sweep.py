@@ -114,7 +114,7 @@ def test_a_winner_that_a_baseline_matches_leaves_nothing_unless_allowed(
     assert "- Evidence: unproven, 2 seeds: " in (out / "README.md").read_text()
     champion = json.loads((result.directory / "report" / "champions.json").read_text())["8"]
     assert champion["export"] == "champions/grid-08"
-    assert [version.tags["tokconv.evidence"] for version in client.search_model_versions("")] == [UNPROVEN]
+    assert [version.tags["tokconv.evidence.fidelity"] for version in client.search_model_versions("")] == [UNPROVEN]
     with pytest.raises(MlflowException):
         client.get_model_version_by_alias("tokconv-spoilt-8x8", "champion")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas
 import pytest
+import yaml
 from support.records import GRIDS, write_sweep
 
 import tokconv.sweep
@@ -68,6 +69,15 @@ def test_a_frame_has_every_trial_and_the_evidence_for_the_winners(tmp_path: Path
         assert row["val/fvu_half_width"] == pytest.approx(verdict.evidence.half_widths["val/fvu"])
     write_results(tmp_path / "report", sweep)
     assert (tmp_path / "report" / "results.csv").read_text() == frame.to_csv(index=False)
+
+
+def test_a_spec_without_objectives_had_the_default_of_its_version(tmp_path: Path) -> None:
+    directory = write_sweep(tmp_path)
+    written = yaml.safe_load(directory.spec.read_text())
+    del written["objectives"]
+    directory.spec.write_text(yaml.safe_dump(written))
+    assert read_sweep(directory).spec.judged_by == ("compression_ratio", "val/fvu", "val/swd")
+    assert tokconv.sweep.load(directory.path).on_front.any()
 
 
 def test_a_page_holds_the_figures_of_the_record_and_needs_no_network(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_a_grid_without_trials_has_no_champion(tmp_path: Path) -> None:
 
 
 def test_a_purpose_that_the_store_cannot_have_is_refused_if_it_is_named(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", num_classes=0, num_images=64)
+    store = write_store(tmp_path / "store", num_classes=0, num_images=160)
     check_figures(parse_spec(spec(tmp_path, champions={"fidelity": None, "plug-in": {}})), store)
     with pytest.raises(SpecError, match=r"champions.adapted: left out, there is no val/adapted_kept"):
         check_figures(parse_spec(spec(tmp_path, champions={"adapted": None})), store)

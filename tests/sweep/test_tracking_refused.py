@@ -294,4 +294,4 @@ def test_a_deleted_model_is_registered_again(root: Path, export: Path, what: str
     reader = resume(root, export)
     champion = reader.get_model_version_by_alias(name, "champion")
     assert champion.run_id == runs(reader)["00000"].info.run_id
-    assert champion.tags["tokconv.evidence"] == "proven"
+    assert champion.tags["tokconv.evidence.fidelity"] == "proven"

@@ -25,7 +25,7 @@ from tokconv.store.remote import place_of
 from tokconv.store.sample import check_varied
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
-from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
+from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep, recorded_spec
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.checks import (
     check_figures,
@@ -42,7 +42,7 @@ from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
 from tokconv.sweep.search.space import check_space
-from tokconv.sweep.spec.file import load_spec, spec_to_dict, to_yaml
+from tokconv.sweep.spec.file import spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
 from tokconv.sweep.tracking.mlflow_connection import tracking_uri, ui_command
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
@@ -105,7 +105,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     directory, fingerprint = None, None
     if resume:
         directory = root.newest(spec.name)
-        before = load_spec(directory.spec)
+        before = recorded_spec(directory)
         spec = spec if spec.objectives else spec.model_copy(update={"objectives": before.objectives})
         check_same_experiment(spec, before)
         check_same_protocol(directory)
@@ -225,6 +225,7 @@ class _Sweep:
         )
         place = place_of(self.store)
         with display:
+            display.update(self.record)
             missing = partial(self._missing_confirmations, display)
             tune(self.spec, self.config, place, self.directory, self.record, listener, missing)
             listener.close()

@@ -114,7 +114,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
             ended = event
     if started is None:
         raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
-    spec = load_spec(directory.spec)
+    spec = recorded_spec(directory)
     driver = driver_of(directory.path)
     return SweepSnapshot(
         directory=directory,
@@ -138,6 +138,12 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         ),
         facts=started,
     )
+
+
+def recorded_spec(directory: SweepDirectory) -> Spec:
+    """Read the spec that a sweep wrote. Raises SpecError if it is missing, or this version cannot read it."""
+    # Every sweep writes its objectives; a spec without them is of a version whose default these were.
+    return load_spec(directory.spec).with_objectives(())
 
 
 def _baselines(started: Mapping[str, Any], directory: SweepDirectory, spec: Spec) -> dict[int, Mapping[str, Figures]]:

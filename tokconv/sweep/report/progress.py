@@ -22,7 +22,7 @@ from rich.text import Text
 
 from tokconv.errors import printable
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
-from tokconv.sweep.judge.evidence import Figures, title_of
+from tokconv.sweep.judge.evidence import PENDING, Figures, title_of
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord
@@ -256,7 +256,7 @@ def best_table(verdicts: list[Verdict], *, proof: bool = False) -> Table:
             evidence = award.evidence
             own: Figures = {} if evidence is None else evidence.figures
             figure, rival = FIGURES[award.criterion.figure], best_baseline(award, verdict.baselines)
-            status = "-" if evidence is None else evidence.label
+            status = "-" if evidence is None else evidence.label if evidence.status == PENDING else evidence.status
             table.add_row(
                 *((verdict.name, f"{verdict.ratio:.3g}x") if not number else ("", "")),
                 award.purpose.name,
