@@ -56,13 +56,12 @@ def baseline_figures(
     evaluator = cache(partial(Evaluator, store, output_grid))
 
     def figures(baseline: Baseline) -> Figures:
-        version = fit_version(baseline)
         return computed_once(
             store,
-            f"baselines-{baseline.name}-p{PROTOCOL}-v{version}-grid-{output_grid:02d}.json",
+            _file_name(baseline, output_grid),
             lambda: {baseline.name: _measure(evaluator(), baseline)},
             JsonFigures("baselines"),
-            origin={"protocol": PROTOCOL, "fit_version": version},
+            origin={"protocol": PROTOCOL, "fit_version": fit_version(baseline)},
             check=partial(_check_row, baseline.name),
         )[baseline.name]
 
@@ -72,6 +71,15 @@ def baseline_figures(
         found[baseline.name] = add_gain(figures(baseline), reference)
         progress(baseline.name)
     return found
+
+
+def is_measured(store: TokenStore, output_grid: int, baseline: Baseline) -> bool:
+    """Return whether the figures of a baseline are already beside the store."""
+    return (store.derived_dir / _file_name(baseline, output_grid)).is_file()
+
+
+def _file_name(baseline: Baseline, output_grid: int) -> str:
+    return f"baselines-{baseline.name}-p{PROTOCOL}-v{fit_version(baseline)}-grid-{output_grid:02d}.json"
 
 
 def _check_row(name: str, rows: Rows) -> None:
