@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -35,6 +36,12 @@ def complete(directory: Path) -> set[str]:
     return {e["trial"] for e in events(directory) if e["event"] == "trial_ended" and e["trial"].startswith("c")}
 
 
+def _fidelity(directory: Path) -> dict[str, Any]:
+    champions: dict[str, Any] = json.loads((directory / "report" / "champions.json").read_text())["8"]["champions"]
+    found: dict[str, Any] = champions["fidelity"]
+    return found
+
+
 def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
     search = {"model.compressor.output_grid_size": {"choice": [4, 8]}}
     early = {"min_epochs": 1, "reduction": 2}
@@ -47,6 +54,7 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
         confirm={"seeds": 2},
         early_stopping=early,
         base=["training.epochs=12"],
+        champions={"fidelity": {}},
     )
     directory = tmp_path / "runs" / "sweeps" / "repeats-001"
     driver = Driver(path, tmp_path, "--allow-unproven")
@@ -91,29 +99,30 @@ def test_a_winner_that_a_baseline_matches_leaves_nothing_unless_allowed(
         trials=1,
         confirm={"seeds": 2},
         base=["training.learning_rate=0.3"],
+        champions={"fidelity": {}},
     )
     result = run_sweep(parse_spec(plain))
     [verdict] = result.verdicts
     assert verdict.evidence is not None
     assert verdict.evidence.status == UNPROVEN
     last = capsys.readouterr().out.splitlines()[-2:]
-    assert last[0].startswith("NO CHAMPION at 8x8, nothing exported or registered: ")
+    assert last[0].startswith("NO CHAMPION: fidelity at 8x8, nothing exported or registered: ")
     assert last[1].endswith("--resume --allow-unproven")
-    out = result.directory / "champions" / "grid-08"
+    out = result.directory / "champions" / "grid-08" / "fidelity"
     assert not out.exists()
     client = MlflowClient(local_uri(tmp_path / "runs"))
     assert not client.search_model_versions("")
-    champion = json.loads((result.directory / "report" / "champions.json").read_text())["8"]
+    champion = _fidelity(result.directory)
     assert champion["export"] is None
     assert champion["evidence"]["status"] == UNPROVEN
 
     allowed = run_sweep(parse_spec(plain), resume=True, allow_unproven=True)
     assert sorted(allowed.confirmations) == sorted(result.confirmations)
-    assert "UNPROVEN at 8x8, exported because of --allow-unproven" in capsys.readouterr().out
+    assert "UNPROVEN: fidelity at 8x8, exported because of --allow-unproven" in capsys.readouterr().out
     assert tokconv.load_compressor(out).output_grid_size == 8
     assert "- Evidence: unproven, 2 seeds: " in (out / "README.md").read_text()
-    champion = json.loads((result.directory / "report" / "champions.json").read_text())["8"]
-    assert champion["export"] == "champions/grid-08"
+    champion = _fidelity(result.directory)
+    assert champion["export"] == "champions/grid-08/fidelity"
     assert [version.tags["tokconv.evidence.fidelity"] for version in client.search_model_versions("")] == [UNPROVEN]
     with pytest.raises(MlflowException):
         client.get_model_version_by_alias("tokconv-spoilt-8x8", "champion")
@@ -132,6 +141,7 @@ def test_a_longer_search_with_another_winner_confirms_that_one(tmp_path: Path) -
         trials=1,
         confirm={"seeds": 2},
         base=["training.learning_rate=1e-5"],
+        champions={"fidelity": {}},
     )
     first = run_sweep(parse_spec(plain), allow_unproven=True)
     longer = run_sweep(parse_spec({**plain, "trials": 2}), resume=True, allow_unproven=True)
@@ -142,6 +152,6 @@ def test_a_longer_search_with_another_winner_confirms_that_one(tmp_path: Path) -
     winners = Counter(run.confirms for run in longer.confirmations.values())
     assert winners == Counter({before.champion.uid: 2}) | Counter({after.champion.uid: 2})
     # The judgement of the search's own trials is the same with and without confirmations.
-    unconfirmed = judge(longer.trials.values(), parse_spec(plain).champion, 24, {after.grid: after.baselines})
+    unconfirmed = judge(longer.trials.values(), parse_spec(plain).rules, 24, {after.grid: after.baselines})
     assert unconfirmed[0].champion == after.champion
     assert unconfirmed[0].front == after.front
