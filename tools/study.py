@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import itertools
 import json
 import statistics
 from collections import defaultdict
@@ -63,6 +62,16 @@ CRITICS = {
     "hinge": [*TOKEN_CRITIC, "loss.wgan.kind=hinge"],
 }
 """Losses of token critics with a relative weight."""
+PLUG_IN = [
+    "training.epochs=10",
+    "training.learning_rate=2e-3",
+    "training.critic_learning_rate=1e-3",
+    "training.n_critic=2",
+    "model.critic.kind=token",
+    "loss.wgan.kind=logistic",
+    "loss.wgan.lambda_gp=0.1",
+]
+"""Default networks, with the critic that makes single tokens most like real ones."""
 FIGURES = (
     "val/fvu",
     "val/auc_token",
@@ -101,9 +110,11 @@ def arms() -> Iterator[tuple[str, list[str]]]:
     for share in ("0.25", "0.5", "1", "2"):
         for kind, extra in CRITICS.items():
             yield f"critic/{kind}/{share}", [*extra, f"loss.weights.wgan={share}"]
-    for n_critic, lambda_gp in itertools.product((1, 2, 4), ("0.1", "1", "10")):
+    for n_critic, lambda_gp in ((1, "1"), (2, "0.1"), (2, "1"), (2, "10"), (4, "1")):
         steps = [f"training.n_critic={n_critic}", f"loss.wgan.lambda_gp={lambda_gp}", "loss.weights.wgan=1"]
         yield f"steps/{n_critic}/{lambda_gp}", [*CRITICS["wgan_gp"], *steps]
+    for grid in GRIDS:
+        yield f"digits/plug-in/{grid:02d}", [*PLUG_IN, f"model.compressor.output_grid_size={grid}"]
     matryoshka = ["model.compressor.kind=matryoshka", "model.compressor.output_grid_size=12"]
     yield "digits/matryoshka", [*BEST, *matryoshka]
     yield "kinds/conv", [*SMALL, "model.compressor.kind=conv"]
