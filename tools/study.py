@@ -63,7 +63,7 @@ CRITICS = {
 }
 """Losses of token critics with a relative weight."""
 PLUG_IN = [
-    "training.epochs=10",
+    "training.epochs=15",
     "training.learning_rate=2e-3",
     "training.critic_learning_rate=1e-3",
     "training.n_critic=2",
