@@ -133,6 +133,21 @@ def test_wide_windows_are_fitted_from_a_sample(own: TokenStore, monkeypatch: pyt
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
 
 
+def test_the_sample_of_wide_windows_is_from_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are stored class by class, so that the first of them would be a sample of the first classes."""
+    monkeypatch.setattr(factorisation, "MAX_COVARIANCE", 1)
+    windows = Windows(4, 2)
+    monkeypatch.setattr(factorisation, "SAMPLE_BYTES", 30 * 4 * (4 * 3) * windows.num_cells)
+    images = torch.arange(100.0)[:, None, None].expand(-1, 16, 3)
+    sums = factorisation._Windows(100, windows, 0, 3)
+    for batch in images.split(64):
+        sums.update(batch)
+    assert len(sums._sample) == 30 * windows.num_cells
+    assert len(set(sums._sample[:, 0].tolist())) == 30
+    assert abs(float(sums._sample.mean()) - 49.5) < 15
+    assert float(sums.mean[0]) == 49.5
+
+
 def test_candidates_fit_into_the_cells(tmp_path: Path) -> None:
     assert candidate_ranks(Windows(24, 6), 64) == [0, 1, 2, 3, 5]
     assert candidate_ranks(Windows(24, 1), 64) == [0]

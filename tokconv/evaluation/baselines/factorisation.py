@@ -26,7 +26,8 @@ CHOICE_IMAGES = 600
 MAX_DECOMPOSED = 2560
 """Largest width of a window of [A | R] at which its covariance is decomposed in full."""
 MAX_COVARIANCE = 4096
-"""Largest width at which the covariance is computed at all; above it, at most SAMPLE_BYTES of windows are kept."""
+"""Largest width at which the covariance is computed at all; above it, the windows of random images are kept, at most
+SAMPLE_BYTES of them."""
 SAMPLE_BYTES = 2**31
 
 
@@ -119,8 +120,11 @@ class _Windows:
         side = self.width if self.has_covariance else 0
         self.count, self._sum = 0, torch.zeros(self.width, dtype=torch.float64)
         self._square = torch.zeros(side, side, dtype=torch.float64)
-        kept = min(num_images, max(1, SAMPLE_BYTES // (4 * self.width * windows.num_cells)))
-        self._sample = torch.empty(0 if self.has_covariance else kept * windows.num_cells, self.width)
+        most = 0 if self.has_covariance else max(1, SAMPLE_BYTES // (4 * self.width * windows.num_cells))
+        # Images are often stored class by class, so that the first of them are no sample.
+        chosen = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))[:most]
+        self._is_kept = torch.zeros(num_images, dtype=torch.bool).index_fill(0, chosen, value=True)
+        self._sample, self._sampled = torch.empty(len(chosen) * windows.num_cells, self.width), 0
         self.images = 0
         self._shared, self._shared_square = torch.zeros(2, num_shared(rank, dim), dtype=torch.float64)
 
@@ -131,8 +135,9 @@ class _Windows:
         if self.has_covariance:
             self._square += rows.T @ rows
         else:
-            free = self._sample[self.count : self.count + len(rows)]
-            free.copy_(rows[: len(free)])
+            kept = parts.rows[self._is_kept[self.images : self.images + len(tokens_BNC)]].flatten(0, 1)
+            self._sample[self._sampled : self._sampled + len(kept)] = kept
+            self._sampled += len(kept)
         self._sum += rows.sum(0, dtype=torch.float64)
         self.count += len(rows)
         self.images += len(tokens_BNC)
