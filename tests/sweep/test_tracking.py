@@ -401,6 +401,9 @@ def test_a_run_that_wins_twice_is_one_version_with_an_alias_per_purpose(root: Pa
         else:
             assert of_alias == {"fidelity": twice, "champion": twice}
             assert runs(reader)["00000"].data.tags["tokconv.champion"] == ""
+    record.append("sweep_ended", state="finished", champions={}, evidence={}, winners={"2": {}}, artifacts=None)
+    deliver(root)
+    assert [runs(client(root))[uid].data.tags["tokconv.champion"] for uid in ("00000", "00003")] == ["", ""]
 
 
 def test_a_record_from_before_confirmation_is_delivered_as_unconfirmed(root: Path, export: Path) -> None:

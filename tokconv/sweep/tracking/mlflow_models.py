@@ -82,19 +82,21 @@ def register_all(
                 withdraw(client, f"tokconv-{experiment}-{grid}x{grid}", sweep_run, purpose)
 
 
-def mark_winners(client: MlflowClient, experiment_id: str, event: Event, run_of: Callable[[str], str]) -> None:
+def mark_winners(
+    client: MlflowClient, experiment_id: str, event: Event, sweep_run: str, run_of: Callable[[str], str]
+) -> None:
     """Tag the runs of the trials that won with what for, and take the tag from those that no longer do.
 
     Args:
         experiment_id: the experiment of the runs.
-        event: `sweep_ended`; one of an earlier version names no winners.
+        event: `sweep_ended`; one of an earlier version does not name winners.
+        sweep_run: the id of the parent run.
         run_of: uid of a trial -> id of its run.
     """
-    won = {run_of(uid): words for named in event.get("winners", {}).values() for uid, words in named.items()}
-    if not won:
+    if "winners" not in event:
         return
-    parent = client.get_run(next(iter(won))).data.tags["mlflow.parentRunId"]
-    wanted = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{WON_TAG}` LIKE '%:%'"
+    won = {run_of(uid): words for named in event["winners"].values() for uid, words in named.items()}
+    wanted = f"tags.`mlflow.parentRunId` = '{sweep_run}' and tags.`{WON_TAG}` LIKE '%:%'"
     before = {run.info.run_id for run in client.search_runs([experiment_id], wanted, max_results=MOST_WINNERS)}
     for run_id in before - won.keys():
         client.set_tag(run_id, WON_TAG, "")

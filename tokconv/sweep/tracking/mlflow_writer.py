@@ -154,7 +154,7 @@ class MlflowWriter:
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
                 self._upload(self._parent, event["artifacts"], "report")
-            mark_winners(self._client, self._experiment_id, event, self._trial_run)
+            mark_winners(self._client, self._experiment_id, event, self._parent, self._trial_run)
             if event["state"] == "finished":
                 folder, experiment = self._events.parent, slug(self._experiment)
                 register_all(self._client, experiment, event, folder, self._parent, self._trial_run)
