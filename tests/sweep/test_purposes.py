@@ -177,6 +177,19 @@ def test_a_rule_may_name_another_figure() -> None:
     assert found.champion.uid == "1"
 
 
+@pytest.mark.parametrize("figure", ["val/auc_token_white", "val/auc_grid", "val/swd"])
+def test_real_tokens_without_their_content_are_no_rivals_in_any_likeness(figure: str) -> None:
+    known = baselines()
+    for name, own in known[6].items():
+        own[figure] = 0.05 if name == "max_norm" else 0.9
+    one = trial("0", fvu=0.02, **{KEPT: 0.9, ADAPTED: 0.9, AUC: 0.9})
+    one.history[-1][figure] = 0.6
+    found = award(judge([one], Rules({"plug-in": Rule(figure=figure)}), TOKEN_GRID, known)[0], "plug-in")
+    assert found.evidence is not None
+    assert (found.evidence.status, found.evidence.beaten_by) == (UNCONFIRMED, ())
+    assert "max norm" in found.evidence.remarks[0]
+
+
 def test_the_last_lines_name_what_nothing_wins() -> None:
     found = verdict(run("0", 0.02, 0.85, adapted=0.5))
     lines = unproven_notes([found], {"6": {"adapted": {}}})

@@ -25,6 +25,12 @@ NEEDS = {
 }
 """What a figure requires of its store, in words."""
 
+LIKENESS = (
+    *("val/auc_token", "val/auc_token_white", "val/auc_grid", "val/auc_token_quick"),
+    *("val/swd", "val/mmd"),
+)
+"""How compressed tokens differ from real ones, whatever image they are of."""
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -45,8 +51,8 @@ class Purpose:
         meaning: what it is for, as one sentence.
         figures: the figures that decide, in the order of preference: the first that the store can have.
         bound: what every candidate has to keep besides; None for nothing.
-        proxies: those of `figures` that say nothing about content. A selection of real tokens has the best
-            token-likeness by construction, so only baselines that keep the bound compete on such a figure.
+        proxies: figures that say nothing about content, also those that only a spec may choose. A selection of real
+            tokens has the best token-likeness by construction, so only baselines that keep the bound compete on it.
         advice: what to try if no trial beats the baselines, as an imperative.
     """
 
@@ -108,7 +114,7 @@ _ENTRIES = (
         meaning="A reader of real tokens takes the compressed ones in their place, without being retrained.",
         figures=("val/reader_kept", "val/auc_token"),
         bound=Bound("val/fvu", "window_pca", "train longer (training.epochs), or lower loss.weights.wgan"),
-        proxies=("val/auc_token",),
+        proxies=LIKENESS,
         advice="search the weight of the adversarial loss (loss.weights.wgan) with loss.wgan.balance=gradient",
     ),
     Purpose(
