@@ -64,6 +64,11 @@ def test_only_dominated_trials_at_a_rung_are_stopped(reports: list[Report]) -> N
             assert any(dominates(rival, (figures["val/fvu"], figures["val/swd"])) for rival in rivals)
 
 
+def test_trials_without_a_figure_that_is_compared_go_on() -> None:
+    rungs = Rungs(RULE, EPOCHS, ("val/fvu", "val/reader_kept"))
+    assert all(rungs.goes_on(f"{n:05d}", report(n / 12, n / 12)) for n in range(12))
+
+
 @given(st.permutations(range(12)))
 def test_a_front_larger_than_the_quota_goes_on_whole(order: list[int]) -> None:
     rungs = Rungs(RULE, EPOCHS)

@@ -23,7 +23,8 @@ from tokconv.encoding.console import encode_and_print
 from tokconv.errors import ConfigError, SpecError, SweepError
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_store
+from tokconv.sweep.record import checks
+from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_store, figures_of
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.remote import Root
 from tokconv.sweep.run import SweepResult, run_sweep
@@ -321,6 +322,17 @@ def test_a_probe_needs_a_label_among_the_held_out_images(tmp_path: Path) -> None
     store.labels[store.val_indices] = -1
     with pytest.raises(SpecError, match=r"needs labels.* 0 of these with labels"):
         check_figures(judged, store)
+
+
+def test_what_no_reader_recognises_is_no_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of nothing does not exist; by default such a sweep is guided by likeness."""
+    store = write_store(tmp_path / "store", num_images=160)
+    kept = parse_spec(spec(tmp_path, objectives=[{"metric": "val/reader_kept", "mode": "max"}]))
+    check_figures(kept, store)
+    monkeypatch.setattr(checks, "can_be_read", lambda store, images: False)
+    with pytest.raises(SpecError, match=r"40 of these with labels, none of which a reader recognises"):
+        check_figures(kept, store)
+    assert "val/auc_token" in parse_spec({"name": "tiny", "trials": 1}).with_objectives(figures_of(store)).judged_by
 
 
 def test_a_grid_without_trials_has_no_champion(tmp_path: Path) -> None:

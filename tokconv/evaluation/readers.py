@@ -68,6 +68,12 @@ def frozen_reader(store: TokenStore, images: Tensor, device: torch.device) -> Fr
     return FrozenReader(reader.eval().requires_grad_(False).to(device), float(tensors[ACCURACY]))
 
 
+def can_be_read(store: TokenStore, images: Tensor) -> bool:
+    """Return whether a reader can keep anything: the frozen one, trained at the first call per store, recognises one of
+    these held-out images [n] int64 from its real tokens."""
+    return count_labelled(store, images) > 0 and frozen_reader(store, images, torch.device("cpu")).accuracy > 0
+
+
 def _train_frozen(store: TokenStore, images: Tensor) -> Mapping[str, Tensor]:
     assert store.labels is not None
     labels, learned, positions = store.labels, labelled_sample(store), token_positions(store.token_grid)

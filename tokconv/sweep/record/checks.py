@@ -13,12 +13,15 @@ from tokconv.evaluation.heldout import held_out
 from tokconv.evaluation.likeness import enough_images
 from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, other_protocol
 from tokconv.evaluation.purposes import NEEDS, PURPOSES
-from tokconv.evaluation.readers import count_labelled
+from tokconv.evaluation.readers import can_be_read, count_labelled
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import read_events
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.spec.file import spec_to_dict
 from tokconv.sweep.spec.schema import Spec
+
+READ = {"val/reader_kept", "val/adapted_kept"}
+"""Shares of what the frozen reader recognises from real tokens, which on very few held-out images may be none."""
 
 
 def figures_of(store: TokenStore) -> set[str]:
@@ -30,7 +33,8 @@ def figures_of(store: TokenStore) -> set[str]:
         NEIGHBOURS: len(images) >= MIN_NEIGHBOUR_IMAGES,
         SAMPLES: enough_images(store),
     }
-    return {figure.name for figure in FIGURES.values() if met[figure.needs]}
+    known = {figure.name for figure in FIGURES.values() if met[figure.needs]}
+    return known if can_be_read(store, images) else known - READ
 
 
 def check_figures(spec: Spec, store: TokenStore) -> None:
@@ -38,10 +42,12 @@ def check_figures(spec: Spec, store: TokenStore) -> None:
     known = figures_of(store)
     if missing := next((name for name in (*spec.judged_by, *spec.rules.named) if name not in known), None):
         images = held_out(store)
+        labelled = count_labelled(store, images)
+        unread = ", none of which a reader recognises from real tokens" if labelled and missing in READ else ""
         raise SpecError(
             f"{missing}: needs {NEEDS[FIGURES[missing].needs]}; {store.path} has {len(store.train_indices)} training "
-            f"and {len(images)} held-out images, {count_labelled(store, images)} of these with labels; judge by "
-            "val/fvu and val/swd, or encode other images"
+            f"and {len(images)} held-out images, {labelled} of these with labels{unread}; judge by val/fvu and "
+            "val/swd, or encode other images"
         )
     for name in spec.rules.champions or ():
         if spec.rules.rule(name).figure is None and PURPOSES[name].figure(known) is None:

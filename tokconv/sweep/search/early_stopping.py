@@ -61,9 +61,9 @@ class Rungs:
         return better < len(points) / self.reduction
 
     def _enter(self, uid: str, figures: Any) -> dict[str, Point] | None:
-        """Enter figures into their rung and return it; None between rungs."""
+        """Enter figures into their rung and return it; None between rungs, or if there is nothing to compare."""
         epoch = int(figures["epoch"])
-        if epoch not in self.levels:
+        if epoch not in self.levels or any(axis not in figures for axis in self._axes):
             return None
         rung = self._seen[figures["compression_ratio"], epoch]
         rung[uid] = tuple(figures[axis] * (1 if FIGURES[axis].lower_is_better else -1) for axis in self._axes)
