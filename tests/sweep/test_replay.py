@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.search.replay import load_complete, print_replay, replay
 from tokconv.sweep.spec.file import to_yaml
 from tokconv.sweep.spec.rules import AXES
-from tokconv.sweep.spec.schema import EarlyStopping, Spec
+from tokconv.sweep.spec.schema import EarlyStopping, Objective, Spec
 from tokconv.system.files import write_text
 
 GRIDS = (4, 6)
@@ -100,7 +101,9 @@ def test_a_harder_rule_saves_more_of_a_chain() -> None:
     assert 0 < saved[0] < saved[1] < earlier
 
 
-def write_sweep(directory: Path, trials: list[TrialRecord], *, report: bool = True) -> Path:
+def write_sweep(
+    directory: Path, trials: list[TrialRecord], *, report: bool = True, objectives: Sequence[Objective] = ()
+) -> Path:
     record = Record(directory / "events.jsonl")
     for found in trials:
         record.append("trial_started", trial=found.uid, values=found.values, ratio=found.ratio)
@@ -113,7 +116,8 @@ def write_sweep(directory: Path, trials: list[TrialRecord], *, report: bool = Tr
     record.append("trial_started", trial="c06-1", values={}, grid=6, ratio=16.0, kind="confirm", confirms="00000")
     record.append("trial_ended", trial="c06-1", state="complete")
     record.close()
-    write_text(directory / "spec.yaml", to_yaml(Spec(name="full", trials=4, concurrency=2)))
+    spec = Spec(name="full", trials=4, concurrency=2)
+    write_text(directory / "spec.yaml", to_yaml(spec.model_copy(update={"objectives": tuple(objectives)})))
     if report:
         grid = {"compression_ratio": 16.0, "baselines": {"pooling": {"val/fvu": 0.1, "val/swd": 0.11}}}
         write_text(directory / "report" / "champions.json", json.dumps({"6": grid}))
@@ -138,6 +142,18 @@ def test_the_table_has_a_row_for_each_rule_and_comparison(tmp_path: Path, capsys
     assert "8 trials of 9 epochs, 2 at a time, in 5 random orders" in text
     rows = [line.split() for line in text.splitlines() if line.strip()[:1].isdigit()][1:]
     assert [row[:2] for row in rows] == [[m, r] for m in "12" for r in "23" for _ in range(3)]
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_table_has_the_figures_of_the_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objectives = [Objective(metric="val/fvu", mode="min"), Objective(metric="val/auc_token", mode="min")]
+    trials = [trial(f"{i:05d}", fvu=0.01 + 0.002 * i, **{"val/auc_token_quick": 1 - 0.1 * i}) for i in range(4)]
+    write_sweep(tmp_path, trials, objectives=objectives)
+    print_replay(tmp_path, min_epochs=[1], reductions=[2], orders=5, seed=0)
+    text = capsys.readouterr().out
+    assert "objectives: fvu and AUC quick" in text
+    # Nothing dominates any trial on these two.
+    assert next(line.split()[3] for line in text.splitlines() if line.split()[2] == "objectives") == "0.0"
     assert max(map(len, text.splitlines())) <= 120
 
 

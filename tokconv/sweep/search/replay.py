@@ -21,17 +21,18 @@ from statistics import fmean
 from typing import Any
 
 from tokconv.errors import ConfigError, SweepError
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.pareto import Point, hypervolume
 from tokconv.sweep.record.events import TrialRecord, read_trials
 from tokconv.sweep.search.early_stopping import Rungs
 from tokconv.sweep.spec.file import load_spec
-from tokconv.sweep.spec.rules import AXES
+from tokconv.sweep.spec.rules import AXES, compared
 from tokconv.sweep.spec.schema import EarlyStopping
 
 PACE = (0.8, 1.25)
 """Range of the time per epoch, drawn per trial and order: as on machines, trials reach their rungs out of step."""
 COMPARED = {"fvu and swd": AXES, "fvu alone": AXES[:1], "swd alone": AXES[1:]}
-"""Name in the table -> the figures that trials are compared on."""
+"""Name in the table -> figures that trials may be compared on, besides those that the sweep compares."""
 Span = tuple[float, float, float]
 """Mean, and the 2.5 and 97.5 % points over the orders: what one sweep may see."""
 References = Mapping[int, Point]
@@ -120,7 +121,7 @@ def print_replay(
     orders: int,
     seed: int,
 ) -> None:
-    """Print the table of `tokconv replay`: one row per rule, on both figures and on each alone.
+    """Print the table of `tokconv replay`: one row per rule, on the sweep's own figures, on fvu and swd, and on each.
 
     Raises:
         ConfigError: a number out of bounds.
@@ -135,6 +136,8 @@ def print_replay(
             if value < low:
                 raise ConfigError(f"{option}: got {value}; must be at least {low}")
     trials, pooling, concurrency = load_complete(directory)
+    own = compared(load_spec(directory / "spec.yaml").judged_by)
+    kinds = COMPARED if own == AXES else {"objectives": own, **COMPARED}
     epochs = max(len(trial.history) for trial in trials)
     lines = [
         f"{len(trials)} trials of {epochs} epochs, {concurrency} at a time, in {orders} random orders; "
@@ -143,7 +146,7 @@ def print_replay(
         f"{'lost to worst':>18}  {'best kept':>9}",
     ]
     for rule in (EarlyStopping(min_epochs=m, reduction=r) for m in min_epochs for r in reductions):
-        for name, axes in COMPARED.items():
+        for name, axes in kinds.items():
             found = replay(trials, rule, axes=axes, pooling=pooling, concurrency=concurrency, orders=orders, seed=seed)
             to_pooling = _text(found.lost_to_pooling) if pooling else "-"
             spans = [f"{cell:>18}" for cell in (_text(found.saved), to_pooling, _text(found.lost_to_worst))]
@@ -153,6 +156,9 @@ def print_replay(
         "lost: share of the hypervolume of the final (fvu, swd) fronts that is lost, mean over the grids, up to",
         "pooling's figures, and up to the worst of all trials; best kept: grids whose trial of the lowest fvu survives",
     ]
+    if kinds is not COMPARED:
+        figures = " and ".join(FIGURES[name].title for name in own)
+        lines.append(f"objectives: {figures}, the figures on which early stopping compares the trials of this spec")
     if not pooling:
         lines.append("pooling's figures are unknown: the sweep has no report/champions.json")
     print("\n".join(lines))
