@@ -57,8 +57,12 @@ def measure_baselines(
             nonlocal done, helped
             done += 1
             line(done, len(every), name)
-            seconds_left = (time.monotonic() - start) / done * (missing - done)
-            if not helped and seconds_left > WORTHWHILE_SECONDS and (os.cpu_count() or 1) > 1:
+            if helped or (os.cpu_count() or 1) < 2:
+                return
+            # Those that were measured before took no time.
+            left = sum(not is_measured(store, grid, entry) for grid, entry in every)
+            seconds_each = (time.monotonic() - start) / max(1, missing - left)
+            if left < missing and left * seconds_each > WORTHWHILE_SECONDS:
                 cleanup.enter_context(_from_the_other_end(store, grids))
                 helped = True
 
