@@ -2,15 +2,14 @@
 
 A small fresh network learns on training images to tell compressed tokens from real ones. Its AUC on held-out images is
 the figure: the probability that it finds a compressed sample less real than a real one, 0.5 if it cannot tell, 1 if it
-always can. It never sees a trial's critic. A low AUC is an upper bound on likeness: a better judge may find more.
+always can. It never sees a trial's critic. A low AUC is only an upper bound on likeness: a better judge may find more.
 
 A sample is a single token, or the whole k x k grid of an image. Three networks with seeds of their own learn side by
 side, as one batched product per layer, and the mean of their AUCs is reported.
 
 A judge that learns too little flatters, so sizes are those with the highest AUC per second on the digits, 6 x 6: 0.983
-on the tokens of matched window PCA in 3 s of a core (300 steps instead of 600: 0.906; ReLU: 0.906; a network of 256
-units, one seed, 600 steps of 512 at 1e-3: 0.971 in the published prototype), 1.000 on its grids in 2.6 s (Adam instead
-of Muon: 0.975). docs/evaluation.md has all that were tried.
+on the tokens of matched window PCA in 3 s of a core (300 steps at 1e-2: 0.906; ReLU: 0.906), 1.000 on its grids in
+2.6 s (Adam instead of Muon: 0.975). docs/evaluation.md has all that were tried.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,10 +156,7 @@ class Trainer:
             compressed, reconstructed = self._autoencode(standardised)
         figures: dict[str, Tensor] = {}
         checked: list[tuple[str, Tensor]] = []
-
-        def draw_real() -> Tensor:
-            return self._real(standardised, generator)
-
+        draw_real = partial(self._real, standardised, generator)
         if adversarial:
             figures |= self._adversaries.update(compressed.detach(), draw_real, generator, checked)
         terms = loss_terms(

@@ -2,7 +2,7 @@
 
 Everything that fits, names or draws a baseline reads it from here. Importing this module does not import torch:
 `Baseline.function` is looked up only when it is needed. To add a baseline, write its function and add its entry here;
-a change of what a fit computes also needs a new `fitting.FIT_VERSION`.
+a change of what a fit computes also needs a new version of it (`codecs.fit_version`).
 """
 
 from __future__ import annotations
