@@ -31,6 +31,8 @@ CURVES = {
 }
 SHOWN = ("matched_window_pca", "own_factorisation", "pooling", "uniform", "max_norm", "downsampled", "tome")
 """Baselines that are drawn."""
+TICKS = (0.02, 0.05, 0.1, 0.2)
+RECIPE = f"digits/plug-in/{GRID:02d}"
 Rows = list[dict[str, float]]
 
 
@@ -52,18 +54,26 @@ def draw_front(axes: Axes, arms: dict[str, Rows], baselines: dict[str, dict[str,
     """Draw fvu against a figure: one curve per loss over its weights, baselines as points."""
     for kind, label in CURVES.items():
         weights = sorted((float(name.rpartition("/")[2]), name) for name in arms if name.startswith(f"critic/{kind}/"))
+        if not weights:
+            continue
         rows = [arms["front/none"], *(arms[name] for _, name in weights)]
-        x, y = [interval(row, FVU) for row in rows], [interval(row, figure) for row in rows]
+        (xs, half_xs), (ys, half_ys) = (
+            zip(*(interval(row, name) for row in rows), strict=True) for name in (FVU, figure)
+        )
         axes.errorbar(
-            [mean for mean, _ in x],
-            [mean for mean, _ in y],
-            xerr=[half for _, half in x],
-            yerr=[half for _, half in y],
+            xs,
+            ys,
+            xerr=half_xs,
+            yerr=half_ys,
             marker="o",
             markersize=4,
             capsize=2,
             label=label,
         )
+    if recipe := arms.get(RECIPE):
+        (x, half_x), (y, half_y) = interval(recipe, FVU), interval(recipe, figure)
+        label = "logistic, default networks, 15 epochs"
+        axes.errorbar(x, y, xerr=half_x, yerr=half_y, marker="*", markersize=11, color="tab:orange", label=label)
     for name in SHOWN:
         if name in baselines:
             point = baselines[name]
@@ -71,7 +81,9 @@ def draw_front(axes: Axes, arms: dict[str, Rows], baselines: dict[str, dict[str,
             axes.annotate(
                 BASELINES[name].label, (point[FVU], point[figure]), (4, 3), textcoords="offset points", fontsize=7
             )
-    axes.set(xscale="log", xlabel="fvu", ylabel=FIGURES[figure].title)
+    axes.set(xscale="log", xlabel="fvu", ylabel=FIGURES[figure].title, xlim=(0.018, 0.45))
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.set_xticks([], minor=True)
 
 
 def draw_steps(axes: Axes, arms: dict[str, Rows]) -> None:
