@@ -101,12 +101,14 @@ class Driver:
         environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
         driver = subprocess.Popen(command, cwd=self._cwd, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 400
-        while not reached():
-            assert time.monotonic() < deadline
-            assert driver.poll() is None
-            time.sleep(0.2)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+        try:
+            while not reached():
+                assert time.monotonic() < deadline
+                assert driver.poll() is None
+                time.sleep(0.2)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
 
     def resume(self) -> None:
         """Run the sweep to its end with --resume, in this process, which saves its imports.
