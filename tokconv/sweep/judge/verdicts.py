@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tokconv.evaluation.figures import JUDGED_ON
 from tokconv.evaluation.purposes import PURPOSES, Bound, Purpose
 from tokconv.sweep.judge.evidence import (
     UNPROVEN,
@@ -19,6 +18,8 @@ from tokconv.sweep.judge.evidence import (
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.rules import PUBLISHED, Rules, Target
+
+FVU, SWD, AUC = "val/fvu", "val/swd", "val/auc_token"
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,14 @@ class Verdict:
     trials: tuple[TrialRecord, ...]
     """The complete ones: a trial that was stopped early or failed is compared with nothing."""
     front: tuple[TrialRecord, ...]
-    """Those within all constraints that no other one dominates on `JUDGED_ON`, by falling val/fvu."""
+    """Those within all constraints that no other one dominates on fvu and `likeness`, by falling val/fvu."""
     baselines: Mapping[str, Figures]
     awards: tuple[Award, ...]
     """One per purpose that the store can have, in the order of the registry; at least one."""
     left_out: tuple[str, ...] = field(default=())
     """Why the other purposes that the spec wants cannot be judged."""
+    likeness: str = SWD
+    """The figure that says how much the tokens are like real ones: the AUC of tokens, or swd if trials lack it."""
 
     def award(self, purpose: str) -> Award | None:
         """Return the award for a purpose, by name; None if the purpose is not judged."""
@@ -150,11 +153,12 @@ def judge(
     """
     repeats, complete = tuple(confirmations), [trial for trial in trials if trial.state == "complete"]
     wanted, left_out = judged_purposes(rules, known_figures(baselines, complete))
+    likeness = AUC if complete and all(AUC in trial.figures for trial in complete) else SWD
     verdicts = []
     for grid in sorted(baselines):
         own = [trial for trial in complete if trial.grid == grid]
         feasible = [trial for trial in own if rules.feasible(trial.figures)]
-        fronts = ranks([[trial.figures[name] for name in JUDGED_ON] for trial in feasible])
+        fronts = ranks([[trial.figures[name] for name in (FVU, likeness)] for trial in feasible])
         front = [trial for trial, rank in zip(feasible, fronts, strict=True) if rank == 0]
         verdicts.append(
             Verdict(
@@ -168,6 +172,7 @@ def judge(
                     for name, figure in wanted.items()
                 ),
                 left_out=left_out,
+                likeness=likeness,
             )
         )
     return verdicts

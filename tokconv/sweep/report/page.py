@@ -97,9 +97,7 @@ def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
     yield _Section(
         "likeness",
         "Variance lost against likeness to tokens",
-        "Low is good on both axes: the compressed tokens keep the content (fvu) and look like real tokens (swd). The "
-        "dashed line is the floor, the swd between two samples of real tokens. Window PCA is left out: its codes look "
-        "nothing like tokens, and its point would lie far to the right.",
+        _likeness_text(sweep),
         (_Figure("likeness", draw.fidelity_figure(sweep)),),
     )
     panels = [(verdict, keys.parallel_figure(sweep, verdict)) for verdict in sweep.verdicts]
@@ -133,6 +131,19 @@ def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
             f"rungs, 1 of {rule.reduction} trials goes on. tokconv replay reports what this may have missed.",
             (_Figure("savings", draw.savings_figure(sweep)),),
         )
+
+
+def _likeness_text(sweep: SweepSnapshot) -> str:
+    likeness = FIGURES[sweep.verdicts[0].likeness].title
+    text = (
+        "Low is good on both axes: the compressed tokens keep the content (fvu) and look like real tokens "
+        f"({likeness}). The dashed line is the floor, the {likeness} between two samples of real tokens."
+    )
+    if sweep.verdicts[0].likeness != "val/swd":
+        return text
+    return (
+        f"{text} Window PCA is left out: its codes look nothing like tokens, and its point would lie far to the right."
+    )
 
 
 def _importance(sweep: SweepSnapshot) -> _Section:

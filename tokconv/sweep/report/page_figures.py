@@ -15,7 +15,7 @@ from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.plots import CHAMPION, CURVES, LOWEST, STOPPED, TRIAL, axis_title, shown, swd_floor
+from tokconv.sweep.report.plots import CHAMPION, CURVES, LOWEST, STOPPED, TRIAL, axis_title, floor_of, shown
 from tokconv.sweep.report.text import values_text
 
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left"}
@@ -60,13 +60,15 @@ def front_figure(sweep: SweepSnapshot) -> go.Figure:
 
 
 def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
-    """Return fvu against swd, one panel per grid: trials, front, baselines, champion, and the floor of swd."""
+    """Return fvu against likeness, one panel per grid: trials, front, baselines, champion, and the floor."""
     figure, panels = _panels(sweep, height=320)
+    likeness = sweep.verdicts[0].likeness
+    left_out = WITHOUT_POINT if likeness == SWD else ()
     for verdict, panel in panels:
-        swds = [shown(trial.figures, SWD) for trial in verdict.trials]
-        _points(figure, verdict.trials, swds, "complete", {"color": TRIAL, "symbol": "circle"}, **panel)
+        values = [shown(trial.figures, likeness) for trial in verdict.trials]
+        _points(figure, verdict.trials, values, "complete", {"color": TRIAL, "symbol": "circle"}, **panel)
         figure.add_scatter(
-            x=[shown(trial.figures, SWD) for trial in verdict.front],
+            x=[shown(trial.figures, likeness) for trial in verdict.front],
             y=[shown(trial.figures, FVU) for trial in verdict.front],
             name="front",
             mode="lines",
@@ -76,9 +78,9 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
             **panel,
         )
         for entry in shown_in(PLOTS):
-            if entry.name in verdict.baselines and entry.name not in WITHOUT_POINT:
+            if likeness in verdict.baselines.get(entry.name, {}) and entry.name not in left_out:
                 figure.add_scatter(
-                    x=[shown(verdict.baselines[entry.name], SWD)],
+                    x=[shown(verdict.baselines[entry.name], likeness)],
                     y=[shown(verdict.baselines[entry.name], FVU)],
                     name=entry.title,
                     mode="markers",
@@ -87,12 +89,13 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
                     **panel,
                 )
         if verdict.evidence is not None:
-            _champions(figure, [verdict], SWD, **panel)
-        floor = swd_floor(verdict)
+            _champions(figure, [verdict], likeness, **panel)
+        floor = floor_of(verdict, likeness)
         if floor is not None:
             line = {"color": STOPPED, "dash": "dash", "width": 1}
             figure.add_vline(x=max(floor, LOWEST), line=line, row=panel["row"], col=panel["col"])
-    figure.update_xaxes(type="log", title=axis_title(SWD), **LOG_TICKS)
+    scale = {"type": "log", **LOG_TICKS} if likeness == SWD else {}
+    figure.update_xaxes(title=axis_title(likeness), **scale)
     figure.update_yaxes(type="log", title=FIGURES[FVU].title, **LOG_TICKS)
     return figure
 
@@ -188,19 +191,20 @@ def _points(
 
 
 def _champions(figure: go.Figure, verdicts: Sequence[Verdict], x_metric: str | None = None, **panel: Any) -> None:
-    """Draw champions with their intervals, against a figure or against the compression ratio, which has none."""
-    known = [(v, v.evidence) for v in verdicts if v.evidence is not None]
+    """Draw champions with their intervals: all purposes against a figure, the first against the compression ratio."""
+    awards = [(v, award) for v in verdicts for award in (v.awards if x_metric else v.awards[:1])]
+    known = [(v, award.purpose.name, award.evidence) for v, award in awards if award.evidence is not None]
 
     def interval(metric: str) -> dict[str, Any]:
-        widths = [evidence.half_widths.get(metric, 0.0) for _, evidence in known]
+        widths = [evidence.half_widths.get(metric, 0.0) for *_, evidence in known]
         return {"type": "data", "array": widths, "color": CHAMPION}
 
     figure.add_scatter(
-        x=[shown(evidence.figures, x_metric) if x_metric else v.ratio for v, evidence in known],
-        y=[shown(evidence.figures, FVU) for _, evidence in known],
+        x=[shown(evidence.figures, x_metric) if x_metric else v.ratio for v, _, evidence in known],
+        y=[shown(evidence.figures, FVU) for *_, evidence in known],
         error_y=interval(FVU),
         error_x=interval(x_metric) if x_metric else None,
-        text=[f"champion of {v.grid} x {v.grid}<br>{evidence.summary}" for v, evidence in known],
+        text=[f"{purpose} at {v.grid} x {v.grid}<br>{evidence.summary}" for v, purpose, evidence in known],
         name="champion (95 % interval)",
         mode="markers",
         marker={"symbol": "star", "size": 15, "color": CHAMPION, "line": {"width": 1, "color": "white"}},

@@ -33,13 +33,14 @@ CURVES = {
 """State of a trial -> label, colour, mark at the end of its curve."""
 LOWEST = 1e-5
 """Lower figures are drawn here: with one output token per token everything is lossless, and 0 has no logarithm."""
+LONGEST_TITLE = 60
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 """Keeps a label readable over a line."""
 Point = tuple[float, float]
 
 
 def pareto_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord], swd_limit: float | None = None) -> Figure:
-    """Return the fronts. Left: fvu against the compression ratio. Right: fvu against swd, one panel per grid.
+    """Return the fronts. Left: fvu against the compression ratio. Right: fvu against likeness, one panel per grid.
 
     Args:
         trials: all trials of the search; those stopped early are crosses on the left.
@@ -73,7 +74,7 @@ def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) ->
             if entry.name in verdict.baselines:
                 height = shown(verdict.baselines[entry.name], "val/fvu")
                 row[0].axhline(height, color=entry.color, linewidth=1.2, label=entry.title, zorder=1)
-        _floor_line(row[1].axhline, verdict)
+        _floor_line(row[1].axhline, verdict, JUDGED_ON[1])
         for axes in row:
             _log_scale(axes, axes.yaxis)
     for axes in panels[-1]:
@@ -104,13 +105,14 @@ def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[Trial
 
 
 def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
-    _plot(axes, [_point(t.figures) for t in verdict.trials], **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
-    # Along a front swd rises as fvu falls. The front dominates what lies above and to the right of the steps.
-    front = [_point(trial.figures) for trial in verdict.front]
+    points = [_point(verdict, trial.figures) for trial in verdict.trials]
+    _plot(axes, points, **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
+    # Along a front likeness rises as fvu falls. It dominates what lies above and to the right of its steps.
+    front = [_point(verdict, trial.figures) for trial in verdict.front]
     _plot(axes, front, drawstyle="steps-post", color="black", linewidth=1, label="front")
     for entry in baselines_in(PLOTS):
-        if entry.name in verdict.baselines:
-            point = _point(verdict.baselines[entry.name])
+        if verdict.likeness in verdict.baselines.get(entry.name, {}):
+            point = _point(verdict, verdict.baselines[entry.name])
             _plot(axes, [point], **_marks(entry.color, entry.marker, 6), label=entry.title)
             # The front passes above matched window PCA, so its name stands below.
             _name(axes, point, entry.title, entry.color, below=entry is BASELINES["matched_window_pca"])
@@ -119,14 +121,15 @@ def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
         axes.set_title(
             "no champion" if verdict.trials else "no complete trial", loc="right", fontsize="small", color=STOPPED
         )
-    if swd_limit is not None and swd_limit > 0:
+    if swd_limit is not None and swd_limit > 0 and verdict.likeness == "val/swd":
         axes.axvline(swd_limit, color="black", linestyle="--", linewidth=1, zorder=0.5, label="published swd target")
-    _floor_line(axes.axvline, verdict)
-    axes.set_xlabel(axis_title("val/swd"), fontsize="small")
+    _floor_line(axes.axvline, verdict, verdict.likeness)
+    axes.set_xlabel(axis_title(verdict.likeness), fontsize="small")
     axes.set_ylabel(axis_title("val/fvu"), fontsize="small")
     axes.set_title(_title(verdict), loc="center" if verdict.champion else "left", fontsize="medium")
     axes.margins(x=0.2, y=0.16)
-    _log_scale(axes, axes.xaxis)
+    if verdict.likeness == "val/swd":
+        _log_scale(axes, axes.xaxis)
     _log_scale(axes, axes.yaxis)
 
 
@@ -151,11 +154,11 @@ def _plot(axes: Axes, points: Sequence[Point], **style: Any) -> None:
 
 
 def _star(axes: Axes, verdict: Verdict, ratio: float | None) -> None:
-    """Draw the champion, at its swd or at a ratio."""
-    if verdict.champion is not None:
-        swd, fvu = _point(verdict.champion.figures)
-        style = _marks(CHAMPION, "*", 14) | _winner(verdict) | {"zorder": 5}
-        _plot(axes, [(swd if ratio is None else ratio, fvu)], **style)
+    """Draw the champions of all purposes at their likeness, or the first at a ratio."""
+    style = _marks(CHAMPION, "*", 14) | _winner(verdict) | {"zorder": 5}
+    won = [award.champion for award in verdict.awards if award.champion is not None]
+    points = [_point(verdict, trial.figures) for trial in won]
+    _plot(axes, points if ratio is None else [(ratio, fvu) for _, fvu in points[:1]], **style)
 
 
 def _winner(verdict: Verdict) -> dict[str, Any]:
@@ -171,10 +174,10 @@ def _name(axes: Axes, point: Point, label: str, color: str, *, below: bool) -> N
     axes.annotate(label, point, **offset, fontsize="small", color=color, zorder=1, path_effects=HALO)  # type: ignore[arg-type]
 
 
-def _floor_line(line: Callable[..., object], verdict: Verdict) -> None:
-    floor = swd_floor(verdict)
+def _floor_line(line: Callable[..., object], verdict: Verdict, metric: str) -> None:
+    floor, label = floor_of(verdict, metric), f"{FIGURES[metric].title} floor"
     if floor is not None:
-        line(max(floor, LOWEST), color="black", linestyle=":", linewidth=1, zorder=0.5, label="swd floor")
+        line(max(floor, LOWEST), color="black", linestyle=":", linewidth=1, zorder=0.5, label=label)
 
 
 def _marks(color: str, marker: str, size: float, alpha: float = 1.0) -> dict[str, Any]:
@@ -187,8 +190,8 @@ def _curve(trial: TrialRecord, metric: str) -> list[Point]:
     return [(row["epoch"], shown(row, metric)) for row in trial.history if metric in row]
 
 
-def _point(figures: Figures) -> Point:
-    return shown(figures, "val/swd"), shown(figures, "val/fvu")
+def _point(verdict: Verdict, figures: Figures) -> Point:
+    return shown(figures, verdict.likeness), shown(figures, "val/fvu")
 
 
 def shown(figures: Figures, metric: str) -> float:
@@ -196,15 +199,17 @@ def shown(figures: Figures, metric: str) -> float:
     return max(figures[metric], LOWEST)
 
 
-def swd_floor(verdict: Verdict) -> float | None:
-    """Return the floor of swd, which every trial and every baseline of a grid shares; None if none has it."""
-    known = chain((trial.figures for trial in verdict.trials), verdict.baselines.values())
-    return next((figures["val/swd_floor"] for figures in known if "val/swd_floor" in figures), None)
+def floor_of(verdict: Verdict, metric: str) -> float | None:
+    """Return the floor of a figure, which every trial and every baseline of a grid shares; None if none has it."""
+    known, name = chain((trial.figures for trial in verdict.trials), verdict.baselines.values()), FIGURES[metric].floor
+    return next((figures[name] for figures in known if name in figures), None)
 
 
 def axis_title(metric: str) -> str:
-    """Return a figure's title with the first clause of its meaning, which fits an axis."""
-    return f"{FIGURES[metric].title} ({FIGURES[metric].meaning.partition(':')[0]})"
+    """Return a figure's title with the first clause of its meaning, if it fits an axis."""
+    title = FIGURES[metric].title
+    full = f"{title} ({FIGURES[metric].meaning.partition(':')[0]})"
+    return full if len(full) <= LONGEST_TITLE else title
 
 
 def _title(verdict: Verdict) -> str:
