@@ -45,9 +45,9 @@ def read(study: Path) -> dict[str, Rows]:
 
 
 def interval(rows: Rows, name: str) -> tuple[float, float]:
-    """Return mean and half of the 95 % interval over seeds; half of 0 with a single seed."""
+    """Return mean and half of the 95 % interval over seeds; half of 0 with fewer than three seeds."""
     values = [row[name] for row in rows]
-    return statistics.mean(values), half_width(values) if len(values) > 1 else 0.0
+    return statistics.mean(values), half_width(values) if len(values) > 2 else 0.0
 
 
 def draw_front(axes: Axes, arms: dict[str, Rows], baselines: dict[str, dict[str, float]], figure: str) -> None:
