@@ -62,6 +62,16 @@ def test_no_feasible_trial_of_the_grid_dominates_the_front(trials: list[TrialRec
         assert fvus == sorted(fvus, reverse=True)
 
 
+def test_the_front_is_of_the_auc_of_tokens_where_every_trial_has_it() -> None:
+    trials = [trial("00000", 4, fvu=0.1, swd=0.2), trial("00001", 4, fvu=0.2, swd=0.1)]
+    for found, auc in zip(trials, (0.6, 0.9), strict=True):
+        assert verdicts(trials)[0].likeness == "val/swd"
+        assert len(verdicts(trials)[0].front) == 2
+        found.history[-1]["val/auc_token"] = auc
+    assert verdicts(trials)[0].likeness == "val/auc_token"
+    assert [kept.uid for kept in verdicts(trials)[0].front] == ["00000"]
+
+
 @given(sweeps(), st.booleans())
 def test_the_champion_is_the_best_of_the_trials_within_all_targets(trials: list[TrialRecord], of_all: bool) -> None:
     rules = Rules(constraints=(LIKE_TOKENS,)) if of_all else Rules({"fidelity": Rule(subject_to=(LIKE_TOKENS,))})
