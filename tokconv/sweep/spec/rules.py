@@ -168,18 +168,22 @@ def parse_champions(raw: Any) -> dict[str, Rule] | None:
 def _rule(key: str, raw: Any) -> Rule:
     if isinstance(raw, Rule):
         return raw
-    known = ("figure", "subject_to")
-    if raw is not None and not isinstance(raw, Mapping):
-        raise SpecError(f"{key}: got {raw!r}; must be a mapping with {', '.join(known)}, or {{}}")
-    for name in raw or ():
-        if name not in known:
-            raise SpecError(f"{key}.{name}: unknown; {suggest(str(name), known)}")
-    raw = raw or {}
+    raw = _section(key, raw, ("figure", "subject_to"), ", or {}")
     figure = raw.get("figure")
     return Rule(
         None if figure is None else check_figure(f"{key}.figure", figure),
         parse_targets(f"{key}.subject_to", raw.get("subject_to")),
     )
+
+
+def _section(key: str, raw: Any, known: Sequence[str], otherwise: str = "") -> Mapping[str, Any]:
+    """Return a mapping with known keys; an empty one for None. Raises SpecError."""
+    if raw is not None and not isinstance(raw, Mapping):
+        raise SpecError(f"{key}: got {raw!r}; must be a mapping with {', '.join(known)}{otherwise}")
+    for name in raw or ():
+        if name not in known:
+            raise SpecError(f"{key}.{name}: unknown; {suggest(str(name), known)}")
+    return raw or {}
 
 
 def from_champion(raw: Any) -> dict[str, Rule]:
@@ -190,13 +194,7 @@ def from_champion(raw: Any) -> dict[str, Rule]:
     Raises:
         SpecError: what is wrong with it.
     """
-    known = ("minimise", "subject_to")
-    if raw is not None and not isinstance(raw, Mapping):
-        raise SpecError(f"champion: got {raw!r}; must be a mapping with {', '.join(known)}")
-    for name in raw or ():
-        if name not in known:
-            raise SpecError(f"champion.{name}: unknown; {suggest(str(name), known)}")
-    raw = raw or {}
+    raw = _section("champion", raw, ("minimise", "subject_to"))
     figure = check_figure("champion.minimise", raw.get("minimise", "val/fvu"))
     targets = parse_targets("champion.subject_to", raw.get("subject_to"))
     kept = tuple(target for target in targets if target not in PUBLISHED)
