@@ -185,7 +185,7 @@ def test_the_imagenet_plan_from_the_command_line(capsys: pytest.CaptureFixture[s
     path.write_text(published.replace("{choice: [4, 6, 8, 12]}", "{choice: [12]}"))
     assert main(["sweep", str(path), "--plan", "--tflops", "312", "--gpus", "16"]) == 0
     text = capsys.readouterr().out
-    for expected in ("100,000 images", "118 GB", "64 and at most 3 confirmations", "GPU hours", "cannot use all 16"):
+    for expected in ("100,000 images", "118 GB", "64 and at most 9 confirmations", "GPU hours", "cannot use all 16"):
         assert expected in text
     assert "published shape" in text.split("assumed:")[1]
 

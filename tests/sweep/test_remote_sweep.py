@@ -53,12 +53,13 @@ def test_a_killed_sweep_is_resumed_on_another_machine(
         base=[f"training.epochs={EPOCHS}", "data.store=s3://tokconv/store"],
     )
     there = server.files / "runs" / "sweeps" / "tiny-001"
-    Driver(path, tmp_path).killed_when(
+    driver = Driver(path, tmp_path, "--allow-unproven")
+    driver.killed_when(
         lambda: b'"complete"' in _log(there) and any((there / "trials" / "00001").glob("epoch-*/state.json"))
     )
     shutil.rmtree(tmp_path / "one")
     monkeypatch.setenv(CACHE, str(tmp_path / "two"))
-    Driver(path, tmp_path).resume()
+    driver.resume()
     here = tmp_path / "two" / "sweeps" / "s3-tokconv-runs" / "sweeps" / "tiny-001"
     assert (here / "events.jsonl").read_bytes() == _log(there)
     record = Record(here / "events.jsonl")

@@ -220,7 +220,7 @@ def test_a_sweep_with_two_workers_per_trial(tmp_path: Path) -> None:
     config = with_values(parse_spec(plain).base_config(), good.values)
     single = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path / "single", device="cpu"))
     names = single.figures.keys()
-    _close([{name: row[name] for name in names} for row in good.history], single.history)
+    _close([{name: row[name] for name in row if name in names} for row in good.history], single.history)
     checkpoint = result.directory / str(good.checkpoint)
     written = sorted(path.name for path in checkpoint.iterdir())
     assert written == ["optimizers.pt", "state.json", "weights.safetensors"]

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
 from tokconv.config.tree import Config
 from tokconv.encoding.downsampled import add_downsampled
 from tokconv.evaluation.baseline_figures import baseline_figures, is_measured
@@ -77,7 +79,8 @@ def measure_baselines(
 def _from_the_other_end(store: TokenStore, grids: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `_measure_backwards` in a process of its own meanwhile."""
     code = f"from {__name__} import _measure_backwards; _measure_backwards()"
-    arguments = [str(store.path), store.fingerprint, *map(str, grids)]
+    # With as many threads as here, because the last bit of a figure depends on them.
+    arguments = [str(store.path), store.fingerprint, str(torch.get_num_threads()), *map(str, grids)]
     # Its failures are left to this process, which meets them at the same baseline.
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -91,7 +94,8 @@ def _from_the_other_end(store: TokenStore, grids: Sequence[int]) -> Iterator[sub
 
 def _measure_backwards() -> None:
     """Measure the baselines of the store and the grids of the command line, the last of the last grid first."""
-    path, fingerprint, *grids = sys.argv[1:]
+    path, fingerprint, threads, *grids = sys.argv[1:]
+    torch.set_num_threads(int(threads))
     store = TokenStore.open(Path(path), fingerprint=fingerprint)
     for grid in map(int, reversed(grids)):
         baseline_figures(store, grid, [entry.name for entry in reversed(available(store, grid))])
