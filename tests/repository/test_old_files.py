@@ -68,7 +68,7 @@ def test_an_old_checkpoint_resumes_to_the_figures_of_the_uninterrupted_run(
         run_trial(config, store, runtime)
     shutil.rmtree(checkpoint)
     old_checkpoint(kind, tmp_path / "run", protocol=PROTOCOL)
-    figures = run_trial(config, store, runtime).figures
+    figures = run_trial(config, store, runtime).history[-1]
     expected = json.loads((OLD / "checkpoint" / f"{kind}.json").read_text())
     for name in expected.keys() - {"train/images_per_second"}:
         # The reader of protocol 2 is the linear reader of protocol 3.

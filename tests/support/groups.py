@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,8 +59,10 @@ class GroupRuntime(LocalRuntime):
     def wrap(self, module: nn.Module) -> nn.Module:
         return DistributedDataParallel(module, find_unused_parameters=getattr(module, "leaves_unused", False))
 
-    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
-        super().report(metrics, checkpoint)
+    def report(
+        self, metrics: Metrics, checkpoint: Path | None, best: Mapping[str, Metrics] = MappingProxyType({})
+    ) -> None:
+        super().report(metrics, checkpoint, best)
         if metrics["epoch"] == self._interrupt_after:
             raise StoppedError
 

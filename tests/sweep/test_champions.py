@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.trials import TOKEN_GRID, baselines, trial
 
 from tokconv.sweep.judge.pareto import dominates
-from tokconv.sweep.judge.verdicts import Verdict, judge
+from tokconv.sweep.judge.verdicts import Verdict, best_epoch_rules, judge
 from tokconv.sweep.record.events import FINISHED, TrialRecord
 from tokconv.sweep.spec.rules import Rule, Rules, Target
 
@@ -106,3 +106,23 @@ def test_the_published_targets_are_shown_and_decide_nothing() -> None:
     assert verdict.champion is not None
     assert verdict.champion.uid == "0"
     assert verdict.first.missed == ("val/swd <= 0.1 (it has 0.5)",)
+
+
+def test_a_champion_of_fidelity_is_judged_by_its_best_epoch_and_others_by_how_they_ended() -> None:
+    """Figures of every epoch choose the epoch; the AUC exists after the last one only."""
+    found = trial("00000", 6, fvu=0.05, swd=0.1, **{"val/auc_token": 0.6})
+    start = {**found.figures, "epoch": 0, "val/fvu": 0.02, "val/auc_token": 0.9}
+    found.best = {"val/fvu": start}
+    plain = trial("00001", 6, fvu=0.03, swd=0.1, **{"val/auc_token": 0.7})
+    known = {6: {name: {**row, "val/auc_token": 0.99} for name, row in baselines(6)[6].items()}}
+    [verdict] = judge([found, plain], Rules(), TOKEN_GRID, known)
+    fidelity, plug_in = verdict.award("fidelity"), verdict.award("plug-in")
+    assert fidelity is not None
+    assert plug_in is not None
+    assert fidelity.champion is not None
+    assert (fidelity.champion.uid, fidelity.champion.epochs_done) == ("00000", 0)
+    assert fidelity.champion.figures == start
+    # As it ended, 00000 breaks the bound of plug-in: window PCA's fvu.
+    assert plug_in.champion == plain
+    assert {(kept.uid, kept.epochs_done) for kept in verdict.front} >= {("00000", 0)}
+    assert [rule.figure for rule in best_epoch_rules(Rules(), known)[6]] == ["val/fvu"]

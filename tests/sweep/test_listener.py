@@ -54,7 +54,7 @@ class Desk:
         return trial
 
     def report(self, trial: Any, epoch: int, **others: Any) -> None:
-        figures = {"val/fvu": 1 / epoch, "compression_ratio": 16.0, **others}
+        figures = {"val/fvu": 1 / max(epoch, 0.5), "compression_ratio": 16.0, **others}
         trial.last_result = {"epoch": epoch, "epochs": 3, "trial_id": "x", "time_total_s": 1.0, **figures}
         self.listener.on_trial_result(0, [], trial, trial.last_result)
 
@@ -255,3 +255,19 @@ def test_unreported_epochs_are_read_from_the_next_checkpoint(desk: Desk, tmp_pat
     assert [row["val/fvu"] for row in rows] == [1 / epoch for epoch in range(1, 5)]
     desk.report(trial, 8, checkpoint_path=str(tmp_path / "gone"))
     assert [row["epoch"] for row in desk.record.find("00000").history] == [1, 2, 3, 4, 8]
+
+
+def test_the_start_and_the_best_epochs_are_recorded(desk: Desk) -> None:
+    trial = desk.start()
+    desk.report(trial, 0)
+    for epoch in (1, 2):
+        desk.report(trial, epoch)
+    best = {"epoch": 0, "epochs": 3, "val/fvu": 0.2, "val/auc_token": 0.9}
+    desk.report(trial, 3, best={"val/fvu": best})
+    desk.listener.on_trial_complete(0, [], trial)
+    read = Record(desk.path).trials["00000"]
+    assert [row["epoch"] for row in read.history] == [0, 1, 2, 3]
+    assert read.epochs_done == 3
+    assert read.best == {"val/fvu": best}
+    assert read.best_by("val/fvu").figures == best
+    assert read.best_by("val/swd") == read

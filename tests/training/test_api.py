@@ -19,7 +19,7 @@ def test_it_reports_every_epoch_and_resumes(tmp_path: Path) -> None:
     result = train(
         config, store, tmp_path / "run", device="cpu", on_epoch=lambda figures: epochs.append(figures["epoch"])
     )
-    assert epochs == [1, 2]
+    assert epochs == [0, 1, 2]
     assert result.checkpoint == tmp_path / "run" / "checkpoints" / "epoch-0002"
     with pytest.raises(CheckpointError, match="already holds checkpoints"):
         train(config, store, tmp_path / "run", device="cpu")

@@ -50,13 +50,20 @@ MAX_SIZES = {"token_grid": 1024, "output_grid_size": 1024, "dim": 2**16, "hidden
 """Largest sizes that are read from a config.json; a larger one can only be meant to exhaust memory and time."""
 
 
-def export(source: str | Path | TrialResult, out: str | Path, *, evidence: Mapping[str, Any] | None = None) -> Path:
+def export(
+    source: str | Path | TrialResult,
+    out: str | Path,
+    *,
+    evidence: Mapping[str, Any] | None = None,
+    best: str | None = "val/fvu",
+) -> Path:
     """Write the artefact of a trained compressor to the directory `out`; an older artefact there is replaced.
 
     Args:
-        source: what `tokconv.train` returned, a train run's directory (its newest checkpoint is taken), or a
-            checkpoint.
+        source: what `tokconv.train` returned, a train run's directory, or a checkpoint.
         evidence: what a sweep knows beyond this one run, with a `summary` in words; None outside a sweep.
+        best: the figure whose best epoch is written, which a run outside a sweep keeps for val/fvu; the start, epoch 0,
+            if no epoch was better. None writes the newest epoch, which may be worse than the start.
 
     Returns:
         `out`.
@@ -68,6 +75,7 @@ def export(source: str | Path | TrialResult, out: str | Path, *, evidence: Mappi
         >>> tokconv.export(tokconv.train(config, store, "runs/first"), "my-compressor")    # doctest: +SKIP
     """
     saved = checkpoints.load(find_checkpoint(source))
+    saved = saved if best is None else saved.best(best)
     state = saved.state
     description = {
         "tokconv_format": FORMAT,
@@ -76,7 +84,7 @@ def export(source: str | Path | TrialResult, out: str | Path, *, evidence: Mappi
         "encoder": state["encoder"],
         "store_fingerprint": state["store_fingerprint"],
         "protocol": state["protocol"],
-        "figures": state["history"][-1],
+        "figures": saved.figures,
         "baselines": state["baselines"],
         "training": {"loss": state["config"]["loss"], **state["config"]["training"]},
         **({} if evidence is None else {"evidence": dict(evidence)}),

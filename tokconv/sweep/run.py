@@ -26,7 +26,7 @@ from tokconv.store.sample import check_varied
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep, recorded_spec
-from tokconv.sweep.judge.verdicts import Verdict, judge
+from tokconv.sweep.judge.verdicts import Verdict, best_epoch_rules, judge
 from tokconv.sweep.record.checks import (
     check_figures,
     check_same_experiment,
@@ -227,7 +227,8 @@ class _Sweep:
         with display:
             display.update(self.record)
             missing = partial(self._missing_confirmations, display)
-            tune(self.spec, self.config, place, self.directory, self.record, listener, missing)
+            best = best_epoch_rules(self.spec.rules, baselines)
+            tune(self.spec, self.config, place, self.directory, self.record, listener, missing, best)
             listener.close()
 
     def _missing_confirmations(self, display: SweepDisplay) -> list[dict[str, Any]]:

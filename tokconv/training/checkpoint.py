@@ -2,9 +2,10 @@
 
     weights.safetensors    every module, its keys prefixed with its name ("compressor.projection.weight")
     optimizers.pt          tensors and numbers only, read with weights_only=True
-    state.json             format version, config, store fingerprint, epoch, step, figures
+    state.json             format version, config, store fingerprint, figures of every epoch and of the best ones
+    best-0003.safetensors  compressor and decoder of a best epoch that is not the newest (`tokconv.training.best`)
 
-Written whole or not at all.
+Written whole or not at all. Checkpoints of earlier versions hold no best epochs: their newest one is all that is left.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,17 +53,46 @@ class Checkpoint:
         """Return the state dict of one module, without its prefix."""
         return {key[len(name) + 1 :]: value for key, value in self.weights.items() if key.startswith(f"{name}.")}
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures of the epoch that the weights are of."""
+        return dict(self.state["history"][-1])
+
+    @property
+    def best_rows(self) -> dict[str, dict[str, float]]:
+        """Figure -> figures of the best epoch by it; empty for a checkpoint of an earlier version."""
+        return dict(self.state.get("best", {}))
+
+    def best_weights(self) -> dict[int, dict[str, Tensor]]:
+        """Return epoch -> weights of the best epochs that are not the newest. Raises CheckpointError."""
+        epochs = {int(row["epoch"]) for row in self.best_rows.values()} - {int(self.figures["epoch"])}
+        return {epoch: _load_weights(self.path, _best_file(epoch)) for epoch in sorted(epochs)}
+
+    def best(self, figure: str) -> Checkpoint:
+        """Return the checkpoint with the figures and the weights of the best epoch by a figure, as its last ones.
+
+        The newest epoch stands for a figure by which no epochs were compared. Raises CheckpointError.
+        """
+        row = self.best_rows.get(figure, self.figures)
+        weights, epoch = self.weights, int(row["epoch"])
+        if epoch != self.figures["epoch"]:
+            weights = _load_weights(self.path, _best_file(epoch))
+        history = [before for before in self.state["history"] if before["epoch"] < epoch]
+        return replace(self, weights=weights, state={**self.state, "history": [*history, row]})
+
 
 def save(
     directory: Path,
     modules: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
     state: Mapping[str, Any],
+    best: Mapping[int, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint directory atomically and return it.
 
     Args:
         state: JSON values, at least `config` and `store_fingerprint`.
+        best: epoch -> weights by prefixed name, of the best epochs that are not the newest.
     """
     weights = {
         f"{name}.{key}": value.detach().cpu().contiguous()
@@ -71,6 +102,8 @@ def save(
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         save_file(weights, temporary / "weights.safetensors")
+        for epoch, kept in best.items():
+            save_file(dict(kept), temporary / _best_file(epoch))
         torch.save({name: opt.state_dict() for name, opt in optimizers.items()}, temporary / "optimizers.pt")
         write_json(temporary / "state.json", {"format": FORMAT, **state})
     return directory
@@ -83,11 +116,10 @@ def load(directory: Path) -> Checkpoint:
         CheckpointError: it is missing, damaged, or of another format version.
     """
     directory = Path(directory)
-    state = load_state(directory)
+    state, weights = load_state(directory), _load_weights(directory, "weights.safetensors")
     try:
-        weights = load_file(directory / "weights.safetensors")
         optimizers = torch.load(directory / "optimizers.pt", map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{directory}: damaged checkpoint ({first_line(error)})") from error
     return Checkpoint(directory, weights, optimizers, state)
 
@@ -104,3 +136,14 @@ def load_state(directory: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{directory}: checkpoint of another format version; this tokconv reads {FORMAT}")
     return state
+
+
+def _best_file(epoch: int) -> str:
+    return f"best-{epoch:04d}.safetensors"
+
+
+def _load_weights(directory: Path, name: str) -> dict[str, Tensor]:
+    try:
+        return load_file(directory / name)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{directory}: damaged checkpoint ({first_line(error)})") from error

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ from tokconv.evaluation.baselines.registry import BESIDE_A_TRIAL
 from tokconv.evaluation.codecs import codec_of
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
+from tokconv.models.compressor import Compressor
+from tokconv.models.decoder import Decoder
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import check_varied
 from tokconv.training import checkpoint as checkpoints
+from tokconv.training.best import LOWEST_FVU, BestEpochs, EpochRule
 from tokconv.training.networks import network_arguments, select_grid
 from tokconv.training.runtime import Runtime
 from tokconv.training.step import Trainer
@@ -43,25 +47,34 @@ _EPOCH_STREAM = 1 << 31
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial returns: figures of the last epoch and of every epoch, and on rank 0 the last checkpoint."""
+    """What a trial returns."""
 
     figures: Figures
+    """Those of the epoch that `tokconv.export` writes: the best one by the first rule, the last one on other ranks."""
     history: list[Figures]
+    """The figures of every epoch; the first are those of the start, epoch 0."""
     checkpoint: Path | None
+    """The newest checkpoint, which also holds the best epochs; None on other ranks than 0."""
 
 
-def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResult:
-    """Train one compressor and evaluate it on held-out images after every epoch.
+def run_trial(
+    config: Config, store: TokenStore, runtime: Runtime, rules: Sequence[EpochRule] = (LOWEST_FVU,)
+) -> TrialResult:
+    """Train one compressor and evaluate it on held-out images at its start, epoch 0, and after every epoch.
+
+    The best epochs are kept beside the newest one, and have the figures of a last epoch when the run ends.
 
     Args:
         config: checked (`tokconv.config.overrides`).
         store: shared, only read.
         runtime: device, workers, checkpoints, and where figures go.
+        rules: which epochs are the best ones; a run that starts at a closed form is never worse than it by any of them.
 
     Raises:
         ConfigError, StoreError: see `check_store` and `check_batch`.
         CheckpointError: the checkpoint to resume from belongs to another config, store or evaluation protocol.
-        DivergedError: a loss, gradient or figure is not finite; raised on all workers, and no checkpoint holds it.
+        DivergedError: a loss, gradient or figure is not finite; raised on all workers, and no checkpoint holds it. The
+            last checkpoint before it holds the best epochs so far.
 
     Example:
         >>> store = encode(compose(["data.subset=64"]))                                   # doctest: +SKIP
@@ -79,23 +92,29 @@ def run_trial(config: Config, store: TokenStore, runtime: Runtime) -> TrialResul
         total_steps=epochs * batches.steps_per_epoch,
         workers=workers,
     )
-    history = _resume(config, store, runtime, trainer)
+    history, best = _resume(config, store, runtime, trainer, rules)
     held_out = _HeldOutFigures(trainer, store) if runtime.rank == 0 else None
-    path = runtime.latest_checkpoint() if history and runtime.rank == 0 else None
+    path, first = runtime.latest_checkpoint() if history and runtime.rank == 0 else None, 0
     if history:
+        first = int(history[-1]["epoch"]) + 1
         # The last report before the interruption may have been lost.
-        runtime.report(history[-1], path)
-    for epoch in range(len(history), epochs):
-        figures = _train_epoch(trainer, batches, epoch, runtime)
+        runtime.report(history[-1], path, best.rows if first > epochs else {})
+    for epoch in range(first, epochs + 1):
+        figures = _train_epoch(trainer, batches, epoch, runtime) if epoch else {"epoch": 0, "epochs": epochs}
         # The others wait for rank 0's figures: a run that ends must end on all of them.
-        figures = workers.broadcast(figures if held_out is None else figures | held_out(full=epoch + 1 == epochs))
-        _check_finite(figures, (epoch + 1) * batches.steps_per_epoch)
+        figures = workers.broadcast(figures if held_out is None else figures | held_out(full=epoch == epochs))
+        _check_finite(figures, epoch * batches.steps_per_epoch)
         history.append(figures)
         if held_out is not None:
-            state = _checkpoint_state(config, store, held_out.baselines, history)
-            path = checkpoints.save(runtime.checkpoint_dir(epoch + 1), trainer.modules, trainer.optimizers, state)
-        runtime.report(figures, path)
-    return TrialResult(history[-1], history, path)
+            best.offer(figures, trainer.judged)
+            if epoch == epochs:
+                best.judge(figures, trainer.judged, partial(held_out.of, full=True))
+            state = _checkpoint_state(config, store, held_out.baselines, history) | {"best": best.rows}
+            place = runtime.checkpoint_dir(epoch)
+            path = checkpoints.save(place, trainer.modules, trainer.optimizers, state, best.before(epoch))
+        runtime.report(figures, path, best.rows if epoch == epochs else {})
+    exported = history[-1] if held_out is None else best.rows.get(rules[0].figure, history[-1])
+    return TrialResult(exported, history, path)
 
 
 def _checkpoint_state(
@@ -154,7 +173,8 @@ class _Batches:
         self.steps_per_epoch = len(store.train_indices) // self.total
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
-        """Yield tokens [b, N, C] in this epoch's order; a batch is valid until the next one is requested.
+        """Yield tokens [b, N, C] in the order of this epoch, counted from 0; a batch is valid until the next one is
+        requested.
 
         A worker reads only its own part of each batch from the store. Images that do not fill a batch are left out of
         this epoch.
@@ -177,11 +197,15 @@ class _HeldOutFigures:
         self.baselines = baseline_figures(store, self.grid, BESIDE_A_TRIAL)
 
     def __call__(self, *, full: bool) -> Figures:
+        return self.of(*self.networks, full=full)
+
+    def of(self, compressor: Compressor, decoder: Decoder, *, full: bool) -> Figures:
+        """Return the figures of a compressor and its decoder, which have the grids of the trial's."""
         found = {}
         for grid, evaluator in self.evaluators.items():
-            select_grid(*self.networks, grid)
-            found[grid] = evaluator.evaluate(codec_of(*self.networks), full=full and grid == self.grid)
-        select_grid(*self.networks, self.grid)
+            select_grid(compressor, decoder, grid)
+            found[grid] = evaluator.evaluate(codec_of(compressor, decoder), full=full and grid == self.grid)
+        select_grid(compressor, decoder, self.grid)
         figures = add_gain(found.pop(self.grid), self.baselines["pooling"])
         for grid, others in found.items():
             figures |= {f"val/grid-{grid:02d}/{name}": others[f"val/{name}"] for name in ("fvu", "swd")}
@@ -189,10 +213,10 @@ class _HeldOutFigures:
 
 
 def _train_epoch(trainer: Trainer, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
-    epochs = trainer.config.training.epochs
+    """Train one epoch, counted from 1, and return the means of its losses."""
+    epochs, before = trainer.config.training.epochs, (epoch - 1) * batches.steps_per_epoch
     start, sums = time.monotonic(), defaultdict[str, Tensor](lambda: torch.zeros((), device=trainer.device))
-    for index, tokens in enumerate(batches.epoch(epoch)):
-        step = epoch * batches.steps_per_epoch + index
+    for step, tokens in enumerate(batches.epoch(epoch - 1), before):
         terms = trainer.step(tokens, step)
         runtime.progress(step + 1, epochs * batches.steps_per_epoch)
         for name, value in terms.items():
@@ -201,7 +225,7 @@ def _train_epoch(trainer: Trainer, batches: _Batches, epoch: int, runtime: Runti
     figures = {name: float(value) / batches.steps_per_epoch for name, value in zip(sums, means, strict=True)}
     seconds = time.monotonic() - start
     images = batches.steps_per_epoch * batches.total
-    return {**figures, "epoch": epoch + 1, "epochs": epochs, "train/images_per_second": images / seconds}
+    return {**figures, "epoch": epoch, "epochs": epochs, "train/images_per_second": images / seconds}
 
 
 def _check_finite(figures: Figures, step: int) -> None:
@@ -211,11 +235,16 @@ def _check_finite(figures: Figures, step: int) -> None:
             raise DivergedError(name, step)
 
 
-def _resume(config: Config, store: TokenStore, runtime: Runtime, trainer: Trainer) -> list[Figures]:
-    """Restore networks and optimizers from the runtime's newest checkpoint; return the figures so far."""
+def _resume(
+    config: Config, store: TokenStore, runtime: Runtime, trainer: Trainer, rules: Sequence[EpochRule]
+) -> tuple[list[Figures], BestEpochs]:
+    """Restore networks and optimizers from the runtime's newest checkpoint; return the figures and best epochs so far.
+
+    A checkpoint of an earlier version holds no best epochs; its own is then the first to compare with.
+    """
     path = runtime.latest_checkpoint()
     if path is None:
-        return []
+        return [], BestEpochs(rules)
     saved = checkpoints.load(path)
     if saved.state["store_fingerprint"] != store.fingerprint:
         raise CheckpointError(f"{path}: was trained on another token store than {store.path}")
@@ -234,4 +263,6 @@ def _resume(config: Config, store: TokenStore, runtime: Runtime, trainer: Traine
             raise CheckpointError(
                 f"{path}: its {name} optimizer groups its parameters differently; start a new run"
             ) from error
-    return list(saved.state["history"])
+    best = BestEpochs(rules, saved.best_rows, saved.best_weights())
+    best.offer(saved.figures, trainer.judged)
+    return list(saved.state["history"]), best

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from tokconv.system.devices import resolve_device
@@ -34,8 +35,13 @@ class Runtime(Protocol):
     def checkpoint_dir(self, epoch: int) -> Path:
         """Return where rank 0 writes the checkpoint of this epoch; the directory does not exist yet."""
 
-    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
-        """Report the figures of one epoch and its checkpoint. Every rank calls it; only rank 0's values count."""
+    def report(self, metrics: Metrics, checkpoint: Path | None, best: Mapping[str, Metrics]) -> None:
+        """Report the figures of one epoch, from 0 on, and its checkpoint. Every rank calls it; only rank 0's values
+        count.
+
+        Args:
+            best: with the last epoch: figure -> figures of the best epoch by it, in full.
+        """
 
     def latest_checkpoint(self) -> Path | None:
         """Return the checkpoint to resume from, or None for a fresh start."""
@@ -45,7 +51,8 @@ class Runtime(Protocol):
 
 
 class LocalRuntime:
-    """One process on one device; checkpoints in `run_dir/checkpoints/epoch-NNNN`, the newest kept.
+    """One process on one device; checkpoints in `run_dir/checkpoints/epoch-NNNN`, the newest kept: it also holds
+    the weights of the best epoch.
 
     Args:
         run_dir: created if missing.
@@ -78,7 +85,9 @@ class LocalRuntime:
     def checkpoint_dir(self, epoch: int) -> Path:
         return self.run_dir / "checkpoints" / epoch_directory(epoch)
 
-    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
+    def report(
+        self, metrics: Metrics, checkpoint: Path | None, best: Mapping[str, Metrics] = MappingProxyType({})
+    ) -> None:
         if checkpoint is not None:
             for older in checkpoints_of(self.run_dir):
                 if epoch_of(older.name) < epoch_of(checkpoint.name):

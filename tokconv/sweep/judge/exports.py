@@ -28,7 +28,9 @@ PICTURED_IMAGES = 4
 
 
 def export_trial(trial: TrialRecord, directory: SweepDirectory, store: TokenStore) -> Path:
-    """Export a complete trial's compressor and draw what it does to a few held-out images.
+    """Export a complete trial's compressor as it ended, and draw what it does to a few held-out images.
+
+    It is the one that the figures of the trial's row are of; champions are exported as their best epochs.
 
     Returns:
         The directory with `compressor/` and `reconstruction.png`, relative to the sweep's.
@@ -41,7 +43,7 @@ def export_trial(trial: TrialRecord, directory: SweepDirectory, store: TokenStor
     if trial.checkpoint is None:
         raise SweepError(f"trial {trial.uid} ended without a checkpoint")
     with local_copy(directory.place(trial.checkpoint), retry_seconds=OUTAGE_SECONDS) as checkpoint:
-        exported = export(checkpoint, out / "compressor")
+        exported = export(checkpoint, out / "compressor", best=None)
     tokens = store.tokens(store.val_indices[:PICTURED_IMAGES])
     codec = load_compressor(exported), load_decoder(exported)
     draw_compression([codec] * len(tokens), tokens, out / "reconstruction.png")
@@ -80,10 +82,12 @@ def _export_champion(grid: int, award: Award, directory: SweepDirectory, allow_u
         shutil.rmtree(out.parent)
     place = directory.place(evidence.exported.checkpoint)
     with local_copy(place, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
-        export(checkpoint, out, evidence={"purpose": award.purpose.name, **evidence.as_dict()})
+        described = {"purpose": award.purpose.name, **evidence.as_dict()}
+        export(checkpoint, out, evidence=described, best=award.criterion.figure)
     return {
         "trial": evidence.champion.uid,
         "run": evidence.exported.uid,
+        "epoch": evidence.exported.epochs_done,
         "export": str(out.relative_to(directory.path)),
         "meets_targets": award.meets_targets,
         "evidence": evidence.status,

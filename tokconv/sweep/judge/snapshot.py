@@ -39,7 +39,7 @@ class SweepSnapshot:
     last: int
     """When the last event was written, in milliseconds since 1970."""
     epochs_in_run: int
-    """Epochs that were reported since `started`."""
+    """Epochs that were trained and reported since `started`."""
     trials: Mapping[str, TrialRecord]
     """The trials of the search, by uid."""
     confirmations: Mapping[str, TrialRecord]
@@ -107,7 +107,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         found.apply(event)
         last = event["time"]
         if "trial" in event:
-            epochs += event["event"] == "trial_reported"
+            epochs += event["event"] == "trial_reported" and event["epoch"] > 0
         elif event["event"] == "sweep_started":
             started, ended, epochs = event, None, 0
         elif event["event"] == "sweep_ended":

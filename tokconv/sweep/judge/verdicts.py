@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.purposes import PURPOSES, Bound, Purpose
 from tokconv.sweep.judge.evidence import (
     UNPROVEN,
@@ -18,6 +19,7 @@ from tokconv.sweep.judge.evidence import (
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.rules import PUBLISHED, Rules, Target
+from tokconv.training.best import LOWEST_FVU, EpochRule
 
 FVU, SWD, AUC = "val/fvu", "val/swd", "val/auc_token"
 
@@ -77,7 +79,8 @@ class Verdict:
     trials: tuple[TrialRecord, ...]
     """The complete ones: a trial that was stopped early or failed is compared with nothing."""
     front: tuple[TrialRecord, ...]
-    """Those within all constraints that no other one dominates on fvu and `likeness`, by falling val/fvu."""
+    """Those within all constraints that no other one dominates on fvu and `likeness`, by falling val/fvu. A trial
+    counts as it ended and with every best epoch that it kept, so it may be here twice."""
     baselines: Mapping[str, Figures]
     awards: tuple[Award, ...]
     """One per purpose that the store can have, in the order of the registry; at least one."""
@@ -157,7 +160,7 @@ def judge(
     verdicts = []
     for grid in sorted(baselines):
         own = [trial for trial in complete if trial.grid == grid]
-        feasible = [trial for trial in own if rules.feasible(trial.figures)]
+        feasible = [kept for trial in own for kept in trial.kept if rules.feasible(kept.figures)]
         fronts = ranks([[trial.figures[name] for name in (FVU, likeness)] for trial in feasible])
         front = [trial for trial, rank in zip(feasible, fronts, strict=True) if rank == 0]
         verdicts.append(
@@ -203,6 +206,28 @@ def judged_purposes(rules: Rules, known: set[str]) -> tuple[dict[str, str], tupl
     return found, tuple(left_out)
 
 
+def best_epoch_rules(rules: Rules, baselines: Mapping[int, Mapping[str, Figures]]) -> dict[int, tuple[EpochRule, ...]]:
+    """Return the rules by which the trials of each grid keep their best epochs: those of the champions.
+
+    A champion that is found by a figure of the last epoch alone has none: it is judged and exported as it ended. Every
+    trial keeps its epoch of the lowest fvu.
+    """
+    wanted, _ = judged_purposes(rules, known_figures(baselines, ()))
+    found = {}
+    for grid, named in baselines.items():
+        criteria = (_criterion(PURPOSES[name], figure, rules, named) for name, figure in wanted.items())
+        by_figure = {one.figure: EpochRule(one.figure, one.targets) for one in criteria}
+        every_epoch = {name: rule for name, rule in by_figure.items() if FIGURES[name].every_epoch}
+        found[grid] = tuple({LOWEST_FVU.figure: LOWEST_FVU, **every_epoch}.values())
+    return found
+
+
+def _criterion(purpose: Purpose, figure: str, rules: Rules, baselines: Mapping[str, Figures]) -> Criterion:
+    bound = _bound(purpose, baselines)
+    targets = (*rules.constraints, *rules.rule(purpose.name).subject_to, *bound)
+    return Criterion(figure, targets, bound if figure in purpose.proxies else ())
+
+
 def _award(
     purpose: Purpose,
     figure: str,
@@ -212,15 +237,14 @@ def _award(
     repeats: Sequence[TrialRecord],
     seeds: int,
 ) -> Award:
-    bound = _bound(purpose, baselines)
-    targets = (*rules.constraints, *rules.rule(purpose.name).subject_to, *bound)
-    criterion = Criterion(figure, targets, bound if figure in purpose.proxies else ())
-    able = [trial for trial in trials if figure in trial.figures]
+    criterion = _criterion(purpose, figure, rules, baselines)
+    targets = criterion.targets
+    able = [judged for trial in trials if figure in (judged := trial.best_by(figure)).figures]
     candidates = [trial for trial in able if all(target.met(trial.figures) for target in targets)]
     if not candidates:
         return Award(purpose, criterion, None, _refusal(able, targets, figure, purpose.bound) if trials else "")
     best = min(candidates, key=criterion.best_first)
-    runs = confirmations_of(best.uid, repeats)
+    runs = [run.best_by(figure) for run in confirmations_of(best.uid, repeats)]
     return Award(purpose, criterion, gather_evidence(best, runs, seeds, baselines, criterion))
 
 

@@ -34,9 +34,9 @@ class TrialCounts:
         self._running = [trial.uid for trial in running]
         self.searched.update(trial.state for trial in ended if trial.confirms is None)
         self.confirmed += sum(trial.confirms is not None for trial in ended)
-        self._epochs += sum(len(trial.history) for trial in ended)
+        self._epochs += sum(trial.epochs_done for trial in ended)
         return ended, running
 
     def epochs(self, running: list[TrialRecord]) -> int:
         """Return the epochs of all trials and confirmations, ended or not."""
-        return self._epochs + sum(len(trial.history) for trial in running)
+        return self._epochs + sum(trial.epochs_done for trial in running)

@@ -5,7 +5,7 @@ a pickle of Ray Tune's or on a tracking server that is up.
 
     sweep_started    sweep, spec, store_fingerprint, protocol, git_commit, token_grid, ...
     trial_started    trial, values (searched keys), grid, ratio; of a confirmation also kind=confirm, confirms (a trial)
-    trial_reported   trial, epoch, figures, checkpoint
+    trial_reported   trial, epoch, figures, checkpoint, best (with the last epoch)
     trial_ended      trial, state (complete | pruned | failed), reason
     trial_artifacts  trial, path (a directory to upload)
     point_refused    point (its number in the study), values, reason: an invalid combination, of which no trial starts
@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ FINISHED = ("complete", "pruned", "failed")
 INVALID = "invalid"
 """Counted next to the states of trials: points of the search that no config can have."""
 RECORDED_KINDS = ("val/", "train/", "critic/")
+BEST = "best"
+"""Key of a finished trial's last result: figure -> figures of its best epoch by it (`tokconv.training.best`)."""
 RECORDED_NAMES = ("epoch", "epochs", "compression_ratio")
 IN_SWEEP = re.compile(r".*/sweeps/[^/]+/(?=(?:trials|artifacts|champions|report)(?:/|$))", re.DOTALL)
 """The directory of a sweep at the start of a place in it."""
@@ -70,7 +72,10 @@ class TrialRecord:
     """running, complete, pruned (stopped early) or failed."""
     reason: str = ""
     history: list[dict[str, float]] = field(default_factory=list)
-    """The figures of each epoch, in order, each epoch once."""
+    """The figures of each epoch, in order, each epoch once; the first are those of the start, epoch 0. Records of
+    earlier versions begin with epoch 1."""
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Figure -> figures of the best epoch by it, which its checkpoint holds; empty until the last epoch."""
     checkpoint: str | None = None
     """Relative to the sweep, see `SweepDirectory.place`."""
     ended: int | None = None
@@ -83,6 +88,27 @@ class TrialRecord:
         return self.history[-1] if self.history else {}
 
     @property
+    def epochs_done(self) -> int:
+        """The epochs that it has trained; 0 at its start."""
+        return int(self.figures.get("epoch", 0))
+
+    def best_by(self, figure: str) -> TrialRecord:
+        """Return the trial as if it had ended with its best epoch by a figure: what is judged and exported by it.
+
+        A trial that compared no epochs by the figure, and any of an earlier version, is judged as it ended.
+        """
+        row = self.best.get(figure)
+        if row is None or row["epoch"] == self.epochs_done:
+            return self
+        return replace(self, history=[*(before for before in self.history if before["epoch"] < row["epoch"]), row])
+
+    @property
+    def kept(self) -> tuple[TrialRecord, ...]:
+        """The trial as it ended, and as if it had ended with each of its best epochs before."""
+        found = {one.epochs_done: one for one in (self, *map(self.best_by, self.best))}
+        return tuple(found.values())
+
+    @property
     def seconds(self) -> float | None:
         """Seconds from its first start to its end, pauses included; None until it ends."""
         return None if self.ended is None else (self.ended - self.started) / 1000
@@ -93,9 +119,9 @@ class TrialRecord:
             self.state, self.reason, self.ended = "running", "", None
         elif event["event"] == "trial_reported":
             # A trial that resumed from an older checkpoint reports some epochs again.
-            # A name is the same text in every event, and text takes more memory than a number.
-            figures = {sys.intern(name): value for name, value in event["figures"].items()} | {"epoch": event["epoch"]}
+            figures = _interned(event["figures"]) | {"epoch": event["epoch"]}
             self.history = [row for row in self.history if row["epoch"] < event["epoch"]] + [figures]
+            self.best = {name: _interned(row) for name, row in event.get(BEST, {}).items()}
             if (place := event.get("checkpoint")) is not None:
                 self.checkpoint = relative_place(place)
         elif event["event"] == "trial_artifacts":
@@ -204,7 +230,9 @@ class Record(Trials):
     def append_report(self, uid: str, result: Mapping[str, Any], checkpoint: str | None) -> None:
         """Write what a trial reported after an epoch, see `append`."""
         figures, place = recorded_figures(result), checkpoint and relative_place(checkpoint)
-        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=place)
+        best = {name: recorded_figures(row) for name, row in result.get(BEST, {}).items()}
+        more = {BEST: best} if best else {}
+        self.append("trial_reported", trial=uid, epoch=result["epoch"], figures=figures, checkpoint=place, **more)
 
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials and confirmations that were running when the sweep stopped."""
@@ -274,6 +302,11 @@ def relative_place(place: str) -> str:
 def recorded_figures(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of an epoch's result that belong in the record."""
     return finite({k: v for k, v in result.items() if k.startswith(RECORDED_KINDS) or k in RECORDED_NAMES})
+
+
+def _interned(figures: Mapping[str, float]) -> dict[str, float]:
+    # A name is the same text in every event, and text takes more memory than a number.
+    return {sys.intern(name): value for name, value in figures.items()}
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float]:

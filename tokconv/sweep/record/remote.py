@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokconv.errors import SpecError, SweepError, printable
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.events import BEST, Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import Lease
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
@@ -161,10 +161,12 @@ def _catch_up(remote: Remote, record: Record) -> None:
         if checkpoint is None:
             continue
         content = (checkpoint / STATE).read() or b"{}"
-        last = int(trial.figures.get("epoch", 0))
-        for row in json.loads(content).get("history", []):
+        state = json.loads(content)
+        last = int(trial.figures.get("epoch", -1))
+        for row in state.get("history", []):
             if row["epoch"] > last:
-                record.append_report(trial.uid, row, checkpoint.url)
+                best = {BEST: state[BEST]} if BEST in state and row["epoch"] == row["epochs"] else {}
+                record.append_report(trial.uid, row | best, checkpoint.url)
 
 
 def _mirrored_files(directory: Path) -> list[str]:

@@ -144,8 +144,8 @@ def savings_figure(sweep: SweepSnapshot) -> go.Figure:
     for verdict in sweep.verdicts:
         own = [trial for trial in sweep.trials.values() if trial.grid == verdict.grid]
         names.append(f"{verdict.grid} x {verdict.grid}")
-        run.append(sum(len(trial.history) for trial in own))
-        saved.append(sum(sweep.epochs - len(trial.history) for trial in own if trial.state == "pruned"))
+        run.append(sum(trial.epochs_done for trial in own))
+        saved.append(sum(sweep.epochs - trial.epochs_done for trial in own if trial.state == "pruned"))
     figure.add_bar(x=names, y=run, name="run", marker={"color": TRIAL})
     figure.add_bar(
         x=names, y=saved, name="saved by early stopping", marker={"color": STOPPED, "pattern": {"shape": "/"}}

@@ -66,7 +66,7 @@ def trial_row(trial: TrialRecord) -> list[str]:
         trial.uid,
         STATES[trial.state],
         f"{trial.ratio:.3g}x",
-        str(len(trial.history)),
+        str(trial.epochs_done),
         *(figure.text(trial.figures.get(figure.name)) for figure in shown_in(TRIALS)),
         values_text(trial.values),
         printable(trial.reason) or ("" if trial.confirms is None else f"confirms {trial.confirms}"),
@@ -78,8 +78,8 @@ def cost(sweep: SweepSnapshot) -> list[tuple[str, str]]:
     resources = sweep.spec.resources
     gpus = resources.gpus_per_worker * resources.workers
     reserved, unit = (gpus, "GPU time") if gpus else (resources.cpus_per_worker * resources.workers, "CPU time")
-    stopped = [trial for trial in sweep.trials.values() if trial.state == "pruned" and trial.history]
-    saved = sum((t.seconds or 0.0) / len(t.history) * (sweep.epochs - len(t.history)) for t in stopped)
+    stopped = [trial for trial in sweep.trials.values() if trial.state == "pruned" and trial.epochs_done]
+    saved = sum((t.seconds or 0.0) / t.epochs_done * (sweep.epochs - t.epochs_done) for t in stopped)
     return [
         (duration((sweep.last - sweep.started) / 1000), "from the start of this run to its last event"),
         (duration(_seconds(sweep.trials.values()) * reserved), f"{unit} of the search"),

@@ -29,7 +29,6 @@ from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord
 from tokconv.sweep.report.text import (
     best_baseline,
     event_text,
-    last_epoch,
     refused_text,
     states_text,
     values_text,
@@ -174,7 +173,7 @@ class SweepDisplay:
             confirmed=self._counts.confirmed,
             running=tuple(running),
             epochs_done=self._counts.epochs(running),
-            epochs_left=waiting * self._epochs + sum(max(0, self._epochs - last_epoch(trial)) for trial in running),
+            epochs_left=waiting * self._epochs + sum(max(0, self._epochs - trial.epochs_done) for trial in running),
             last_failure=max(failed, key=lambda trial: trial.ended or 0, default=None),
             # The best of all trials is the best of the champions so far and the new trials.
             verdicts=self._judge([*won.values(), *complete]) if complete else before.verdicts,
@@ -232,7 +231,7 @@ def _running_table(trials: Sequence[TrialRecord], epochs: int) -> Table:
         table.add_row(
             trial.uid,
             f"{trial.ratio:.3g}x",
-            f"{last_epoch(trial)}/{epochs}",
+            f"{trial.epochs_done}/{epochs}",
             *(figure.text(trial.figures.get(figure.name)) or "-" for figure in figures),
             Text(values_text(trial.values), overflow="ellipsis"),
         )

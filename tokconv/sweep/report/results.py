@@ -84,7 +84,7 @@ def results_frame(sweep: SweepSnapshot) -> pandas.DataFrame:
             "protocol": sweep.protocol,
             **trial.values,
             **{name: value for name, value in trial.figures.items() if name not in OWN_COLUMNS},
-            "epochs": int(trial.figures.get("epoch", 0)),
+            "epochs": trial.epochs_done,
             "seconds": trial.seconds,
         }
         for trial in sorted((*sweep.trials.values(), *sweep.confirmations.values()), key=lambda trial: trial.uid)
@@ -122,7 +122,7 @@ def _grid_json(verdict: Verdict, exported: Mapping[str, Mapping[str, Any]], prot
         },
         "left_out": list(verdict.left_out),
         "complete_trials": len(verdict.trials),
-        "front": [trial.uid for trial in verdict.front],
+        "front": list(dict.fromkeys(trial.uid for trial in verdict.front)),
         "baselines": {name: dict(figures) for name, figures in verdict.baselines.items()},
     }
 

@@ -121,7 +121,7 @@ def _print_one(sweep: SweepSnapshot) -> None:
     for trial in sweep.trials.values():
         if trial.state == "running" and where:
             judged = f", {judged_text(trial.figures)}" if trial.figures else ""
-            print(f"  trial {trial.uid}: {trial.ratio:.3g}x, epoch {len(trial.history)}/{sweep.epochs}{judged}")
+            print(f"  trial {trial.uid}: {trial.ratio:.3g}x, epoch {trial.epochs_done}/{sweep.epochs}{judged}")
     widen(Console()).print(best_table(sweep.verdicts, proof=True))
     print(f"files: {printable(sweep.directory.path)}")
     if sweep.state not in ("running", "finished"):
@@ -179,5 +179,5 @@ def _seconds_left(sweep: SweepSnapshot) -> float | None:
     winners = {uid for verdict in sweep.verdicts for uid in verdict.champions}
     waiting += sweep.spec.confirm_seeds * len(winners) - len(sweep.confirmations)
     left = max(0, waiting) * sweep.epochs
-    left += sum(sweep.epochs - len(trial.history) for trial in every if trial.state == "running")
+    left += sum(sweep.epochs - trial.epochs_done for trial in every if trial.state == "running")
     return (sweep.last - sweep.started) / 1000 / sweep.epochs_in_run * left

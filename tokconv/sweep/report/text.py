@@ -57,7 +57,7 @@ def values_text(values: Mapping[str, Any]) -> str:
 def event_text(trial: TrialRecord) -> str:
     """Return what became of a trial: `trial 00003 complete after epoch 9: fvu 0.0123, swd 0.088`."""
     name = f"trial {trial.uid}" if trial.confirms is None else f"{trial.uid} (confirms trial {trial.confirms})"
-    epoch = last_epoch(trial)
+    epoch = trial.epochs_done
     if trial.state == "running":
         begun = f"continues after epoch {epoch}" if epoch else "started"
         return f"{name} {begun}: {trial.ratio:.3g}x {values_text(trial.values)}".rstrip()
@@ -78,11 +78,6 @@ def states_text(counts: Mapping[str, int]) -> str:
 def moment(milliseconds: int) -> str:
     """Return a time in milliseconds since 1970 as this machine's clock shows it: `2025-01-31 18:05`."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(milliseconds / 1000))
-
-
-def last_epoch(trial: TrialRecord) -> int:
-    """Return the last epoch that a trial reported; 0 before the first."""
-    return int(trial.figures.get("epoch", 0))
 
 
 def best_baseline(award: Award, baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, float] | None:

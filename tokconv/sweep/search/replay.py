@@ -101,7 +101,7 @@ def replay(
         grids.setdefault(trial.grid, {})[trial.uid] = tuple(trial.figures[axis] for axis in AXES)
     worst = {grid: tuple(map(max, *points.values())) for grid, points in grids.items() if len(points) > 1}
     best = {min(points, key=lambda uid: (points[uid], uid)) for points in grids.values()}
-    total = sum(len(trial.history) for trial in trials)
+    total = sum(trial.epochs_done for trial in trials)
     saved, to_pooling, to_worst, best_survives = [], [], [], []
     draw = Random(seed)
     for _ in range(orders):
@@ -138,7 +138,7 @@ def print_replay(
     trials, pooling, concurrency = load_complete(directory)
     own = compared(load_spec(directory / "spec.yaml").judged_by)
     kinds = COMPARED if own == AXES else {"objectives": own, **COMPARED}
-    epochs = max(len(trial.history) for trial in trials)
+    epochs = max(trial.epochs_done for trial in trials)
     lines = [
         f"{len(trials)} trials of {epochs} epochs, {concurrency} at a time, in {orders} random orders; "
         "mean (2.5 to 97.5 % of the orders)",
@@ -168,11 +168,12 @@ def _run(
     order: Sequence[TrialRecord], rule: EarlyStopping | None, axes: Sequence[str], concurrency: int, draw: Random
 ) -> tuple[set[str], int]:
     """Return the uids that ran to their end, and the number of trial epochs that were run."""
-    rungs = None if rule is None else Rungs(rule, max(len(trial.history) for trial in order), axes)
+    rungs = None if rule is None else Rungs(rule, max(trial.epochs_done for trial in order), axes)
     waiting, survivors, epochs = iter(order), set[str](), 0
     # The reports to come, soonest first: (time, tie-breaker, trial, its epochs so far, its pace).
     queue: list[tuple[float, float, str, int, float]] = []
-    histories = {trial.uid: trial.history for trial in order}
+    # The start, epoch 0, costs no training.
+    histories = {trial.uid: [row for row in trial.history if row["epoch"] > 0] for trial in order}
 
     def start(now: float) -> None:
         trial = next(waiting, None)

@@ -113,7 +113,7 @@ class Listener(Callback):
         if known.checkpoint is not None and known.figures == {**recorded_figures(result), "epoch": result["epoch"]}:
             # A trial that was resumed reports again where it stands.
             return
-        last = int(known.figures.get("epoch", 0))
+        last = int(known.figures.get("epoch", -1))
         for missed in _between(checkpoint, last, int(result["epoch"])):
             self._record.append_report(uid, missed, None)
         self._record.append_report(uid, result, checkpoint)

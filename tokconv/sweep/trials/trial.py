@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray.train
@@ -25,6 +26,7 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, DivergedError, MissingExtraError, SweepError, first_line
 from tokconv.store.remote import StorePlace
+from tokconv.sweep.record.events import BEST
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec.schema import Resources
@@ -32,6 +34,7 @@ from tokconv.sweep.trials.trainer import run_trainer
 from tokconv.sweep.trials.watchdog import Watchdog
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 from tokconv.system.storage import is_url
+from tokconv.training.best import LOWEST_FVU, EpochRule
 from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, Runtime, epoch_directory
 
@@ -52,6 +55,8 @@ class TrialJob:
     trials_dir: str
     """A directory that every node sees, or a URL (`tokconv.sweep.record.remote_checkpoints`)."""
     resources: Resources
+    best: Mapping[int, tuple[EpochRule, ...]] = field(default_factory=dict)
+    """Output grid -> the rules by which a trial keeps its best epochs; a grid without any keeps the lowest fvu."""
 
 
 def trial_function(config: dict[str, Any], job: TrialJob) -> None:
@@ -59,7 +64,7 @@ def trial_function(config: dict[str, Any], job: TrialJob) -> None:
     with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
         if job.resources.runner == "inline":
             with Watchdog(job.resources.trial_timeout) as watchdog:
-                _run(config, job, _inline_runtime(config["uid"], job, Path(scratch), watchdog), ray.tune.report)
+                _run(config, job, _InlineRuntime(config["uid"], job, Path(scratch), watchdog), ray.tune.report)
         else:
             # Checkpoints at a URL do not pass through Ray Train; nothing else that it writes is needed afterwards.
             _run_torch_trainer(config, job, scratch if is_url(job.trials_dir) else job.trials_dir)
@@ -141,19 +146,20 @@ class TrainRuntime:
     def checkpoint_dir(self, epoch: int) -> Path:
         return Path(self._scratch.name) / epoch_directory(epoch)
 
-    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Path | None, best: Mapping[str, Metrics]) -> None:
+        result: dict[str, Any] = {**metrics, BEST: dict(best)} if best else dict(metrics)
         if checkpoint is None:
-            ray.train.report(dict(metrics))
+            ray.train.report(result)
         elif self._remote is not None:
             url = self._remote.keep(checkpoint)
             shutil.rmtree(checkpoint)
-            ray.train.report({**metrics, CHECKPOINT_PATH_KEY: url})
+            ray.train.report({**result, CHECKPOINT_PATH_KEY: url})
         elif checkpoint == self._resumed:
             # It is already in storage: name it instead of uploading it again.
-            ray.train.report({**metrics, CHECKPOINT_PATH_KEY: self._resumed_from})
+            ray.train.report({**result, CHECKPOINT_PATH_KEY: self._resumed_from})
         else:
             saved = ray.train.Checkpoint.from_directory(str(checkpoint))
-            ray.train.report(dict(metrics), checkpoint=saved, delete_local_checkpoint_after_upload=True)
+            ray.train.report(result, checkpoint=saved, delete_local_checkpoint_after_upload=True)
 
     def progress(self, step: int, total: int) -> None:
         """Do nothing: the sweep's display counts epochs."""
@@ -170,27 +176,35 @@ class TrainRuntime:
         return self._resumed
 
 
-def _inline_runtime(uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) -> LocalRuntime:
-    place = f"{job.trials_dir}/{uid}"
-    remote = RemoteCheckpoints(place, scratch / "checkpoints") if is_url(place) else None
-    if remote is not None:
-        remote.latest()
+class _InlineRuntime(LocalRuntime):
+    """The process of the Tune function itself, whose watchdog every report feeds."""
 
-    def report(metrics: Metrics, checkpoint: Path | None) -> None:
-        saved = str(checkpoint) if remote is None or checkpoint is None else remote.keep(checkpoint)
-        watchdog.feed()
-        ray.tune.report({**metrics, CHECKPOINT_PATH_KEY: saved})
+    def __init__(self, uid: str, job: TrialJob, scratch: Path, watchdog: Watchdog) -> None:
+        place = f"{job.trials_dir}/{uid}"
+        device = "cuda" if job.resources.gpus_per_worker > 0 else "cpu"
+        self._remote = RemoteCheckpoints(place, scratch / "checkpoints") if is_url(place) else None
+        self._watchdog = watchdog
+        if self._remote is not None:
+            self._remote.latest()
+        super().__init__(Path(place) if self._remote is None else scratch, device=device, resume=True)
 
-    device = "cuda" if job.resources.gpus_per_worker > 0 else "cpu"
-    run_dir = Path(place) if remote is None else scratch
-    return LocalRuntime(run_dir, device=device, on_report=report, resume=True)
+    def report(
+        self, metrics: Metrics, checkpoint: Path | None, best: Mapping[str, Metrics] = MappingProxyType({})
+    ) -> None:
+        super().report(metrics, checkpoint, best)
+        saved = str(checkpoint) if self._remote is None or checkpoint is None else self._remote.keep(checkpoint)
+        self._watchdog.feed()
+        result: dict[str, Any] = {**metrics, BEST: dict(best)} if best else dict(metrics)
+        ray.tune.report({**result, CHECKPOINT_PATH_KEY: saved})
 
 
 def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failure: Callable[[Any], None]) -> None:
     """Call `run_trial`; divergence, lack of memory and a wrong config are results, not errors that Ray would retry."""
     torch.set_num_threads(job.resources.cpus_per_worker)
     try:
-        run_trial(with_values(job.base, trial["values"]), job.store.open(), runtime)
+        config = with_values(job.base, trial["values"])
+        rules = job.best.get(config.model.compressor.output_grid_size, (LOWEST_FVU,))
+        run_trial(config, job.store.open(), runtime, rules)
     except (ConfigError, MissingExtraError, DivergedError) as error:
         report_failure({FAILURE: str(error)})
     except (torch.OutOfMemoryError, MemoryError) as error:

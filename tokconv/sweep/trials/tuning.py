@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray.tune
@@ -22,6 +22,7 @@ from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.trials.listener import MAX_LOSSES, SAME_FAILURES, Listener
 from tokconv.sweep.trials.trial import TrialJob, check_resources, trial_function, tune_resources
 from tokconv.system.ray_cluster import ray_cluster
+from tokconv.training.best import EpochRule
 
 
 def tune(
@@ -32,6 +33,7 @@ def tune(
     record: Record,
     listener: Listener,
     missing_confirmations: Callable[[], list[dict[str, Any]]],
+    best: Mapping[int, tuple[EpochRule, ...]],
 ) -> None:
     """Run the missing trials, then the missing confirmations of the finished search.
 
@@ -39,6 +41,7 @@ def tune(
 
     Args:
         missing_confirmations: called once, after the search; returns configs with `confirms`.
+        best: output grid -> the rules by which a trial keeps its best epochs.
 
     Raises:
         ClusterError: no Ray cluster.
@@ -52,7 +55,7 @@ def tune(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with ray_cluster(dashboard=spec.resources.runner == "torch_trainer") as private:
         check_resources(spec.resources, private=private)
-        job = TrialJob(config, store, directory.trials, spec.resources)
+        job = TrialJob(config, store, directory.trials, spec.resources, best)
         if missing > 0:
             scheduler = None
             if spec.early_stopping is not None:
