@@ -55,6 +55,11 @@ def check_combination(config: Config) -> None:
             "model.clip.model_name: missing; name the encoder that made the tokens, and its hidden layer with "
             "model.clip.layer: an exported compressor records which tokens it takes"
         )
+    if config.data.views > 1 and source == "features":
+        raise ConfigError(
+            f"data.views: got {config.data.views}; tokens cannot be cropped or mirrored as images can, so "
+            "data.source=features has one view; encode the images, or write tokens of several crops into the files"
+        )
     for key in OPTIONAL_KEYS:
         if getattr(config.data, key) is not None and key not in SOURCES[source].optional:
             readers = ", ".join(name for name, keys in SOURCES.items() if key in keys.optional)

@@ -204,6 +204,10 @@ class DataConfig:
     """Use this many images, chosen by a fixed seed; None is all."""
     val_fraction: float = key(0.1, Bound("must be greater than 0 and at most 0.5", low=0, high=0.5, open_low=True))
     """Held-out share, for sources that declare no split of their own."""
+    views: int = key(1, at_least(1))
+    """Views of every training image in the store: the image as it is, and random crops of at least half of it, half of
+    them mirrored. Held-out images have one view. More views help where images are few; the store and an epoch grow with
+    them."""
     store: str | None = None
     """Directory of the token store, or its URL (s3://bucket/stores/name; file:///shared/stores/name): a store at a URL
     is read through a copy that every node makes once, in TOKCONV_CACHE or ~/.cache/tokconv. None derives a directory

@@ -127,7 +127,7 @@ def check_same_images(job: EncodeJob) -> None:
     """
     store = TokenStore.open(job.path)
     before, wanted = store.settings.source, job.settings.source
-    same = all(before.get(key) == wanted.get(key) for key in ("name", "subset"))
+    same = all(before.get(key) == wanted.get(key) for key in ("name", "subset", "views"))
     if not same or store.settings.encoder != job.settings.encoder or before.get("keys") == wanted.get("keys"):
         return
     items = {item.key: item for item in job.source.items}

@@ -14,6 +14,7 @@ from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.sources.base import ImageItem, ImageSource
 from tokconv.encoding.sources.features import FeatureSource, FeatureSpec
 from tokconv.encoding.sources.registry import OPENERS
+from tokconv.encoding.sources.views import ViewsSource
 from tokconv.encoding.towers.spec import EncoderSpec, describe
 from tokconv.errors import DataError
 
@@ -26,6 +27,8 @@ SUBSET_SEED = 1
 def open_source(config: DataConfig) -> ImageSource:
     """Open the configured source; a `data.subset` larger than the source means all of it.
 
+    With `data.views` above 1, its items are the views of the subset's images, and declare the split.
+
     Raises:
         ConfigError: there is no source of this name.
         DataError: `data.root` is missing, unreachable, holds no images, or has another layout.
@@ -37,7 +40,9 @@ def open_source(config: DataConfig) -> ImageSource:
     """
     source = OPENERS[config.source](config)
     if config.subset is not None and config.subset < len(source.items):
-        return SubsetSource(source, config.subset)
+        source = SubsetSource(source, config.subset)
+    if config.views > 1:
+        return ViewsSource(source, assign_split(source.items, config.val_fraction), config.views)
     return source
 
 
@@ -62,12 +67,16 @@ def assign_split(items: Sequence[ImageItem], val_fraction: float) -> list[str]:
     With a hash, no image changes sides if others are added. Each side gets at least one image.
 
     Raises:
-        DataError: there are fewer than two images.
+        DataError: there are fewer than two images; or there are several views of the training images, and no held-out
+            image, as none of them could be read.
     """
     if len(items) < 2:
         raise DataError(f"data: {len(items)} readable images; at least 2 are needed, one to train on, one to hold out")
     draws = [_draw(item) for item in items]
     splits = [own_split(item, val_fraction) for item in items]
+    if "val" not in splits and any(item.view for item in items):
+        # Of any image left, some views are in the training split, which must not have views of held-out images.
+        raise DataError("data.views: none of the held-out images can be read; repair one, or use data.views=1")
     if "val" not in splits:
         splits[draws.index(min(draws))] = "val"
     elif "train" not in splits:

@@ -45,11 +45,15 @@ def describe_plan(
             raise ConfigError(f"--{name}: got {value:g}; must be greater than 0")
     job, complete = planned(open_job(config))
     settings = job.settings
+    own = sum(not item.view for item in job.source.items)
     if images is None:
-        what, state = f"{settings.num_items} images", "complete already" if complete else "not yet encoded"
+        what, state = f"{own} images", "complete already" if complete else "not yet encoded"
     else:
-        settings = dataclasses.replace(settings, num_items=images)
+        # As many views an image as here: held-out images have one, and keep their share.
+        settings = dataclasses.replace(settings, num_items=round(images * settings.num_items / own))
         what, state = f"as if there were {images} images", "a plan, not this store"
+    if config.data.views > 1:
+        what += f", {settings.num_items} with the views of those to train on,"
     size = settings.num_items * image_bytes(settings.token_grid, settings.dim, settings.dtype)
     notes = [f"{printable(config.data.root)}: {printable(note)}\n" for note in job.source.notes]
     first = "".join(notes) + (

@@ -169,9 +169,10 @@ class TokenStore:
         names = self.class_names
         classes = f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(map(printable, names[:MAX_NAMED]))}"
         lacking = f", {len(self.skipped)} more could not be read" if self.skipped else ""
+        views = self.settings.source.get("views", 1)
         return (
-            f"{self.num_images} images, {len(self.train_indices)} for training and {len(self.val_indices)} held out"
-            f"{lacking}; "
+            f"{self.num_images} images, {len(self.train_indices)} for training"
+            f"{f' ({views} views of each)' if views > 1 else ''} and {len(self.val_indices)} held out{lacking}; "
             f"{classes if names else 'no classes'}{', ...' if len(names) > MAX_NAMED else ''}; "
             f"{self.num_tokens} tokens of {self.dim} channels"
         )

@@ -36,6 +36,8 @@ class ImageItem:
     """Index into the source's class names; None without a label."""
     split: str | None = None
     """train or val if the source declares it."""
+    view: int = 0
+    """Which view of an image it is (`views.py`); 0 is the image as it is."""
 
 
 class ImageSource(Protocol):

@@ -19,12 +19,14 @@ def plan_text(plan: SweepPlan) -> str:
         if spec.early_stopping is None
         else f"early stopping leaves {low:.0%} to {high:.0%} of the trials' epochs"
     )
+    count = spec.base_config().data.views
+    views = f"; {count} views of each image to train on, counted as images" if count > 1 else ""
     whole, confirmed = plan.trials * plan.epochs, plan.confirmations * plan.epochs
     lines = [
         f"{spec.name}: a plan; nothing was started, nothing was written",
         "",
         f"tokens         {tokens.images:,} images ({tokens.train_images:,} to train on) x "
-        f"{tokens.shape.token_grid**2} tokens of {tokens.shape.dim} channels",
+        f"{tokens.shape.token_grid**2} tokens of {tokens.shape.dim} channels{views}",
         f"store          {data_size(tokens.bytes)} in {tokens.shards:,} shards, {tokens.where}",
         f"trials         {plan.trials:,} and at most {plan.confirmations} confirmations, {spec.concurrency} at a time",
         f"epochs         {plan.epochs} per trial; {whole:,} of trials and {confirmed:,} of confirmations; {stopping}",

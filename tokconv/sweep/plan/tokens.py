@@ -106,7 +106,7 @@ def _store(config: Config, stores: str | Path, *, published: bool) -> TokenStore
 
 
 def _images(data: DataConfig, assumed: list[str]) -> tuple[int, int]:
-    """Return the numbers of training and held-out images."""
+    """Return the numbers of training and held-out images; each view of a training image counts."""
     try:
         splits = assign_split(open_source(data).items, data.val_fraction)
     except DataError:
@@ -116,8 +116,8 @@ def _images(data: DataConfig, assumed: list[str]) -> tuple[int, int]:
         return splits.count("train"), splits.count("val")
     train, val = PUBLISHED_SIZES[data.source]
     assumed.append(f"{data.source} has its published {train:,} + {val:,} images; data.root is not on this machine")
-    if data.subset is None or data.subset >= train + val:
-        return train, val
-    # A subset draws from both splits in proportion.
-    held_out = max(1, round(data.subset * val / (train + val)))
-    return data.subset - held_out, held_out
+    if data.subset is not None and data.subset < train + val:
+        # A subset draws from both splits in proportion.
+        val = max(1, round(data.subset * val / (train + val)))
+        train = data.subset - val
+    return train * data.views, val
