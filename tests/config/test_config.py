@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import tokconv.config.groups
 from tokconv.config.bounds import Bound
 from tokconv.config.checks import check_value, validate
-from tokconv.config.overrides import compose, from_dict, parse, with_values
+from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
 from tokconv.config.tree import (
     BOUNDS,
     GROUPS,
@@ -96,21 +96,33 @@ def test_default_is_valid_and_runs_on_the_bundled_digits() -> None:
     assert validate(Config()).model.clip.model_name == "openai/clip-vit-large-patch14-336"
 
 
-def test_published_defaults() -> None:
-    published = {
-        "model.clip.model_name": "openai/clip-vit-large-patch14-336",
-        "model.compressor.output_grid_size": 6,
-        "model.compressor.num_layers": 3,
-        "model.compressor.use_residual": True,
-        "loss.wgan.lambda_gp": 10.0,
-        "loss.weights.wgan": 1.0,
-        "loss.weights.ae": 1.0,
-        "training.epochs": 100,
-        "training.batch_size": 32,
-        "training.learning_rate": 1e-4,
-        "training.n_critic": 5,
-    }
-    assert {key: get(Config(), key) for key in published} == published
+RECIPE: dict[str, object] = {
+    "model.compressor.output_grid_size": 6,
+    "model.compressor.num_layers": 3,
+    "model.compressor.use_residual": True,
+    "model.critic.kind": "grid",
+    "loss.wgan.kind": "wgan_gp",
+    "loss.wgan.lambda_gp": 10.0,
+    "loss.wgan.balance": "none",
+    "loss.weights.wgan": 1.0,
+    "loss.weights.ae": 1.0,
+    "training.epochs": 100,
+    "training.batch_size": 32,
+    "training.learning_rate": 1e-4,
+    "training.n_critic": 5,
+}
+
+
+def test_the_published_recipe_states_the_published_values_and_other_keys_win() -> None:
+    assert Config().model.clip.model_name == "openai/clip-vit-large-patch14-336"
+    config = compose(["recipe=published"])
+    assert {key: get(config, key) for key in RECIPE} == RECIPE
+    # Every value stands in the preset itself: a new default of the tree changes none of them.
+    assert RECIPE.keys() <= set(keys_of("recipe", "published")) <= KEYS.keys()
+    changed = compose(["training.epochs=5", "recipe=published", "data=folder", "data.root=/photos"])
+    assert (changed.training.epochs, changed.training.n_critic, changed.data.source) == (5, 5, "folder")
+    with pytest.raises(ConfigError, match=r"^recipe: got 'publishd'; did you mean published\?$"):
+        compose(["recipe=publishd"])
 
 
 @pytest.mark.parametrize("source", GROUPS["data"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tokconv.sweep.record.events import Event, Record, TrialRecord, read_events
+from tokconv.sweep.record.events import Event, Record, TrialRecord, read_events, read_trials
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.trials.listener import Listener
 from tokconv.training.checkpoint import FORMAT
@@ -265,7 +265,7 @@ def test_the_start_and_the_best_epochs_are_recorded(desk: Desk) -> None:
     best = {"epoch": 0, "epochs": 3, "val/fvu": 0.2, "val/auc_token": 0.9}
     desk.report(trial, 3, best={"val/fvu": best})
     desk.listener.on_trial_complete(0, [], trial)
-    read = Record(desk.path).trials["00000"]
+    [read] = read_trials(desk.path)
     assert [row["epoch"] for row in read.history] == [0, 1, 2, 3]
     assert read.epochs_done == 3
     assert read.best == {"val/fvu": best}

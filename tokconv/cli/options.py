@@ -13,6 +13,9 @@ from tokconv.system.files import local_path
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+OVERRIDES = "config overrides, as in training.epochs=5; recipe=published takes the published values of all other keys"
+
+
 def command(commands: Commands, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
     """Add a command and return its parser."""
     return commands.add_parser(
@@ -24,7 +27,7 @@ def command(commands: Commands, name: str, summary: str, *examples: str) -> argp
     )
 
 
-def add_overrides(parser: argparse.ArgumentParser, meaning: str = "config overrides, as in training.epochs=5") -> None:
+def add_overrides(parser: argparse.ArgumentParser, meaning: str = OVERRIDES) -> None:
     """Add overrides, which may stand on both sides of an option."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=meaning)
     parser.set_defaults(list="overrides")

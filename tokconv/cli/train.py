@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokconv.config.overrides import compose, from_dict, parse, with_values
+from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
 from tokconv.config.sources import MAY_CHANGE
-from tokconv.config.tree import Config, get, to_dict
+from tokconv.config.tree import GROUPS, Config, get, to_dict
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import CheckpointError, ConfigError, printable
@@ -106,8 +106,7 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     config = from_dict(saved)
     asked = compose(overrides)
     changed: dict[str, Any] = {}
-    for key, _ in parse(overrides):
-        leaf = "data.source" if key == "data" else key
+    for leaf in _leaves(overrides):
         old, new = get(config, leaf), get(asked, leaf)
         if old == new:
             continue
@@ -117,6 +116,14 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
             )
         changed[leaf] = new
     return with_values(config, changed)
+
+
+def _leaves(overrides: Sequence[str]) -> list[str]:
+    """Return the dotted keys that overrides ask for."""
+    found: list[str] = []
+    for key, value in parse(overrides):
+        found += ["data.source"] if key == "data" else keys_of(key, value) if key in GROUPS else [key]
+    return found
 
 
 def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any, get_args
 
 from hydra import compose as hydra_compose
@@ -48,8 +49,8 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """Compose the defaults and these overrides to a checked config.
 
     Args:
-        overrides: `dotted.key=value` or `data=GROUP`. Numbers and choices are in Hydra's grammar, and texts such as
-            `data.root` are taken literally: see `literal_text`.
+        overrides: `dotted.key=value`, `data=SOURCE` or `recipe=published`. Numbers and choices are in Hydra's grammar,
+            and texts such as `data.root` are taken literally: see `literal_text`.
 
     Raises:
         ConfigError: a key is unknown (with the nearest one), or a value has the wrong type or is out of its bounds.
@@ -132,6 +133,12 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     Values are taken literally; for keys that it lacks see `saved_values`. Raises ConfigError.
     """
     return with_values(Config(), {**BEFORE, **flatten(tree)})
+
+
+def keys_of(group: str, choice: str) -> list[str]:
+    """Return the dotted keys that a choice of a group sets, as recipe=published."""
+    text = (files("tokconv.config.groups") / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    return list(flatten(OmegaConf.to_container(OmegaConf.create(text))))  # type: ignore[arg-type]
 
 
 def saved_values(tree: Mapping[str, Any]) -> dict[str, Any]:

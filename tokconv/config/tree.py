@@ -235,7 +235,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-GROUPS = {"data": tuple(SOURCES)}
+GROUPS = {"data": tuple(SOURCES), "recipe": ("published",)}
+"""Group of `tokconv/config/groups` -> its choices, as in data=folder; a key that is given beside a choice wins."""
 
 
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Bound | None]]:
