@@ -29,7 +29,7 @@ def test_against_the_encoder(tokens: torch.Tensor, table: Callable[[Row], None])
     pixels = torch.randn(BATCH, 3, IMAGE, IMAGE)
     reference = measure(lambda: encoder(pixels), 1)
     whole = tower_flops(
-        image_size=IMAGE, patch_size=PATCH, dim=DIM, num_layers=LAYERS, mlp_dim=4 * DIM, class_token=True
+        image_size=IMAGE, patch_size=PATCH, dim=DIM, num_layers=LAYERS, mlp_dim=4 * DIM, num_special_tokens=1
     )
     for grid in GRIDS:
         compressor = ResidualCompressor(GRID, DIM, grid).eval()

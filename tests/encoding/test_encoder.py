@@ -147,8 +147,11 @@ def test_a_cached_hub_model_needs_no_network(tower_dir: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "dinov2"}, "'dinov2'; only the vision towers of CLIP and SigLIP"),
-        ({"model_type": "clip_text_model"}, "'clip_text_model'; only the vision towers"),
+        (
+            {"model_type": "vit_mae"},
+            "'vit_mae'; towers of these types .* dinov2, .* data=features data.root=",
+        ),
+        ({"model_type": "clip_text_model"}, "'clip_text_model'; towers of these types"),
         ({"model_type": "siglip2"}, "NaFlex SigLIP 2 .* use one with a fixed resolution"),
         ({"model_type": "siglip2_vision_model"}, "NaFlex SigLIP 2"),
         ({"image_size": [16, 32]}, r"image_size .* \[16, 32\]; only square"),

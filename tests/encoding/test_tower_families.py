@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.towers import ARCHITECTURES, write_architecture
+from support.towers import ARCHITECTURES, write_architecture, write_dino
 from transformers import AutoModel
 
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
@@ -158,13 +158,17 @@ def test_a_short_name_is_its_full_name(
     short: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = SHORT_NAMES[short]
-    cache_as(write_architecture(tmp_path / "tower", ARCHITECTURES[full]), full, cache)
+    if "dinov2" in full:
+        tower = write_dino(tmp_path / "tower", full.rsplit("-", 1)[0] + "-small", num_hidden_layers=1)
+    else:
+        tower = write_architecture(tmp_path / "tower", ARCHITECTURES[full])
+    cache_as(tower, full, cache)
     # A directory that happens to have the short name is not taken for the tower.
     (tmp_path / short).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     spec = describe(ClipConfig(model_name=short))
     assert spec == describe(ClipConfig(model_name=full))
-    assert (spec.identity()["name"], spec.token_grid) == (full, GRIDS[short])
+    assert (spec.identity()["name"], spec.token_grid) == (full, GRIDS.get(short, 24))
     assert VisionTower(ClipConfig(model_name=short), "cpu").spec == spec
 
 
@@ -179,6 +183,9 @@ def test_a_short_name_is_its_full_name(
         ("ViT-H-14", "ViT-H/14"),
         ("openai/clip-vit-large-patch-14", "openai/clip-vit-large-patch14"),
         ("clip-vit-base-patch16", "openai/clip-vit-base-patch16"),
+        ("dinov2-small", "facebook/dinov2-small"),
+        ("dinov2_vits14", "DINOv2-S/14"),
+        ("dinov2_vitl14_reg", "DINOv2-L/14-reg"),
     ],
 )
 def test_a_misspelled_name_suggests_the_nearest_tower(wrong: str, meant: str, cache: Path) -> None:

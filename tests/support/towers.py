@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 from transformers import (
+    BitImageProcessor,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTImageProcessor,
+    DINOv3ViTModel,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -133,4 +141,38 @@ def write_architecture(path: Path, architecture: Architecture, whole: bool = Tru
         SiglipImageProcessor(size=size).save_pretrained(path)
     else:
         _write_processor(path, architecture.image_size)
+    return path
+
+
+DINO = {
+    "facebook/dinov2-small": (Dinov2Config, Dinov2Model, {}),
+    "facebook/dinov2-giant": (Dinov2Config, Dinov2Model, {"use_swiglu_ffn": True}),
+    "facebook/dinov2-with-registers-small": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel, {}),
+    "facebook/dinov3-vits16": (DINOv3ViTConfig, DINOv3ViTModel, {"num_register_tokens": 4, "intermediate_size": 64}),
+    "facebook/dinov3-vits16plus": (DINOv3ViTConfig, DINOv3ViTModel, {"num_register_tokens": 4, "use_gated_mlp": True}),
+}
+"""The DINO families: config, model, and what differs from the family's defaults."""
+
+
+def write_dino(path: Path, name: str, **sizes: Any) -> Path:
+    """Write a DINO tower reduced to 32 channels and three layers, with its processor as published; return its path."""
+    config_class, model_class, values = DINO[name]
+    published = {"image_size": 224, "patch_size": 16} if "dinov3" in name else {"image_size": 518, "patch_size": 14}
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, **published, **values, **sizes}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_class(config_class(**shape))
+        # As in `write_architecture`; scales of layers and tokens that start at 0 would hide that one is left out.
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name or "lambda" in parameter_name:
+                torch.nn.init.uniform_(parameter, 0.5, 2)
+            if parameter_name.endswith(("cls_token", "register_tokens", "position_embeddings")):
+                torch.nn.init.normal_(parameter)
+    model.save_pretrained(path)
+    if "dinov3" in name:
+        DINOv3ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(path)
+    else:
+        # As published: 224 pixels out of 256, though the tower is for 518.
+        crop = {"height": 224, "width": 224}
+        BitImageProcessor(size={"shortest_edge": 256}, crop_size=crop, do_convert_rgb=True).save_pretrained(path)
     return path

@@ -24,17 +24,21 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclass(kw_only=True)
 class ClipConfig:
-    """The frozen vision tower."""
+    """The frozen vision tower: CLIP, SigLIP, DINOv2 or DINOv3, in spite of the published name of these keys."""
 
     model_name: str = "openai/clip-vit-large-patch14-336"
-    """A Hugging Face name or a local directory of a CLIP or SigLIP tower, `bundled:digits-tower`, or a short name:
-    ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14-336, ViT-H/14."""
+    """A Hugging Face name or a local directory of any such vision tower, `bundled:digits-tower`, or a short name:
+    ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14-336, ViT-H/14; DINOv2-S/14, -B/14, -L/14, -G/14, each also with -reg."""
     revision: str | None = None
     """Commit, tag or branch of a Hugging Face name; None is its main branch."""
     freeze: bool = key(True, one_of(True, note=" (the tower is encoded once, never trained)"))
     """Only true is possible."""
     layer: int = -2
     """Hidden layer the tokens come from; -2 is what LLaVA reads. Later layers are not computed."""
+    image_size: int | None = key(None, at_least(1))
+    """Pixels a side of the images that the tower sees, a multiple of its patches; positions are interpolated. None is
+    the tower's own size; of DINOv2 and DINOv3 the largest of at most 24 x 24 tokens (336 for patches of 14) if smaller.
+    """
     precision: str = key("auto", one_of(*PRECISIONS, "float16"))
     """auto is bfloat16 on CUDA and float32 elsewhere."""
 

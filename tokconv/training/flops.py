@@ -43,7 +43,7 @@ def count(network: nn.Module, *shape: int) -> tuple[int, int]:
 
 
 def tower_flops(
-    *, image_size: int, patch_size: int, dim: int, num_layers: int, mlp_dim: int, class_token: bool = True
+    *, image_size: int, patch_size: int, dim: int, num_layers: int, mlp_dim: int, num_special_tokens: int = 1
 ) -> int:
     """Return the FLOPs of a whole vision transformer per image: patch embedding, attention and MLP of every layer.
 
@@ -51,7 +51,7 @@ def tower_flops(
     4 T C M in its MLP.
     """
     patches = (image_size // patch_size) ** 2
-    tokens = patches + class_token
+    tokens = patches + num_special_tokens
     embedding = 2 * patches * 3 * patch_size**2 * dim
     layer = 8 * tokens * dim**2 + 4 * tokens**2 * dim + 4 * tokens * dim * mlp_dim
     return embedding + num_layers * layer

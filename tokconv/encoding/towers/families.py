@@ -6,30 +6,9 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tokconv.system.registry import Registry
-
-SHORT_NAMES = {
-    "ViT-B/32": "openai/clip-vit-base-patch32",
-    "ViT-B/16": "openai/clip-vit-base-patch16",
-    "ViT-L/14": "openai/clip-vit-large-patch14",
-    "ViT-L/14-336": "openai/clip-vit-large-patch14-336",
-    "ViT-H/14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-}
-"""Short name in `model.clip.model_name` -> name on the hub. A directory of such a name is written `./ViT-B/32`."""
-
-PUBLISHED_SHAPES = {
-    "openai/clip-vit-base-patch32": (224, 32, 768, 12, 3072),
-    "openai/clip-vit-base-patch16": (224, 16, 768, 12, 3072),
-    "openai/clip-vit-large-patch14": (224, 14, 1024, 24, 4096),
-    "openai/clip-vit-large-patch14-336": (336, 14, 1024, 24, 4096),
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": (224, 14, 1280, 32, 5120),
-}
-"""Image size, patch size, channels, layers and MLP width of the towers in `SHORT_NAMES`, so that their cost is known
-without their files."""
-
-# Names that can only be meant as short ones, so that the hub is not asked: "ViT-L14", "vit_b_32", "ViT-L/14@336px".
-_SHORT_SHAPE = re.compile(r"(?i)vit[-_ /]?[a-z](?:[-_ /]?\d+.*)?")
 
 
 @dataclass(frozen=True)
@@ -37,7 +16,7 @@ class Family:
     """One architecture of vision towers, with the names of its parts in transformers."""
 
     name: str
-    whole_type: str
+    whole_type: str | None
     """`model_type` of a directory that includes the text tower; its `vision_config` describes the vision tower."""
     vision_type: str
     """`model_type` of a directory that holds the vision tower alone."""
@@ -48,11 +27,21 @@ class Family:
     crops: bool
     """Whether its image processor crops a square by default; otherwise it squeezes the image into one."""
     num_class_tokens: int
-    normalises_last: bool
-    """Whether `last_hidden_state` includes a layer norm after the last layer; `hidden_states` never do."""
+    last_norm: str
+    """The layer norm after the last layer; `hidden_states` never include it."""
+    asks_for_positions: bool = True
+    """Whether it interpolates positions to another image size only on request; otherwise it does so by itself."""
+    default_grid: int | None = None
+    """The most tokens a side at the image size that is taken unless one is given; None for the tower's own size."""
+
+    def num_special_tokens(self, vision: Mapping[str, Any]) -> int:
+        """Return how many tokens come before the patch tokens, class and register tokens, of a vision config."""
+        registers = vision.get(REGISTERS, self.defaults[REGISTERS]) if REGISTERS in self.defaults else 0
+        return self.num_class_tokens + int(registers)
 
 
-CLIP, SIGLIP = (
+REGISTERS = "num_register_tokens"
+CLIP, SIGLIP, DINOV2, DINOV2_WITH_REGISTERS, DINOV3 = (
     Family(
         name="CLIP",
         whole_type="clip",
@@ -62,7 +51,7 @@ CLIP, SIGLIP = (
         defaults={"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 32},
         crops=True,
         num_class_tokens=1,
-        normalises_last=False,
+        last_norm="post_layernorm",
     ),
     # SigLIP 2 with a fixed resolution is the same architecture, and its config has the same `model_type`.
     Family(
@@ -74,13 +63,109 @@ CLIP, SIGLIP = (
         defaults={"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16},
         crops=False,
         num_class_tokens=0,
-        normalises_last=True,
+        last_norm="post_layernorm",
+    ),
+    # Published for 518 pixels, 37 x 37 tokens; 336 pixels make 24 x 24, as many as CLIP L/14-336.
+    Family(
+        name="DINOv2",
+        whole_type=None,
+        vision_type="dinov2",
+        model_class="Dinov2Model",
+        processor_class="BitImageProcessor",
+        defaults={"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 14},
+        crops=True,
+        num_class_tokens=1,
+        last_norm="layernorm",
+        asks_for_positions=False,
+        default_grid=24,
+    ),
+    Family(
+        name="DINOv2 with registers",
+        whole_type=None,
+        vision_type="dinov2_with_registers",
+        model_class="Dinov2WithRegistersModel",
+        processor_class="BitImageProcessor",
+        defaults={"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16, REGISTERS: 4},
+        crops=True,
+        num_class_tokens=1,
+        last_norm="layernorm",
+        asks_for_positions=False,
+        default_grid=24,
+    ),
+    Family(
+        name="DINOv3",
+        whole_type=None,
+        vision_type="dinov3_vit",
+        model_class="DINOv3ViTModel",
+        processor_class="DINOv3ViTImageProcessor",
+        defaults={"hidden_size": 384, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16, REGISTERS: 0},
+        crops=False,
+        num_class_tokens=1,
+        last_norm="norm",
+        asks_for_positions=False,
+        default_grid=24,
     ),
 )
-FAMILIES = Registry("model_type", {kind: f for f in (CLIP, SIGLIP) for kind in (f.whole_type, f.vision_type)})
+FAMILIES = Registry(
+    "model_type",
+    {
+        kind: family
+        for family in (CLIP, SIGLIP, DINOV2, DINOV2_WITH_REGISTERS, DINOV3)
+        for kind in (family.whole_type, family.vision_type)
+        if kind is not None
+    },
+)
 """By `model_type`, with and without the text tower."""
 NAFLEX_TYPES = ("siglip2", "siglip2_vision_model")
 """SigLIP 2 whose number of tokens follows the shape of each image."""
+
+
+@dataclass(frozen=True)
+class PublishedShape:
+    """The sizes of a published tower, so that its cost is known without its files."""
+
+    image_size: int
+    patch_size: int
+    dim: int
+    num_layers: int
+    mlp_dim: int
+    """A gated MLP has three matrices where others have two; it counts as one of 1.5 times its width."""
+    family: Family = CLIP
+
+    @property
+    def num_special_tokens(self) -> int:
+        return self.family.num_special_tokens({})
+
+
+_DINOV2 = {"small": (384, 12, 1536), "base": (768, 12, 3072), "large": (1024, 24, 4096), "giant": (1536, 40, 6144)}
+SHORT_NAMES = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14-336": "openai/clip-vit-large-patch14-336",
+    "ViT-H/14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    **{f"DINOv2-{size[0].upper()}/14": f"facebook/dinov2-{size}" for size in _DINOV2},
+    **{f"DINOv2-{size[0].upper()}/14-reg": f"facebook/dinov2-with-registers-{size}" for size in _DINOV2},
+}
+"""Short name in `model.clip.model_name` -> name on the hub. A directory of such a name is written `./ViT-B/32`."""
+
+PUBLISHED_SHAPES = {
+    "openai/clip-vit-base-patch32": PublishedShape(224, 32, 768, 12, 3072),
+    "openai/clip-vit-base-patch16": PublishedShape(224, 16, 768, 12, 3072),
+    "openai/clip-vit-large-patch14": PublishedShape(224, 14, 1024, 24, 4096),
+    "openai/clip-vit-large-patch14-336": PublishedShape(336, 14, 1024, 24, 4096),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": PublishedShape(224, 14, 1280, 32, 5120),
+    **{f"facebook/dinov2-{size}": PublishedShape(518, 14, *shape, DINOV2) for size, shape in _DINOV2.items()},
+    **{
+        f"facebook/dinov2-with-registers-{size}": PublishedShape(518, 14, *shape, DINOV2_WITH_REGISTERS)
+        for size, shape in _DINOV2.items()
+    },
+}
+"""The shapes of the towers in `SHORT_NAMES`."""
+
+# Names that can only be meant as short ones, so that the hub is not asked: "ViT-L14", "vit_b_32", "ViT-L/14@336px",
+# "dinov2_vits14" (its name on PyTorch's hub).
+_SHORT_SHAPE = re.compile(r"(?i)(?:vit|dinov2[-_ /]?(?:vit)?)[-_ /]?[a-z](?:[-_ /]?\d+.*)?")
 
 
 def layer_from_start(layer: int, num_layers: int) -> int:
@@ -95,8 +180,12 @@ def is_short(name: str) -> bool:
 
 def nearest_name(name: str) -> str | None:
     """Return the known name, short or full, that is closest to a misspelled one; None if no name is close."""
-    names = SHORT_NAMES if is_short(name) else SHORT_NAMES.values()
-    known = {_letters(text): text for text in names}
+    if is_short(name):
+        known = {_letters(text): text for text in SHORT_NAMES}
+    else:
+        # An owner that is left out must not count against the rest of the name.
+        shown = (lambda text: text) if "/" in name else (lambda text: text.split("/")[-1])
+        known = {_letters(shown(text)): text for text in SHORT_NAMES.values()}
     close = difflib.get_close_matches(_letters(name), known, n=1, cutoff=0.85)
     return known[close[0]] if close and known[close[0]] != name else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 from tokconv.config.tree import ClipConfig
 from tokconv.encoding.towers.families import FAMILIES, NAFLEX_TYPES, Family, layer_from_start
 from tokconv.encoding.towers.hub import CONFIG_FILE, PROCESSOR_FILES, locate, read_json
+from tokconv.encoding.towers.sizes import choose_image_size, made_size, resized
 from tokconv.errors import ConfigError, DataError
 
-CROP_SIZE = 224
-"""The size of an image processor that does not state one."""
 NUM_CHANNELS = 3
 
 
@@ -57,7 +55,7 @@ def describe(clip: ClipConfig) -> EncoderSpec:
 
     Raises:
         DataError: the encoder is neither local nor reachable, its files are damaged, or it is not a supported tower.
-        ConfigError: the tower does not have the layer `model.clip.layer`.
+        ConfigError: the tower does not have the layer `model.clip.layer`, or cannot see `model.clip.image_size`.
 
     Example:
         >>> describe(ClipConfig(model_name="bundled:digits-tower")).token_grid
@@ -67,16 +65,19 @@ def describe(clip: ClipConfig) -> EncoderSpec:
     name = located.repo or clip.model_name
     family, stated = read_config(located.folder, name)
     vision = {**family.defaults, **stated}
-    image_size, patch_size = (_square(vision[key], key, name) for key in ("image_size", "patch_size"))
+    own_size, patch_size = (_square(vision[key], key, name) for key in ("image_size", "patch_size"))
     num_layers, dim = (_positive(vision[key], key, name) for key in ("num_hidden_layers", "hidden_size"))
     if vision.get("num_channels", NUM_CHANNELS) != NUM_CHANNELS:
         raise DataError(
             f"model.clip.model_name: {name!r} expects images of {vision['num_channels']!r} channels; use an RGB tower"
         )
-    if patch_size > image_size:
+    if patch_size > own_size:
         raise DataError(f"model.clip.model_name: patch_size of {name!r} is larger than its image_size; correct them")
+    image_size = choose_image_size(clip.image_size, own_size, patch_size, family, name)
     preprocessing = _preprocessing(located.folder, name, family)
-    if (made := _made_size(preprocessing, family)) != (image_size, image_size):
+    if clip.image_size is not None or family.default_grid is not None:
+        preprocessing = resized(preprocessing, family, image_size)
+    if (made := made_size(preprocessing, family)) != (image_size, image_size):
         what = "does not resize images, or keeps their shape" if made is None else f"makes {made[0]} x {made[1]}"
         raise DataError(
             f"model.clip.model_name: {name!r} expects images of {image_size} x {image_size} pixels but its image "
@@ -106,10 +107,10 @@ def read_config(folder: Path, name: str) -> tuple[Family, dict[str, Any]]:
             "of each image; use one with a fixed resolution, such as google/siglip2-base-patch16-224"
         )
     if not isinstance(kind, str) or kind not in FAMILIES:
-        names = dict.fromkeys(family.name for family in FAMILIES.values())
         raise DataError(
-            f"model.clip.model_name: {name!r} is of type {kind!r}; only the vision towers of {' and '.join(names)} can "
-            f"be used ({', '.join(FAMILIES)})"
+            f"model.clip.model_name: {name!r} is of type {kind!r}; towers of these types encode images: "
+            f"{', '.join(FAMILIES)}. For any other tower, encode the images yourself and give the tokens with "
+            "data=features data.root=FILE"
         )
     family = FAMILIES[kind]
     vision = config.get("vision_config", {}) if kind == family.whole_type else config
@@ -128,21 +129,6 @@ def _preprocessing(folder: Path, name: str, family: Family) -> dict[str, Any]:
         f"model.clip.model_name: {name!r} has no {PROCESSOR_FILES[0]}; save its {family.processor_class} next to "
         "the weights"
     )
-
-
-def _made_size(preprocessing: Mapping[str, Any], family: Family) -> tuple[Any, Any] | None:
-    """Return the height and width of images after preprocessing; None if they differ from image to image."""
-    if preprocessing.get("do_center_crop", family.crops):
-        return _height_width(preprocessing.get("crop_size", CROP_SIZE))
-    if preprocessing.get("do_resize", True):
-        return _height_width(preprocessing.get("size", None if family.crops else CROP_SIZE))
-    return None
-
-
-def _height_width(size: Any) -> tuple[Any, Any] | None:
-    if not isinstance(size, dict):
-        return None if size is None else (size, size)
-    return (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None
 
 
 def _positive(value: Any, key: str, name: str) -> int:

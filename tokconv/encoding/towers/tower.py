@@ -1,6 +1,6 @@
 """The frozen vision tower, which turns images into patch tokens.
 
-Shapes: B images, N = G * G patch tokens without the class token, C channels, H = W = image size.
+Shapes: B images, N = G * G patch tokens without class and register tokens, C channels, H = W = image size.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ from tokconv.errors import DataError, first_line
 
 __all__ = ["BUNDLED", "EncoderSpec", "VisionTower", "describe", "preprocess"]
 
+SIZES = ("size", "crop_size")
+"""The settings of an image processor that follow the image size."""
+MASK_TOKEN = "mask_token"
+"""A weight of the DINO families that only their training used."""
+_PREFIX = r"(?:(?:vision_model|dinov2|dinov2_with_registers|dinov3_vit)\.)?"
+LAYER_KEY = re.compile(_PREFIX + r"(?:encoder\.|model\.)?layers?\.(\d+)\.")
+EMBEDDINGS_KEY = re.compile(_PREFIX + r"(?:embeddings|pre_layrnorm)\.")
+
 
 class VisionTower:
-    """A frozen CLIP or SigLIP vision tower without the layers after `model.clip.layer`.
+    """A frozen vision tower of one of the `FAMILIES`, without the layers after `model.clip.layer`.
 
     Dropping them is bit-identical to reading `hidden_states[layer]` of the full tower, and saves their cost. As in
-    `hidden_states`, the layer norm that both families apply after the last layer is never applied. Text tower and
-    pooling head are not loaded and may be missing.
+    `hidden_states`, the layer norm after the last layer is never applied. Text tower and pooling head are not loaded
+    and may be missing.
 
     Args:
-        clip: the name, layer and precision of the tower.
+        clip: the name, layer, image size and precision of the tower.
         device: the device of the weights and of the tokens.
 
     Raises:
@@ -53,10 +61,12 @@ class VisionTower:
         automatic = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype: torch.dtype = automatic if clip.precision == "auto" else getattr(torch, clip.precision)
         located = locate(clip.model_name, clip.revision)
-        family, _ = read_config(located.folder, self.spec.name)
+        family, vision = read_config(located.folder, self.spec.name)
         try:
             with quiet_transformers():
-                self.processor: Any = getattr(transformers, family.processor_class).from_pretrained(located.folder)
+                told = {key: self.spec.preprocessing[key] for key in SIZES if key in self.spec.preprocessing}
+                processor_class = getattr(transformers, family.processor_class)
+                self.processor: Any = processor_class.from_pretrained(located.folder, **told)
                 model_class = getattr(transformers, family.model_class)
                 model, loaded = model_class.from_pretrained(
                     weights_folder(located),
@@ -72,10 +82,11 @@ class VisionTower:
                 "again"
             ) from error
         _check_weights(loaded, self.spec, family)
-        if family.normalises_last:
-            model.post_layernorm = nn.Identity()
-        self.num_class_tokens = family.num_class_tokens
+        setattr(model, family.last_norm, nn.Identity())
+        self.num_special_tokens = family.num_special_tokens(vision)
         self.patch_size = int(model.config.patch_size)
+        self._asks_for_positions = family.asks_for_positions
+        self._other_size = self.spec.image_size != model.config.image_size
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -84,15 +95,17 @@ class VisionTower:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, *, interpolate_positions: bool = False) -> Tensor:
-        """Turn pixels [B, 3, H, W] into patch tokens [B, N, C] without a class token, float32 on the tower's device.
+        """Turn pixels [B, 3, H, W] into patch tokens [B, N, C] alone, float32 on the tower's device.
 
         Args:
-            interpolate_positions: for pixels of another size than the tower's; its position embeddings are interpolated
-                to their grid of patches, as transformers does it.
+            interpolate_positions: for pixels of another size than `spec.image_size`; position embeddings are
+                interpolated to their grid of patches, as transformers does it.
         """
         pixels = pixels.to(self.device, self.dtype, non_blocking=True)
-        found = self.model(pixels, interpolate_pos_encoding=interpolate_positions).last_hidden_state
-        tokens: Tensor = found[:, self.num_class_tokens :]
+        interpolate = interpolate_positions or self._other_size
+        request = {"interpolate_pos_encoding": interpolate} if self._asks_for_positions else {}
+        found = self.model(pixels, **request).last_hidden_state
+        tokens: Tensor = found[:, self.num_special_tokens :]
         return tokens.float()
 
 
@@ -106,7 +119,7 @@ def _trimmed_config(config_class: Any, folder: Path, spec: EncoderSpec) -> Any:
     """Return the tower's config without the layers that are not computed, and without a pooling head."""
     config = config_class.from_pretrained(folder)
     config.num_hidden_layers = spec.layer
-    config.vision_use_head = False  # a key of SigLIP; CLIP ignores it
+    config.vision_use_head = False  # a key of SigLIP; the others ignore it
     for key in ("image_size", "patch_size"):
         value = getattr(config, key)
         setattr(config, key, value[0] if isinstance(value, list | tuple) else value)  # SigLIP divides one by the other
@@ -116,12 +129,13 @@ def _trimmed_config(config_class: Any, folder: Path, spec: EncoderSpec) -> Any:
 def _check_weights(loaded: dict[str, Any], spec: EncoderSpec, family: Family) -> None:
     """Refuse a tower that would run with random or ignored weights, about which transformers only warns."""
     wrong = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
-    wrong = [key for key in wrong if "post_layernorm" not in key]  # not applied
+    unused = (family.last_norm, MASK_TOKEN)
+    wrong = [key for key in wrong if not any(part in unused for part in key.split("."))]
     for key in sorted(loaded["unexpected_keys"]):
-        layer = re.match(r"(?:vision_model\.)?encoder\.layers\.(\d+)\.", key)
+        layer = LAYER_KEY.match(key)
         dropped = layer is not None and spec.layer <= int(layer[1]) < spec.num_layers
-        inside = layer is not None or re.match(r"(?:vision_model\.)?(embeddings|pre_layrnorm)\.", key)
-        if inside and not dropped and not key.endswith("position_ids"):
+        inside = layer is not None or EMBEDDINGS_KEY.match(key)
+        if inside and not dropped and not key.endswith(("position_ids", MASK_TOKEN)):
             wrong.append(key)
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""

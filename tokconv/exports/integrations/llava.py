@@ -112,9 +112,15 @@ def attach(
 def _check_tower(config: Any, compressor: Compressor) -> None:
     vision = config.vision_config
     if vision.model_type not in FAMILIES:
-        raise ConfigError(f"attach: a vision tower of type {vision.model_type!r}; allowed: CLIP and SigLIP towers")
+        raise ConfigError(f"attach: a vision tower of type {vision.model_type!r}; allowed: {', '.join(FAMILIES)}")
     family = FAMILIES[vision.model_type]
-    strategy = "default" if family.num_class_tokens else "full"
+    special = family.num_special_tokens(vision.to_dict())
+    if special > 1:
+        raise ConfigError(
+            f"attach: this {family.name} tower has {special - 1} register tokens, which a LLaVA passes on among the "
+            "patch tokens; allowed: towers without register tokens"
+        )
+    strategy = "default" if special else "full"
     if config.vision_feature_select_strategy != strategy:
         raise ConfigError(
             f"attach: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}; compressors read "

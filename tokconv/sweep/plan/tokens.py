@@ -16,6 +16,7 @@ from tokconv.encoding.existing import planned
 from tokconv.encoding.images import assign_split, describe_tokens, open_source
 from tokconv.encoding.job import STORES, open_job
 from tokconv.encoding.towers.families import PUBLISHED_SHAPES, SHORT_NAMES
+from tokconv.encoding.towers.sizes import choose_image_size
 from tokconv.errors import DataError
 from tokconv.store.format import INDEX, default_shard_size, image_bytes
 from tokconv.store.reader import TokenStore
@@ -82,13 +83,15 @@ def plan_tokens(config: Config, stores: str | Path = STORES) -> PlannedTokens:
 
 def _tower(config: Config, assumed: list[str]) -> tuple[int, int]:
     """Return the token grid and the number of channels."""
-    name = SHORT_NAMES.get(config.model.clip.model_name, config.model.clip.model_name)
+    clip = config.model.clip
+    name = SHORT_NAMES.get(clip.model_name, clip.model_name)
     if name not in PUBLISHED_SHAPES or config.data.source == "features":
         spec = describe_tokens(config)
         return spec.token_grid, spec.dim
-    image_size, patch_size, dim, _, _ = PUBLISHED_SHAPES[name]
+    shape = PUBLISHED_SHAPES[name]
+    image_size = choose_image_size(clip.image_size, shape.image_size, shape.patch_size, shape.family, name)
     assumed.append(f"{name} has its published shape; the tower itself was not looked for")
-    return image_size // patch_size, dim
+    return image_size // shape.patch_size, shape.dim
 
 
 def _store(config: Config, stores: str | Path, *, published: bool) -> TokenStore | None:
