@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tokconv.sweep.judge.epochs import best_by
 from tokconv.sweep.record.events import Event, Record, TrialRecord, read_events, read_trials
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.trials.listener import Listener
@@ -269,5 +270,5 @@ def test_the_start_and_the_best_epochs_are_recorded(desk: Desk) -> None:
     assert [row["epoch"] for row in read.history] == [0, 1, 2, 3]
     assert read.epochs_done == 3
     assert read.best == {"val/fvu": best}
-    assert read.best_by("val/fvu").figures == best
-    assert read.best_by("val/swd") == read
+    assert best_by(read, "val/fvu").figures == best
+    assert best_by(read, "val/swd") == read

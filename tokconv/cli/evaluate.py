@@ -12,7 +12,6 @@ from tokconv.errors import ConfigError, MissingExtraError, printable, require_ex
 from tokconv.evaluation.baseline_figures import SHORTFALL
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.evaluator import Figures
-from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.plot import draw_rate_distortion
 from tokconv.evaluation.protocol import PROTOCOL, protocol_of
 from tokconv.evaluation.purposes import PURPOSES
@@ -96,23 +95,8 @@ def _differences(description: Mapping[str, Any], store: TokenStore) -> list[str]
 
 
 def _verdicts(figures: Figures, baselines: Mapping[str, Figures]) -> list[str]:
-    """Return one line per purpose: the baselines that leave no reason to use this compressor for it."""
-    lines = []
-    for purpose in PURPOSES.values():
-        if (name := purpose.figure(figures)) is None:
-            continue
-        exceeded, better = purpose.standing(figures, baselines)
-        if exceeded is not None and purpose.bound is not None:
-            bound = FIGURES[purpose.bound.figure]
-            rival = f"that of {BASELINES[purpose.bound.baseline].label}, {bound.text(exceeded)}"
-            text = f"unfit, {bound.title} {bound.text(figures[bound.name])} is above {rival}"
-        elif better:
-            labels = ", ".join(BASELINES[rival].label for rival in better)
-            text = f"at least as good by {FIGURES[name].title}: {labels}"
-        else:
-            text = f"better by {FIGURES[name].title} than every baseline"
-        lines.append(f"{purpose.name}: {text}")
-    return lines
+    """Return one line per purpose: whether this compressor beats the best closed form, and what to do if not."""
+    return [purpose.compared(figures, baselines) for purpose in PURPOSES.values() if purpose.figure(figures)]
 
 
 def _title(store: TokenStore) -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 
 from tokconv.errors import ConfigError, printable
-from tokconv.exports.artefact import export
+from tokconv.exports.artefact import export, read_config
+from tokconv.exports.card import compared_line
 from tokconv.exports.champions import find_champion, is_export
 from tokconv.exports.formats import add_formats, check_formats, copy_export
+from tokconv.training.best import LOWEST_FVU
 
 
 def run(args: argparse.Namespace) -> None:
     """Export, copy, or add formats. Raises CheckpointError, ConfigError, MissingExtraError."""
     formats = check_formats(args.format)
+    if args.last and (args.grid is not None or args.purpose is not None):
+        raise ConfigError("--last: champions are exported as they were judged; leave it out")
     source = find_champion(args.checkpoint, args.grid, args.purpose)
     if is_export(source):
         if args.out is None and not formats:
@@ -23,7 +27,8 @@ def run(args: argparse.Namespace) -> None:
     elif args.out is None:
         raise ConfigError("--out: missing; give the folder to write")
     else:
-        written = export(source, args.out)
+        written = export(source, args.out, best=None if args.last else LOWEST_FVU.figure)
+    print(compared_line(read_config(written)))
     for name, measured in add_formats(written, formats).items():
         error = f"{measured['max_error']:.1e} of a token's deviation"
         print(f"{printable(written / measured['file'])}: {name}, differs from the compressor by at most {error}")

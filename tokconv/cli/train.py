@@ -13,17 +13,19 @@ from tokconv.config.sources import MAY_CHANGE
 from tokconv.config.tree import GROUPS, Config, get, to_dict
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
-from tokconv.errors import CheckpointError, ConfigError, printable
+from tokconv.errors import CheckpointError, ConfigError, DivergedError, printable
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines import registry as baselines
 from tokconv.evaluation.figure import TRAIN, Figure
 from tokconv.evaluation.figures import shown_in
 from tokconv.evaluation.protocol import check_resumable, other_protocol
+from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered, read_json_object, write_json
 from tokconv.system.terminal import progress_line
+from tokconv.training.best import LOWEST_FVU
 from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
@@ -62,6 +64,10 @@ def run(args: argparse.Namespace) -> None:
         name = "" if args.name == "train" else f" --name {args.name}"
         how = f" --resume{name}" if run_dir is not None else f"{name} {shlex.join(args.overrides)}".rstrip()
         print(f"stopped; go on with: tokconv train{printable(how)}")
+        raise
+    except DivergedError:
+        if run_dir is not None and checkpoints_of(run_dir):
+            print(f"{_next_step(run_dir)}\n")
         raise
     print(_next_step(run_dir))
 
@@ -135,8 +141,16 @@ def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:
 
 
 def _next_step(run_dir: Path) -> str:
-    newest = printable(checkpoints_of(run_dir)[-1])
-    return f"\ncheckpoint: {newest}\nexport it:  tokconv export {printable(run_dir)} --out my-compressor"
+    """Return which epoch is the best one, whether it beats the best closed form, and how to export it."""
+    newest = checkpoints_of(run_dir)[-1]
+    state = load_state(newest)
+    best = state.get("best", {}).get(LOWEST_FVU.figure, state["history"][-1])
+    compared = PURPOSES[FIDELITY].compared(best, state["baselines"])
+    start = ", the closed form that the run starts at" if not best["epoch"] else ""
+    return (
+        f"\nbest epoch: {best['epoch']:.0f} of {best['epochs']:.0f}{start}\n{compared}\n"
+        f"checkpoint: {printable(newest)}\nexport it:  tokconv export {printable(run_dir)} --out my-compressor"
+    )
 
 
 def _legend(like: Metrics) -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
+from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, MIN_TEST_IMAGES
@@ -30,6 +31,24 @@ LIKENESS = (
     *("val/swd", "val/mmd"),
 )
 """How compressed tokens differ from real ones, whatever image they are of."""
+
+
+TIE = 1e-4
+"""Two values of a figure that differ by less than this share are equal: a compressor that stands at its closed form is
+no better than it, whatever the last bits say."""
+
+
+def is_better(figure: str, value: float, other: float) -> bool:
+    """Return whether one value of a figure is better than another; a tie is not."""
+    better = value < other if FIGURES[figure].lower_is_better else value > other
+    return better and not math.isclose(value, other, rel_tol=TIE)
+
+
+def compared_text(figure: str, value: float, baseline: str, other: float) -> str:
+    """Return whether a value beats the best closed form, with both: `fvu 0.02 beats the best closed form, ...`."""
+    entry = FIGURES[figure]
+    verb = "beats" if is_better(figure, value, other) else "does not beat"
+    return f"{entry.title} {entry.text(value)} {verb} the best closed form, {title_of(baseline)} ({entry.text(other)})"
 
 
 @dataclass(frozen=True)
@@ -86,13 +105,43 @@ class Purpose:
         """
         name, limit = self.figure(figures), self.limit(baselines)
         assert name is not None
-        sign, bound = 1 if FIGURES[name].lower_is_better else -1, "" if self.bound is None else self.bound.figure
-        rivals = {rival: own for rival, own in baselines.items() if name in own}
+        bound = "" if self.bound is None else self.bound.figure
+        rivals = self._rivals(name, baselines)
+        as_good = tuple(rival for rival in rivals if not is_better(name, figures[name], baselines[rival][name]))
+        return (limit if limit is not None and figures[bound] > limit else None), as_good
+
+    def compared(self, figures: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> str:
+        """Return one line: whether a compressor beats the best closed form for this purpose, and what to do if not.
+
+        Args:
+            figures: the compressor's; those that decide must be among them.
+            baselines: name -> figures, at its grid.
+        """
+        name, (exceeded, as_good) = self.figure(figures), self.standing(figures, baselines)
+        assert name is not None
+        if exceeded is not None and self.bound is not None:
+            figure = FIGURES[self.bound.figure]
+            rival = f"that of {title_of(self.bound.baseline)}, {figure.text(exceeded)}"
+            has = f"{figure.title} {figure.text(figures[figure.name])}"
+            return f"{self.name}: unfit, {has} is above {rival}; {self.bound.advice}"
+        best = next(iter(self._rivals(name, baselines)), None)
+        if best is None:
+            return f"{self.name}: {FIGURES[name].title} {FIGURES[name].text(figures[name])}, no closed form to compare"
+        text = f"{self.name}: {compared_text(name, figures[name], best, baselines[best][name])}"
+        return f"{text}; {self.instead(best)}" if as_good else text
+
+    def instead(self, baseline: str | None) -> str:
+        """Return what to do if a compressor does not beat a closed form, as an imperative."""
+        return self.advice if baseline is None else f"use {title_of(baseline)} as it is, or {self.advice}"
+
+    def _rivals(self, name: str, baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+        """Return the baselines that compete at a figure, the best first."""
+        limit, bound = self.limit(baselines), "" if self.bound is None else self.bound.figure
+        rivals = [rival for rival, own in baselines.items() if name in own]
         if limit is not None and name in self.proxies:
-            rivals = {rival: own for rival, own in rivals.items() if own.get(bound, math.inf) <= limit}
-        as_good = [rival for rival, own in rivals.items() if sign * own[name] <= sign * figures[name]]
-        as_good.sort(key=lambda rival: sign * rivals[rival][name])
-        return (limit if limit is not None and figures[bound] > limit else None), tuple(as_good)
+            rivals = [rival for rival in rivals if baselines[rival].get(bound, math.inf) <= limit]
+        sign = 1 if FIGURES[name].lower_is_better else -1
+        return tuple(sorted(rivals, key=lambda rival: sign * baselines[rival][name]))
 
     @property
     def missing(self) -> str:
@@ -107,7 +156,7 @@ _ENTRIES = (
         name=FIDELITY,
         meaning="The decoder gets back as much of the tokens as possible.",
         figures=("val/fvu",),
-        advice="train longer (training.epochs), or search model.compressor.hidden_dim and training.learning_rate",
+        advice="train longer (training.epochs), lower training.learning_rate, or try another model.compressor.kind",
     ),
     Purpose(
         name="plug-in",

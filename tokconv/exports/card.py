@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokconv.errors import printable
-from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figure import CARD
 from tokconv.evaluation.figures import shown_in
+from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 
 
 def model_card(description: Mapping[str, Any]) -> str:
@@ -19,7 +20,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     """
     sizes, figures, baselines = description["compressor"], description["figures"], description["baselines"]
     tokens, cells, dim = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2, sizes["dim"]
-    columns = [("this compressor", figures), *((_title(name), values) for name, values in baselines.items())]
+    columns = [("this compressor", figures), *((title_of(name), values) for name, values in baselines.items())]
     rows = [
         [f"{figure.explanation} (`{figure.name}`)", *(_cell(values.get(figure.name)) for _, values in columns)]
         for figure in shown_in(CARD)
@@ -55,9 +56,21 @@ compressed = compressor(tokens)  # [batch, {tokens}, {dim}] to [batch, {cells}, 
 """
 
 
-def _title(name: str) -> str:
-    """Return a baseline's title; an old export may hold one that is no longer registered."""
-    return BASELINES[name].title if name in BASELINES else name.replace("_", " ")
+def compared_line(description: Mapping[str, Any]) -> str:
+    """Return one line: which epoch an export is, and whether it beats the best closed form that its run measured.
+
+    Args:
+        description: the content of config.json.
+    """
+    purpose = PURPOSES[FIDELITY]
+    wanted = description.get("evidence", {}).get("purpose", FIDELITY)
+    figures, baselines = description["figures"], description["baselines"]
+    if wanted in PURPOSES and PURPOSES[wanted].figure(figures) is not None:
+        purpose = PURPOSES[wanted]
+    epochs = (
+        f"epoch {figures['epoch']:.0f} of {figures['epochs']:.0f}, " if {"epoch", "epochs"} <= figures.keys() else ""
+    )
+    return f"{epochs}{purpose.compared(figures, baselines)}"
 
 
 def _format_line(name: str, measured: Mapping[str, Any]) -> str:

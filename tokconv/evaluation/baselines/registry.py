@@ -191,6 +191,11 @@ BASELINES: Registry[Baseline] = Registry("baseline", {entry.name: entry for entr
 """Every baseline by name, in the order in which they are shown."""
 
 
+def title_of(name: str) -> str:
+    """Return the title of a baseline; a file may name one that this version no longer has."""
+    return BASELINES[name].title if name in BASELINES else name.replace("_", " ")
+
+
 def of_kind(*kinds: Kind) -> tuple[Baseline, ...]:
     """Return the baselines of some kinds, in order."""
     return tuple(entry for entry in BASELINES.values() if entry.kind in kinds)

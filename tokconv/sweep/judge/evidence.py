@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
+from tokconv.evaluation.purposes import is_better
 from tokconv.sweep.record.events import FINISHED, TrialRecord
 from tokconv.sweep.spec.rules import Target
 from tokconv.sweep.spec.schema import MIN_SEEDS
@@ -44,7 +45,7 @@ class Criterion:
 
     def beats(self, value: float, other: float) -> bool:
         """Return whether one value of the figure is better than another; equal ones are not."""
-        return self.cost(value) < self.cost(other)
+        return is_better(self.figure, value, other)
 
     def cost(self, value: float) -> float:
         """Return a value of the figure such that lower is better."""
@@ -233,12 +234,6 @@ def _first_of(names: Sequence[str], baselines: Mapping[str, Figures], criterion:
 
 def _valued(name: str, baselines: Mapping[str, Figures], criterion: Criterion) -> str:
     return f"{title_of(name)} ({criterion.text(baselines[name][criterion.figure])})"
-
-
-def title_of(baseline: str) -> str:
-    """Return the title of a baseline."""
-    # A record may name a baseline that this version no longer has.
-    return BASELINES[baseline].title if baseline in BASELINES else baseline.replace("_", " ")
 
 
 def _middle(complete: Sequence[TrialRecord], criterion: Criterion) -> TrialRecord:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.purposes import PURPOSES, Bound, Purpose
+from tokconv.sweep.judge.epochs import best_by, kept
 from tokconv.sweep.judge.evidence import (
     UNPROVEN,
     Criterion,
@@ -14,7 +16,6 @@ from tokconv.sweep.judge.evidence import (
     Figures,
     confirmations_of,
     gather_evidence,
-    title_of,
 )
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
@@ -65,8 +66,7 @@ class Award:
         if self.evidence.status != UNPROVEN:
             return ""
         best = next(iter(self.evidence.beaten_by), None)
-        use = "" if best is None else f"use {title_of(best)} as it is, or "
-        return f"{'; '.join(self.evidence.reasons)}; {use}{self.purpose.advice}"
+        return f"{'; '.join(self.evidence.reasons)}; {self.purpose.instead(best)}"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def judge(
     verdicts = []
     for grid in sorted(baselines):
         own = [trial for trial in complete if trial.grid == grid]
-        feasible = [kept for trial in own for kept in trial.kept if rules.feasible(kept.figures)]
+        feasible = [one for trial in own for one in kept(trial) if rules.feasible(one.figures)]
         fronts = ranks([[trial.figures[name] for name in (FVU, likeness)] for trial in feasible])
         front = [trial for trial, rank in zip(feasible, fronts, strict=True) if rank == 0]
         verdicts.append(
@@ -239,12 +239,12 @@ def _award(
 ) -> Award:
     criterion = _criterion(purpose, figure, rules, baselines)
     targets = criterion.targets
-    able = [judged for trial in trials if figure in (judged := trial.best_by(figure)).figures]
+    able = [judged for trial in trials if figure in (judged := best_by(trial, figure)).figures]
     candidates = [trial for trial in able if all(target.met(trial.figures) for target in targets)]
     if not candidates:
         return Award(purpose, criterion, None, _refusal(able, targets, figure, purpose.bound) if trials else "")
     best = min(candidates, key=criterion.best_first)
-    runs = [run.best_by(figure) for run in confirmations_of(best.uid, repeats)]
+    runs = [best_by(run, figure) for run in confirmations_of(best.uid, repeats)]
     return Award(purpose, criterion, gather_evidence(best, runs, seeds, baselines, criterion))
 
 

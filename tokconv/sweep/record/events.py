@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +91,6 @@ class TrialRecord:
     def epochs_done(self) -> int:
         """The epochs that it has trained; 0 at its start."""
         return int(self.figures.get("epoch", 0))
-
-    def best_by(self, figure: str) -> TrialRecord:
-        """Return the trial as if it had ended with its best epoch by a figure: what is judged and exported by it.
-
-        A trial that compared no epochs by the figure, and any of an earlier version, is judged as it ended.
-        """
-        row = self.best.get(figure)
-        if row is None or row["epoch"] == self.epochs_done:
-            return self
-        return replace(self, history=[*(before for before in self.history if before["epoch"] < row["epoch"]), row])
-
-    @property
-    def kept(self) -> tuple[TrialRecord, ...]:
-        """The trial as it ended, and as if it had ended with each of its best epochs before."""
-        found = {one.epochs_done: one for one in (self, *map(self.best_by, self.best))}
-        return tuple(found.values())
 
     @property
     def seconds(self) -> float | None:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokconv.errors import printable
+from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figure import TRIALS, Figure
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
-from tokconv.sweep.judge.evidence import PROVEN, title_of
+from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord

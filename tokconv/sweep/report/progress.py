@@ -21,8 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tokconv.errors import printable
+from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
-from tokconv.sweep.judge.evidence import PENDING, Figures, title_of
+from tokconv.sweep.judge.evidence import PENDING, Figures
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
+from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figure import SWEEP, Figure
 from tokconv.evaluation.figures import FIGURES, shown_in
-from tokconv.sweep.judge.evidence import title_of
+from tokconv.evaluation.purposes import compared_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Award, Verdict
 from tokconv.sweep.report.text import INTERVAL_LEGEND, best_baseline, cell, half_width_cell, heading, legend
@@ -86,7 +87,9 @@ def summary_markdown(sweep: SweepSnapshot) -> str:
 
 
 def notes(verdicts: Sequence[Verdict], *, findings: bool = True) -> list[str]:
-    """Return one line for everything about the champions that the table cannot show.
+    """Return one line for everything about the champions that the table does not say.
+
+    Every purpose of a grid has one line on whether its champion beats the best closed form.
 
     Args:
         verdicts: one per grid.
@@ -102,10 +105,29 @@ def notes(verdicts: Sequence[Verdict], *, findings: bool = True) -> list[str]:
             if findings and award.finding:
                 found.append(f"{where}: no champion: {award.finding}")
             if award.evidence is not None:
+                found += [f"{where}: {text}" for text in (_comparison(award, verdict), _epoch(award)) if text]
                 found += [f"{where}: {remark}" for remark in award.evidence.remarks]
         missed = {uid: awards[0].missed for uid, awards in verdict.champions.items() if awards[0].missed}
         found += [f"{verdict.name}: trial {uid} misses {', '.join(targets)}" for uid, targets in missed.items()]
     return found + list(dict.fromkeys(line for verdict in verdicts for line in verdict.left_out))
+
+
+def _comparison(award: Award, verdict: Verdict) -> str:
+    """Return that a champion beats the best closed form; "" if it does not, which its finding says."""
+    rival, criterion = best_baseline(award, verdict.baselines), award.criterion
+    if award.evidence is None or award.finding or rival is None or criterion.figure not in award.evidence.figures:
+        return ""
+    return compared_text(criterion.figure, award.evidence.figures[criterion.figure], *rival)
+
+
+def _epoch(award: Award) -> str:
+    """Return which epoch of a run is the champion, unless it is the last."""
+    if award.evidence is None:
+        return ""
+    run = award.evidence.exported
+    best, last = int(run.figures.get("epoch", 0)), int(run.figures.get("epochs", 0))
+    start = ", the closed form that it starts at" if best == 0 else ""
+    return f"run {run.uid} is judged and exported after epoch {best} of {last}, its best{start}" if best < last else ""
 
 
 def shown_figures(verdicts: Sequence[Verdict]) -> list[Figure]:
@@ -171,12 +193,16 @@ def _labels(awards: Sequence[Award]) -> list[str]:
     return list(found) if len(found) == 1 else [f"{label}: {', '.join(names)}" for label, names in found.items()]
 
 
+def _judged_at(figure: str) -> str:
+    return "at each trial's best epoch" if FIGURES[figure].every_epoch else "which only the last epoch has"
+
+
 def _legends(sweep: SweepSnapshot, figures: Sequence[Figure]) -> list[str]:
     lines = [f"{legend(figures)}."]
     judged = {award.purpose.name: award for verdict in sweep.verdicts for award in verdict.awards}
     lines += [
         f"{name} ({'lowest' if FIGURES[award.criterion.figure].lower_is_better else 'highest'} "
-        f"{FIGURES[award.criterion.figure].title}): {award.purpose.meaning}"
+        f"{FIGURES[award.criterion.figure].title}, {_judged_at(award.criterion.figure)}): {award.purpose.meaning}"
         for name, award in judged.items()
     ]
     lines.append(f"targets, as published: {' and '.join(map(str, PUBLISHED))}; {PUBLISHED_NOTE}")
