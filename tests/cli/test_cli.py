@@ -387,11 +387,16 @@ def test_images_that_cannot_be_read_are_counted_and_listed(
 
 def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SHORT, *_digits(store)]) == 0
-    capsys.readouterr()
+    assert re.search(r"^epoch 0/1 +\d", capsys.readouterr().out, re.MULTILINE)
     assert main(["train", "--resume"]) == 0
     text = capsys.readouterr().out
     assert "runs/train/train-001: finished already" in text
     assert re.search(r"^epoch 1/1 +\d", text, re.MULTILINE)
+    assert re.search(r"^best epoch: [01] of 1", text, re.MULTILINE)
+    verdict = re.search(r"^fidelity: fvu [\d.]+ (beats|does not beat) the best closed form, .*$", text, re.MULTILINE)
+    assert verdict is not None
+    assert main(["export", "runs/train/train-001", "--out", "out"]) == 0
+    assert f"of 1, {verdict[0]}\n" in capsys.readouterr().out
     assert "tokconv export runs/train/train-001" in text
     wider = ["model.compressor.hidden_dim=16"]
     _refused(capsys, ["train", "--resume", *wider], "was started with model.compressor.hidden_dim=8, not 16")

@@ -47,7 +47,7 @@ def test_the_artefact_is_the_trained_pair(store: TokenStore, tmp_path: Path, gri
     result = run_trial(config, store, LocalRuntime(tmp_path / "run", device="cpu"))
     assert result.checkpoint is not None
     trained, decoder, _ = build_networks(config, store)
-    checkpoints.load(result.checkpoint).restore({"compressor": trained, "decoder": decoder})
+    checkpoints.load(result.checkpoint).best("val/fvu").restore({"compressor": trained, "decoder": decoder})
     out = export(result.checkpoint, tmp_path / "out")
     tokens = store.tokens(store.val_indices)
     with torch.no_grad():

@@ -124,7 +124,8 @@ def test_hours_are_flops_over_speed(tiny: dict[str, object]) -> None:
     started = (plan.trials + plan.confirmations) * 12 / 3600
     computed = plan.hours(1.0) - started
     # Evaluation counts as training on the held-out images, that of the last epoch on the training images as well.
-    judged = plan.tokens.val_images + plan.tokens.train_images / plan.epochs
+    # Before the first epoch there is that of the start.
+    judged = plan.tokens.val_images * (1 + 1 / plan.epochs) + plan.tokens.train_images / plan.epochs
     more = 1 + judged / (plan.steps_per_epoch * plan.batch_size)
     assert computed == pytest.approx(plan.flops(1.0) * more / 0.5e9 / 3600, rel=1e-3)
     twice = plan_sweep(spec, Accelerator(tflops=2e-3, utilisation=0.5, **never))

@@ -12,9 +12,9 @@ import tokconv
 from tokconv.config.overrides import compose
 from tokconv.errors import DivergedError
 from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.spec.rules import Target
-from tokconv.training.best import LOWEST_FVU, EpochRule
 from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics
 

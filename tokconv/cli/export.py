@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from tokconv.errors import ConfigError, printable
+from tokconv.evaluation.epochs import LOWEST_FVU
 from tokconv.exports.artefact import export, read_config
 from tokconv.exports.card import compared_line
 from tokconv.exports.champions import find_champion, is_export
 from tokconv.exports.formats import add_formats, check_formats, copy_export
-from tokconv.training.best import LOWEST_FVU
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from tokconv.encoding.images import describe_tokens
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, printable
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines import registry as baselines
+from tokconv.evaluation.epochs import LOWEST_FVU
 from tokconv.evaluation.figure import TRAIN, Figure
 from tokconv.evaluation.figures import shown_in
 from tokconv.evaluation.protocol import check_resumable, other_protocol
@@ -25,7 +26,6 @@ from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered, read_json_object, write_json
 from tokconv.system.terminal import progress_line
-from tokconv.training.best import LOWEST_FVU
 from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of

@@ -9,53 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor, nn
 
+from tokconv.evaluation.epochs import EpochRule
 from tokconv.evaluation.evaluator import Figures
-from tokconv.evaluation.figures import FIGURES
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 
 NETWORKS = ("compressor", "decoder")
 Weights = dict[str, Tensor]
 """Weights of compressor and decoder, keyed as in a checkpoint: "compressor.projection.weight"."""
-
-
-class Limit(Protocol):
-    """What an epoch has to meet, such as `val/fvu <= 0.1`."""
-
-    @property
-    def metric(self) -> str:
-        """The figure that is limited."""
-
-    def met(self, figures: Mapping[str, float]) -> bool:
-        """Return whether these figures meet it."""
-
-
-@dataclass(frozen=True)
-class EpochRule:
-    """Which epoch of a run is the best: of those within the limits, the one with the best figure.
-
-    Args:
-        figure: one that every epoch has; equal ones are told apart by fvu, then the earlier epoch is taken.
-        limits: those on figures that only the last epoch has decide nothing here.
-    """
-
-    figure: str
-    limits: tuple[Limit, ...] = ()
-
-    def cost(self, figures: Mapping[str, float]) -> tuple[int, float, float]:
-        """Return a sort key of epochs, the best first."""
-        broken = sum(FIGURES[limit.metric].every_epoch and not limit.met(figures) for limit in self.limits)
-        value = figures[self.figure]
-        return broken, value if FIGURES[self.figure].lower_is_better else -value, figures["val/fvu"]
-
-
-LOWEST_FVU = EpochRule("val/fvu")
-"""The rule of fidelity, and of every run outside a sweep."""
 
 
 class BestEpochs:

@@ -27,6 +27,7 @@ from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreErr
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines.registry import BESIDE_A_TRIAL
 from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
 from tokconv.models.compressor import Compressor
@@ -35,7 +36,7 @@ from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import check_varied
 from tokconv.training import checkpoint as checkpoints
-from tokconv.training.best import LOWEST_FVU, BestEpochs, EpochRule
+from tokconv.training.best import BestEpochs
 from tokconv.training.networks import network_arguments, select_grid
 from tokconv.training.runtime import Runtime
 from tokconv.training.step import Trainer

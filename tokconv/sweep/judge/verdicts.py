@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tokconv.evaluation.baselines.registry import title_of
+from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.purposes import PURPOSES, Bound, Purpose
 from tokconv.sweep.judge.epochs import best_by, kept
@@ -20,7 +21,6 @@ from tokconv.sweep.judge.evidence import (
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.rules import PUBLISHED, Rules, Target
-from tokconv.training.best import LOWEST_FVU, EpochRule
 
 FVU, SWD, AUC = "val/fvu", "val/swd", "val/auc_token"
 

@@ -1,7 +1,8 @@
 """The plan of a sweep before anything runs: trials, epochs, store, accelerator hours, storage, memory.
 
     a step             FLOPs / (peak * utilisation), or the seconds it took on the device at hand
-    a trial            start + epochs * (steps / its share of accelerators + reading tokens + evaluation) + last figures
+    a trial            start + figures of epoch 0 + last figures
+                       + epochs * (steps / its share of accelerators + reading tokens + evaluation)
     accelerator hours  a trial's hours * its accelerators, summed over trials and confirmations
 
 FLOPs, seconds and bytes come from real training steps of the networks that the search can build. The plan lists its
@@ -79,6 +80,8 @@ class GridPlan:
     """Seconds of a trial's epoch, with evaluation and reading, on its share of accelerators."""
     last_seconds: float
     """Seconds of the figures that only the last epoch has."""
+    start_seconds: float
+    """Seconds of the figures of the start, epoch 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +116,8 @@ class SweepPlan:
 
     def trial_seconds(self, grid: GridPlan, *, share: float = 1.0) -> float:
         """Return the seconds of one trial that runs this share of its epochs."""
-        return START_SECONDS[self.spec.resources.runner] + share * (
-            self.epochs * grid.epoch_seconds + grid.last_seconds
-        )
+        trained = share * (self.epochs * grid.epoch_seconds + grid.last_seconds)
+        return START_SECONDS[self.spec.resources.runner] + grid.start_seconds + trained
 
     def hours(self, share: float) -> float:
         """Return the accelerator hours of the sweep if trials run this share of their epochs; confirmations run all."""
@@ -137,8 +139,9 @@ class SweepPlan:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """Bytes of the checkpoints: one per trial and confirmation."""
-        return (self.trials + self.confirmations) * fmean(grid.cost.checkpoint_bytes for grid in self.grids)
+        """Bytes of the checkpoints: one per trial and confirmation, with the networks of its best epoch."""
+        each = fmean(grid.cost.checkpoint_bytes + grid.cost.export_bytes for grid in self.grids)
+        return (self.trials + self.confirmations) * each
 
     @property
     def artifact_bytes(self) -> float:
@@ -188,9 +191,11 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
             else:
                 held_out = evaluation_seconds(with_values(config, {GRID_KEY: grid}), measured, device=device)
             # Only rank 0 evaluates.
-            epoch = steps * step / _speed(spec, spec.resources.workers) + held_out / _speed(spec, 1) + read
+            first = held_out / _speed(spec, 1)
+            epoch = steps * step / _speed(spec, spec.resources.workers) + first + read
             last = min(MAX_TEST_IMAGES, tokens.train_images) * step / batch / _speed(spec, 1)
-            grids.append(GridPlan(grid=grid, cost=cost, step_seconds=step, epoch_seconds=epoch, last_seconds=last))
+            seconds = {"step_seconds": step, "epoch_seconds": epoch, "last_seconds": last, "start_seconds": first}
+            grids.append(GridPlan(grid=grid, cost=cost, **seconds))
     trials = min(spec.trials, len(draw_points(spec))) if spec.sampler.kind == "grid" else spec.trials
     return SweepPlan(
         spec=spec,

@@ -67,7 +67,7 @@ def _totals(plan: SweepPlan) -> list[str]:
         f"on {usable:g} {unit}s{few}",
         f"reading        {data_size(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens per "
         f"epoch and trial, {reading:.0%} of its time",
-        f"checkpoints    at most {data_size(plan.checkpoint_bytes)} (the newest of each trial)",
+        f"checkpoints    at most {data_size(plan.checkpoint_bytes)} (the newest of each trial, with its best epoch)",
         f"artifacts      at most {data_size(plan.artifact_bytes)} (compressors and decoders, in the sweep's directory "
         "and in MLflow)",
         f"driver memory  at least {data_size(plan.driver_bytes)} while baselines are fitted, once per grid",

@@ -25,6 +25,7 @@ from torch import nn
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, DivergedError, MissingExtraError, SweepError, first_line
+from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.events import BEST
 from tokconv.sweep.record.final_state import FAILURE
@@ -34,7 +35,6 @@ from tokconv.sweep.trials.trainer import run_trainer
 from tokconv.sweep.trials.watchdog import Watchdog
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 from tokconv.system.storage import is_url
-from tokconv.training.best import LOWEST_FVU, EpochRule
 from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, Runtime, epoch_directory
 

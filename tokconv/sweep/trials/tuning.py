@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 
 from tokconv.config.tree import Config
 from tokconv.errors import SweepError
+from tokconv.evaluation.epochs import EpochRule
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.events import FINISHED, Record
 from tokconv.sweep.record.layout import SweepDirectory
@@ -22,7 +23,6 @@ from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.trials.listener import MAX_LOSSES, SAME_FAILURES, Listener
 from tokconv.sweep.trials.trial import TrialJob, check_resources, trial_function, tune_resources
 from tokconv.system.ray_cluster import ray_cluster
-from tokconv.training.best import EpochRule
 
 
 def tune(
