@@ -18,7 +18,7 @@ from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines import registry as baselines
 from tokconv.evaluation.epochs import LOWEST_FVU
 from tokconv.evaluation.figure import TRAIN, Figure
-from tokconv.evaluation.figures import shown_in
+from tokconv.evaluation.figures import FIGURES, shown_in
 from tokconv.evaluation.protocol import check_resumable, other_protocol
 from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 from tokconv.models.windows import check_output_grid, compression_ratio
@@ -73,16 +73,25 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None, resume: bool) -> None:
-    measured = baseline_figures(store, config.model.compressor.output_grid_size, baselines.BESIDE_A_TRIAL)
+    grid, shown = config.model.compressor.output_grid_size, baselines.SHOWN_DURING_TRAINING
+    with progress_line("baselines") as line:
+        measured = baseline_figures(store, grid, shown, full=False, steps=line)
     print(f"\nheld-out figures\n{_legend(measured['pooling'])}\n\n{_table_head(measured)}", flush=True)
     steps = 0
-    with progress_line("training") as line:
+    with progress_line("training") as line, progress_line("baselines") as bar:
 
         def progress(done: int, total: int) -> None:
             nonlocal steps
             steps = total
             if done < total:
                 line(done, total)
+
+        def measuring(done: int, total: int, what: str) -> None:
+            nonlocal bar
+            if done == 0:
+                line.close()
+                bar = progress_line("baselines")
+            bar(done, total, what)
 
         runtime = LocalRuntime(
             run_dir,
@@ -91,7 +100,10 @@ def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None,
             on_progress=progress,
             resume=resume,
         )
-        run_trial(config, store, runtime)
+        run_trial(config, store, runtime, baseline_steps=measuring)
+        final = baseline_figures(store, grid, shown)
+        if final != measured:
+            line.message(_baseline_rows(final, measured))
         # The bar is completed below the last epoch's figures, not above them.
         line(steps, steps)
 
@@ -155,7 +167,7 @@ def _next_step(run_dir: Path) -> str:
 
 def _legend(like: Metrics) -> str:
     """Explain the columns, with the floor of each figure that has one."""
-    shown = [figure for figure in shown_in(TRAIN) if figure.name in like]
+    shown = _columns(like)
     width = max(len(figure.title) for figure in shown)
     floors = [f", at best about {figure.text(like[figure.floor])}" if figure.floor in like else "" for figure in shown]
     return "\n".join(
@@ -165,19 +177,28 @@ def _legend(like: Metrics) -> str:
 
 def _table_head(measured: Mapping[str, Metrics]) -> str:
     """Return the header and the rows of the baselines that stand above the epochs."""
-    rows = [_row(baseline.title, measured[baseline.name], measured) for baseline in baselines.shown_in(TRAIN)]
-    titles = (figure.title.rjust(12) for figure in _columns(measured))
-    return "\n".join([f"{'':<14}{''.join(titles)}", *rows])
+    titles = (figure.title.rjust(12) for figure in _columns(measured["pooling"]))
+    return f"{'':<14}{''.join(titles)}\n{_baseline_rows(measured, measured)}"
+
+
+def _baseline_rows(figures: Mapping[str, Metrics], measured: Mapping[str, Metrics]) -> str:
+    shown = baselines.shown_in(TRAIN)
+    return "\n".join(_row(baseline.title, figures[baseline.name], measured) for baseline in shown)
 
 
 def _row(title: str, figures: Metrics, measured: Mapping[str, Metrics]) -> str:
-    cells = (figure.text(figures.get(figure.name)).rjust(12) for figure in _columns(measured))
+    cells = (figure.text(figures.get(figure.name)).rjust(12) for figure in _columns(measured["pooling"]))
     return f"{title:<14}{''.join(cells)}".rstrip()
 
 
-def _columns(measured: Mapping[str, Metrics]) -> list[Figure]:
-    """Return the figures that the baselines have; an epoch lacks those that only the last one has."""
-    return [figure for figure in shown_in(TRAIN) if figure.name in measured["pooling"]]
+def _columns(pooling: Metrics) -> list[Figure]:
+    """Return the figures that the last epoch has; the others, and baselines before it, lack some of them."""
+    met = {figure.needs for figure in FIGURES.values() if figure.name in pooling}
+    return [
+        figure
+        for figure in shown_in(TRAIN)
+        if figure.name in pooling or (not figure.every_epoch and figure.needs in met)
+    ]
 
 
 def _epoch_row(figures: Metrics, measured: Mapping[str, Metrics]) -> str:

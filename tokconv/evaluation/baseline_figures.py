@@ -7,7 +7,7 @@ from functools import cache, partial
 
 from tokconv.errors import StoreError
 from tokconv.evaluation.baselines.codecs import available, baseline_codec, fit_version
-from tokconv.evaluation.baselines.fitting import fitted_baselines
+from tokconv.evaluation.baselines.fitting import fit_together, fitted_baselines
 from tokconv.evaluation.baselines.registry import BASELINES, Baseline
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL
@@ -20,6 +20,8 @@ SHORTFALL = "pca_shortfall"
 """Figure of both window PCAs: the estimated share of the optimum's captured variance that a randomised fit misses."""
 REFERENCE = "pooling"
 """The baseline that `val/gain` relates to."""
+STEPS_OF_FIGURES = 4
+"""How many steps of a fit the figures of a baseline take, about."""
 
 
 def baseline_figures(
@@ -27,7 +29,9 @@ def baseline_figures(
     output_grid: int,
     names: Iterable[str] | None = None,
     *,
+    full: bool = True,
     progress: Callable[[str], None] = lambda name: None,
+    steps: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, Figures]:
     """Return the figures of baselines at this grid, each computed once per store, grid, protocol and fit.
 
@@ -36,7 +40,10 @@ def baseline_figures(
     Args:
         names: the baselines that are wanted; the others cost nothing. None wants all that the store has: downsampled
             images only if they were encoded (`tokconv.encoding.downsampled`).
+        full: with the figures that train networks; without them only what every epoch of a trial has is sure to be
+            there, in a tenth of the time.
         progress: called with the name of each baseline whose figures are there.
+        steps: called while anything is computed, with steps done, their number, and what is computed.
 
     Raises:
         ConfigError: the grid is not in 1..G, or there is no such baseline.
@@ -56,30 +63,50 @@ def baseline_figures(
     evaluator = cache(partial(Evaluator, store, output_grid))
 
     def figures(baseline: Baseline) -> Figures:
+        every = full or is_measured(store, output_grid, baseline)
         return computed_once(
             store,
-            _file_name(baseline, output_grid),
-            lambda: {baseline.name: _measure(evaluator(), baseline)},
+            _file_name(baseline, output_grid, full=every),
+            lambda: {baseline.name: _measure(evaluator(), baseline, full=every)},
             JsonFigures("baselines"),
             origin={"protocol": PROTOCOL, "fit_version": fit_version(baseline)},
             check=partial(_check_row, baseline.name),
         )[baseline.name]
 
-    reference = figures(BASELINES[REFERENCE])
+    reference = BASELINES[REFERENCE]
+    missing = [
+        entry for entry in dict.fromkeys([reference, *wanted]) if not is_measured(store, output_grid, entry, full=full)
+    ]
+    to_measure = len(missing) * STEPS_OF_FIGURES
+    fits = fit_together(
+        store,
+        output_grid,
+        [entry.name for entry in missing],
+        lambda done, total, what: steps(done, total + to_measure, what),
+    )
+    for number, entry in enumerate(missing):
+        steps(fits + number * STEPS_OF_FIGURES, fits + to_measure, f"figures of {entry.title}")
+        figures(entry)
+        if entry in wanted:
+            progress(entry.name)
+    if missing:
+        steps(fits + to_measure, fits + to_measure, "")
     found = {}
     for baseline in wanted:
-        found[baseline.name] = add_gain(figures(baseline), reference)
-        progress(baseline.name)
+        found[baseline.name] = add_gain(figures(baseline), figures(reference))
+        if baseline not in missing:
+            progress(baseline.name)
     return found
 
 
-def is_measured(store: TokenStore, output_grid: int, baseline: Baseline) -> bool:
-    """Return whether the figures of a baseline are already beside the store."""
-    return (store.derived_dir / _file_name(baseline, output_grid)).is_file()
+def is_measured(store: TokenStore, output_grid: int, baseline: Baseline, *, full: bool = True) -> bool:
+    """Return whether the figures of a baseline are already beside the store; the full ones contain the others."""
+    return any((store.derived_dir / _file_name(baseline, output_grid, full=every)).is_file() for every in {True, full})
 
 
-def _file_name(baseline: Baseline, output_grid: int) -> str:
-    return f"baselines-{baseline.name}-p{PROTOCOL}-v{fit_version(baseline)}-grid-{output_grid:02d}.json"
+def _file_name(baseline: Baseline, output_grid: int, *, full: bool) -> str:
+    kind = "baselines" if full else "quick-baselines"
+    return f"{kind}-{baseline.name}-p{PROTOCOL}-v{fit_version(baseline)}-grid-{output_grid:02d}.json"
 
 
 def _check_row(name: str, rows: Rows) -> None:
@@ -87,9 +114,9 @@ def _check_row(name: str, rows: Rows) -> None:
         raise ValueError(f"not the figures of {name}")
 
 
-def _measure(evaluator: Evaluator, baseline: Baseline) -> Figures:
+def _measure(evaluator: Evaluator, baseline: Baseline, *, full: bool) -> Figures:
     store, grid = evaluator.store, evaluator.output_grid
-    figures = evaluator.evaluate(baseline_codec(store, grid, baseline.name), full=True)
+    figures = evaluator.evaluate(baseline_codec(store, grid, baseline.name), full=full)
     if baseline.kind == "pca":
         figures[SHORTFALL] = fitted_baselines(store, grid).pca_shortfall
     return figures

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from torch import Tensor
 from tokconv.config.overrides import saved_values
 from tokconv.config.tree import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
-from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.baselines.registry import BESIDE_A_TRIAL
+from tokconv.evaluation.baseline_figures import baseline_figures, is_measured
+from tokconv.evaluation.baselines.registry import BASELINES, BESIDE_A_TRIAL, SHOWN_DURING_TRAINING
 from tokconv.evaluation.codecs import codec_of
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
@@ -59,7 +59,12 @@ class TrialResult:
 
 
 def run_trial(
-    config: Config, store: TokenStore, runtime: Runtime, rules: Sequence[EpochRule] = (LOWEST_FVU,)
+    config: Config,
+    store: TokenStore,
+    runtime: Runtime,
+    rules: Sequence[EpochRule] = (LOWEST_FVU,),
+    *,
+    baseline_steps: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> TrialResult:
     """Train one compressor and evaluate it on held-out images at its start, epoch 0, and after every epoch.
 
@@ -70,6 +75,7 @@ def run_trial(
         store: shared, only read.
         runtime: device, workers, checkpoints, and where figures go.
         rules: which epochs are the best ones; a run that starts at a closed form is never worse than it by any of them.
+        baseline_steps: called while figures of baselines are computed, as `baseline_figures` does with `steps`.
 
     Raises:
         ConfigError, StoreError: see `check_store` and `check_batch`.
@@ -94,7 +100,7 @@ def run_trial(
         workers=workers,
     )
     history, best = _resume(config, store, runtime, trainer, rules)
-    held_out = _HeldOutFigures(trainer, store) if runtime.rank == 0 else None
+    held_out = _HeldOutFigures(trainer, store, baseline_steps) if runtime.rank == 0 else None
     path, first = runtime.latest_checkpoint() if history and runtime.rank == 0 else None, 0
     if history:
         first = int(history[-1]["epoch"]) + 1
@@ -189,15 +195,25 @@ class _Batches:
 class _HeldOutFigures:
     """The evaluation protocol at this trial's grid, with the gain over pooling.
 
-    For a compressor with several grids it also reports fvu and swd of the others, as `val/grid-04/fvu` and so on.
+    The first step waits for the baselines that every epoch is shown with; the others, and the figures of all of them
+    that train networks, are measured before the last evaluation. For a compressor with several grids it also reports
+    fvu and swd of the others, as `val/grid-04/fvu` and so on.
     """
 
-    def __init__(self, trainer: Trainer, store: TokenStore) -> None:
-        self.networks, self.grid = trainer.judged, trainer.compressor.output_grid_size
+    def __init__(self, trainer: Trainer, store: TokenStore, baseline_steps: Callable[[int, int, str], None]) -> None:
+        self._baseline_steps = baseline_steps
+        self.store, self.networks, self.grid = store, trainer.judged, trainer.compressor.output_grid_size
         self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
-        self.baselines = baseline_figures(store, self.grid, BESIDE_A_TRIAL)
+        names = [
+            name
+            for name in BESIDE_A_TRIAL
+            if name in SHOWN_DURING_TRAINING or is_measured(store, self.grid, BASELINES[name])
+        ]
+        self.baselines = baseline_figures(store, self.grid, names, full=False, steps=baseline_steps)
 
     def __call__(self, *, full: bool) -> Figures:
+        if full:
+            self.baselines = baseline_figures(self.store, self.grid, BESIDE_A_TRIAL, steps=self._baseline_steps)
         return self.of(*self.networks, full=full)
 
     def of(self, compressor: Compressor, decoder: Decoder, *, full: bool) -> Figures:

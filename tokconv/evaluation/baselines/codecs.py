@@ -38,7 +38,7 @@ def baseline_codec(store: TokenStore, output_grid: int, name: str) -> Codec | Im
         >>> compressed, reconstructed = baseline_codec(store, 6, "tome")(tokens)     # doctest: +SKIP
     """
     baseline = BASELINES[name]
-    if baseline in fitting.FITTED_TOGETHER:
+    if baseline in fitting.FITTED:
         return fitting.fitted_baselines(store, output_grid).codecs[name]
     fitting.check_fittable(store)
     return fitting.codec_in_token_units(store, baseline, baseline.function(store, output_grid))

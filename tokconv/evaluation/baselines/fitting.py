@@ -1,87 +1,121 @@
-"""The baselines of a grid that are fitted in one pass over the training sample, stored next to the token store.
+"""The baselines of a grid that are fitted in one pass over the training sample, in parts: what is asked for is fitted,
+and stored next to the token store.
 
 D = W*C is the width of a window.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokconv.errors import StoreError
+from tokconv.evaluation.baselines.fits import (
+    FIT_VERSION,
+    FITTED,
+    IN_WINDOWS,
+    LINEAR,
+    MERGERS,
+    PCAS,
+    SHORTFALL,
+    WINDOWS,
+    Step,
+    fit_part,
+    num_steps,
+)
 from tokconv.evaluation.baselines.linear import LinearCodec, decode_windows
 from tokconv.evaluation.baselines.merging import Merge, unmerge
-from tokconv.evaluation.baselines.pca import Components, WindowMoments, exact_components, randomised_components
-from tokconv.evaluation.baselines.registry import Baseline, of_kind
-from tokconv.evaluation.baselines.regression import Regression
+from tokconv.evaluation.baselines.registry import BASELINES, Baseline
 from tokconv.evaluation.codecs import Codec, ImageCodec
 from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
 from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
-from tokconv.store.sample import BATCH, MAX_IMAGES, check_varied, standardised_batches, training_sample
-
-PROJECTIONS, PCAS = of_kind("projection"), of_kind("pca")
-SELECTIONS, MERGERS = of_kind("selection", "image_selection"), of_kind("merging")
-LINEAR = of_kind("projection", "pca")
-FITTED_TOGETHER = of_kind("projection", "pca", "selection", "image_selection", "merging")
-"""The baselines of this module. The others cost more or need more than the tokens, and are fitted when asked for."""
-SHORTFALL = "window_pca.shortfall"
-
-FIT_VERSION = 3
-"""Grows with every change of what a fit computes, so that files of older fits are not read."""
-MAX_DECOMPOSED = 2560
-"""Largest D at which the covariance is decomposed in full, exactly."""
-MAX_COVARIANCE = 4096
-"""Largest D at which the covariance is computed at all; above it components come from at most SVD_BYTES of windows."""
-SVD_BYTES = 2**31
+from tokconv.store.sample import check_varied
 
 Select = Callable[..., Tensor]
 Run = Callable[..., tuple[Tensor, Tensor]]
 """As a codec, but on standardised tokens; it takes the images as second argument if the baseline reads them."""
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class FittedBaselines:
-    """These baselines of one store and grid.
+    """These baselines of one store and grid; each is fitted, or read, when it is asked for.
 
-    codecs: by name, on the CPU.
-    linear: those that are affine on both sides, on standardised tokens: they can fill the networks' window projections.
-    pca_shortfall: `tokconv.evaluation.baselines.pca.Components.shortfall` of both window PCAs.
+    Attributes:
+        codecs: by name, on the CPU.
+        linear: those that are affine on both sides, on standardised tokens: they can fill the networks' window
+            projections.
     """
 
-    codecs: Mapping[str, Codec | ImageCodec]
-    linear: Mapping[str, LinearCodec]
-    pca_shortfall: float
+    def __init__(self, store: TokenStore, output_grid: int) -> None:
+        self._store, self._windows = store, Windows(store.token_grid, output_grid)
+        self.codecs: Mapping[str, Codec | ImageCodec] = _OnDemand([entry.name for entry in FITTED], self._codec)
+        self.linear: Mapping[str, LinearCodec] = _OnDemand([entry.name for entry in LINEAR], self._linear)
+
+    @property
+    def pca_shortfall(self) -> float:
+        """`tokconv.evaluation.baselines.pca.Components.shortfall` of both window PCAs."""
+        return float(_tensors_of(self._store, self._windows, PCAS[0])[SHORTFALL])
+
+    def _own(self, entry: Baseline) -> dict[str, Tensor]:
+        tensors = _tensors_of(self._store, self._windows, entry)
+        return {field: tensors[f"{entry.name}.{field}"] for field in _fields(self._store, self._windows, entry)}
+
+    def _linear(self, name: str) -> LinearCodec:
+        return LinearCodec(**self._own(BASELINES[name]))
+
+    def _codec(self, name: str) -> Codec | ImageCodec:
+        entry, windows = BASELINES[name], self._windows
+        own = self._own(entry)
+        run: Run
+        if entry in LINEAR:
+            run = partial(_run_linear, LinearCodec(**own), windows)
+        elif entry in MERGERS:
+            run = partial(_run_merging, entry.function, windows.num_cells, **own)
+        else:
+            run = partial(_run_selection, entry.function, windows, **own)
+        return codec_in_token_units(self._store, entry, run)
+
+
+class _OnDemand(Mapping[str, T]):
+    """Values that are made when they are asked for."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], T]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def fitted_baselines(store: TokenStore, output_grid: int) -> FittedBaselines:
-    """Return these baselines of a grid, fitted at the first call per store (one process fits, others wait).
+    """Return these baselines of a grid. What is asked for is fitted once per store (one process fits, others wait).
 
     Raises:
         ConfigError: the grid is not in 1..G.
-        StoreError: the store has no training images or no variance, or the file of the fit is damaged.
+        StoreError: the store has no training images or no variance; and, where a baseline is asked for, the file of its
+            fit is damaged.
 
     Example:
         >>> compressed, reconstructed = fitted_baselines(store, 6).codecs["tome"](tokens)    # doctest: +SKIP
     """
-    windows = Windows(store.token_grid, output_grid)
+    fitted = FittedBaselines(store, output_grid)
     check_fittable(store)
-    tensors = computed_once(
-        store,
-        f"codecs-v{FIT_VERSION}-grid-{output_grid:02d}.safetensors",
-        lambda: fit_baselines(store, output_grid),
-        Tensors(),
-        check=partial(_check_tensors, store, windows),
-    )
-    return _assemble(tensors, store, windows)
+    return fitted
 
 
 def check_fittable(store: TokenStore) -> None:
@@ -91,131 +125,88 @@ def check_fittable(store: TokenStore) -> None:
     check_varied(store)
 
 
-def fit_baselines(store: TokenStore, output_grid: int) -> Mapping[str, Tensor]:
-    """Fit them on at most 2,048 training images (fixed seed): "NAME.FIELD" -> float32 tensor."""
-    sums = _Sums(store.dim, Windows(store.token_grid, output_grid))
-    images = training_sample(store)
-    for tokens, of in zip(standardised_batches(store, images), images.split(BATCH), strict=True):
-        sums.update(tokens, of)
-    tensors: dict[str, Tensor] = {}
-    for name, regression in sums.of_cells.items():
-        weight, bias = regression.solve()
-        tensors |= {f"{name}.decode_weight": weight.float(), f"{name}.decode_bias": bias[0].float()}
-    for name, regression in sums.of_merged.items():
-        weight, bias = regression.solve()
-        tensors |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
-    for name, weight in sums.projections.items():
-        tensors |= {f"{name}.encode_weight": weight, f"{name}.encode_bias": torch.zeros(store.dim)}
-    components = _components(store, sums)
-    for baseline in PCAS:
-        codec = baseline.function(components, sums.moments)
-        tensors |= {f"{baseline.name}.{field}": value for field, value in vars(codec).items()}
-    return {**tensors, SHORTFALL: torch.tensor(components.shortfall, dtype=torch.float64)}
+def fit_together(
+    store: TokenStore, output_grid: int, names: Iterable[str], progress: Callable[[int, int, str], None]
+) -> int:
+    """Fit those of these baselines that are fitted in this module and not yet stored; return the number of steps.
+
+    Args:
+        progress: called with steps done, their number and what is fitted.
+    """
+    windows = Windows(store.token_grid, output_grid)
+    parts = {_part(BASELINES[name]): BASELINES[name] for name in names if BASELINES[name] in FITTED}
+    missing = {part: entry for part, entry in parts.items() if not _is_stored(store, windows, part)}
+    each = {part: num_steps(store, windows, part) for part in missing}
+    done, total = 0, sum(each.values())
+    for part, entry in missing.items():
+        what = f"fit of {', '.join(other.title for other in _members(part))}"
+
+        def step(number: int, first: int = done, most: int = each[part], what: str = what) -> None:
+            progress(first + min(number, most), total, what)
+
+        progress(done, total, what)
+        _tensors_of(store, windows, entry, step)
+        done += each[part]
+        progress(done, total, what)
+    return total
 
 
-class _Sums:
-    """What one pass over the tokens collects: one regression per baseline, second moments of windows and tokens."""
-
-    def __init__(self, dim: int, windows: Windows) -> None:
-        self.windows, self.width = windows, windows.window_size * dim
-        self.projections = {entry.name: entry.function(dim, windows.window_size) for entry in PROJECTIONS}
-        self.of_cells = {entry.name: Regression(dim, self.width) for entry in (*PROJECTIONS, *SELECTIONS)}
-        self.of_merged = {entry.name: Regression(dim, dim, windows.token_grid**2) for entry in MERGERS}
-        self.has_covariance = self.width <= MAX_COVARIANCE
-        side = self.width if self.has_covariance else 0
-        self._window_square = torch.zeros(side, side, dtype=torch.float64)
-        self._token_square = torch.zeros(dim, dim, dtype=torch.float64)
-
-    def update(self, standardised_BNC: Tensor, images_B: Tensor) -> None:
-        """Add a batch of these images."""
-        members = self.windows.split(standardised_BNC).flatten(0, 1)
-        flat = members.flatten(1)
-        for name, weight in self.projections.items():
-            self.of_cells[name].update((flat @ weight.T)[:, None], flat[:, None])
-        for entry in SELECTIONS:
-            of_images = (images_B,) if entry.reads_images else ()
-            cells = entry.function(standardised_BNC, self.windows, *of_images)
-            self.of_cells[entry.name].update(cells.flatten(0, 1)[:, None], flat[:, None])
-        for entry in MERGERS:
-            merged, groups = entry.function(standardised_BNC, self.windows.num_cells)
-            self.of_merged[entry.name].update(unmerge(merged, groups), standardised_BNC)
-        tokens = members.flatten(0, 1)
-        self._token_square += tokens.T @ tokens
-        if self.has_covariance:
-            self._window_square += flat.T @ flat
-
-    @property
-    def window_mean(self) -> Tensor:
-        """[D] float64."""
-        return self.of_cells["pooling"].out_mean[0]
-
-    @property
-    def window_covariance(self) -> Tensor:
-        """[D, D] float64; only if `has_covariance`."""
-        return self._window_square / self.of_cells["pooling"].count - torch.outer(self.window_mean, self.window_mean)
-
-    @property
-    def moments(self) -> WindowMoments:
-        """Moments that the two PCAs need in addition to the components."""
-        pooling = self.of_cells["pooling"]
-        mean = pooling.in_mean[0]
-        covariance = self._token_square / (pooling.count * self.windows.window_size) - torch.outer(mean, mean)
-        return WindowMoments(self.window_mean, mean, covariance, pooling.cross_covariance)
+def _part(entry: Baseline) -> str:
+    return WINDOWS if entry in IN_WINDOWS else entry.name
 
 
-def _components(store: TokenStore, sums: _Sums) -> Components:
-    if sums.has_covariance:
-        covariance = sums.window_covariance
-        if sums.width <= MAX_DECOMPOSED:
-            return exact_components(covariance, store.dim)
-        return randomised_components(
-            covariance.matmul, width=sums.width, rank=sums.width, dim=store.dim, dtype=torch.float64
-        )
-    cells = sums.windows.num_cells
-    images = training_sample(store, min(MAX_IMAGES, max(1, SVD_BYTES // (4 * sums.width * cells))))
-    sample = torch.empty(len(images) * cells, sums.width)
-    first = 0
-    for tokens in standardised_batches(store, images):
-        rows = sample[first : first + len(tokens) * cells]
-        torch.sub(sums.windows.split(tokens).flatten(0, 1).flatten(1), sums.window_mean.float(), out=rows)
-        first += len(rows)
-    return randomised_components(
-        lambda basis: sample.T @ (sample @ basis) / len(sample),
-        width=sums.width,
-        rank=min(sample.shape),
-        dim=store.dim,
-        dtype=torch.float32,
+def _members(part: str) -> tuple[Baseline, ...]:
+    return IN_WINDOWS if part == WINDOWS else (BASELINES[part],)
+
+
+def _file_names(windows: Windows, part: str) -> tuple[str, str]:
+    """Return the file of a part, and that in which older versions stored all of them."""
+    end = f"v{FIT_VERSION}-grid-{windows.output_grid:02d}.safetensors"
+    return f"codec-{part}-{end}", f"codecs-{end}"
+
+
+def _is_stored(store: TokenStore, windows: Windows, part: str) -> bool:
+    return any((store.derived_dir / name).is_file() for name in _file_names(windows, part))
+
+
+def _tensors_of(
+    store: TokenStore, windows: Windows, entry: Baseline, step: Step = lambda number: None
+) -> Mapping[str, Tensor]:
+    """Return at least the tensors of a baseline; its part is fitted if it is not stored."""
+    part = _part(entry)
+    name, older = _file_names(windows, part)
+    own, is_older = store.derived_dir / name, (store.derived_dir / older).is_file()
+    if is_older and not own.is_file():
+        name, members = older, FITTED
+    else:
+        members = _members(part)
+    return computed_once(
+        store,
+        name,
+        lambda: fit_part(store, windows.output_grid, part, step),
+        Tensors(),
+        check=partial(_check_tensors, store, windows, members),
     )
 
 
-def _check_tensors(store: TokenStore, windows: Windows, tensors: Mapping[str, Tensor]) -> None:
-    has_shapes(_shapes(store, windows))(tensors)
-    if not 0 <= float(tensors[SHORTFALL]) <= 1:
+def _check_tensors(
+    store: TokenStore, windows: Windows, members: tuple[Baseline, ...], tensors: Mapping[str, Tensor]
+) -> None:
+    shapes: dict[str, Shape] = {SHORTFALL: ()} if PCAS[0] in members else {}
+    for entry in members:
+        shapes |= {f"{entry.name}.{field}": shape for field, shape in _fields(store, windows, entry).items()}
+    has_shapes(shapes)(tensors)
+    if SHORTFALL in shapes and not 0 <= float(tensors[SHORTFALL]) <= 1:
         raise ValueError(f"{SHORTFALL} is not a share")
 
 
-def _shapes(store: TokenStore, windows: Windows) -> dict[str, Shape]:
+def _fields(store: TokenStore, windows: Windows, entry: Baseline) -> dict[str, Shape]:
+    """Return the tensors of a baseline by name, with their shapes."""
     dim, width = store.dim, store.dim * windows.window_size
-    decoder: dict[str, Shape] = {"decode_weight": (width, dim), "decode_bias": (width,)}
-    linear: dict[str, Shape] = {"encode_weight": (dim, width), "encode_bias": (dim,), **decoder}
-    merging: dict[str, Shape] = {"weight": (dim, dim), "bias": (store.num_tokens, dim)}
-    kinds = {"projection": linear, "pca": linear, "selection": decoder, "image_selection": decoder, "merging": merging}
-    return {SHORTFALL: ()} | {
-        f"{entry.name}.{field}": shape for entry in FITTED_TOGETHER for field, shape in kinds[entry.kind].items()
-    }
-
-
-def _assemble(tensors: Mapping[str, Tensor], store: TokenStore, windows: Windows) -> FittedBaselines:
-    own: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key in tensors.keys() - {SHORTFALL}:
-        name, field = key.split(".")
-        own[name][field] = tensors[key]
-    linear = {entry.name: LinearCodec(**own[entry.name]) for entry in LINEAR}
-    runs: dict[str, Run] = {name: partial(_run_linear, codec, windows) for name, codec in linear.items()}
-    runs |= {e.name: partial(_run_selection, e.function, windows, **own[e.name]) for e in SELECTIONS}
-    runs |= {e.name: partial(_run_merging, e.function, windows.num_cells, **own[e.name]) for e in MERGERS}
-    codecs = {entry.name: codec_in_token_units(store, entry, runs[entry.name]) for entry in FITTED_TOGETHER}
-    return FittedBaselines(codecs, linear, float(tensors[SHORTFALL]))
+    if entry in MERGERS:
+        return {"weight": (dim, dim), "bias": (store.num_tokens, dim)}
+    encoder: dict[str, Shape] = {"encode_weight": (dim, width), "encode_bias": (dim,)} if entry in LINEAR else {}
+    return {**encoder, "decode_weight": (width, dim), "decode_bias": (width,)}
 
 
 def codec_in_token_units(store: TokenStore, baseline: Baseline, run: Run) -> Codec | ImageCodec:

@@ -20,6 +20,9 @@ MAX_ITERATIONS = 12
 """or after this many products with the covariance; at 24 x 24 x 1024 tokens one takes about a minute on one core."""
 ROUNDING = 1e-5
 """Smaller relative differences of two captured variances in float32 are rounding."""
+START_SHARE = 4
+"""Every fourth window gives the start of the iteration on all of them, for a quarter of its cost per product."""
+START_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,14 @@ def exact_components(covariance: Tensor, dim: int) -> Components:
 
 
 def randomised_components(
-    multiply: Callable[[Tensor], Tensor], *, width: int, rank: int, dim: int, dtype: torch.dtype
+    multiply: Callable[[Tensor], Tensor],
+    *,
+    width: int,
+    rank: int,
+    dim: int,
+    dtype: torch.dtype,
+    start: Tensor | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Components:
     """Compute them by randomised subspace iteration with Rayleigh-Ritz (Halko et al. 2011, arXiv:0909.4061, alg. 4.4).
 
@@ -53,20 +63,22 @@ def randomised_components(
         rank: upper bound of the rank of S; components beyond it are zero.
         dim: C.
         dtype: of `multiply`.
+        start: [D, q] orthonormal, from START_ITERATIONS on a part of the windows; None: at random.
+        progress: called after each product.
 
     The shortfall is estimated from the progress of the iteration. Each iteration captures more; what is still missing
     after t of them is a sum of terms w (1 - x)^2t over directions, x their relative distance in eigenvalue from the
     captured ones. With a gap it falls geometrically; without one, as in noise, like 1/t or faster. A sum that falls
     like 1/t still has t times its last step ahead, a faster one has less: t times the last gain bounds what is missing,
-    except for directions closer to each other than 1/(2t), which are worth nearly the same. A test compares the bound
-    with the exact decomposition.
+    except for directions closer to each other than 1/(2t), which are worth nearly the same. The iterations behind a
+    given start count as iterations. Tests compare the bound with the exact decomposition.
     """
     wanted = min(dim, rank)
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(width, min(wanted + OVERSAMPLING, width), generator=generator).to(dtype)
-    basis, captured, shortfall = torch.linalg.qr(start).Q, 0.0, 1.0
+    basis, captured, shortfall = random_start(width, wanted, dtype) if start is None else start, 0.0, 1.0
+    before_start = 0 if start is None else START_ITERATIONS
     for iteration in range(1, MAX_ITERATIONS + 1):
         product = multiply(basis)
+        progress()
         ritz = (basis.T @ product).double()
         values, rotation = torch.linalg.eigh((ritz + ritz.T) / 2)
         before, captured = captured, float(values[-wanted:].sum())
@@ -75,7 +87,7 @@ def randomised_components(
             break
         if iteration > 1:
             gain = max(0.0, captured - before) / captured
-            shortfall = min(1.0, max(iteration * gain, ROUNDING))
+            shortfall = min(1.0, max((before_start + iteration) * gain, ROUNDING))
         if shortfall <= TOLERANCE:
             break
         if iteration < MAX_ITERATIONS:
@@ -86,6 +98,39 @@ def randomised_components(
     variance = torch.zeros(dim, dtype=torch.float64)
     variance[:wanted] = values.flip(0)[:wanted].clamp_min(0)
     return Components(components, variance, shortfall)
+
+
+def sampled_components(sample_nD: Tensor, dim: int, progress: Callable[[], None] = lambda: None) -> Components:
+    """Compute them from centred windows [n, D] float32, without their covariance: `randomised_components`, which starts
+    where a few iterations on a part of the windows end.
+
+    Args:
+        progress: called after each product with all windows.
+    """
+    n, width = sample_nD.shape
+    rank, start = min(n, width), None
+    part = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: n // START_SHARE].sort().values
+    # Fewer windows span no useful start.
+    if len(part) >= 2 * dim:
+        rows, start = sample_nD[part], random_start(width, min(dim, rank), torch.float32)
+        for _ in range(START_ITERATIONS):
+            start = torch.linalg.qr(rows.T @ (rows @ start)).Q
+    return randomised_components(
+        lambda basis: sample_nD.T @ (sample_nD @ basis) / n,
+        width=width,
+        rank=rank,
+        dim=dim,
+        dtype=torch.float32,
+        start=start,
+        progress=progress,
+    )
+
+
+def random_start(width: int, wanted: int, dtype: torch.dtype) -> Tensor:
+    """Return an orthonormal basis [D, q] of random directions, some more than wanted; the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(width, min(wanted + OVERSAMPLING, width), generator=generator)
+    return torch.linalg.qr(start.to(dtype)).Q
 
 
 @dataclass(frozen=True)

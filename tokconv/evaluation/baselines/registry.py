@@ -207,4 +207,7 @@ def shown_in(place: str) -> tuple[Baseline, ...]:
 
 
 BESIDE_A_TRIAL = tuple(entry.name for entry in BASELINES.values() if entry.places)
-"""The baselines that every trial is shown with; it does not wait for the others."""
+"""The baselines that every trial is shown with once it is done; it does not wait for the others."""
+
+SHOWN_DURING_TRAINING = tuple(entry.name for entry in shown_in(TRAIN))
+"""Those that the first step of a run waits for."""
