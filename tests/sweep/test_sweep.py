@@ -83,7 +83,7 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
         assert run.info.status == "FINISHED"
         assert float(run.data.params["compression_ratio"]) == run.data.metrics["compression_ratio"] == trial.ratio
         assert run.data.metrics["val/fvu"] == pytest.approx(trial.figures["val/fvu"], rel=1e-5)
-        assert len(client.get_metric_history(run.info.run_id, "val/fvu")) == 4
+        assert len(client.get_metric_history(run.info.run_id, "val/fvu")) == 5
         assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"compressor", "reconstruction.png"}
     for grid in (4, 8):
         won = {purpose: one["trial"] for purpose, one in champions(result.directory)[str(grid)].items()}
@@ -138,8 +138,13 @@ def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(
     assert inline[uid].values == nested[uid].values
     config = with_values(load_spec(runners["inline"].directory / "spec.yaml").base_config(), inline[uid].values)
     plain = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path, device="cpu"))
-    assert len(plain.history) == 4
+    assert len(plain.history) == 5
     assert _timeless(inline[uid].history) == _timeless(nested[uid].history) == _timeless(plain.history)
+    # Each keeps its best epoch by the champion rule, in full.
+    assert inline[uid].best.keys() == nested[uid].best.keys() >= {"val/fvu"}
+    assert _timeless([inline[uid].best["val/fvu"]]) == _timeless([nested[uid].best["val/fvu"]])
+    assert inline[uid].best["val/fvu"]["val/fvu"] == min(row["val/fvu"] for row in plain.history)
+    assert "val/auc_token" in inline[uid].best["val/fvu"]
 
 
 @pytest.mark.slow
@@ -151,7 +156,8 @@ def test_a_diverged_trial_is_failed_and_the_sweep_goes_on(runners: dict[str, Swe
     assert states[1e30].state == "failed"
     assert "not finite" in states[1e30].reason
     assert states[1e-3].state == "complete"
-    assert result.verdicts[0].champion == states[1e-3]
+    assert result.verdicts[0].champion is not None
+    assert result.verdicts[0].champion.uid == states[1e-3].uid
     study = _study(result.directory, f"wild-{runner.replace('_', '-')}")
     assert sorted(t.state.name for t in study.trials) == ["COMPLETE", "FAIL"]
 
@@ -188,7 +194,7 @@ def test_a_killed_sweep_of_torch_trainers_resumes_with_nothing_lost(root: Path, 
     driver.resume()
     record = Record(directory / "events.jsonl")
     assert [trial.state for trial in record.trials.values()] == ["complete"] * 2
-    assert all([row["epoch"] for row in trial.history] == list(range(1, 17)) for trial in record.trials.values())
+    assert all([row["epoch"] for row in trial.history] == list(range(17)) for trial in record.trials.values())
     starts = [event["trial"] for event in events(directory) if event["event"] == "trial_started"]
     assert starts == ["00000", "00001", "00001"]
     assert {t.state.name for t in _study(directory, name).trials} == {"COMPLETE"}
