@@ -76,7 +76,7 @@ def test_eight_trials_against_encoding_again(table: Callable[[Row], None], tmp_p
 def _training(root: Path) -> tuple[float, int]:
     """Seconds of the training steps of all trials together, and the images of an epoch."""
     log = next((root / "runs").rglob("events.jsonl")).read_text().splitlines()
-    rates = [e["figures"]["train/images_per_second"] for e in map(json.loads, log) if e["event"] == "trial_reported"]
+    rates = [e["figures"]["train/images_per_second"] for e in map(json.loads, log) if e["event"] == "trial_reported" and e["epoch"]]
     assert len(rates) == TRIALS * EPOCHS
     index = json.loads((root / "store" / "index.json").read_text())
     images = (index["num_images"] - len(index["val"])) // BATCH * BATCH
