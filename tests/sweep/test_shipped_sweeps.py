@@ -1,0 +1,60 @@
+"""The shipped sweeps on real towers: a trial of each runs, on a small tower and few images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.photos import write_photos
+from support.towers import write_dino
+
+from tokconv.config.overrides import with_values
+from tokconv.config.tree import Config
+from tokconv.encoding.pipeline import encode
+from tokconv.sweep.spec.file import load_spec
+from tokconv.sweep.spec.schema import Spec
+from tokconv.training.api import train
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+REAL = ("textile", "photographs")
+
+
+def small(spec: Spec, folder: Path) -> Config:
+    """Return the base of a spec with 24 images, a DINOv2 tower of 12 x 12 tokens and 32 channels, and one epoch."""
+    photos, tower = folder / "photos", folder / "tower"
+    if not photos.exists():
+        write_photos(photos, 24)
+        write_dino(tower, "facebook/dinov2-small")
+    values: dict[str, Any] = {
+        "data.root": str(photos),
+        "data.subset": None,
+        "data.num_workers": 0,
+        "model.clip.model_name": str(tower),
+        "model.clip.image_size": 168,
+        "training.epochs": 1,
+        "training.batch_size": 8,
+    }
+    return with_values(spec.base_config(), values)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shipped")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_trial_at_the_far_ends_of_the_search_space_runs(name: str, folder: Path, tmp_path: Path) -> None:
+    spec = load_spec(SWEEPS / f"{name}.yaml")
+    config = small(spec, folder)
+    store = encode(config, device="cpu", stores=folder / "stores")
+    point = {key: found.members()[-1] for key, found in spec.search.items()}
+    assert math.isfinite(train(with_values(config, point), store, tmp_path / "run", device="cpu").figures["val/fvu"])
+
+
+def test_the_folder_of_photographs_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PHOTOS", str(tmp_path / "holiday (2019)"))
+    assert load_spec(SWEEPS / "photographs.yaml").base_config().data.root == str(tmp_path / "holiday (2019)")
+    monkeypatch.delenv("PHOTOS")
+    assert load_spec(SWEEPS / "photographs.yaml").base_config().data.root == "photos"
