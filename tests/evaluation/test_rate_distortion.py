@@ -11,7 +11,7 @@ from support.stores import write_store
 from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation import baseline_figures as rate_distortion
 from tokconv.evaluation.baseline_figures import SHORTFALL, baseline_figures
-from tokconv.evaluation.baselines import fitting
+from tokconv.evaluation.baselines import fits
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.store.reader import TokenStore
@@ -37,7 +37,7 @@ def test_a_randomised_fit_reports_its_shortfall(tmp_path: Path, monkeypatch: pyt
     names = ["window_pca", "matched_window_pca"]
     exact = baseline_figures(write_store(tmp_path / "exact"), 2, names)
     assert exact["window_pca"][SHORTFALL] == exact["matched_window_pca"][SHORTFALL] == 0
-    monkeypatch.setattr(fitting, "MAX_COVARIANCE", 1)
+    monkeypatch.setattr(fits, "MAX_COVARIANCE", 1)
     randomised = baseline_figures(write_store(tmp_path / "randomised"), 2, names)
     assert 0 < randomised["window_pca"][SHORTFALL] < 0.01
     assert randomised["window_pca"]["val/fvu"] == pytest.approx(exact["window_pca"]["val/fvu"], rel=0.05)

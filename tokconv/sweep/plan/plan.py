@@ -22,7 +22,7 @@ import torch
 
 from tokconv.config.overrides import with_values
 from tokconv.errors import ConfigError
-from tokconv.evaluation.baselines.fitting import MAX_COVARIANCE, SELECTIONS, SVD_BYTES
+from tokconv.evaluation.baselines.fits import MAX_COVARIANCE, SELECTIONS, SVD_BYTES
 from tokconv.evaluation.protocol import MAX_IMAGES, MAX_TEST_IMAGES
 from tokconv.models.windows import check_output_grid
 from tokconv.store.sample import MAX_IMAGES as MAX_FITTED
