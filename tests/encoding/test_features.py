@@ -19,6 +19,7 @@ from tokconv.config.overrides import compose
 from tokconv.config.tree import Config
 from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import encode
+from tokconv.encoding.sources.feature_files import Asked
 from tokconv.encoding.sources.features import FeatureSource
 from tokconv.errors import ConfigError, DataError, TokconvError
 
@@ -49,6 +50,44 @@ def test_an_array_becomes_a_store(tokens: Tensor, tmp_path: Path, dtype: type, c
     assert store.labels is None
     assert store.settings.encoder["name"] == "my/encoder"
     assert encode(config).fingerprint == store.fingerprint
+
+
+def test_torch_files_hold_labels_and_registers_are_left_out(
+    tokens: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = torch.cat([torch.full((NUM_IMAGES, 5, DIM), 9.0), tokens], dim=1).bfloat16().requires_grad_()
+    labels = torch.arange(NUM_IMAGES) % 2
+    torch.save({"tokens": given, "labels": labels, "class_names": ["cat", "dog"]}, tmp_path / "all.pt")
+    store = encode(configured(tmp_path / "all.pt", tmp_path / "store", "data.dtype=bfloat16"))
+    assert torch.equal(store.tokens(torch.arange(NUM_IMAGES)), tokens.bfloat16().float())
+    assert store.labels is not None
+    assert (store.labels.tolist(), store.class_names) == (labels.tolist(), ("cat", "dog"))
+    overrides = [f"data.root={tmp_path / 'all.pt'}", "model.clip.model_name=my/encoder", "--plan"]
+    assert main(["encode", "data=features", *overrides]) == 0
+    assert "the first 5 tokens are left out of 21 per image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_tokens", "asked", "left"), [(9, None, 9), (9, 5, 4), (12, 3, 9), (16, 0, 16)])
+def test_extra_tokens_are_counted_from_the_front(num_tokens: int, asked: int | None, left: int, tmp_path: Path) -> None:
+    tokens = torch.randn(2, num_tokens, 8)
+    torch.save(tokens, tmp_path / "all.pt")
+    source = FeatureSource(tmp_path / "all.pt", Asked(asked))
+    assert torch.equal(source.load(1), tokens[1, num_tokens - left :])
+    assert bool(source.notes) == (left < num_tokens)
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_not_run(tokens: Tensor, tmp_path: Path) -> None:
+    torch.save({"tokens": tokens, "more": Evil()}, tmp_path / "all.pt")
+    with pytest.raises(DataError, match=r"cannot be read .*; save the tensor alone"):
+        FeatureSource(tmp_path / "all.pt")
+    torch.save([tokens], tmp_path / "all.pt")
+    with pytest.raises(DataError, match="it holds a list"):
+        FeatureSource(tmp_path / "all.pt")
+
+
+def test_only_features_have_extra_tokens() -> None:
+    with pytest.raises(ConfigError, match=r"data\.extra_tokens: .* does not read it, only features"):
+        compose(["data=digits", "data.extra_tokens=5"])
 
 
 def test_safetensors_hold_labels_and_folders_declare_the_split(tokens: Tensor, tmp_path: Path) -> None:
@@ -107,7 +146,7 @@ def test_files_that_do_not_hold_tokens_are_refused(tokens: Tensor, tmp_path: Pat
         place.unlink()
 
     refused(np.array([Evil()], dtype=object), "cannot be read")
-    refused(tokens.numpy()[:, :15], r"shape \[9, 15, 32\]")
+    refused(tokens.numpy()[:, :15], r"shape \[9, 15, 32\]; 15 tokens make no square grid")
     refused(tokens.numpy().astype(np.int32), "no floating point")
     refused(tokens.numpy()[:0], "shape")
     refused({"tokens": tokens, "labels": torch.arange(3)}, "one per image")

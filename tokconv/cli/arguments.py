@@ -230,10 +230,23 @@ def _add_compress(commands: Commands) -> None:
     parser = command(
         commands,
         "compress",
-        "compress the tokens of images with an exported compressor",
+        "compress images, or their tokens, with an exported compressor",
         "tokconv compress cat.jpg --compressor my-compressor --out tokens.safetensors --picture picture.png",
+        "tokconv compress --tokens features.npy --compressor my-compressor --out tokens.safetensors",
     )
-    parser.add_argument("images", nargs="+", type=local_path, help="image files")
+    parser.add_argument("images", nargs="*", type=local_path, help="image files")
+    parser.add_argument(
+        "--tokens",
+        type=local_path,
+        metavar="FILE",
+        help="instead of images: their tokens, [images, tokens, channels] in a .npy, .safetensors or .pt file",
+    )
+    parser.add_argument(
+        "--extra-tokens",
+        type=int,
+        metavar="N",
+        help="with --tokens: how many tokens come before an image's patches (default: recognised, as 5 of 581)",
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--compressor", type=local_path, help="an exported compressor, or a sweep")
     which.add_argument(

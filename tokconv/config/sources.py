@@ -23,7 +23,7 @@ SOURCES = {
     "imagenet": IMAGES,
     "coco": SourceKeys("the folder of the images", optional=("name",)),
     "huggingface": SourceKeys("a data set's name or directory", optional=("name", "image_column", "label_column")),
-    "features": SourceKeys("a file of tokens, or a folder of them"),
+    "features": SourceKeys("a file of tokens, or a folder of them", optional=("extra_tokens",)),
 }
 """The values of `data.source`."""
 MAY_CHANGE = ("data.root", "data.store", "data.num_workers", "data.encode_batch_size")

@@ -196,14 +196,17 @@ class DataConfig:
     source: str = key("digits", one_of(*SOURCES))
     """Where images come from; features: a file or folder of tokens instead of images."""
     root: str | None = None
-    """The folder of the images; for huggingface a data set's name on the hub or its directory; for features a .npy or
-    .safetensors file of tokens, or a folder of them."""
+    """The folder of the images; for huggingface a data set's name on the hub or its directory; for features a .npy,
+    .safetensors or .pt file of tokens, or a folder of them."""
     name: str | None = None
     """Which part of a data set that has several: a Hugging Face configuration, or the year of a COCO folder (2017)."""
     image_column: str | None = None
     """Column of images in a Hugging Face data set; None is the only one."""
     label_column: str | None = None
     """Column of class labels in a Hugging Face data set; None is the only one, if there is one."""
+    extra_tokens: int | None = key(None, at_least(0))
+    """For features, how many tokens of each image come before its patches and are left out; None recognises a class
+    token (577 = 1 + 24 x 24) and a class token with 4 registers (581 = 5 + 24 x 24)."""
     subset: int | None = key(None, at_least(2))
     """Use this many images, chosen by a fixed seed; None is all."""
     val_fraction: float = key(0.1, Bound("must be greater than 0 and at most 0.5", low=0, high=0.5, open_low=True))

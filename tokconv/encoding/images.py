@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.sources.base import ImageItem, ImageSource
+from tokconv.encoding.sources.feature_files import Asked
 from tokconv.encoding.sources.features import FeatureSource, FeatureSpec
 from tokconv.encoding.sources.registry import OPENERS
 from tokconv.encoding.sources.views import ViewsSource
@@ -57,7 +58,8 @@ def describe_tokens(config: Config) -> EncoderSpec | FeatureSpec:
         24
     """
     if config.data.source == FeatureSource.name:
-        return FeatureSource(config.data.root or "").spec(config.model.clip)
+        source = FeatureSource(config.data.root or "", Asked(config.data.extra_tokens))
+        return source.spec(config.model.clip)
     return describe(config.model.clip)
 
 

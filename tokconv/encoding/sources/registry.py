@@ -9,6 +9,7 @@ from tokconv.config.tree import DataConfig
 from tokconv.encoding.sources.base import ImageSource
 from tokconv.encoding.sources.bundled import DigitsSource, PhotographsSource
 from tokconv.encoding.sources.coco import CocoSource
+from tokconv.encoding.sources.feature_files import Asked
 from tokconv.encoding.sources.features import FeatureSource
 from tokconv.encoding.sources.folder import FolderSource, ImageNetSource
 from tokconv.encoding.sources.huggingface import HuggingFaceSource
@@ -25,7 +26,7 @@ OPENERS: Registry[Callable[[DataConfig], ImageSource]] = Registry(
         "huggingface": lambda data: HuggingFaceSource(
             data.root or "", config_name=data.name, image_column=data.image_column, label_column=data.label_column
         ),
-        "features": lambda data: FeatureSource(data.root or ""),
+        "features": lambda data: FeatureSource(data.root or "", Asked(data.extra_tokens)),
     },
 )
 if tuple(OPENERS) != tuple(SOURCES):

@@ -110,7 +110,7 @@ def read_config(folder: Path, name: str) -> tuple[Family, dict[str, Any]]:
         raise DataError(
             f"model.clip.model_name: {name!r} is of type {kind!r}; towers of these types encode images: "
             f"{', '.join(FAMILIES)}. For any other tower, encode the images yourself and give the tokens with "
-            "data=features data.root=FILE"
+            "data=features data.root=FILE, or with tokconv compress --tokens FILE"
         )
     family = FAMILIES[kind]
     vision = config.get("vision_config", {}) if kind == family.whole_type else config

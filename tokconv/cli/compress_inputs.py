@@ -1,0 +1,128 @@
+"""What `tokconv compress` reads: images, which a tower encodes, or tokens that are there already.
+
+Shapes: b images per batch, N = G * G tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokconv.encoding.sources.feature_files import Asked
+from tokconv.encoding.sources.features import FeatureSource
+from tokconv.encoding.sources.files import open_image
+from tokconv.encoding.towers.tower import VisionTower
+from tokconv.errors import DataError, first_line
+from tokconv.system.terminal import progress_line
+
+PICTURED_SIZE = (512, 512)
+
+
+class Input(ABC):
+    """Tokens in batches; those of the first images are kept for a picture.
+
+    Args:
+        names: of the images, in order.
+        batch_size: images per batch.
+        pictured: how many images the picture shows.
+        device: of the tokens.
+    """
+
+    def __init__(self, names: Sequence[str], batch_size: int, pictured: int, device: torch.device) -> None:
+        self.names, self.batch_size, self.device = list(names), batch_size, device
+        self.num_pictured = min(pictured, len(self.names))
+        self.pictures: list[Image.Image] | None = None
+        """The images of the picture, as far as they are read; None for tokens without images."""
+        self._kept: list[Tensor] = []
+
+    @property
+    def pictured_tokens(self) -> Tensor:
+        """The tokens of the picture's images, [b, N, C] on the CPU."""
+        return torch.cat(self._kept)[: self.num_pictured]
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the tokens [b, N, C] of all images in order, on the device."""
+        with progress_line("compressing") as line:
+            for first in range(0, len(self.names), self.batch_size):
+                numbers = range(first, min(first + self.batch_size, len(self.names)))
+                tokens = self._read(numbers)
+                if first < self.num_pictured:
+                    self._kept.append(tokens.cpu())
+                yield tokens
+                if len(self.names) > self.batch_size:
+                    line(numbers.stop, len(self.names))
+
+    @abstractmethod
+    def _read(self, numbers: range) -> Tensor:
+        """Return the tokens of some images."""
+
+
+class ImageInput(Input):
+    """Image files, which a tower encodes. Raises DataError for one that cannot be read."""
+
+    def __init__(self, images: Sequence[Path], batch_size: int, pictured: int, tower: VisionTower) -> None:
+        super().__init__([str(path) for path in images], batch_size, pictured, tower.device)
+        self._images, self._tower = images, tower
+        self.pictures = []
+
+    def _read(self, numbers: range) -> Tensor:
+        assert self.pictures is not None
+        pixels = []
+        for number in numbers:
+            image = _open(self._images[number])
+            pixels.append(self._tower.preprocess([image]))
+            if number < self.num_pictured:
+                image.thumbnail(PICTURED_SIZE)
+                self.pictures.append(image)
+        return self._tower.encode(torch.cat(pixels))
+
+
+class TokenInput(Input):
+    """A file of ready-made tokens, as `data=features` reads it.
+
+    Raises:
+        DataError: the file holds no tokens of a square grid, tokens of another shape than the compressor takes, or a
+            value that is not finite.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        extra_tokens: int | None,
+        batch_size: int,
+        pictured: int,
+        *,
+        token_grid: int,
+        dim: int,
+        device: torch.device,
+    ) -> None:
+        self._source = FeatureSource(path, Asked(extra_tokens, "--tokens", "--extra-tokens"))
+        found, wanted = (self._source.token_grid, self._source.dim), (token_grid, dim)
+        if found != wanted:
+            raise DataError(
+                f"--tokens: {path} has {found[0]} x {found[0]} tokens of {found[1]} channels, the compressor takes "
+                f"{wanted[0]} x {wanted[0]} of {wanted[1]}; give tokens of the encoder that it was trained on"
+            )
+        super().__init__([item.key for item in self._source.items], batch_size, pictured, device)
+        self.notes = self._source.notes
+
+    def _read(self, numbers: range) -> Tensor:
+        tokens = []
+        for number in numbers:
+            try:
+                tokens.append(self._source.load(number))
+            except ValueError as error:
+                raise DataError(f"--tokens: {self.names[number]}: {error}; write it again") from error
+        return torch.stack(tokens).to(self.device)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return open_image(path)
+    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
+        raise DataError(f"{path}: cannot be read as an image ({first_line(error)})") from error
