@@ -31,7 +31,7 @@ def test_the_inverse_square_root_agrees_with_an_eigendecomposition() -> None:
 def test_leading_directions_span_the_leading_eigenvectors_and_are_nearest_to_the_axes(rank: int) -> None:
     tokens = _tokens()
     found = leading_directions(tokens, rank)
-    assert torch.allclose(found @ found.mT, torch.eye(rank).expand(len(tokens), -1, -1), atol=1e-3)
+    assert torch.allclose(found @ found.mT, torch.eye(rank).expand(len(tokens), -1, -1), atol=5e-3)
     vectors = torch.linalg.eigh(tokens.mT @ tokens)[1].flip(2)[:, :, :rank]
     captured = (tokens @ found.mT).square().sum((1, 2)), (tokens @ vectors).square().sum((1, 2))
     assert torch.allclose(*captured, rtol=2e-3)
@@ -54,7 +54,7 @@ def test_factored_windows_are_the_tokens_again(grid: int) -> None:
     tokens, windows = _tokens() + 3, Windows(6, grid)
     parts = factored(tokens, windows, 2)
     coordinates, rest = windows.join(parts.rows.unflatten(2, (windows.window_size, -1))).tensor_split([2], 2)
-    assert torch.allclose(coordinates @ parts.directions + rest + parts.mean, tokens, atol=1e-5)
+    assert torch.allclose(coordinates @ parts.directions + rest + parts.outside, tokens, atol=1e-5)
     alone = factored(tokens[3:4], windows, 2)
     assert torch.allclose(alone.rows[0], parts.rows[3], atol=1e-4)
 

@@ -38,6 +38,8 @@ PAIRS = [
     ("conv", "conv", {"use_residual": False}),
     ("conv", "attention", {"padding": "partial", "norm": "none"}),
     ("matryoshka", "matryoshka", {"grids": (1, 2, 4, 5, 7)}),
+    ("adaptive", "adaptive", {}),
+    ("adaptive", "adaptive", {"padding": "partial", "norm": "none"}),
 ]
 
 
@@ -82,6 +84,8 @@ def test_exact_sizes_and_a_gradient_for_every_weight(
         ["model.compressor.whiten=true", "model.autoencoder.whiten=true"],
         ["model.compressor.kind=residual", "model.autoencoder.kind=linear"],
         ["model.compressor.kind=matryoshka", "model.compressor.grids=2-3-6"],
+        ["model.compressor.kind=adaptive", "model.compressor.rank=0"],
+        ["model.compressor.kind=adaptive"],
     ],
 )
 def test_training_starts_at_the_closed_form(store: TokenStore, overrides: list[str]) -> None:
@@ -91,7 +95,8 @@ def test_training_starts_at_the_closed_form(store: TokenStore, overrides: list[s
     for grid in grids:
         select_grid(compressor, decoder, grid)
         figures = Evaluator(store, grid).evaluate(codec_of(compressor, decoder))
-        closed = baseline_figures(store, grid, ["matched_window_pca"])["matched_window_pca"]
+        name = "own_factorisation" if overrides[-1] == "model.compressor.kind=adaptive" else "matched_window_pca"
+        closed = baseline_figures(store, grid, [name])[name]
         assert figures["val/fvu"] == pytest.approx(closed["val/fvu"], abs=1e-5)
         assert figures["val/swd"] == pytest.approx(closed["val/swd"], abs=1e-5)
 

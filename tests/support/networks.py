@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokconv.models.blocks import Standardise
 from tokconv.models.compressor import Compressor, ResidualCompressor
-from tokconv.models.decoder import Decoder
+from tokconv.models.decoder import Decoder, LinearDecoder
 from tokconv.store.reader import TokenStore
 
 SMALL = [
@@ -24,7 +24,7 @@ SMALL = [
 def linear_networks(store: TokenStore, output_grid: int) -> tuple[Compressor, Decoder]:
     """Return a compressor and a decoder without branches, for `LinearCodec.fill`."""
     sizes = (store.token_grid, store.dim, output_grid)
-    compressor, decoder = ResidualCompressor(*sizes, use_residual=False), Decoder(*sizes)
+    compressor, decoder = ResidualCompressor(*sizes, use_residual=False), LinearDecoder(*sizes)
     for network in (compressor, decoder):
         network.standardise = Standardise(store.dim, store.mean, store.scale)
     return compressor, decoder

@@ -10,6 +10,9 @@ from tokconv.config.sources import OPTIONAL_KEYS, SOURCES
 from tokconv.config.tree import BOUNDS, KEYS, Config, ModelConfig, get, matryoshka_grids
 from tokconv.errors import ConfigError, suggest
 
+OWN_DECODERS = {"matryoshka": "a matryoshka", "adaptive": "an adaptive"}
+"""The kinds of compressors that have a decoder of their own, as messages call them."""
+
 
 def check_key(key: str) -> None:
     """Raise ConfigError, with the nearest name, if there is no such key."""
@@ -75,11 +78,16 @@ def _check_model(model: ModelConfig) -> None:
                 f"model.compressor.output_grid_size: got {compressor.output_grid_size}; a matryoshka compressor serves "
                 f"{', '.join(map(str, grids))} (model.compressor.grids)"
             )
-        if decoder.kind != "conv":
-            raise ConfigError(
-                f"model.autoencoder.kind: got {decoder.kind!r}; a matryoshka compressor has a decoder of its own, "
-                "leave it at conv"
-            )
+    if compressor.kind in OWN_DECODERS and decoder.kind != "conv":
+        raise ConfigError(
+            f"model.autoencoder.kind: got {decoder.kind!r}; {OWN_DECODERS[compressor.kind]} compressor has a decoder "
+            "of its own, leave it at conv"
+        )
+    if compressor.kind == "adaptive" and compressor.init != "pca":
+        raise ConfigError(
+            f"model.compressor.init: got {compressor.init!r}; an adaptive compressor starts at the image's own "
+            "factorisation, leave it at pca"
+        )
     if decoder.kind == "attention" and decoder.hidden_dim % decoder.num_heads:
         raise ConfigError(
             f"model.autoencoder.num_heads: got {decoder.num_heads}; model.autoencoder.hidden_dim="

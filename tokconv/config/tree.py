@@ -47,9 +47,10 @@ class ClipConfig:
 class CompressorConfig:
     """The network from G x G tokens to k x k tokens."""
 
-    kind: str = key("residual", one_of("residual", "conv", "matryoshka"))
+    kind: str = key("residual", one_of("residual", "conv", "matryoshka", "adaptive"))
     """residual: one window projection plus a residual branch that starts at zero; conv: strided convolutions that
-    shrink the grid step by step; matryoshka: one compressor for every grid of `grids`, one of them drawn per batch."""
+    shrink the grid step by step; matryoshka: one compressor for every grid of `grids`, one of them drawn per batch;
+    adaptive: the image's own low-rank factorisation plus branches that start at zero."""
     output_grid_size: int = key(6, at_least(1))
     """k, from 1 to the token grid; 6 turns 576 tokens into 36."""
     num_layers: int = key(3, at_least(0))
@@ -68,6 +69,9 @@ class CompressorConfig:
     whiten: bool = False
     """true: the branch writes in whitened coordinates, so that it learns directions of little variance as fast as
     others."""
+    rank: int | None = key(None, at_least(0))
+    """Directions that an adaptive compressor gives each image for itself; 0 is window PCA. null: the one of least error
+    on a held-out tenth of the store's training images."""
     grids: str = "4-6-8-12"
     """The grids that a matryoshka compressor serves; its figures are those of output_grid_size, one of them."""
 

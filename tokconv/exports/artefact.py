@@ -46,7 +46,14 @@ FILES = {"compressor": "model.safetensors", "decoder": "decoder.safetensors"}
 """The file of each network's weights."""
 DEFAULT_KINDS = {"compressor": "residual", "decoder": "conv"}
 """The kinds of networks in older config.json files, which name none."""
-MAX_SIZES = {"token_grid": 1024, "output_grid_size": 1024, "dim": 2**16, "hidden_dim": 2**16, "num_layers": 1024}
+MAX_SIZES = {
+    "token_grid": 1024,
+    "output_grid_size": 1024,
+    "dim": 2**16,
+    "hidden_dim": 2**16,
+    "num_layers": 1024,
+    "rank": 2**16,
+}
 """Largest sizes that are read from a config.json; a larger one can only be meant to exhaust memory and time."""
 
 

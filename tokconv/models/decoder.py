@@ -12,9 +12,28 @@ from tokconv.models.network import WindowNetwork, WindowProjection
 
 
 class Decoder(WindowNetwork):
-    """A transposed window projection: the linear decoder, and the base of the kinds that add a branch to it.
+    """The base of every decoder; `tokconv.models.registry` builds one by its kind.
 
     Args: as `tokconv.models.network.WindowNetwork`.
+    """
+
+    def forward(self, compressed_BKC: Tensor) -> Tensor:
+        """[B, K, C] -> [B, N, C], both in token units."""
+        return self.standardise.restore(self.decode(self.standardise(compressed_BKC)))
+
+    def decode(self, standardised_BKC: Tensor) -> Tensor:
+        """[B, K, C] -> [B, N, C], both standardised."""
+        raise NotImplementedError
+
+    def unfold(self, windows_BKD: Tensor) -> Tensor:
+        """[B, K, W*C] -> [B, N, C]; overlapping windows are averaged."""
+        return self.windows.join(windows_BKD.unflatten(2, (self.windows.window_size, -1)))
+
+
+class LinearDecoder(Decoder):
+    """A transposed window projection: the linear decoder, and the base of the kinds that add a branch to it.
+
+    Args: as `Decoder`.
     """
 
     projection: WindowProjection
@@ -23,20 +42,11 @@ class Decoder(WindowNetwork):
         super().__init__(token_grid, dim, output_grid_size)
         self.projection = WindowProjection(dim, self.windows.window_size * dim)
 
-    def forward(self, compressed_BKC: Tensor) -> Tensor:
-        """[B, K, C] -> [B, N, C], both in token units."""
-        return self.standardise.restore(self.decode(self.standardise(compressed_BKC)))
-
     def decode(self, standardised_BKC: Tensor) -> Tensor:
-        """[B, K, C] -> [B, N, C], both standardised."""
         return self.unfold(self.projection(standardised_BKC))
 
-    def unfold(self, windows_BKD: Tensor) -> Tensor:
-        """[B, K, W*C] -> [B, N, C]; overlapping windows are averaged."""
-        return self.windows.join(windows_BKD.unflatten(2, (self.windows.window_size, -1)))
 
-
-class ConvDecoder(Decoder):
+class ConvDecoder(LinearDecoder):
     """Transposed window projection + residual branch over the k x k grid that starts at zero.
 
     Args: as `Decoder`, and num_layers, hidden_dim, norm, padding as `ResidualCompressor`, and
@@ -64,7 +74,7 @@ class ConvDecoder(Decoder):
         return self.unfold(self.projection(standardised_BKC) + self.branch(self.whiten(standardised_BKC)))
 
 
-class AttentionDecoder(Decoder):
+class AttentionDecoder(LinearDecoder):
     """Transposed window projection + cross-attention of G*G learned queries to the k*k tokens, starting at zero.
 
     Every output token may read every compressed one (Jaegle et al. 2022, arXiv:2107.14795, section 3.2), where the

@@ -131,8 +131,6 @@ class MatryoshkaDecoder(ManyGrids, Decoder):
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size, grids=grids)
         self.whiten = channel_map(dim, whiten)
-        # The base class made a projection for one grid; here every grid has its own.
-        del self.projection
         self.projections = nn.ModuleDict(
             {key: WindowProjection(dim, own.window_size * dim) for key, own in self.all_windows.items()}
         )

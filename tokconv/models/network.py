@@ -12,11 +12,23 @@ from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
 
 
-class WindowProjection(nn.Linear):
-    """The affine map from a window to its cell, or from a cell to its window."""
+class ClosedForm(nn.Module):
+    """A module whose weights can start at a closed-form optimum.
+
+    It then trains slowly: a full Adam step moves every input's weight at once and loses that start (measured, see
+    docs/results.md).
+    """
 
     closed_form = False
-    """Whether `fill` has set it to a closed-form optimum."""
+    """Whether `fill` has set it to that optimum."""
+    learning_share: float
+    """Its learning rate after `fill`, as a share of that of other layers."""
+
+
+class WindowProjection(ClosedForm, nn.Linear):
+    """The affine map from a window to its cell, or from a cell to its window."""
+
+    learning_share = 0.03
 
     @torch.no_grad()
     def fill(self, weight: Tensor, bias: Tensor) -> None:

@@ -8,20 +8,32 @@ from typing import Any
 
 from torch import nn
 
+from tokconv.models.adaptive import AdaptiveCompressor, AdaptiveDecoder
 from tokconv.models.compressor import Compressor, ResidualCompressor
 from tokconv.models.critic import BothCritics, GridCritic, MultiScaleCritic, TokenCritic, with_spectral_norm
-from tokconv.models.decoder import AttentionDecoder, ConvDecoder, Decoder
+from tokconv.models.decoder import AttentionDecoder, ConvDecoder, Decoder, LinearDecoder
 from tokconv.models.matryoshka import MatryoshkaCompressor, MatryoshkaDecoder
 from tokconv.models.progressive import ConvCompressor
 from tokconv.system.registry import Registry
 
 COMPRESSORS: Registry[type[Compressor]] = Registry(
     "model.compressor.kind",
-    {"residual": ResidualCompressor, "conv": ConvCompressor, "matryoshka": MatryoshkaCompressor},
+    {
+        "residual": ResidualCompressor,
+        "conv": ConvCompressor,
+        "matryoshka": MatryoshkaCompressor,
+        "adaptive": AdaptiveCompressor,
+    },
 )
 DECODERS: Registry[type[Decoder]] = Registry(
     "model.autoencoder.kind",
-    {"conv": ConvDecoder, "attention": AttentionDecoder, "linear": Decoder, "matryoshka": MatryoshkaDecoder},
+    {
+        "conv": ConvDecoder,
+        "attention": AttentionDecoder,
+        "linear": LinearDecoder,
+        "matryoshka": MatryoshkaDecoder,
+        "adaptive": AdaptiveDecoder,
+    },
 )
 CRITICS: Registry[type[nn.Module]] = Registry(
     "model.critic.kind",

@@ -32,7 +32,8 @@ from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.models.windows import check_output_grid
+from tokconv.models.factorisation import check_rank
+from tokconv.models.windows import Windows, check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import check_varied
 from tokconv.training import checkpoint as checkpoints
@@ -129,7 +130,7 @@ def _checkpoint_state(
 ) -> dict[str, Any]:
     return {
         "config": to_dict(config),
-        "networks": network_arguments(config, store.token_grid, store.dim),
+        "networks": network_arguments(config, store.token_grid, store.dim, store),
         "store_fingerprint": store.fingerprint,
         "protocol": PROTOCOL,
         "token_grid": store.token_grid,
@@ -144,10 +145,13 @@ def check_store(config: Config, store: TokenStore) -> None:
     """Check, before anything starts, that this config can be trained on this store.
 
     Raises:
-        ConfigError: the output grid does not fit the token grid.
+        ConfigError: the output grid does not fit the token grid, or the rank the output grid.
         StoreError: the store has no training or no validation images, or no variance.
     """
-    check_output_grid(config.model.compressor.output_grid_size, store.token_grid)
+    compressor = config.model.compressor
+    check_output_grid(compressor.output_grid_size, store.token_grid)
+    if compressor.kind == "adaptive" and compressor.rank is not None:
+        check_rank(compressor.rank, Windows(store.token_grid, compressor.output_grid_size), store.dim)
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
     check_varied(store)

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from tokconv.config.tree import Config, matryoshka_grids
+from tokconv.evaluation.baselines.factorisation import own_factorisation
 from tokconv.evaluation.baselines.fitting import fitted_baselines
+from tokconv.models.adaptive import AdaptiveCompressor, AdaptiveDecoder
 from tokconv.models.blocks import ChannelMap, Standardise
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
+from tokconv.models.factorisation import balanced_rank
 from tokconv.models.registry import COMPRESSORS, DECODERS, arguments, build_compressor, build_critic, build_decoder
+from tokconv.models.windows import Windows
 from tokconv.store.covariance import token_covariance, whitening
 from tokconv.store.reader import TokenStore
 from tokconv.training.losses.adversarial import ADVERSARIES
@@ -32,8 +36,14 @@ class TokenShape:
     scale: float = 1.0
 
 
-def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, dict[str, Any]]:
+def network_arguments(
+    config: Config, token_grid: int, dim: int, store: TokenStore | None = None
+) -> dict[str, dict[str, Any]]:
     """Return kind and constructor arguments of `compressor` and `decoder`, as JSON values for checkpoints and exports.
+
+    Args:
+        store: what `model.compressor.rank=null` is chosen on; None takes the rank that fills the cells, which costs
+            about as much as the highest that may be chosen.
 
     Raises:
         ConfigError: there is no such kind.
@@ -43,11 +53,22 @@ def network_arguments(config: Config, token_grid: int, dim: int) -> dict[str, di
         grids = [grid for grid in matryoshka_grids(config.model.compressor) if grid <= token_grid]
         compressor["grids"] = decoder["grids"] = grids
         decoder["kind"] = own_decoder
+        if own_decoder == "adaptive":
+            compressor["rank"] = decoder["rank"] = _rank(config, token_grid, dim, store)
     sizes = {"token_grid": token_grid, "dim": dim, "output_grid_size": compressor["output_grid_size"]}
     return {
         "compressor": {"kind": compressor["kind"], **arguments(COMPRESSORS[compressor["kind"]], compressor | sizes)},
         "decoder": {"kind": decoder["kind"], **arguments(DECODERS[decoder["kind"]], decoder | sizes)},
     }
+
+
+def _rank(config: Config, token_grid: int, dim: int, store: TokenStore | None) -> int:
+    chosen, grid = config.model.compressor.rank, config.model.compressor.output_grid_size
+    if chosen is not None:
+        return chosen
+    if store is not None:
+        return own_factorisation(store, grid).rank
+    return int(balanced_rank(Windows(token_grid, grid), dim))
 
 
 def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Compressor, Decoder, nn.Module]:
@@ -56,7 +77,8 @@ def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Comp
     A conv compressor without a window projection starts at random, and its decoder with it. Without tokens (a
     `TokenShape`) everything starts at random.
     """
-    networks = network_arguments(config, store.token_grid, store.dim)
+    tokens = store if isinstance(store, TokenStore) else None
+    networks = network_arguments(config, store.token_grid, store.dim, tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         compressor = build_compressor(**networks["compressor"])
@@ -70,11 +92,20 @@ def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Comp
         _fill_channel_maps(config, store, compressor, decoder, critic)
         for grid in compressor.grids:
             select_grid(compressor, decoder, grid)
-            if compressor.projection is not None:
-                codecs = fitted_baselines(store, grid).linear
-                codecs[STARTS[config.model.compressor.init]].fill(compressor, decoder)
+            _fill_start(config, store, compressor, decoder)
         select_grid(compressor, decoder, config.model.compressor.output_grid_size)
     return compressor, decoder, critic
+
+
+def _fill_start(config: Config, store: TokenStore, compressor: Compressor, decoder: Decoder) -> None:
+    """Set both networks to the closed form of the grid that is selected, unless they start at random."""
+    grid = compressor.output_grid_size
+    if isinstance(compressor, AdaptiveCompressor) and isinstance(decoder, AdaptiveDecoder):
+        closed, covariance = own_factorisation(store, grid, config.model.compressor.rank), token_covariance(store)
+        compressor.fill(closed, covariance)
+        decoder.fill(closed, covariance)
+    elif compressor.projection is not None:
+        fitted_baselines(store, grid).linear[STARTS[config.model.compressor.init]].fill(compressor, decoder)
 
 
 def _fill_channel_maps(config: Config, store: TokenStore, *networks: nn.Module) -> None:

@@ -18,7 +18,7 @@ from tokconv.config.tree import Config
 from tokconv.errors import DivergedError
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.models.network import WindowProjection
+from tokconv.models.network import ClosedForm, WindowProjection
 from tokconv.store.reader import TokenStore
 from tokconv.training.adversary import Adversaries
 from tokconv.training.averaging import Averages
@@ -30,10 +30,6 @@ WARM_UP = 0.1
 """Share of all steps in which the learning rate rises from 0."""
 LAST_LEARNING_RATE = 0.02
 """From its peak on the learning rate falls linearly to this share of it."""
-PROJECTION_SHARE = 0.03
-"""Learning rate of the window projections that start at a closed form, as a share of the other layers'. They start at a
-linear optimum and are wide: a full Adam step moves every input's weight at once and loses that start (measured, see
-docs/results.md)."""
 
 
 class Autoencoder(nn.Module):
@@ -200,17 +196,21 @@ class Trainer:
         return self.compressor.windows.sample(standardised, generator, first=first, total=total)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Put the projections that start at a closed form into a group of their own, in the order of the networks."""
-        closed_form = {
-            parameter
+        """Group the parameters by their share of the learning rate, in the order of the networks.
+
+        Those of a `ClosedForm` that starts at one have its share. There is a group for window projections even if it is
+        empty, because optimizers in checkpoints have it.
+        """
+        shares = {
+            parameter: module.learning_share
             for module in self._autoencode.modules()
-            if isinstance(module, WindowProjection) and module.closed_form
+            if isinstance(module, ClosedForm) and module.closed_form
             for parameter in module.parameters()
         }
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        groups: dict[float, list[nn.Parameter]] = {1.0: [], WindowProjection.learning_share: []}
         for parameter in self._autoencode.parameters():
-            groups[parameter in closed_form].append(parameter)
-        return [{"params": groups[False], "share": 1.0}, {"params": groups[True], "share": PROJECTION_SHARE}]
+            groups.setdefault(shares.get(parameter, 1.0), []).append(parameter)
+        return [{"params": parameters, "share": share} for share, parameters in groups.items()]
 
     def _set_learning_rate(self, step: int) -> None:
         warm = min(1.0, (step + 1) / (WARM_UP * self.total_steps + 1))

@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 
 from tokconv.evaluation.baselines.pca import Components, exact_components, matching_map, randomised_components
-from tokconv.models.factorisation import Factorisation, factored, num_local, num_shared
+from tokconv.models.factorisation import (
+    Factorisation,
+    balanced_rank,
+    check_rank,
+    factored,
+    highest_rank,
+    num_local,
+    num_shared,
+)
 from tokconv.models.windows import Windows
 from tokconv.store.cache import Tensors, computed_once
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-FIT_VERSION = 1
+FIT_VERSION = 2
 """Grows with every change of what a fit computes, so that files of older fits are not read."""
 CHOICE_IMAGES = 600
 """Training images that the rank is chosen on; every tenth of them is held out for it."""
@@ -31,36 +39,42 @@ SAMPLE_BYTES of them."""
 SAMPLE_BYTES = 2**31
 
 
-def own_factorisation(store: TokenStore, output_grid: int) -> Factorisation:
+def own_factorisation(store: TokenStore, output_grid: int, rank: int | None = None) -> Factorisation:
     """Return the factorisation of a store and grid, fitted at the first call.
 
+    Args:
+        rank: r; None chooses the best one.
+
     Raises:
+        ConfigError: the rank is too high for the grid.
         StoreError: the file of the fit is damaged.
     """
     windows = Windows(store.token_grid, output_grid)
+    if rank is not None:
+        check_rank(rank, windows, store.dim)
+    of_rank = "" if rank is None else f"-rank-{rank}"
     tensors = computed_once(
         store,
-        f"own-factorisation-v{FIT_VERSION}-grid-{output_grid:02d}.safetensors",
-        lambda: vars(fit_own_factorisation(store, windows)),
+        f"own-factorisation-v{FIT_VERSION}-grid-{output_grid:02d}{of_rank}.safetensors",
+        lambda: vars(fit_own_factorisation(store, windows, rank)),
         Tensors(),
         check=partial(_check, store.dim, windows),
     )
     return Factorisation(**tensors)
 
 
-def fit_own_factorisation(store: TokenStore, windows: Windows) -> Factorisation:
-    """Choose the rank on a held-out tenth of the training images, then fit on all of at most 2,048."""
+def fit_own_factorisation(store: TokenStore, windows: Windows, rank: int | None = None) -> Factorisation:
+    """Choose the rank on a held-out tenth of the training images unless it is given; fit on all of at most 2,048."""
     images = training_sample(store)
     axes = principal_axes(store, images)
-    return fit_rank(store, images, windows, axes, chosen_rank(store, windows, axes))
+    return fit_rank(store, images, windows, axes, chosen_rank(store, windows, axes) if rank is None else rank)
 
 
 def candidate_ranks(windows: Windows, dim: int) -> list[int]:
-    """Return the ranks that are tried: 0, and from 1 to beyond r0, at which mean, A and B take K*C numbers exactly."""
-    cells, tokens = windows.num_cells, windows.token_grid**2
-    balanced = (cells - 1) * dim / (tokens + dim)
+    """Return the ranks that are tried: 0, and from 1 to beyond r0, at which mean, A and B take K*C numbers."""
+    balanced = balanced_rank(windows, dim)
     tried = {0, 1, round(balanced / 2), int(balanced), int(1.2 * balanced) + 1}
-    return sorted(rank for rank in tried if rank < dim and num_local(rank, dim, cells) > 0)
+    return sorted(rank for rank in tried if rank <= highest_rank(windows, dim))
 
 
 def chosen_rank(store: TokenStore, windows: Windows, axes: Tensor) -> int:
@@ -142,7 +156,7 @@ class _Windows:
         self.count += len(rows)
         self.images += len(tokens_BNC)
         if self.rank:
-            shared = torch.cat([parts.mean, parts.directions], 1).flatten(1).double()
+            shared = torch.cat([parts.outside, parts.directions], 1).flatten(1).double()
             self._shared += shared.sum(0)
             self._shared_square += shared.square().sum(0)
 

@@ -32,6 +32,7 @@ class LinearCodec:
     def fill(self, compressor: Compressor, decoder: Decoder) -> None:
         """Make this codec the window projections of a compressor and a decoder of the same grid and width."""
         assert compressor.projection is not None
+        assert decoder.projection is not None
         compressor.projection.fill(self.encode_weight, self.encode_bias)
         decoder.projection.fill(self.decode_weight, self.decode_bias)
 
