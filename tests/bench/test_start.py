@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Row, Times, run
+from support.stores import write_store
 
 TOKCONV = str(Path(sys.executable).with_name("tokconv"))
 REPEATS = 2
@@ -59,3 +60,23 @@ def test_first_step_of_a_sweep(runner: str, table: Callable[[Row], None], tmp_pa
         "the first time, store and baselines made",
     )
     table(Row(what, f"{there}: {first:.1f} s", f"{others}", "", "15 s", others.middle < 15))
+
+
+@pytest.mark.timeout(900)
+def test_first_step_on_many_wide_tokens(table: Callable[[Row], None], tmp_path: Path) -> None:
+    """1,000 images of 24 x 24 x 384 tokens, k = 6: from the start of the process to the end of its first step."""
+    write_store(tmp_path / "store", token_grid=24, dim=384, num_images=1000, num_classes=0)
+    code = (
+        "import os, sys, tokconv; from pathlib import Path; from tokconv.training.loop import run_trial; "
+        "from tokconv.training.runtime import LocalRuntime; "
+        "store = tokconv.TokenStore.open(sys.argv[1]); "
+        "config = tokconv.compose(['training.epochs=2', 'model.compressor.output_grid_size=6']); "
+        "run_trial(config, store, LocalRuntime(Path(sys.argv[2]), on_progress=lambda *_: os._exit(0)))"
+    )
+    first, again = (
+        run(sys.executable, "-c", code, str(tmp_path / "store"), str(tmp_path / name), cwd=tmp_path)
+        for name in ("first", "again")
+    )
+    what = "process to the first step, 1,000 images x 576 x 384"
+    table(Row(f"{what}, the first time", "", f"{first:.1f} s", "", "40 s", first < 40))
+    table(Row(f"{what}, again", "", f"{again:.1f} s", "", "15 s", again < 15))
