@@ -182,10 +182,10 @@ def nearest_name(name: str) -> str | None:
     """Return the known name, short or full, that is closest to a misspelled one; None if no name is close."""
     if is_short(name):
         known = {_letters(text): text for text in SHORT_NAMES}
-    else:
-        # An owner that is left out must not count against the rest of the name.
-        shown = (lambda text: text) if "/" in name else (lambda text: text.split("/")[-1])
-        known = {_letters(shown(text)): text for text in SHORT_NAMES.values()}
+    elif "/" in name:
+        known = {_letters(text): text for text in SHORT_NAMES.values()}
+    else:  # an owner that is left out must not count against the rest of the name
+        known = {_letters(text.split("/")[-1]): text for text in SHORT_NAMES.values()}
     close = difflib.get_close_matches(_letters(name), known, n=1, cutoff=0.85)
     return known[close[0]] if close and known[close[0]] != name else None
 
