@@ -108,7 +108,8 @@ def run_trial(
         # The last report before the interruption may have been lost.
         runtime.report(history[-1], path, best.rows if first > epochs else {})
     for epoch in range(first, epochs + 1):
-        figures = _train_epoch(trainer, batches, epoch, runtime) if epoch else {"epoch": 0, "epochs": epochs}
+        start: Figures = {"epoch": 0, "epochs": epochs}
+        figures = _train_epoch(trainer, batches, epoch, runtime) if epoch else start
         # The others wait for rank 0's figures: a run that ends must end on all of them.
         figures = workers.broadcast(figures if held_out is None else figures | held_out(full=epoch == epochs))
         _check_finite(figures, epoch * batches.steps_per_epoch)
