@@ -7,6 +7,7 @@ structure of the single image, which this start has, and the branches here see t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,6 +28,7 @@ class FittedCode(ClosedForm):
         dim: C.
         rank: r.
         window_size, num_cells: W and K.
+        decodes: whether it is the decoder's, which sums over a cell's numbers where the compressor sums over a window.
     """
 
     learning_share = 0.1
@@ -35,8 +37,9 @@ class FittedCode(ClosedForm):
     shared_scale: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int, rank: int, window_size: int, num_cells: int) -> None:
+    def __init__(self, dim: int, rank: int, window_size: int, num_cells: int, *, decodes: bool = False) -> None:
         super().__init__()
+        self.decodes = decodes
         width, shared = window_size * (rank + dim), num_shared(rank, dim)
         self.window_mean = nn.Parameter(torch.zeros(width))
         self.window_basis = nn.Parameter(torch.eye(width, num_local(rank, dim, num_cells)))
@@ -63,6 +66,13 @@ class FittedCode(ClosedForm):
         parts = [part.mean().sqrt().expand(count) for part, count in _split(variances, code.rank)]
         self.scale.copy_(torch.cat(parts))
         self.closed_form = True
+
+    def inputs(self) -> Iterator[tuple[nn.Parameter, int]]:
+        width, local = self.window_basis.shape
+        for parameter in (self.window_mean, self.window_basis):
+            yield parameter, local if self.decodes else width
+        for parameter in (self.weight, self.bias):
+            yield parameter, len(self.bias)
 
     def code(self, dtype: torch.dtype) -> Code:
         """Return the code in this dtype."""
@@ -178,7 +188,7 @@ class AdaptiveDecoder(Decoder):
         check_rank(rank, self.windows, dim)
         self.rank, self.projection = rank, None
         window_size, cells = self.windows.window_size, self.windows.num_cells
-        self.fitted = FittedCode(dim, rank, window_size, cells)
+        self.fitted = FittedCode(dim, rank, window_size, cells, decodes=True)
         self.whiten = ChannelMap(dim)
         out = window_size * (rank + dim)
         self.branch = Branch(dim, hidden_dim, out, cells, num_layers, norm=norm, padding=padding)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokconv.models.blocks import ConvBlock, channel_map, zeroed
-from tokconv.models.network import WindowNetwork, WindowProjection
+from tokconv.models.network import FIRST_LAYER_INPUTS, Scaled, WindowNetwork, WindowProjection
 from tokconv.models.windows import to_grid, to_tokens
 
 
@@ -86,7 +86,7 @@ class ResidualCompressor(Compressor):
         return cells if self.branch is None else cells + self.colour(self.branch(windows))
 
 
-class Branch(nn.Module):
+class Branch(Scaled):
     """A network from cells to cells: hidden, blocks over the k x k grid, and a last layer that starts at zero.
 
     Args:
@@ -108,3 +108,6 @@ class Branch(nn.Module):
     def forward(self, cells_BKC: Tensor) -> Tensor:
         hidden = self.enter(cells_BKC) + self.position
         return self.leave(to_tokens(self.blocks(to_grid(hidden))))
+
+    def learning_shares(self) -> Iterator[tuple[nn.Parameter, float]]:
+        yield self.enter.weight, min(1.0, FIRST_LAYER_INPUTS / self.enter.in_features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +12,50 @@ from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
 
 
-class ClosedForm(nn.Module):
-    """A module whose weights can start at a closed-form optimum.
+CLOSED_FORM_INPUTS = 30
+"""With more inputs than this over its learning rate's share, a layer that starts at a closed form learns more slowly."""
+FIRST_LAYER_INPUTS = 1024
+"""With more inputs than this, the first layer of a branch learns more slowly than the others."""
 
-    It then trains slowly: a full Adam step moves every input's weight at once and loses that start (measured, see
-    docs/results.md).
+
+class Scaled(nn.Module):
+    """A module whose parameters learn at shares of the learning rate that follow from its inputs.
+
+    A step of Adam moves every weight of a layer by about the learning rate, and its output by the sum over its inputs.
+    At a rate that does not fall with their number, wide tokens are thrown from the start that narrow ones keep; a rate
+    of 1 / inputs suits all widths (Yang et al. 2022, arXiv:2203.03466, table 3).
     """
+
+    def learning_shares(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """Yield its own parameters that have a share, and the share; the others learn at the full rate."""
+        raise NotImplementedError
+
+
+class ClosedForm(Scaled):
+    """A module whose weights can start at a closed-form optimum. It then trains slowly (measured, docs/results.md)."""
 
     closed_form = False
     """Whether `fill` has set it to that optimum."""
     learning_share: float
-    """Its learning rate after `fill`, as a share of that of other layers."""
+    """Its largest share of the learning rate after `fill`."""
+
+    def inputs(self) -> Iterator[tuple[nn.Parameter, int]]:
+        """Yield its parameters, each with the number of inputs that are summed where it counts."""
+        raise NotImplementedError
+
+    def learning_shares(self) -> Iterator[tuple[nn.Parameter, float]]:
+        if self.closed_form:
+            for parameter, count in self.inputs():
+                yield parameter, min(self.learning_share, CLOSED_FORM_INPUTS / count)
 
 
 class WindowProjection(ClosedForm, nn.Linear):
     """The affine map from a window to its cell, or from a cell to its window."""
 
     learning_share = 0.03
+
+    def inputs(self) -> Iterator[tuple[nn.Parameter, int]]:
+        return ((parameter, self.in_features) for parameter in self.parameters())
 
     @torch.no_grad()
     def fill(self, weight: Tensor, bias: Tensor) -> None:

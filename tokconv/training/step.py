@@ -18,7 +18,7 @@ from tokconv.config.tree import Config
 from tokconv.errors import DivergedError
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.models.network import ClosedForm, WindowProjection
+from tokconv.models.network import Scaled
 from tokconv.store.reader import TokenStore
 from tokconv.training.adversary import Adversaries
 from tokconv.training.averaging import Averages
@@ -196,18 +196,10 @@ class Trainer:
         return self.compressor.windows.sample(standardised, generator, first=first, total=total)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Group the parameters by their share of the learning rate, in the order of the networks.
-
-        Those of a `ClosedForm` that starts at one have its share. There is a group for window projections even if it is
-        empty, because optimizers in checkpoints have it.
-        """
-        shares = {
-            parameter: module.learning_share
-            for module in self._autoencode.modules()
-            if isinstance(module, ClosedForm) and module.closed_form
-            for parameter in module.parameters()
-        }
-        groups: dict[float, list[nn.Parameter]] = {1.0: [], WindowProjection.learning_share: []}
+        """Group the parameters by their share of the learning rate, in the order of the networks."""
+        scaled = (module for module in self._autoencode.modules() if isinstance(module, Scaled))
+        shares = {parameter: share for module in scaled for parameter, share in module.learning_shares()}
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
         for parameter in self._autoencode.parameters():
             groups.setdefault(shares.get(parameter, 1.0), []).append(parameter)
         return [{"params": parameters, "share": share} for share, parameters in groups.items()]
