@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.networks import PUBLISHED
 from support.towers import write_tower
 
 from tokconv import __version__
@@ -30,7 +31,9 @@ from tokconv.config.overrides import compose
 
 COMMANDS = ("doctor", "encode", "train", "sweep", "status", "stop", "report", "replay", "evaluate", "models", "export")
 COMMANDS += ("dynamic", "compress")
-SHORT = ("training.epochs=1", "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
+ONE_EPOCH = "training.epochs=1"
+TINY = (*PUBLISHED, "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
+SHORT = (ONE_EPOCH, *TINY)
 ROOT = Path(__file__).parents[2]
 
 PUBLISHED = (
@@ -416,7 +419,7 @@ def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys
 
 @pytest.mark.slow
 def test_an_interrupted_run_can_be_resumed(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = _start("train", *SHORT[1:], "training.epochs=15", "--name", "long", *_digits(store))
+    run = _start("train", *TINY, "training.epochs=15", "--name", "long", *_digits(store))
     _wait_for(lambda: any(tmp_path.glob("runs/train/long-001/checkpoints/epoch-*")), run)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.champions_folders import change_config, files_of
+from support.networks import PUBLISHED
 from support.stores import write_store
 
 import tokconv
@@ -23,6 +24,7 @@ from tokconv.training.networks import build_networks
 from tokconv.training.runtime import LocalRuntime
 
 SMALL = [
+    *PUBLISHED,
     "model.compressor.hidden_dim=8",
     "model.compressor.num_layers=1",
     "model.autoencoder.hidden_dim=8",

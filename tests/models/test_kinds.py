@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.networks import PUBLISHED
 from support.stores import write_store
 
 from tokconv.config.overrides import compose
@@ -27,7 +28,7 @@ from tokconv.training.losses.adversarial import ADVERSARIES, critic_loss
 from tokconv.training.networks import build_networks, network_arguments, select_grid
 from tokconv.training.step import Trainer
 
-SMALL = ["model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"]
+SMALL = [*PUBLISHED, "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"]
 PAIRS = [
     ("residual", "conv", {}),
     ("residual", "attention", {}),

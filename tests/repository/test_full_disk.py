@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.networks import PUBLISHED
 from support.sweeping import events, write_spec
 
 import tokconv
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DATA = ["data.subset=64", "data.num_workers=0"]
 TINY = [
+    *PUBLISHED,
     *("model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"),
     *("model.compressor.num_layers=1", "training.batch_size=16", "loss.weights.wgan=0"),
 ]

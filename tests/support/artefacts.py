@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from support.networks import PUBLISHED
 from tokconv.config.overrides import compose
 from tokconv.config.tree import to_dict
 from tokconv.evaluation.protocol import PROTOCOL
@@ -23,6 +24,7 @@ def write_checkpoint(path: Path, token_grid: int = 4, dim: int = 8, grid: int = 
     """Write a checkpoint like those of `tokconv.training.loop`, after one epoch; return the path."""
     config = compose(
         [
+            *PUBLISHED,
             f"model.compressor.output_grid_size={grid}",
             "model.compressor.num_layers=1",
             "model.compressor.hidden_dim=8",

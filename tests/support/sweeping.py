@@ -16,12 +16,14 @@ from typing import Any
 import yaml
 
 import tokconv
+from support.networks import PUBLISHED
 from tokconv.cli.main import main
 from tokconv.sweep.record.events import Event, read_events
 
 SHARED_STORES = "TOKCONV_TEST_STORES"
 """Environment variable: the folder of the stores that all tests of a session share (`conftest.py`)."""
 BASE = [
+    *PUBLISHED,
     "data.subset=64",
     "data.num_workers=0",
     "training.epochs=4",

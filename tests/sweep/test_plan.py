@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.networks import PUBLISHED
 
 from tokconv.cli.main import main
 from tokconv.config.overrides import compose
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SHAPE = TokenShape(12, 16, torch.zeros(16))
 SMALL = (
+    *PUBLISHED,
     *("model.compressor.hidden_dim=16", "model.autoencoder.hidden_dim=16", "model.critic.hidden_dim=16"),
     *("training.batch_size=4", "model.compressor.output_grid_size=6"),
 )

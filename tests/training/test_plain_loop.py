@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.networks import PUBLISHED
 from support.plain_loop import Networks, Waste, plain_step
 from support.stores import write_store
 from torch import Tensor
@@ -16,6 +17,7 @@ from tokconv.training.step import Trainer
 
 STEPS, IMAGES = 8, 10
 SMALL = [
+    *PUBLISHED,
     *("model.compressor.output_grid_size=3", "model.compressor.hidden_dim=16", "model.autoencoder.hidden_dim=16"),
     *("model.critic.hidden_dim=16", "training.n_critic=3", "training.learning_rate=1e-3"),
 ]

@@ -47,7 +47,7 @@ class ClipConfig:
 class CompressorConfig:
     """The network from G x G tokens to k x k tokens."""
 
-    kind: str = key("residual", one_of("residual", "conv", "matryoshka", "adaptive"))
+    kind: str = key("adaptive", one_of("residual", "conv", "matryoshka", "adaptive"))
     """residual: one window projection plus a residual branch that starts at zero; conv: strided convolutions that
     shrink the grid step by step; matryoshka: one compressor for every grid of `grids`, one of them drawn per batch;
     adaptive: the image's own low-rank factorisation plus branches that start at zero."""
@@ -99,7 +99,7 @@ class AutoencoderConfig:
 class CriticConfig:
     """The critic on k x k tokens."""
 
-    kind: str = key("grid", one_of("grid", "token", "multiscale", "both"))
+    kind: str = key("token", one_of("grid", "token", "multiscale", "both"))
     """grid: convolutions over the k x k grid; token: an MLP on every token alone; multiscale: grid critics on the grid
     and on two coarser ones; both: a token and a grid critic at once, each with half of the weight."""
     num_layers: int = key(2, at_least(0))
@@ -123,11 +123,11 @@ class ModelConfig:
 class WganConfig:
     """The adversarial loss."""
 
-    kind: str = key("wgan_gp", one_of("wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan", "logistic", "hinge"))
+    kind: str = key("logistic", one_of("wgan_gp", "wgan_gp_one_sided", "wgan_sn", "r3gan", "logistic", "hinge"))
     """wgan_gp (two-sided penalty), wgan_gp_one_sided, wgan_sn (spectral norm instead of a penalty), r3gan
     (relativistic, with zero-centred penalties), logistic (non-saturating, with zero-centred penalties), or hinge (with
     spectral norm)."""
-    lambda_gp: float = key(10.0, at_least(0))
+    lambda_gp: float = key(0.1, at_least(0))
     """Weight of the gradient penalty; for r3gan and logistic that of R1 and R2 (their gamma, 0.1 for single tokens)."""
     balance: str = key("gradient", one_of("gradient", "none"))
     """gradient: loss.weights.wgan is relative to all other losses: 1 lets a critic pull on the compressed tokens as
@@ -143,11 +143,11 @@ class WganConfig:
 class LossWeightsConfig:
     """The weight of every loss of compressor and decoder; 0 leaves a loss out."""
 
-    wgan: float = key(1.0, at_least(0))
+    wgan: float = key(0.0, at_least(0))
     """The adversarial loss. 0 trains without a critic: whether a critic helps is a result, not a belief."""
     ae: float = key(1.0, at_least(0))
     """The reconstruction, loss.reconstruction."""
-    distribution: float = key(0.0, at_least(0))
+    distribution: float = key(1.0, at_least(0))
     """The critic-free distance to real tokens, loss.distribution."""
     spatial: float = key(0.0, at_least(0))
     """The error of the differences between neighbouring tokens."""
@@ -171,18 +171,18 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    epochs: int = key(100, at_least(1))
+    epochs: int = key(10, at_least(1))
     """Passes over the training images."""
-    batch_size: int = key(32, at_least(1))
+    batch_size: int = key(16, at_least(1))
     """Images per step, of all workers together."""
-    learning_rate: float = key(1e-4, above(0))
+    learning_rate: float = key(2e-3, above(0))
     """Peak for compressor and decoder: it rises over the first tenth of the steps, then falls linearly to 2 %."""
     critic_learning_rate: float | None = key(None, above(0))
     """Peak for the critic; None is the learning rate."""
     critic_schedule: str = key("constant", one_of("constant", "linear"))
     """constant: the critic's learning rate stays at its peak after the first tenth of the steps; linear: it falls like
     that of compressor and decoder."""
-    n_critic: int = key(5, at_least(1))
+    n_critic: int = key(2, at_least(1))
     """Critic updates per generator update."""
     precision: str = key("auto", one_of(*PRECISIONS))
     """auto (bfloat16 autocast on CUDA, float32 elsewhere), float32 or bfloat16; the penalty is always float32."""

@@ -109,5 +109,5 @@ class Branch(Scaled):
         hidden = self.enter(cells_BKC) + self.position
         return self.leave(to_tokens(self.blocks(to_grid(hidden))))
 
-    def learning_shares(self) -> Iterator[tuple[nn.Parameter, float]]:
+    def learning_shares(self) -> Iterator[tuple[Tensor, float]]:
         yield self.enter.weight, min(1.0, FIRST_LAYER_INPUTS / self.enter.in_features)

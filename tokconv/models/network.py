@@ -11,9 +11,8 @@ from tokconv.errors import ConfigError
 from tokconv.models.blocks import Standardise
 from tokconv.models.windows import Windows
 
-
 CLOSED_FORM_INPUTS = 30
-"""With more inputs than this over its learning rate's share, a layer that starts at a closed form learns more slowly."""
+"""A layer that starts at a closed form learns at this over its inputs, as a share of the learning rate, or slower."""
 FIRST_LAYER_INPUTS = 1024
 """With more inputs than this, the first layer of a branch learns more slowly than the others."""
 
@@ -26,7 +25,7 @@ class Scaled(nn.Module):
     of 1 / inputs suits all widths (Yang et al. 2022, arXiv:2203.03466, table 3).
     """
 
-    def learning_shares(self) -> Iterator[tuple[nn.Parameter, float]]:
+    def learning_shares(self) -> Iterator[tuple[Tensor, float]]:
         """Yield its own parameters that have a share, and the share; the others learn at the full rate."""
         raise NotImplementedError
 
@@ -43,7 +42,7 @@ class ClosedForm(Scaled):
         """Yield its parameters, each with the number of inputs that are summed where it counts."""
         raise NotImplementedError
 
-    def learning_shares(self) -> Iterator[tuple[nn.Parameter, float]]:
+    def learning_shares(self) -> Iterator[tuple[Tensor, float]]:
         if self.closed_form:
             for parameter, count in self.inputs():
                 yield parameter, min(self.learning_share, CLOSED_FORM_INPUTS / count)

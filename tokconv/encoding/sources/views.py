@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokconv.encoding.sources.base import ImageItem, ImageSource
+from tokconv.store.format import VIEW
 
 SEED = 0
 AREA = (0.5, 1.0)
@@ -40,7 +41,7 @@ class ViewsSource:
         for image, (item, split) in enumerate(zip(source.items, splits, strict=True)):
             for view in range(views if split == "train" else 1):
                 # An image file's name ends in a suffix, so no key of an image looks like that of a view.
-                items.append(ImageItem(f"{item.key}#view-{view}" if view else item.key, item.label, split, view))
+                items.append(ImageItem(f"{item.key}{VIEW}{view}" if view else item.key, item.label, split, view))
                 self._images.append(image)
         self.items = tuple(items)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokconv.evaluation.baselines import downsampled, factorisation, fitting
+from tokconv.evaluation.baselines import downsampled, factorisation, fits, fitting
 from tokconv.evaluation.baselines.registry import BASELINES, Baseline, Kind
 from tokconv.evaluation.codecs import Codec, ImageCodec
 from tokconv.store.downsampled import DownsampledTokens
@@ -23,7 +23,7 @@ def available(store: TokenStore, output_grid: int) -> tuple[Baseline, ...]:
 
 def fit_version(baseline: Baseline) -> int:
     """Return the version of a baseline's fit, which grows with every change of what it computes."""
-    return _VERSIONS.get(baseline.kind, fitting.FIT_VERSION)
+    return _VERSIONS.get(baseline.kind, fits.FIT_VERSION)
 
 
 def baseline_codec(store: TokenStore, output_grid: int, name: str) -> Codec | ImageCodec:
@@ -38,7 +38,7 @@ def baseline_codec(store: TokenStore, output_grid: int, name: str) -> Codec | Im
         >>> compressed, reconstructed = baseline_codec(store, 6, "tome")(tokens)     # doctest: +SKIP
     """
     baseline = BASELINES[name]
-    if baseline in fitting.FITTED:
+    if baseline in fits.FITTED:
         return fitting.fitted_baselines(store, output_grid).codecs[name]
     fitting.check_fittable(store)
     return fitting.codec_in_token_units(store, baseline, baseline.function(store, output_grid))

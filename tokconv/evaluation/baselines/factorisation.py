@@ -24,12 +24,13 @@ from tokconv.models.factorisation import (
 )
 from tokconv.models.windows import Windows
 from tokconv.store.cache import Tensors, computed_once
+from tokconv.store.format import VIEW
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-FIT_VERSION = 2
+FIT_VERSION = 3
 """Grows with every change of what a fit computes, so that files of older fits are not read."""
-CHOICE_IMAGES = 600
+CHOICE_IMAGES = 240
 """Training images that the rank is chosen on; every tenth of them is held out for it."""
 MAX_DECOMPOSED = 2560
 """Largest width of a window of [A | R] at which its covariance is decomposed in full."""
@@ -80,12 +81,14 @@ def candidate_ranks(windows: Windows, dim: int) -> list[int]:
 def chosen_rank(store: TokenStore, windows: Windows, axes: Tensor) -> int:
     """Return the candidate of least squared error on the held-out tenth; of equals, the lowest."""
     ranks, images = candidate_ranks(windows, store.dim), training_sample(store, CHOICE_IMAGES)
-    is_held_out = torch.arange(len(images)) % 10 == 9
+    of_images = [store.keys[index].partition(VIEW)[0] for index in images.tolist()]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(of_images))}
+    is_held_out = torch.tensor([numbers[name] % 10 == 9 for name in of_images])
     if len(ranks) == 1 or not is_held_out.any():
         return 0
     errors = {}
     for rank in ranks:
-        code, error = fit_rank(store, images[~is_held_out], windows, axes, rank), 0.0
+        code, error = _fit_code(store, images[~is_held_out], windows, axes, rank), 0.0
         for tokens in standardised_batches(store, images[is_held_out]):
             error += float((code.decode(code.encode(tokens, windows), windows) - tokens).square().sum())
         errors[rank] = error
@@ -103,11 +106,19 @@ def principal_axes(store: TokenStore, images: Tensor) -> Tensor:
 
 def fit_rank(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, rank: int) -> Factorisation:
     """Fit the code of one rank on these images, in two passes: window PCA of [A | R], then the moments of the codes."""
+    code, moments = _fit_code(store, images, windows, axes, rank), _CodeMoments(store.dim)
+    for tokens in standardised_batches(store, images):
+        moments.update(code.codes(tokens, windows), windows.split(tokens).mean(2), tokens)
+    return moments.matched(code)
+
+
+def _fit_code(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, rank: int) -> Factorisation:
+    """Fit the code without its map to cells that look like tokens, which changes no error."""
     sums = _Windows(len(images), windows, rank, store.dim)
     for tokens in standardised_batches(store, images):
         sums.update(tokens @ axes)
     identity, zero = torch.eye(store.dim), torch.zeros(store.dim)
-    code = Factorisation(
+    return Factorisation(
         axes=axes,
         window_mean=sums.mean.float(),
         window_basis=sums.components(num_local(rank, store.dim, windows.num_cells)).basis.float().contiguous(),
@@ -118,10 +129,6 @@ def fit_rank(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, 
         decode_weight=identity,
         decode_bias=zero,
     )
-    moments = _CodeMoments(store.dim)
-    for tokens in standardised_batches(store, images):
-        moments.update(code.codes(tokens, windows), windows.split(tokens).mean(2), tokens)
-    return moments.matched(code)
 
 
 class _Windows:
