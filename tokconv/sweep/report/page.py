@@ -23,6 +23,7 @@ from tokconv.sweep.report import page_figures as draw
 from tokconv.sweep.report import page_keys as keys
 from tokconv.sweep.report import page_tables as tables
 from tokconv.sweep.report.importance import MIN_TRIALS, decisive, first_trial_notes, importance, judged_figures
+from tokconv.sweep.report.kinds import kinds, readability
 from tokconv.sweep.report.table import notes, shown_figures
 from tokconv.sweep.report.text import INTERVAL_LEGEND, legend, moment, states_text
 from tokconv.sweep.spec.rules import compared
@@ -44,6 +45,8 @@ class _Section:
     title: str
     text: str
     figures: tuple[_Figure, ...]
+    table: tuple[list[str], list[list[str]]] | None = None
+    """Headings and rows."""
 
 
 def write_page(sweep: SweepSnapshot, path: Path) -> Path:
@@ -100,6 +103,8 @@ def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
         _likeness_text(sweep),
         (_Figure("likeness", draw.fidelity_figure(sweep)),),
     )
+    if kinds(sweep):
+        yield _kinds(sweep)
     panels = [(verdict, keys.parallel_figure(sweep, verdict)) for verdict in sweep.verdicts]
     drawn = tuple(
         _Figure(f"parallel-{verdict.grid}", figure, f"{verdict.grid} x {verdict.grid}")
@@ -143,6 +148,19 @@ def _likeness_text(sweep: SweepSnapshot) -> str:
         return text
     return (
         f"{text} Window PCA is left out: its codes look nothing like tokens, and its point would lie far to the right."
+    )
+
+
+def _kinds(sweep: SweepSnapshot) -> _Section:
+    figure = FIGURES[readability(sweep.verdicts)]
+    return _Section(
+        "kinds",
+        "The front of each kind of compressor",
+        f"Fidelity (fvu) against readability ({figure.title}: {figure.meaning}). The line of a kind joins the points "
+        "that no other one of its kind dominates; a trial counts as it ended and with every best epoch that it kept. "
+        "Baselines are grey.",
+        (_Figure("kinds", draw.kinds_figure(sweep)),),
+        (tables.kind_headings(sweep), tables.kind_rows(sweep)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,19 @@ from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.plots import CHAMPION, CURVES, LOWEST, STOPPED, TRIAL, axis_title, floor_of, shown
+from tokconv.sweep.report.kinds import kind_fronts, readability
+from tokconv.sweep.report.plots import (
+    CHAMPION,
+    CURVES,
+    KINDS,
+    LOWEST,
+    STOPPED,
+    TRIAL,
+    axis_title,
+    better_title,
+    floor_of,
+    shown,
+)
 from tokconv.sweep.report.text import values_text
 
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left"}
@@ -63,7 +76,6 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
     """Return fvu against likeness, one panel per grid: trials, front, baselines, champion, and the floor."""
     figure, panels = _panels(sweep, height=320)
     likeness = sweep.verdicts[0].likeness
-    left_out = WITHOUT_POINT if likeness == SWD else ()
     for verdict, panel in panels:
         values = [shown(trial.figures, likeness) for trial in verdict.trials]
         _points(figure, verdict.trials, values, "complete", {"color": TRIAL, "symbol": "circle"}, **panel)
@@ -77,17 +89,7 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
             legendgroup="front",
             **panel,
         )
-        for entry in shown_in(PLOTS):
-            if likeness in verdict.baselines.get(entry.name, {}) and entry.name not in left_out:
-                figure.add_scatter(
-                    x=[shown(verdict.baselines[entry.name], likeness)],
-                    y=[shown(verdict.baselines[entry.name], FVU)],
-                    name=entry.title,
-                    mode="markers",
-                    marker={"symbol": SYMBOLS[entry.marker], "color": entry.color, "size": 9},
-                    legendgroup=entry.title,
-                    **panel,
-                )
+        _baselines(figure, verdict, likeness, **panel)
         if verdict.evidence is not None:
             _champions(figure, [verdict], likeness, **panel)
         floor = floor_of(verdict, likeness)
@@ -97,6 +99,37 @@ def fidelity_figure(sweep: SweepSnapshot) -> go.Figure:
     scale = {"type": "log", **LOG_TICKS} if likeness == SWD else {}
     figure.update_xaxes(title=axis_title(likeness), **scale)
     figure.update_yaxes(type="log", title=FIGURES[FVU].title, **LOG_TICKS)
+    return figure
+
+
+def kinds_figure(sweep: SweepSnapshot) -> go.Figure:
+    """Return fvu against readability, one panel per grid: the front of every kind over its trials, and baselines."""
+    figure, panels = _panels(sweep, height=320)
+    metric = readability(sweep.verdicts)
+    for verdict, panel in panels:
+        _baselines(figure, verdict, metric, STOPPED, **panel)
+        for (color, marker), found in zip(itertools.cycle(KINDS), kind_fronts(sweep, verdict), strict=False):
+            style = {"color": color, "symbol": SYMBOLS[marker]}
+            values = [shown(point.figures, metric) for point in found.points]
+            _points(figure, found.points, values, found.kind, style, **{**panel, "showlegend": False})
+            front: list[tuple[float | None, float | None]] = [
+                (shown(point.figures, metric), shown(point.figures, FVU)) for point in found.front
+            ]
+            # An empty front still has its entry in the legend: the first panel's stands for all of them.
+            front = front or [(None, None)]
+            figure.add_scatter(
+                x=[x for x, _ in front],
+                y=[y for _, y in front],
+                name=found.kind,
+                mode="lines+markers",
+                line={"color": color, "shape": "hv", "width": 1.5},
+                marker={**style, "size": 9},
+                hoverinfo="skip",
+                legendgroup=found.kind,
+                **panel,
+            )
+    figure.update_xaxes(title=better_title(metric), **({"type": "log", **LOG_TICKS} if metric == SWD else {}))
+    figure.update_yaxes(type="log", title=better_title(FVU), **LOG_TICKS)
     return figure
 
 
@@ -171,6 +204,22 @@ def _panels(sweep: SweepSnapshot, *, height: int) -> tuple[go.Figure, list[tuple
         (verdict, {"row": index // columns + 1, "col": index % columns + 1, "showlegend": index == 0})
         for index, verdict in enumerate(sweep.verdicts)
     ]
+
+
+def _baselines(figure: go.Figure, verdict: Verdict, metric: str, color: str | None = None, **panel: Any) -> None:
+    """Draw baselines at a figure, in one colour or each in its own."""
+    left_out = WITHOUT_POINT if metric == SWD else ()
+    for entry in shown_in(PLOTS):
+        if metric in verdict.baselines.get(entry.name, {}) and entry.name not in left_out:
+            figure.add_scatter(
+                x=[shown(verdict.baselines[entry.name], metric)],
+                y=[shown(verdict.baselines[entry.name], FVU)],
+                name=entry.title,
+                mode="markers",
+                marker={"symbol": SYMBOLS[entry.marker], "color": color or entry.color, "size": 9},
+                legendgroup=entry.title,
+                **panel,
+            )
 
 
 def _points(

@@ -11,8 +11,9 @@ from tokconv.evaluation.figure import TRIALS, Figure
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
-from tokconv.sweep.judge.verdicts import Verdict
+from tokconv.sweep.judge.verdicts import FVU, Verdict
 from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report.kinds import kind_fronts, readability
 from tokconv.sweep.report.text import STATES, best_baseline, cell, heading, values_text
 from tokconv.system.terminal import duration
 
@@ -54,6 +55,25 @@ def winners(verdict: Verdict, figures: Sequence[Figure]) -> list[Winner]:
         is_proven = evidence.status == PROVEN
         rows.append(Winner((*head, own, reference), text, is_proven=is_proven, figures=tuple(others)))
     return rows
+
+
+def kind_headings(sweep: SweepSnapshot) -> list[str]:
+    """Return the headings of the table of the kinds."""
+    return ["grid", "kind", *(f"best {FIGURES[name].title}" for name in (FVU, readability(sweep.verdicts))), "trials"]
+
+
+def kind_rows(sweep: SweepSnapshot) -> list[list[str]]:
+    """Return one row per grid and kind of compressor: its best figures, and how many complete trials it has."""
+    return [
+        [
+            "" if number else f"{verdict.grid} x {verdict.grid}",
+            found.kind,
+            *(FIGURES[name].text(found.best(name)) for name in (FVU, found.readability)),
+            str(found.trials),
+        ]
+        for verdict in sweep.verdicts
+        for number, found in enumerate(kind_fronts(sweep, verdict))
+    ]
 
 
 def trial_headings() -> list[str]:

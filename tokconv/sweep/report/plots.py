@@ -1,10 +1,10 @@
-"""The two pictures of a sweep: the front of every grid, and the learning curves of every trial."""
+"""The pictures of a sweep: the front of every grid, that of every kind, and the learning curves of every trial."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, cycle
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -19,8 +19,10 @@ from tokconv.evaluation.baselines.registry import shown_in as baselines_in
 from tokconv.evaluation.figure import SWEEP
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
 from tokconv.sweep.judge.evidence import Figures
+from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report.kinds import kind_fronts, readability
 
 # By Okabe and Ito, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
 CHAMPION, TRIAL, STOPPED, FAILED = "#D55E00", "#56B4E9", "#999999", "#000000"
@@ -31,6 +33,8 @@ CURVES = {
     "complete": ("complete", TRIAL, ""),
 }
 """State of a trial -> label, colour, mark at the end of its curve."""
+KINDS = (("#0072B2", "o"), (CHAMPION, "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#E69F00", "v"), (TRIAL, "P"))
+"""Colour and marker of each kind of compressor, in their order; they start again after the last."""
 LOWEST = 1e-5
 """Lower figures are drawn here: with one output token per token everything is lossless, and 0 has no logarithm."""
 LONGEST_TITLE = 60
@@ -83,6 +87,30 @@ def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) ->
     return figure
 
 
+def kinds_figure(sweep: SweepSnapshot) -> Figure:
+    """Return fvu against readability: the front of every kind of compressor over its trials, one panel per grid."""
+    columns, metric = min(2, len(sweep.verdicts)), readability(sweep.verdicts)
+    rows = math.ceil(len(sweep.verdicts) / columns)
+    figure = Figure(figsize=(max(6.0, 4.6 * columns), 0.9 + 3.2 * rows), layout="constrained")
+    for index, verdict in enumerate(sweep.verdicts):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for entry in baselines_in(PLOTS):
+            if metric in verdict.baselines.get(entry.name, {}):
+                point = _point(metric, verdict.baselines[entry.name])
+                _plot(axes, [point], **_marks(STOPPED, entry.marker, 6), label=entry.title)
+        for (color, marker), found in zip(cycle(KINDS), kind_fronts(sweep, verdict), strict=False):
+            _plot(axes, [_point(metric, one.figures) for one in found.points], **_marks(color, marker, 4, alpha=0.35))
+            style = {"drawstyle": "steps-post", "color": color, "marker": marker, "markersize": 6, "linewidth": 1.4}
+            _plot(axes, [_point(metric, one.figures) for one in found.front], **style, label=found.kind)
+        axes.set(xlabel=better_title(metric), ylabel=better_title("val/fvu"))
+        axes.set_title(_title(verdict), fontsize="medium")
+        if metric == "val/swd":
+            _log_scale(axes, axes.xaxis)
+        _log_scale(axes, axes.yaxis)
+    _legend(figure)
+    return figure
+
+
 def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) -> None:
     stopped = [trial for trial in trials if trial.state == "pruned" and "val/fvu" in trial.figures]
     # Next to the column of the complete trials, which they would hide.
@@ -105,14 +133,14 @@ def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[Trial
 
 
 def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
-    points = [_point(verdict, trial.figures) for trial in verdict.trials]
+    points = [_point(verdict.likeness, trial.figures) for trial in verdict.trials]
     _plot(axes, points, **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
     # Along a front likeness rises as fvu falls. It dominates what lies above and to the right of its steps.
-    front = [_point(verdict, trial.figures) for trial in verdict.front]
+    front = [_point(verdict.likeness, trial.figures) for trial in verdict.front]
     _plot(axes, front, drawstyle="steps-post", color="black", linewidth=1, label="front")
     for entry in baselines_in(PLOTS):
         if verdict.likeness in verdict.baselines.get(entry.name, {}):
-            point = _point(verdict, verdict.baselines[entry.name])
+            point = _point(verdict.likeness, verdict.baselines[entry.name])
             _plot(axes, [point], **_marks(entry.color, entry.marker, 6), label=entry.title)
             # The front passes above matched window PCA, so its name stands below.
             _name(axes, point, entry.title, entry.color, below=entry is BASELINES["matched_window_pca"])
@@ -157,7 +185,7 @@ def _star(axes: Axes, verdict: Verdict, ratio: float | None) -> None:
     """Draw the champions of all purposes at their likeness, or the first at a ratio."""
     style = _marks(CHAMPION, "*", 14) | _winner(verdict) | {"zorder": 5}
     won = [award.champion for award in verdict.awards if award.champion is not None]
-    points = [_point(verdict, trial.figures) for trial in won]
+    points = [_point(verdict.likeness, trial.figures) for trial in won]
     _plot(axes, points if ratio is None else [(ratio, fvu) for _, fvu in points[:1]], **style)
 
 
@@ -190,8 +218,8 @@ def _curve(trial: TrialRecord, metric: str) -> list[Point]:
     return [(row["epoch"], shown(row, metric)) for row in trial.history if metric in row]
 
 
-def _point(verdict: Verdict, figures: Figures) -> Point:
-    return shown(figures, verdict.likeness), shown(figures, "val/fvu")
+def _point(metric: str, figures: Figures) -> Point:
+    return shown(figures, metric), shown(figures, "val/fvu")
 
 
 def shown(figures: Figures, metric: str) -> float:
@@ -210,6 +238,11 @@ def axis_title(metric: str) -> str:
     title = FIGURES[metric].title
     full = f"{title} ({FIGURES[metric].meaning.partition(':')[0]})"
     return full if len(full) <= LONGEST_TITLE else title
+
+
+def better_title(metric: str) -> str:
+    """Return a figure's title with its good direction."""
+    return f"{FIGURES[metric].title} ({'lower' if FIGURES[metric].lower_is_better else 'higher'} is better)"
 
 
 def _title(verdict: Verdict) -> str:

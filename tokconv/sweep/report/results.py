@@ -1,4 +1,4 @@
-"""The result of a sweep as files: every trial as a table of data, the champions as JSON, and two pictures."""
+"""The result of a sweep as files: every trial as a table of data, the champions as JSON, and pictures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tokconv.evaluation.figures import JUDGED_ON
 from tokconv.sweep.judge.pareto import ranks
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Award, Verdict
+from tokconv.sweep.report.kinds import kinds
 from tokconv.sweep.spec.rules import PUBLISHED
 from tokconv.system.files import atomic_path, write_json
 
@@ -29,6 +30,8 @@ def write_results(
 ) -> None:
     """Write results.csv, champions.json, pareto.png and learning_curves.png, each whole or not at all.
 
+    A sweep over several kinds of compressor also gets kinds.png.
+
     Args:
         directory: created if missing.
         sweep: the published target on `val/swd` is drawn.
@@ -43,10 +46,12 @@ def write_results(
         write_json(directory / "champions.json", found)
     limit = next(target.limit for target in PUBLISHED if target.metric == "val/swd")
     trials = list(sweep.trials.values())
-    for name, figure in (
-        ("pareto.png", plots.pareto_figure(sweep.verdicts, trials, limit)),
-        ("learning_curves.png", plots.curves_figure(sweep.verdicts, trials)),
-    ):
+    figures = {
+        "pareto.png": plots.pareto_figure(sweep.verdicts, trials, limit),
+        "learning_curves.png": plots.curves_figure(sweep.verdicts, trials),
+        **({"kinds.png": plots.kinds_figure(sweep)} if kinds(sweep) else {}),
+    }
+    for name, figure in figures.items():
         with atomic_path(directory / name) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
 

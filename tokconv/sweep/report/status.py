@@ -78,7 +78,7 @@ def write_report(name: str, *, storage: str, out: Path | None) -> Path:
     out = sweep.directory.report if out is None else out
     write_results(out, sweep)
     page = write_page(sweep, out / sweep.directory.page.name)
-    print(f"{printable(page)} ({_counts(sweep)}; results.csv, pareto.png and learning_curves.png are next to it)")
+    print(f"{printable(page)} ({_counts(sweep)}; results.csv and the plots are next to it)")
     return sweep.directory.path
 
 
