@@ -16,6 +16,7 @@ from tokconv.sweep.judge.pareto import dominates
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report import page_figures, page_tables
 from tokconv.sweep.report.kinds import KIND_KEY, kind_fronts, kinds, readability
 from tokconv.sweep.report.page import page
 from tokconv.sweep.report.plots import STOPPED, kinds_figure
@@ -126,6 +127,16 @@ def test_the_picture_has_a_panel_per_grid_and_each_kind_once_in_its_legend(tmp_p
     assert {"conv", "adaptive", "pooling"} <= set(labels)
     write_results(tmp_path, sweep)
     assert (tmp_path / "kinds.png").is_file()
+
+
+def test_a_kind_without_a_trial_at_a_grid_is_in_the_legend_of_all_grids() -> None:
+    sweep = sweep_of(
+        [of_kind("conv", "0", grid=4, **{KEPT: 0.9}), of_kind("adaptive", "1", grid=6, **{KEPT: 0.9})], 4, 6
+    )
+    shown = [trace.name for trace in page_figures.kinds_figure(sweep).data if trace.showlegend]
+    assert {"conv", "adaptive"} <= set(shown)
+    assert len(shown) == len(set(shown))
+    assert page_tables.kind_rows(sweep)[1] == ["", "adaptive", "", "", "0"]
 
 
 def test_a_sweep_without_a_second_kind_shows_nothing_of_it(tmp_path: Path) -> None:
