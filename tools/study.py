@@ -28,6 +28,8 @@ from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime
 
 GRIDS = (4, 6, 8, 12)
+PUBLISHED = ["recipe=published", "loss.wgan.balance=gradient"]
+"""The kinds of networks of every arm; its own keys win."""
 PHOTOGRAPHS = ["data=photographs", "model.clip.model_name=bundled:digits-tower"]
 BEST = [
     "training.epochs=15",
@@ -137,7 +139,7 @@ def run(out: Path, seeds: int, pattern: str) -> None:
                 with FileLock(directory / ".lock", timeout=0):
                     if (directory / "figures.json").exists():
                         continue
-                    config = compose([*overrides, f"training.seed={seed}"])
+                    config = compose([*PUBLISHED, *overrides, f"training.seed={seed}"])
                     result = run_trial(
                         config, encode_and_print(config), LocalRuntime(directory, device="cpu", resume=True)
                     )

@@ -57,7 +57,7 @@ def peak() -> float:
 
 
 def trainer(grid: int) -> Trainer:
-    sizes = [f"model.compressor.output_grid_size={grid}", f"training.n_critic={N_CRITIC}"]
+    sizes = ["recipe=published", f"model.compressor.output_grid_size={grid}", f"training.n_critic={N_CRITIC}"]
     config = compose([*sizes, f"training.batch_size={BATCH}"])
     shape = TokenShape(GRID, DIM, torch.zeros(DIM), 1.0)
     device = torch.device("cuda")

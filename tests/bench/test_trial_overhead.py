@@ -19,7 +19,14 @@ from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime
 
 TOKCONV = str(Path(sys.executable).with_name("tokconv"))
-BASE = ["data.subset=64", "data.num_workers=0", "training.epochs=1", "training.batch_size=64", "loss.weights.wgan=0"]
+BASE = [
+    "recipe=published",
+    "data.subset=64",
+    "data.num_workers=0",
+    "training.epochs=1",
+    "training.batch_size=64",
+    "loss.weights.wgan=0",
+]
 TRIALS = {"inline": 20, "torch_trainer": 5}
 GOALS = {"inline": 0.1, "torch_trainer": 6.0}
 

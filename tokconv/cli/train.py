@@ -15,7 +15,7 @@ from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, printable
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.evaluation.baselines import registry as baselines
+from tokconv.evaluation.baselines.registry import SHOWN_DURING_TRAINING, title_of
 from tokconv.evaluation.epochs import LOWEST_FVU
 from tokconv.evaluation.figure import TRAIN, Figure
 from tokconv.evaluation.figures import FIGURES, shown_in
@@ -28,6 +28,7 @@ from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered,
 from tokconv.system.terminal import progress_line
 from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
+from tokconv.training.networks import START, shown_baselines
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 
 RUNS = Path("runs/train")
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None, resume: bool) -> None:
-    grid, shown = config.model.compressor.output_grid_size, baselines.SHOWN_DURING_TRAINING
+    grid, shown = config.model.compressor.output_grid_size, shown_baselines(config)
     with progress_line("baselines") as line:
         measured = baseline_figures(store, grid, shown, full=False, steps=line)
     print(f"\nheld-out figures\n{_legend(measured['pooling'])}\n\n{_table_head(measured)}", flush=True)
@@ -182,8 +183,8 @@ def _table_head(measured: Mapping[str, Metrics]) -> str:
 
 
 def _baseline_rows(figures: Mapping[str, Metrics], measured: Mapping[str, Metrics]) -> str:
-    shown = baselines.shown_in(TRAIN)
-    return "\n".join(_row(baseline.title, figures[baseline.name], measured) for baseline in shown)
+    shown = (name for name in figures if name in (*SHOWN_DURING_TRAINING, START))
+    return "\n".join(_row(title_of(name), figures[name], measured) for name in shown)
 
 
 def _row(title: str, figures: Metrics, measured: Mapping[str, Metrics]) -> str:

@@ -25,7 +25,7 @@ from tokconv.config.overrides import saved_values
 from tokconv.config.tree import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures, is_measured
-from tokconv.evaluation.baselines.registry import BASELINES, BESIDE_A_TRIAL, SHOWN_DURING_TRAINING
+from tokconv.evaluation.baselines.registry import BASELINES, BESIDE_A_TRIAL
 from tokconv.evaluation.codecs import codec_of
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
@@ -38,7 +38,7 @@ from tokconv.store.reader import TokenStore
 from tokconv.store.sample import check_varied
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.best import BestEpochs
-from tokconv.training.networks import network_arguments, select_grid
+from tokconv.training.networks import network_arguments, select_grid, shown_baselines
 from tokconv.training.runtime import Runtime
 from tokconv.training.step import Trainer
 from tokconv.training.workers import Workers
@@ -209,16 +209,14 @@ class _HeldOutFigures:
         self._baseline_steps = baseline_steps
         self.store, self.networks, self.grid = store, trainer.judged, trainer.compressor.output_grid_size
         self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
-        names = [
-            name
-            for name in BESIDE_A_TRIAL
-            if name in SHOWN_DURING_TRAINING or is_measured(store, self.grid, BASELINES[name])
-        ]
+        shown = shown_baselines(trainer.config)
+        self._names = tuple(dict.fromkeys((*BESIDE_A_TRIAL, *shown)))
+        names = [name for name in self._names if name in shown or is_measured(store, self.grid, BASELINES[name])]
         self.baselines = baseline_figures(store, self.grid, names, full=False, steps=baseline_steps)
 
     def __call__(self, *, full: bool) -> Figures:
         if full:
-            self.baselines = baseline_figures(self.store, self.grid, BESIDE_A_TRIAL, steps=self._baseline_steps)
+            self.baselines = baseline_figures(self.store, self.grid, self._names, steps=self._baseline_steps)
         return self.of(*self.networks, full=full)
 
     def of(self, compressor: Compressor, decoder: Decoder, *, full: bool) -> Figures:

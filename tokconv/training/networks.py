@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tokconv.config.tree import Config, matryoshka_grids
 from tokconv.evaluation.baselines.factorisation import own_factorisation
 from tokconv.evaluation.baselines.fitting import fitted_baselines
+from tokconv.evaluation.baselines.registry import SHOWN_DURING_TRAINING
 from tokconv.models.adaptive import AdaptiveCompressor, AdaptiveDecoder
 from tokconv.models.blocks import ChannelMap, Standardise
 from tokconv.models.compressor import Compressor
@@ -22,6 +23,8 @@ from tokconv.store.covariance import token_covariance, whitening
 from tokconv.store.reader import TokenStore
 from tokconv.training.losses.adversarial import ADVERSARIES
 
+START = "own_factorisation"
+"""The baseline that an adaptive compressor starts at."""
 STARTS = {"pca": "matched_window_pca", "pooling": "pooling"}
 """`model.compressor.init` -> the linear codec that fills the window projections."""
 
@@ -69,6 +72,14 @@ def _rank(config: Config, token_grid: int, dim: int, store: TokenStore | None) -
     if store is not None:
         return own_factorisation(store, grid).rank
     return int(balanced_rank(Windows(token_grid, grid), dim))
+
+
+def shown_baselines(config: Config) -> tuple[str, ...]:
+    """Return the baselines that the first step of a run waits for: those that every run is shown with, and the image's
+    own factorisation if the run starts there."""
+    compressor = config.model.compressor
+    starts_there = compressor.kind == "adaptive" and compressor.rank is None
+    return (*SHOWN_DURING_TRAINING, *((START,) if starts_there else ()))
 
 
 def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Compressor, Decoder, nn.Module]:
