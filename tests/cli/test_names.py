@@ -129,7 +129,7 @@ def test_paths_of_any_name_are_printed_on_one_line(folder: Path, monkeypatch: py
         assert main(["export", "runs/train/train-001", "--out", f"out {name}"]) == 0
         assert main(["compress", "photos/good-0.png", "--compressor", f"out {name}", "--out", f"tokens {name}"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) == 2
+        assert len(lines) == 3
         assert all(line.isprintable() for line in lines)
     assert main(["export", "runs/train/train-001", "--out", NAMES[0]]) == 2
     assert (

@@ -47,6 +47,8 @@ Result = TypeVar("Result")
 EXTRA = {"data.root": "/photos"}
 """What a config needs next to the value under test, for sources that read images from a folder."""
 
+FEATURES = {"data.source": "features", "data.root": "/tokens.npy", "model.clip.model_name": "mine"}
+
 PUBLISHED = [
     (["model.compressor.output_grid_size=8"], {"model.compressor.output_grid_size": 8}),
     (
@@ -156,16 +158,20 @@ def test_range_refuses_the_value_just_outside_and_accepts_the_edge(key: str, bou
         with pytest.raises(ConfigError) as from_value:
             with_values(Config(), {key: value})
         assert str(from_text.value) == str(from_value.value) == f"{key}: got {value!r}; {bound.rule}"
+    context = FEATURES if key == "data.extra_tokens" else {}
     for value in inside:
-        assert get(compose([f"{key}={value!r}"]), key) == value
-        assert get(with_values(Config(), {key: value}), key) == value
+        lines = [f"{name}={given}" for name, given in context.items()]
+        assert get(compose([f"{key}={value!r}", *lines]), key) == value
+        assert get(with_values(Config(), {key: value} | context), key) == value
 
 
 @pytest.mark.parametrize(("key", "bound"), CHOICES, ids=[key for key, _ in CHOICES])
 def test_choice_accepts_each_and_refuses_others(key: str, bound: Bound) -> None:
     for value in bound.choices:
-        assert get(with_values(Config(), {key: value} | EXTRA), key) == value
-        assert get(compose([f"{key}={str(value).lower()}", "data.root=/photos"]), key) == value
+        context = EXTRA if key == "model.compressor.kind" else EXTRA | {"model.compressor.kind": "residual"}
+        assert get(with_values(Config(), {key: value} | context), key) == value
+        lines = [f"{name}={given}" for name, given in context.items()]
+        assert get(compose([f"{key}={str(value).lower()}", *lines]), key) == value
     wrong = False if key in BOOLEANS else "nonesuch"
     with pytest.raises(ConfigError, match=f"{key}: got .*; allowed: "):
         with_values(Config(), {key: wrong})
@@ -230,7 +236,7 @@ def test_the_largest_seed_draws_and_the_next_is_refused_before_any_work() -> Non
 
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"all are 0, nothing would be trained"):
-        compose(["loss.weights.wgan=0", "loss.weights.ae=0"])
+        compose(["loss.weights.ae=0", "loss.weights.distribution=0"])
     assert compose(["loss.weights.wgan=0"]).loss.weights.wgan == 0.0
 
 
@@ -355,7 +361,10 @@ def test_published_lines_work_verbatim(line: list[str], expected: dict[str, obje
 
 
 def test_published_attention_switch() -> None:
-    assert compose(["model.autoencoder.use_attention=true"]).model.autoencoder.kind == "attention"
+    published = compose(["model.autoencoder.use_attention=true"]).model
+    assert (published.autoencoder.kind, published.compressor.kind) == ("attention", "residual")
+    with pytest.raises(ConfigError, match=r"leave it at conv, or take model\.compressor\.kind"):
+        compose(["model.autoencoder.use_attention=true", "model.compressor.kind=adaptive"])
     assert compose(["model.autoencoder.use_attention=false"]) == compose()
 
 
@@ -376,7 +385,7 @@ def test_an_impossible_matryoshka_is_refused(overrides: list[str], expected: str
 
 def test_attention_heads_share_the_width() -> None:
     with pytest.raises(ConfigError, match=r"num_heads: got 3; .*hidden_dim=128 must be a multiple"):
-        compose(["model.autoencoder.kind=attention", "model.autoencoder.num_heads=3"])
+        compose(["model.compressor.kind=residual", "model.autoencoder.kind=attention", "model.autoencoder.num_heads=3"])
 
 
 def test_published_subset_switch() -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPVisionModel
 
 pytest.importorskip("sklearn")
 
@@ -37,13 +38,15 @@ def test_its_own_head_classifies_the_held_out_digits_as_the_card_states() -> Non
     assert card["held_out_images"] == len(held_out) == 397
     assert card["train_images"] == len(source.items) - len(held_out) == source.num_train
     full = VisionTower(ClipConfig(model_name=BUNDLED, layer=-1), "cpu")
+    # `VisionTower` leaves out the norm before the head.
+    whole = CLIPVisionModel.from_pretrained(TOWER, use_safetensors=True).eval()
     head = load_file(TOWER / "head.safetensors")
     labels = torch.tensor([source.items[index].label for index in held_out])
     predicted = []
     with torch.inference_mode():
         for first in range(0, len(held_out), 50):
             pixels = full.preprocess([source.load(index) for index in held_out[first : first + 50]])
-            pooled = full.model(pixels).pooler_output
+            pooled = whole(pixels).pooler_output
             predicted.append((pooled @ head["weight"].T + head["bias"]).argmax(1))
     top1 = float((torch.cat(predicted) == labels).float().mean())
     assert top1 >= 0.95

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokconv.cli.compress import _open as open_to_compress
+from tokconv.cli.compress_inputs import _open as open_to_compress
 from tokconv.encoding.sources.coco import CocoSource
 from tokconv.encoding.sources.files import open_image
 from tokconv.encoding.sources.folder import FolderSource

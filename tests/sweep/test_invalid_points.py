@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from support.networks import PUBLISHED
 from support.records import write_sweep
 from support.sweeping import events, spec, write_spec
 
@@ -40,7 +41,9 @@ HEADS = {
 
 
 def make(search: dict[str, Any], kind: str = "grid", **changes: Any) -> Spec:
-    spec = parse_spec({"name": "tiny", "trials": 8, "search": search, "sampler": {"kind": kind}, **changes})
+    base = [*PUBLISHED, *changes.pop("base", [])]
+    plain = {"name": "tiny", "trials": 8, "base": base, "search": search, "sampler": {"kind": kind}, **changes}
+    spec = parse_spec(plain)
     # Those of a store without two-sample tests.
     return spec.with_objectives(())
 

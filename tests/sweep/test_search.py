@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
+from support.networks import PUBLISHED
 from support.trials import trial
 
 from tokconv.config.overrides import with_values
@@ -35,7 +36,9 @@ SEARCH = {
 
 def make_spec(kind: str = "tpe", seed: int = 0, **changes: Any) -> Spec:
     search = WHOLE if kind == "grid" else SEARCH
+    base = [*PUBLISHED, *changes.pop("base", [])]
     plain = {"name": "tiny", "trials": 40, "search": search, "sampler": {"kind": kind, "seed": seed}, **changes}
+    plain["base"] = base
     return parse_spec(plain).with_objectives(())
 
 

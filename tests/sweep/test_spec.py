@@ -26,7 +26,7 @@ SWEEPS = Path(__file__).parents[2] / "sweeps"
 MINIMAL: dict[str, Any] = {"name": "tiny", "trials": 3}
 FULL: dict[str, Any] = {
     "name": "full",
-    "base": ["training.epochs=5", "data.root='/photos (old)'", "data=folder"],
+    "base": ["training.epochs=5", "data.root='/photos (old)'", "data=folder", "model.compressor.kind=residual"],
     "search": {
         GRID_KEY: {"choice": [4, 8]},
         "training.n_critic": {"int": [1, 3]},
@@ -260,7 +260,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("search/model.compressor.init", {"choice": ["pac"]}), "search.model.compressor.init: got 'pac'"),
         (changed("search/training.epochs", {"int": [1, 3]}), "search.training.epochs: cannot be searched"),
         ({**FULL, "sampler": {"kind": "grid"}}, "grid needs choice or int ranges only"),
-        (changed("base", ["loss.weights.wgan=0", "loss.weights.ae=0"]), "nothing would be trained"),
+        (changed("base", ["recipe=published", "loss.weights.wgan=0", "loss.weights.ae=0"]), "nothing would be trained"),
         ({**MINIMAL, "constraints": ["val/fvu < 1"]}, "write 'METRIC <= NUMBER'"),
         ({**MINIMAL, "constraints": ["val/fvu <= low"]}, "'low' is not a number"),
         ({**MINIMAL, "constraints": ["val/fvu <= nan"]}, "'nan' is not a number"),
@@ -272,7 +272,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("objectives", []), "objectives: got []"),
         (changed("resources/workers", 2), "runner inline runs trials of one worker only"),
         (_group(gpus_per_worker=0.5), "resources.gpus_per_worker: got 0.5 with 3 workers; NCCL refuses two workers"),
-        (_group(), "training.batch_size: 32 is not a multiple of resources.workers, 3"),
+        (_group(), "training.batch_size: 16 is not a multiple of resources.workers, 3"),
         (_group(search={"int": [30, 33]}), "training.batch_size: 31 is not a multiple of resources.workers, 3"),
         (changed("storage", "s3://key:secret@bucket/runs"), "storage: the s3 URL contains credentials"),
     ],

@@ -69,7 +69,7 @@ def test_the_table_describes_published_towers_without_loading_them(
     assert main(["models", f"model.clip.model_name={name}", "--grids", "4"]) == 0
     shown = capsys.readouterr().out
     assert flops in shown
-    for kind in ("residual *", "matryoshka", "attention", "linear", "grid *", "multiscale"):
+    for kind in ("adaptive *", "matryoshka", "attention", "linear", "token *", "multiscale"):
         assert kind in shown
     assert "more than 1 %" not in shown or name != "ViT-L/14-336"
 

@@ -32,6 +32,8 @@ from tokconv.training.networks import START, shown_baselines
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 
 RUNS = Path("runs/train")
+COLUMN = 13
+"""Width of a figure's column, more than its title."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -104,7 +106,8 @@ def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None,
         run_trial(config, store, runtime, baseline_steps=measuring)
         final = baseline_figures(store, grid, shown)
         if final != measured:
-            line.message(_baseline_rows(final, measured))
+            for row in _baseline_rows(final, measured):
+                line.message(row)
         # The bar is completed below the last epoch's figures, not above them.
         line(steps, steps)
 
@@ -178,17 +181,17 @@ def _legend(like: Metrics) -> str:
 
 def _table_head(measured: Mapping[str, Metrics]) -> str:
     """Return the header and the rows of the baselines that stand above the epochs."""
-    titles = (figure.title.rjust(12) for figure in _columns(measured["pooling"]))
-    return f"{'':<14}{''.join(titles)}\n{_baseline_rows(measured, measured)}"
+    titles = (figure.title.rjust(COLUMN) for figure in _columns(measured["pooling"]))
+    return "\n".join([f"{'':<14}{''.join(titles)}", *_baseline_rows(measured, measured)])
 
 
-def _baseline_rows(figures: Mapping[str, Metrics], measured: Mapping[str, Metrics]) -> str:
+def _baseline_rows(figures: Mapping[str, Metrics], measured: Mapping[str, Metrics]) -> list[str]:
     shown = (name for name in figures if name in (*SHOWN_DURING_TRAINING, START))
-    return "\n".join(_row(title_of(name), figures[name], measured) for name in shown)
+    return [_row(title_of(name), figures[name], measured) for name in shown]
 
 
 def _row(title: str, figures: Metrics, measured: Mapping[str, Metrics]) -> str:
-    cells = (figure.text(figures.get(figure.name)).rjust(12) for figure in _columns(measured["pooling"]))
+    cells = (figure.text(figures.get(figure.name)).rjust(COLUMN) for figure in _columns(measured["pooling"]))
     return f"{title:<14}{''.join(cells)}".rstrip()
 
 

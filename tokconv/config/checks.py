@@ -81,12 +81,12 @@ def _check_model(model: ModelConfig) -> None:
     if compressor.kind in OWN_DECODERS and decoder.kind != "conv":
         raise ConfigError(
             f"model.autoencoder.kind: got {decoder.kind!r}; {OWN_DECODERS[compressor.kind]} compressor has a decoder "
-            "of its own, leave it at conv"
+            "of its own, leave it at conv, or take model.compressor.kind=residual"
         )
     if compressor.kind == "adaptive" and compressor.init != "pca":
         raise ConfigError(
             f"model.compressor.init: got {compressor.init!r}; an adaptive compressor starts at the image's own "
-            "factorisation, leave it at pca"
+            "factorisation, leave it at pca, or take model.compressor.kind=residual"
         )
     if decoder.kind == "attention" and decoder.hidden_dim % decoder.num_heads:
         raise ConfigError(

@@ -209,6 +209,9 @@ def _translate(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
             if not isinstance(value, bool):
                 raise ConfigError(f"{key}: got {value!r}; allowed: true, false (the current name is {name})")
             current.append((name, values[value]))
+            if values[value] != "conv" and not given.keys() & {"model.compressor.kind", "recipe"}:
+                # The published compressor; the default one has a decoder of its own.
+                current.append(("model.compressor.kind", "residual"))
         else:
             if key not in GROUPS:
                 check_key(key)

@@ -91,9 +91,10 @@ def _check_ends(key: str, kind: str, values: list[Any]) -> None:
 
 
 def _as_member(key: str, value: Any) -> Any:
-    """Return the value as this key holds it; the default config must be valid with it."""
+    """Return the value as this key holds it. A residual compressor allows every value of the other keys; which values go
+    together with a spec's base is checked point by point."""
     try:
-        return get(with_values(Config(), {key: value}), key)
+        return get(with_values(Config(), {"model.compressor.kind": "residual", key: value}), key)
     except ConfigError as error:
         raise SpecError(f"search.{error}") from error
 
