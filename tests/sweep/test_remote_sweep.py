@@ -83,7 +83,7 @@ def test_a_killed_sweep_is_resumed_on_another_machine(
     for name in ("spec.yaml", "report/results.csv", "report/champions.json", "report/pareto.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes()
     for grid in (4, 8):
-        compressor = tokconv.load_compressor(there / "champions" / f"grid-{grid:02d}")
+        compressor = tokconv.load_compressor(there, grid=grid, purpose="fidelity")
         assert compressor(torch.zeros(1, 576, 64)).shape == (1, grid**2, 64)
     assert json.loads((there / LEASE).read_text())["ended"]
 

@@ -91,8 +91,11 @@ def _check_ends(key: str, kind: str, values: list[Any]) -> None:
 
 
 def _as_member(key: str, value: Any) -> Any:
-    """Return the value as this key holds it. A residual compressor allows every value of the other keys; which values go
-    together with a spec's base is checked point by point."""
+    """Return the value as this key holds it.
+
+    A residual compressor allows every value of the other keys. Which values go together with a spec's base is checked
+    point by point.
+    """
     try:
         return get(with_values(Config(), {"model.compressor.kind": "residual", key: value}), key)
     except ConfigError as error:
