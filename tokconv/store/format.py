@@ -35,9 +35,9 @@ SETTINGS = "settings.json"
 METADATA = "tokconv"
 SHARD_NAME = re.compile(r"tokens-\d{5,9}(-\d{1,9})?\.safetensors")
 OLD_INDEX = "index-*.json"
+"""The indices of earlier versions."""
 VIEW = "#view-"
 """Ends the key of an image in that of a view of it (`tokconv.encoding.sources.views`)."""
-"""The indices of earlier versions."""
 DIGEST_BYTES = 16
 PROBES = ("source.sizes", "source.values", "source.contents")
 """What earlier tokconvs wrote into settings to tell data sets apart; now `contents.py` does."""

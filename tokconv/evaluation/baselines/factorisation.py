@@ -12,7 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tokconv.evaluation.baselines.pca import Components, exact_components, matching_map, randomised_components
+from tokconv.evaluation.baselines.pca import (
+    Components,
+    exact_components,
+    matching_map,
+    randomised_components,
+    sampled_components,
+)
 from tokconv.models.factorisation import (
     Factorisation,
     balanced_rank,
@@ -28,7 +34,7 @@ from tokconv.store.format import VIEW
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-FIT_VERSION = 3
+FIT_VERSION = 4
 """Grows with every change of what a fit computes, so that files of older fits are not read."""
 CHOICE_IMAGES = 240
 """Training images that the rank is chosen on; every tenth of them is held out for it."""
@@ -192,14 +198,7 @@ class _Windows:
             return randomised_components(
                 covariance.matmul, width=self.width, rank=self.width, dim=wanted, dtype=torch.float64
             )
-        sample = self._sample.sub_(self.mean.float())
-        return randomised_components(
-            lambda basis: sample.T @ (sample @ basis) / len(sample),
-            width=self.width,
-            rank=min(sample.shape),
-            dim=wanted,
-            dtype=torch.float32,
-        )
+        return sampled_components(self._sample.sub_(self.mean.float()), wanted)
 
 
 class _CodeMoments:
