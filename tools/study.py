@@ -1,8 +1,12 @@
 """The study behind docs/results.md: learned compressors against every baseline, the benefit of a critic, one model for
-all grids; every arm over several seeds, on the bundled digits and photographs.
+all grids; every arm over several seeds, on the bundled digits and photographs, and on tokens of DINOv2-small.
 
     python tools/study.py run --out runs/study                 # about an hour on 2 cores; start it twice to use both
     python tools/study.py table --out runs/study               # Markdown: mean and 95 % interval of every arm
+
+    python tools/public_weights.py                             # the real tower and the textiles, then
+    python tools/study.py run --arms 'real/textile/*'          # four hours of one core
+    python tools/study.py run --arms 'real/photographs/*' --photos my-photos
 
 Finished arms are skipped, and an arm that another process is training is left to it.
 """
@@ -31,6 +35,10 @@ GRIDS = (4, 6, 8, 12)
 PUBLISHED = ["recipe=published", "loss.wgan.balance=gradient"]
 """The kinds of networks of every arm; its own keys win."""
 PHOTOGRAPHS = ["data=photographs", "model.clip.model_name=bundled:digits-tower"]
+TOWER = Path("runs/public/dinov2-small")
+"""What tools/public_weights.py writes; without it there are no arms of real tokens."""
+REAL = ["data=folder", f"model.clip.model_name={TOWER}"]
+TEXTILE = [*REAL, "data.root=runs/public/textile", "data.subset=900", "data.val_fraction=0.25"]
 BEST = [
     "training.epochs=15",
     "training.learning_rate=3e-3",
@@ -89,8 +97,20 @@ FIGURES = (
 )
 
 
-def arms() -> Iterator[tuple[str, list[str]]]:
+def arms(photos: Path | None) -> Iterator[tuple[str, list[str]]]:
     """Yield name and overrides of every arm, without the seed."""
+    for name, overrides in _small_arms():
+        yield name, [*PUBLISHED, *overrides]
+    for grid in GRIDS if TOWER.exists() else ():
+        at = f"model.compressor.output_grid_size={grid}"
+        yield f"real/textile/fidelity/{grid:02d}", [*TEXTILE, at]
+        yield f"real/textile/plug-in/{grid:02d}", [*TEXTILE, *PUBLISHED, *PLUG_IN, "training.epochs=10", at]
+        if photos is not None:
+            yield f"real/photographs/fidelity/{grid:02d}", [*REAL, f"data.root={photos}", "data.val_fraction=0.2", at]
+
+
+def _small_arms() -> Iterator[tuple[str, list[str]]]:
+    """Yield the arms of the bundled images and tower."""
     for grid in GRIDS:
         at = f"model.compressor.output_grid_size={grid}"
         yield f"digits/best/{grid:02d}", [*BEST, at]
@@ -128,9 +148,9 @@ def arms() -> Iterator[tuple[str, list[str]]]:
     yield "kinds/attention-decoder", [*SMALL, "model.autoencoder.kind=attention"]
 
 
-def run(out: Path, seeds: int, pattern: str) -> None:
+def run(out: Path, seeds: int, pattern: str, photos: Path | None) -> None:
     torch.set_num_threads(1)
-    chosen = [(name, overrides) for name, overrides in arms() if fnmatch.fnmatch(name, pattern)]
+    chosen = [(name, overrides) for name, overrides in arms(photos) if fnmatch.fnmatch(name, pattern)]
     for seed in range(seeds):
         for name, overrides in chosen:
             directory = out / name / f"seed-{seed}"
@@ -139,7 +159,7 @@ def run(out: Path, seeds: int, pattern: str) -> None:
                 with FileLock(directory / ".lock", timeout=0):
                     if (directory / "figures.json").exists():
                         continue
-                    config = compose([*PUBLISHED, *overrides, f"training.seed={seed}"])
+                    config = compose([*overrides, f"training.seed={seed}"])
                     result = run_trial(
                         config, encode_and_print(config), LocalRuntime(directory, device="cpu", resume=True)
                     )
@@ -177,9 +197,10 @@ def main() -> None:
     parser.add_argument(
         "--arms", default="*", metavar="PATTERN", help="run only arms with these names, such as 'kinds/*'"
     )
+    parser.add_argument("--photos", type=Path, help="a folder of photographs, for the arms real/photographs/*")
     args = parser.parse_args()
     if args.action == "run":
-        run(args.out, args.seeds, args.arms)
+        run(args.out, args.seeds, args.arms, args.photos)
     else:
         table(args.out)
 

@@ -11,7 +11,7 @@ from support.stores import write_store
 from torch import Tensor
 
 from tokconv.errors import StoreError
-from tokconv.evaluation.baselines import factorisation
+from tokconv.evaluation.baselines import factorisation, window_components
 from tokconv.evaluation.baselines.codecs import baseline_codec
 from tokconv.evaluation.baselines.factorisation import candidate_ranks, fit_own_factorisation, fit_rank, principal_axes
 from tokconv.evaluation.codecs import run_codec
@@ -121,31 +121,36 @@ def test_fits_repeat_exactly(own: TokenStore) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_wide_windows_are_fitted_from_a_sample(own: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_coordinates_of_wide_windows_are_enough(own: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     windows, images = Windows(6, 3), own.train_indices
     axes = principal_axes(own, images)
     tokens = torch.cat(list(standardised_batches(own, images)))
     errors = []
-    for limit in (10_000, 1):
-        monkeypatch.setattr(factorisation, "MAX_COVARIANCE", limit)
+    for least in (10_000, 1):
+        monkeypatch.setattr(window_components, "LEAST_COORDINATES", least)
+        monkeypatch.setattr(window_components, "COORDINATES_PER_COMPONENT", 2)
         code = fit_rank(own, images, windows, axes, 2)
         errors.append(float((code.decode(code.encode(tokens, windows), windows) - tokens).square().sum()))
-    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+    assert errors[0] < errors[1] < 1.05 * errors[0]
 
 
-def test_the_sample_of_wide_windows_is_from_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are stored class by class, so that the first of them would be a sample of the first classes."""
-    monkeypatch.setattr(factorisation, "MAX_COVARIANCE", 1)
-    windows = Windows(4, 2)
-    monkeypatch.setattr(factorisation, "SAMPLE_BYTES", 30 * 4 * (4 * 3) * windows.num_cells)
-    images = torch.arange(100.0)[:, None, None].expand(-1, 16, 3)
-    sums = factorisation._Windows(100, windows, 0, 3)
-    for batch in images.split(64):
-        sums.update(batch)
-    assert len(sums._sample) == 30 * windows.num_cells
-    assert len(set(sums._sample[:, 0].tolist())) == 30
-    assert abs(float(sums._sample.mean()) - 49.5) < 15
-    assert float(sums.mean[0]) == 49.5
+def test_components_in_all_coordinates_are_those_of_the_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(500, 4, 5) @ torch.randn(5, 5) + torch.randn(4, 5)
+    centred = rows.flatten(1).double() - rows.flatten(1).double().mean(0)
+    captured = {}
+    for least in (20, 12):
+        monkeypatch.setattr(window_components, "LEAST_COORDINATES", least)
+        monkeypatch.setattr(window_components, "COORDINATES_PER_COMPONENT", 1)
+        components = window_components.WindowComponents(rows[:100], 3)
+        for batch in rows.split(150):
+            components.update(batch)
+        basis = components.basis()
+        assert torch.allclose(basis.T @ basis, torch.eye(3, dtype=torch.float64), atol=1e-5)
+        assert torch.allclose(components.mean, rows.flatten(1).double().mean(0), atol=1e-6)
+        captured[least] = float((centred @ basis).square().sum())
+    best = float(torch.linalg.eigvalsh(centred.T @ centred)[-3:].sum())
+    assert captured[20] == pytest.approx(best, rel=1e-6)
+    assert 0.9 * best < captured[12] <= best * (1 + 1e-9)
 
 
 def test_candidates_fit_into_the_cells(tmp_path: Path) -> None:
