@@ -104,6 +104,8 @@ def arms(photos: Path | None) -> Iterator[tuple[str, list[str]]]:
     for grid in GRIDS if TOWER.exists() else ():
         at = f"model.compressor.output_grid_size={grid}"
         yield f"real/textile/fidelity/{grid:02d}", [*TEXTILE, at]
+        salient = ["model.compressor.kind=salient", "model.autoencoder.hidden_dim=64", "training.epochs=6"]
+        yield f"real/textile/salient/{grid:02d}", [*TEXTILE, *PUBLISHED, *PLUG_IN, *salient, at]
         yield f"real/textile/plug-in/{grid:02d}", [*TEXTILE, *PUBLISHED, *PLUG_IN, "training.epochs=10", at]
         if photos is not None:
             yield f"real/photographs/fidelity/{grid:02d}", [*REAL, f"data.root={photos}", "data.val_fraction=0.2", at]

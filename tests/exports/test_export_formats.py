@@ -31,6 +31,7 @@ KINDS = {
     "conv": {"padding": "partial"},
     "matryoshka": {"grids": (3, 4)},
     "adaptive": {"rank": 2},
+    "salient": {"padding": "partial"},
 }
 
 

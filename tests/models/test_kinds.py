@@ -39,6 +39,8 @@ PAIRS = [
     ("conv", "conv", {"use_residual": False}),
     ("conv", "attention", {"padding": "partial", "norm": "none"}),
     ("matryoshka", "matryoshka", {"grids": (1, 2, 4, 5, 7)}),
+    ("salient", "conv", {}),
+    ("salient", "linear", {"padding": "partial", "norm": "none"}),
     ("adaptive", "adaptive", {}),
     ("adaptive", "adaptive", {"padding": "partial", "norm": "none"}),
 ]

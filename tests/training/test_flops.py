@@ -47,7 +47,7 @@ def test_l14_336_is_the_published_382_gflop() -> None:
 def test_the_default_compressors_stay_within_a_hundredth_of_the_encoder() -> None:
     limit = 0.01 * tower_flops(**L14_336)
     found = [cost for cost in costs(compose(), 24, 1024, (4, 6, 8, 12)) if cost.role == "compressor"]
-    assert {cost.kind for cost in found} == {"residual", "conv", "matryoshka", "adaptive"}
+    assert {cost.kind for cost in found} == {"residual", "conv", "matryoshka", "adaptive", "salient"}
     assert {cost.grid for cost in found} == {4, 6, 8, 12}
     for cost in found:
         # The image's own directions cost more, the more of them the cells have room for.

@@ -13,6 +13,12 @@ from tokconv.errors import ConfigError, suggest
 OWN_DECODERS = {"matryoshka": "a matryoshka", "adaptive": "an adaptive"}
 """The kinds of compressors that have a decoder of their own, as messages call them."""
 
+OWN_STARTS = {
+    "adaptive": "an adaptive compressor starts at the image's own factorisation",
+    "salient": "a salient compressor starts at means weighted by salience",
+}
+"""The kinds of compressors that `model.compressor.init` does not start."""
+
 
 def check_key(key: str) -> None:
     """Raise ConfigError, with the nearest name, if there is no such key."""
@@ -83,10 +89,10 @@ def _check_model(model: ModelConfig) -> None:
             f"model.autoencoder.kind: got {decoder.kind!r}; {OWN_DECODERS[compressor.kind]} compressor has a decoder "
             "of its own, leave it at conv, or take model.compressor.kind=residual"
         )
-    if compressor.kind == "adaptive" and compressor.init != "pca":
+    if compressor.kind in OWN_STARTS and compressor.init != "pca":
         raise ConfigError(
-            f"model.compressor.init: got {compressor.init!r}; an adaptive compressor starts at the image's own "
-            "factorisation, leave it at pca, or take model.compressor.kind=residual"
+            f"model.compressor.init: got {compressor.init!r}; {OWN_STARTS[compressor.kind]}, leave it at pca, or take "
+            "model.compressor.kind=residual"
         )
     if decoder.kind == "attention" and decoder.hidden_dim % decoder.num_heads:
         raise ConfigError(

@@ -47,10 +47,11 @@ class ClipConfig:
 class CompressorConfig:
     """The network from G x G tokens to k x k tokens."""
 
-    kind: str = key("adaptive", one_of("residual", "conv", "matryoshka", "adaptive"))
+    kind: str = key("adaptive", one_of("residual", "conv", "matryoshka", "adaptive", "salient"))
     """residual: one window projection plus a residual branch that starts at zero; conv: strided convolutions that
     shrink the grid step by step; matryoshka: one compressor for every grid of `grids`, one of them drawn per batch;
-    adaptive: the image's own low-rank factorisation plus branches that start at zero."""
+    adaptive: the image's own low-rank factorisation plus branches that start at zero; salient: weighted means of
+    windows, with learned weights that start high where tokens stand out."""
     output_grid_size: int = key(6, at_least(1))
     """k, from 1 to the token grid; 6 turns 576 tokens into 36."""
     num_layers: int = key(3, at_least(0))

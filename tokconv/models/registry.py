@@ -14,6 +14,7 @@ from tokconv.models.critic import BothCritics, GridCritic, MultiScaleCritic, Tok
 from tokconv.models.decoder import AttentionDecoder, ConvDecoder, Decoder, LinearDecoder
 from tokconv.models.matryoshka import MatryoshkaCompressor, MatryoshkaDecoder
 from tokconv.models.progressive import ConvCompressor
+from tokconv.models.salient import SalientCompressor
 from tokconv.system.registry import Registry
 
 COMPRESSORS: Registry[type[Compressor]] = Registry(
@@ -23,6 +24,7 @@ COMPRESSORS: Registry[type[Compressor]] = Registry(
         "conv": ConvCompressor,
         "matryoshka": MatryoshkaCompressor,
         "adaptive": AdaptiveCompressor,
+        "salient": SalientCompressor,
     },
 )
 DECODERS: Registry[type[Decoder]] = Registry(

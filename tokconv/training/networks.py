@@ -18,6 +18,7 @@ from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.factorisation import balanced_rank
 from tokconv.models.registry import COMPRESSORS, DECODERS, arguments, build_compressor, build_critic, build_decoder
+from tokconv.models.salient import SalientCompressor
 from tokconv.models.windows import Windows
 from tokconv.store.covariance import token_covariance, whitening
 from tokconv.store.reader import TokenStore
@@ -25,6 +26,8 @@ from tokconv.training.losses.adversarial import ADVERSARIES
 
 START = "own_factorisation"
 """The baseline that an adaptive compressor starts at."""
+SALIENT_START = "salient"
+"""The baseline that a salient compressor starts at."""
 STARTS = {"pca": "matched_window_pca", "pooling": "pooling"}
 """`model.compressor.init` -> the linear codec that fills the window projections."""
 
@@ -75,9 +78,11 @@ def _rank(config: Config, token_grid: int, dim: int, store: TokenStore | None) -
 
 
 def shown_baselines(config: Config) -> tuple[str, ...]:
-    """Return the baselines that the first step of a run waits for: those that every run is shown with, and the image's
-    own factorisation if the run starts there."""
+    """Return the baselines that the first step of a run waits for: those that every run is shown with, and the one that
+    an adaptive or a salient compressor starts at."""
     compressor = config.model.compressor
+    if compressor.kind == "salient":
+        return (*SHOWN_DURING_TRAINING, SALIENT_START)
     starts_there = compressor.kind == "adaptive" and compressor.rank is None
     return (*SHOWN_DURING_TRAINING, *((START,) if starts_there else ()))
 
@@ -115,6 +120,9 @@ def _fill_start(config: Config, store: TokenStore, compressor: Compressor, decod
         closed, covariance = own_factorisation(store, grid, config.model.compressor.rank), token_covariance(store)
         compressor.fill(closed, covariance)
         decoder.fill(closed, covariance)
+    elif isinstance(compressor, SalientCompressor):
+        assert decoder.projection is not None
+        decoder.projection.fill(*fitted_baselines(store, grid).decoder(SALIENT_START))
     elif compressor.projection is not None:
         fitted_baselines(store, grid).linear[STARTS[config.model.compressor.init]].fill(compressor, decoder)
 

@@ -68,6 +68,11 @@ class FittedBaselines:
         tensors = _tensors_of(self._store, self._windows, entry)
         return {field: tensors[f"{entry.name}.{field}"] for field in _fields(self._store, self._windows, entry)}
 
+    def decoder(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return weight [W*C, C] and bias [W*C] of a baseline's decoder, from a standardised cell to its window."""
+        own = self._own(BASELINES[name])
+        return own["decode_weight"], own["decode_bias"]
+
     def _linear(self, name: str) -> LinearCodec:
         return LinearCodec(**self._own(BASELINES[name]))
 

@@ -92,6 +92,15 @@ _ENTRIES = (
         source=f"{_HERE}.selection:furthest_token",
     ),
     Baseline(
+        name="salient",
+        title="salient means",
+        meaning="weighted mean of each window; a token weighs the more, the further it is from its image's mean",
+        color="#117733",
+        marker="d",
+        kind="selection",
+        source="tokconv.models.salient:salient_pooling",
+    ),
+    Baseline(
         name="uniform",
         title="uniform",
         meaning="the token at the centre of each window",
