@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tokconv import __version__
+from tokconv.cli.answers import add_answers
 from tokconv.cli.options import Commands, add_champion, add_device, add_overrides, command, place, refuse
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
 from tokconv.errors import ConfigError, printable
@@ -69,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for add in (
         *(_add_doctor, _add_encode, _add_train, add_sweep, add_status, add_stop, add_report, _add_models),
-        *(add_replay, _add_evaluate, _add_export, _add_dynamic, _add_compress, _add_completion),
+        *(add_replay, _add_evaluate, add_answers, _add_export, _add_dynamic, _add_compress, _add_completion),
     ):
         add(commands)
     return parser

@@ -16,7 +16,7 @@ from tokconv.system.terminal import escape_unencodable
 
 COMMANDS = {
     **{name: f"tokconv.cli.{name}:run" for name in ("doctor", "encode", "train", "models", "evaluate", "export")},
-    **{name: f"tokconv.cli.{name}:run" for name in ("dynamic", "compress", "completion")},
+    **{name: f"tokconv.cli.{name}:run" for name in ("dynamic", "compress", "completion", "answers")},
     **{name: f"tokconv.cli.sweep:{name}" for name in ("sweep", "status", "stop", "report", "replay")},
 }
 """The function of each command; its module is imported only when the command runs."""

@@ -1,0 +1,153 @@
+"""`tokconv answers`: what compressors cost a vision-language model in answers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokconv.cli.options import Commands, add_device, command, place
+from tokconv.errors import ConfigError, MissingExtraError, StoreError, printable
+from tokconv.system.files import local_path
+
+if TYPE_CHECKING:
+    from tokconv.store.reader import TokenStore
+
+EXAMPLES = (
+    "tokconv answers runs/vlm/model runs/sweeps/textile-001 --tasks textile=runs/public/textile reading",
+    "tokconv answers llava-1.5 my-compressor --tasks captions=photos --prompts prompts.txt --store runs/stores/photos",
+)
+
+
+def add_answers(commands: Commands) -> None:
+    """Add the command."""
+    parser = command(
+        commands, "answers", "measure what compression costs a vision-language model in answers", *EXAMPLES
+    )
+    parser.add_argument("model", type=local_path, help="the directory of a LLaVA and its processor")
+    parser.add_argument(
+        "compressors", nargs="*", type=local_path, help="exported compressors, or sweeps with all their champions"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="NAME[=FOLDER]",
+        help="textile=FOLDER, classes=FOLDER (a folder per class), reading[=PHOTOS], captions[=IMAGES] (no answers "
+        "needed)",
+    )
+    parser.add_argument("--prompts", type=local_path, metavar="FILE", help="the prompts of captions, one per line")
+    parser.add_argument("--questions", type=int, metavar="N", help="the first N questions of each task (default: all)")
+    parser.add_argument(
+        "--store", type=place, help="a token store of the model's tower, for the baselines (default: the compressors')"
+    )
+    parser.add_argument(
+        "--baselines", metavar="NAMES", help="with commas between; none for no baseline (default: all of them)"
+    )
+    parser.add_argument("--grids", help="of the baselines (default: those of the compressors, else 4,6,8,12)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="questions at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=24, metavar="N", help="tokens of an answer at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        default=Path("runs/answers"),
+        help="the folder of the results; what is there already is not computed again (default: %(default)s)",
+    )
+    add_device(parser)
+    parser.set_defaults(check=_check)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for option, least in (("questions", 1), ("batch_size", 1), ("max_tokens", 1)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            raise ConfigError(f"--{option.replace('_', '-')}: got {value}; it must be at least {least}")
+    names = [text.partition("=")[0] for text in args.tasks]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--tasks: {double} is named twice; run the second with another --out")
+    if args.prompts is not None and "captions" not in names:
+        raise ConfigError("--prompts: goes with the task captions")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print tables, write JSON and a plot. Raises TokconvError before any work if an input does not fit."""
+    from tokconv.evaluation.baselines.registry import BASELINES
+    from tokconv.exports.answers.figures import figures_of
+    from tokconv.exports.answers.methods import all_methods, find_exports
+    from tokconv.exports.answers.model import AnsweringModel, check_model
+    from tokconv.exports.answers.plot import draw_answers
+    from tokconv.exports.answers.run import AnswersRun
+    from tokconv.exports.answers.table import answers_table, legend
+    from tokconv.exports.answers.tasks import make_task
+    from tokconv.models.windows import chosen_grids
+    from tokconv.system.devices import resolve_device
+    from tokconv.system.files import write_json
+    from tokconv.system.terminal import progress_line
+
+    check_model(args.model)
+    names = list(BASELINES) if args.baselines is None else _names(args.baselines)
+    for name in names:
+        BASELINES[name]
+    exports = find_exports(args.compressors)
+    store = _store(args.store, [folder for _, folder in exports]) if set(names) - {"downsampled"} else None
+    prompts = [] if args.prompts is None else _prompts(args.prompts)
+    tasks = [make_task(text, prompts=prompts).first(args.questions) for text in args.tasks]
+    device = resolve_device(args.device)
+    model = AnsweringModel(args.model, device)
+    own = sorted({_grid(folder) for _, folder in exports})
+    grids = own if own and args.grids is None else chosen_grids(args.grids, model.token_grid)
+    methods = all_methods(model, exports, store, grids, names)
+    for task in tasks:
+        model.prompt(task.questions[0].text)
+    work = AnswersRun(model, args.model, tasks, args.out, batch_size=args.batch_size, limit=args.max_tokens)
+    with progress_line("answers, tokens read") as line, progress_line("images") as images:
+        records = work.run(methods, line, images)
+    figures = figures_of(records, tasks)
+    write_json(args.out / "answers.json", figures)
+    print(f"\n{legend()}")
+    for task in tasks:
+        print(f"\n{task.name}: {len(task.questions)} questions, {task.num_images} images")
+        print(answers_table(figures, task.name))
+    print(f"\nfigures: {printable(args.out / 'answers.json')}")
+    try:
+        print(f"plot: {printable(draw_answers(figures, args.out / 'answers.png'))}")
+    except MissingExtraError as error:
+        print(f"no plot: {error}")
+
+
+def _names(text: str) -> list[str]:
+    return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _grid(folder: Path) -> int:
+    from tokconv.exports.artefact import read_config
+
+    return int(read_config(folder)["compressor"]["output_grid_size"])
+
+
+def _store(named: Path | str | None, folders: Sequence[Path]) -> TokenStore:
+    from tokconv.exports.artefact import read_config
+    from tokconv.exports.evaluate import find_store
+    from tokconv.store.remote import open_place
+
+    advice = "name one of the model's tower with --store, or leave the baselines out with --baselines none"
+    if named is not None:
+        return open_place(named)
+    if not folders:
+        raise StoreError(f"the baselines are fitted on a token store; {advice}")
+    return find_store(folders[0], read_config(folders[0]).get("store_fingerprint"), advice=advice)
+
+
+def _prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--prompts: {path} cannot be read ({type(error).__name__}); name a text file") from error
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise ConfigError(f"--prompts: {path} is empty; write one prompt per line")
+    return found

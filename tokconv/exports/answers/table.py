@@ -1,0 +1,62 @@
+"""The figures of a run as text: a table per task, one row per method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokconv.exports.answers.figures import Figures
+from tokconv.system.terminal import data_size
+
+HEADS = ("", "tokens", "ratio", "accuracy", "95 %", "kept", "agreement", "95 %", "KL", "perplexity", "prefill", "cache")
+LEGEND = (
+    ("accuracy", "share of the answers that are exact, with its 95 % interval"),
+    ("kept", "the accuracy over that of all tokens"),
+    ("agreement", "share of the answers with the words of the answer from all tokens, with its 95 % interval"),
+    ("KL", "divergence of the next-token distribution from that of all tokens, nats"),
+    ("perplexity", "of the answer from all tokens"),
+    ("prefill", "compressing, projecting and reading one image and question, without the tower"),
+    ("cache", "keys and values of one image and question"),
+)
+
+
+def answers_table(figures: Sequence[Figures], task: str) -> str:
+    """Return the figures of every method on one task; columns that no method has are left out."""
+    rows = [_cells(method, method["tasks"][task]) for method in figures]
+    shown = [column for column in range(len(HEADS)) if any(row[column] for row in rows)]
+    lines = [[HEADS[column] for column in shown], *([row[column] for column in shown] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(shown))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def legend() -> str:
+    """Return what the columns mean, one line each."""
+    return "\n".join(f"  {name:<10}  {meaning}" for name, meaning in LEGEND)
+
+
+def _cells(method: Figures, task: Figures) -> list[str]:
+    return [
+        method["title"],
+        str(method["tokens"]),
+        f"{method['ratio']:.3g}x",
+        _percent(task["accuracy"]),
+        _range(task, "accuracy"),
+        _percent(task["kept"]),
+        _percent(task["agreement"]),
+        _range(task, "agreement"),
+        f"{task['kl']:.4f}",
+        f"{task['perplexity']:.3f}",
+        f"{1000 * method['prefill_s']:.0f} ms",
+        data_size(method["cache_bytes"]),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _range(task: Figures, name: str) -> str:
+    low, high = task[f"{name}_low"], task[f"{name}_high"]
+    return "" if low is None else f"{100 * low:.0f} to {100 * high:.0f}"
