@@ -71,7 +71,7 @@ def compressor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokens(model: AnsweringModel, photos: Path) -> TaskTokens:
-    task = make_task(f"classes={photos}")
+    task = make_task(f"classes:{photos}")
     images = [task.load(number) for number in range(task.num_images)]
     return TaskTokens(task, model.tower_tokens(images).numpy())
 
@@ -188,7 +188,7 @@ def test_shares_are_those_counted_by_hand() -> None:
 
 
 def arguments(folder: Path, compressor: Path, photos: Path, out: Path, *more: str) -> list[str]:
-    tasks = ["--tasks", f"classes={photos}", f"captions={photos}"]
+    tasks = ["--tasks", f"classes:{photos}", f"captions:{photos}"]
     options = ["--baselines", "downsampled", "--max-tokens", "2", "--device", "cpu", "--out", str(out)]
     return ["answers", str(folder), str(compressor), *tasks, *options, *more]
 
@@ -234,7 +234,7 @@ def test_baselines_are_fitted_on_a_store_of_the_tower(
     encode = ["data=folder", f"data.root={photos}", "model.clip.model_name=bundled:digits-tower"]
     assert main(["encode", *encode, f"data.store={tmp_path / 'store'}", "data.num_workers=0", "--device", "cpu"]) == 0
     baselines = ["--baselines", "pooling,random,tome", "--grids", "6", "--store", str(tmp_path / "store")]
-    command = ["answers", str(folder), "--tasks", f"classes={photos}", *baselines]
+    command = ["answers", str(folder), "--tasks", f"classes:{photos}", *baselines]
     assert main([*command, "--max-tokens", "1", "--out", str(tmp_path / "out")]) == 0
     assert re.findall(r"^(pooling|random|ToMe\*) +36 +16x", capsys.readouterr().out, re.MULTILINE) == [
         "pooling",
@@ -256,7 +256,7 @@ def test_bad_input_is_refused_before_any_work(
         assert expected in text
         assert not out.exists()
 
-    task = ("--tasks", f"classes={photos}")
+    task = ("--tasks", f"classes:{photos}")
     none = ("--baselines", "none")
     refused("no model directory", str(tmp_path), *task)
     refused("did you mean reading?", str(folder), "--tasks", "raeding", *none)
@@ -327,12 +327,12 @@ def test_questions_of_reading_have_exact_answers() -> None:
 
 
 def test_a_folder_declares_its_split(photos: Path) -> None:
-    train, test = (make_task(f"classes={photos}", split) for split in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (make_task(f"classes:{photos}", split) for split in ("train", "test"))  # type: ignore[arg-type]
     assert len(train.questions) == len(test.questions) == 6
     assert {question.answer for question in test.questions} == {"a", "b"}
     assert "a or b" in test.questions[0].text
 
 
 def test_textiles_have_their_own_classes(photos: Path) -> None:
-    with pytest.raises(ConfigError, match="has the classes a, b; write classes="):
-        make_task(f"textile={photos}")
+    with pytest.raises(ConfigError, match="has the classes a, b; write classes:"):
+        make_task(f"textile:{photos}")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tokconv.store.reader import TokenStore
 
 EXAMPLES = (
-    "tokconv answers runs/vlm/model runs/sweeps/textile-001 --tasks textile=runs/public/textile reading",
-    "tokconv answers llava-1.5 my-compressor --tasks captions=photos --prompts prompts.txt --store runs/stores/photos",
+    "tokconv answers runs/vlm/model runs/sweeps/textile-001 --tasks textile:runs/public/textile reading",
+    "tokconv answers llava-1.5 my-compressor --tasks captions:photos --prompts prompts.txt --store runs/stores/photos",
 )
 
 
@@ -33,8 +33,8 @@ def add_answers(commands: Commands) -> None:
         "--tasks",
         nargs="+",
         required=True,
-        metavar="NAME[=FOLDER]",
-        help="textile=FOLDER, classes=FOLDER (a folder per class), reading[=PHOTOS], captions[=IMAGES] (no answers "
+        metavar="NAME[:FOLDER]",
+        help="textile:FOLDER, classes:FOLDER (a folder per class), reading[:PHOTOS], captions[:IMAGES] (no answers "
         "needed)",
     )
     parser.add_argument("--prompts", type=local_path, metavar="FILE", help="the prompts of captions, one per line")
@@ -67,7 +67,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < least:
             raise ConfigError(f"--{option.replace('_', '-')}: got {value}; it must be at least {least}")
-    names = [text.partition("=")[0] for text in args.tasks]
+    names = [text.partition(":")[0] for text in args.tasks]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"--tasks: {double} is named twice; run the second with another --out")
     if args.prompts is not None and "captions" not in names:

@@ -32,7 +32,7 @@ def make_classes(name: str, folder: Path | None, split: Split) -> Task:
     if len(names) < 2:
         raise ConfigError(f"--tasks: {name} needs a folder per class in {folder}; found {len(names)} of them")
     if name == "textile" and set(names) != {"nominal", "local", "global"}:
-        raise ConfigError(f"--tasks: {folder} has the classes {', '.join(names)}; write classes={folder}")
+        raise ConfigError(f"--tasks: {folder} has the classes {', '.join(names)}; write classes:{folder}")
     text = WORDING[name].format(names=f"{', '.join(names[:-1])} or {names[-1]}")
     chosen = [number for number, item in enumerate(source.items) if split_in(item) == split]
     # The items are sorted by class; names of files decide which of them are asked about, whatever their number.

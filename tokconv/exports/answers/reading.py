@@ -77,10 +77,9 @@ class Scenes:
             values = random.choice(10, count, replace=False).tolist()
             sizes = random.integers(SIZES[0], SIZES[1] + 1, count).tolist()
             found = [
-                Placed(
-                    value, int(random.choice(self._by_value[value])), *random.integers(0, SIDE - size, 2).tolist(), size
-                )
+                Placed(value, int(random.choice(self._by_value[value])), left, top, size)
                 for value, size in zip(values, sizes, strict=True)
+                for left, top in random.integers(0, SIDE - size, (1, 2)).tolist()
             ]
             found.sort(key=lambda one: one.left)
             apart = all(a.left + a.size <= b.left for a, b in itertools.pairwise(found))

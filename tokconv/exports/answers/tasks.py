@@ -134,7 +134,7 @@ TASKS = Registry(
 
 
 def make_task(text: str, split: Split = "test", prompts: Sequence[str] = ()) -> Task:
-    """Return the task that a text names: NAME or NAME=FOLDER.
+    """Return the task that a text names: NAME or NAME:FOLDER.
 
     Raises:
         ConfigError: there is no such task, it needs a folder, or it has no questions.
@@ -145,12 +145,12 @@ def make_task(text: str, split: Split = "test", prompts: Sequence[str] = ()) -> 
         >>> make_task("reading").questions[0].text                                   # doctest: +SKIP
         'Which digits are in the picture, from left to right?'
     """
-    name, separator, folder = text.partition("=")
+    name, separator, folder = text.partition(":")
     kind = TASKS[name]
     if separator and not folder:
-        raise ConfigError(f"--tasks: {text!r} names no folder; write {name}=FOLDER, with {kind.folder}")
+        raise ConfigError(f"--tasks: {text!r} names no folder; write {name}:FOLDER, with {kind.folder}")
     if kind.needs_folder and not folder:
-        raise ConfigError(f"--tasks: {name} needs a folder; write {name}=FOLDER, with {kind.folder}")
+        raise ConfigError(f"--tasks: {name} needs a folder; write {name}:FOLDER, with {kind.folder}")
     task = kind.make(local_path(folder) if folder else None, split, prompts)
     if not task.questions:
         raise ConfigError(f"--tasks: {text} has no {split} images; give a folder with more of them")
