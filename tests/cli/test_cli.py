@@ -30,7 +30,7 @@ from tokconv.cli.main import main
 from tokconv.config.overrides import compose
 
 COMMANDS = ("doctor", "encode", "train", "sweep", "status", "stop", "report", "replay", "evaluate", "models", "export")
-COMMANDS += ("dynamic", "compress")
+COMMANDS += ("dynamic", "compress", "stores")
 ONE_EPOCH = "training.epochs=1"
 TINY = (*PUBLISHED, "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
 SHORT = (ONE_EPOCH, *TINY)
@@ -123,6 +123,28 @@ def test_every_command_has_its_function() -> None:
     assert all(callable(pkgutil.resolve_name(name)) for name in FUNCTIONS.values())
 
 
+def test_a_bare_command_is_the_tour(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("a tour:")
+    named = re.findall(r"^  tokconv (\w+)", shown, re.MULTILINE)
+    assert {"doctor", "sweep", "train", "compress"} <= set(named) <= set(FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("trian", "did you mean train?"),
+        ("evalute", "did you mean evaluate?"),
+        ("frog", "allowed: "),
+    ],
+)
+def test_a_command_that_is_none_is_answered_with_the_nearest_one(
+    word: str, answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _refused(capsys, [word, "--help"], f"there is no command '{word}'; {answer}")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--version"])
@@ -205,7 +227,13 @@ def test_an_unreachable_model_is_reported_within_seconds(
         capsys,
         ["train", "model.clip.model_name=nobody/no-such-tower"],
         "'nobody/no-such-tower' is neither a local directory nor reachable",
-        "give the directory of a downloaded copy",
+        "give the directory of a downloaded copy, or try bundled:digits-tower, which ships with tokconv",
+    )
+    # A folder that is not there is told first: no tower helps without images.
+    _refused(
+        capsys,
+        ["train", "model.clip.model_name=nobody/no-such-tower", "data=folder", "data.root=/nope"],
+        "data.root: there is no folder '/nope'; give the folder of the images",
     )
     assert time.monotonic() - started < 10
 
@@ -263,7 +291,10 @@ def test_export_refuses(capsys: pytest.CaptureFixture[str], artefact: Path) -> N
 def test_compress_refuses(capsys: pytest.CaptureFixture[str], artefact: Path, images: list[str]) -> None:
     to = ["--compressor", str(artefact), "--out", "out.safetensors"]
     _refused(capsys, ["compress", "cat.jpg", *to], "cat.jpg: there is no such image")
-    _refused(capsys, ["compress", "images", *to], "images: is a folder; name its images")
+    Path("empty").mkdir()
+    _refused(capsys, ["compress", "empty", *to], "empty: holds no images; give a folder of images")
+    Path("empty/notes.txt").touch()
+    _refused(capsys, ["compress", "empty", *to], "empty: holds no images, only 1 .txt; give a folder of images")
     _refused(capsys, ["compress", *images, *to[:2], "--out", "images"], "images: is a folder; name the file to write")
     _refused(capsys, ["compress", *images, "--compressor", "none", "--out", "x"], "none: not an exported compressor")
     _refused(capsys, ["compress", *images, *to, "--batch-size", "0"], "--batch-size: got 0; must be at least 1")
@@ -367,6 +398,9 @@ def test_compress_writes_tokens_and_a_picture(
     torch.testing.assert_close(load_file("parts.safetensors")["tokens"], tokens, rtol=1e-4, atol=1e-4)
     with safe_open("whole.safetensors", "pt") as file:
         assert json.loads(file.metadata()["images"]) == images
+    # A folder stands for the images below it.
+    assert main(["compress", "images", *whole[-2:], "--out", "folder.safetensors"]) == 0
+    assert torch.equal(load_file("folder.safetensors")["tokens"], tokens)
     with Image.open("picture.png") as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 300

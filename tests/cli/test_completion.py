@@ -31,7 +31,7 @@ def asked(words: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_bash_completes_commands_options_and_keys() -> None:
-    assert asked("tokconv st") == ["status", "stop"]
+    assert asked("tokconv st") == ["stores", "status", "stop"]
     assert "--resume" in asked("tokconv sweep --re")
     assert asked("tokconv train training.n_c") == ["training.n_critic="]
 

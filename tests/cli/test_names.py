@@ -147,6 +147,6 @@ def test_reports_cards_and_params_escape_names(tmp_path: Path) -> None:
         assert all(cell.isprintable() for cell in trial_row(trial))
         assert shown(name).isprintable()
         description["encoder"]["name"] = name
-        assert printable(name) in model_card(description)
+        assert printable(name) in model_card(description, tmp_path)
         write_text(tmp_path / "text", name)
         assert (tmp_path / "text").read_bytes().decode("utf-8")

@@ -82,3 +82,29 @@ def test_the_errors_are_those_of_the_decoder(tmp_path: Path, drawn: list[tuple[l
     pairs = zip(*drawn[0], strict=True)
     shown = [torch.as_tensor(picture.get_array().data) for title, picture in pairs if "error" in title]
     assert torch.allclose(torch.stack(shown), errors, atol=1e-5)
+
+
+def test_the_picture_names_its_files_and_the_unit_of_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[tuple[list[str], str, bool]] = []
+
+    def savefig(self: Figure, file: Path, **others: object) -> None:
+        panels, scale = self.axes
+        # All of the scale is inside of the picture.
+        box = scale.get_tightbbox()
+        inside = box is not None and box.x1 <= self.bbox.x1 and box.y1 <= self.bbox.y1
+        saved.append(([text.get_text() for text in panels.texts], scale.get_ylabel(), inside))
+        file.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    names = ["photos/cat.jpg", f"photos/{'long' * 20}-dog.png"]
+    images = [Image.new("RGB", (32, 20)) for _ in names]
+    draw_compression([models(3)] * 2, tokens_of(2), tmp_path / "picture.png", images, names)
+    draw_compression([models(3)], tokens_of(1), tmp_path / "tokens.png", names=["features.npy"])
+    titles = [titles for titles, _, _ in saved]
+    assert titles[0][0] == "cat.jpg"
+    assert titles[0][5].startswith("...")
+    assert titles[0][5].endswith("long-dog.png")
+    assert titles[1][0] == f"features.npy: {TOKEN_GRID**2} tokens"
+    for _, unit, inside in saved:
+        assert unit == "squared error / variance of the tokens"
+        assert inside

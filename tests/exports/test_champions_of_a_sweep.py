@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def test_a_champion_is_found_by_sweep_grid_and_purpose(sweep: Path) -> None:
         assert fvu(place, grid=6, purpose="plug-in") == 2
         assert fvu(place, grid=4) == 0
         assert fvu(place, purpose="plug-in") == 2
+        # Of several purposes, fidelity is the default, as `champion` in the model registry.
+        assert fvu(place, grid=6) == 1
+        assert fvu(f"{place}:6") == 1
+        assert fvu(f"{place}:6:plug-in") == 2
+        assert fvu(f"{place}:6", purpose="plug-in") == 2
     assert fvu(sweep / "champions" / "grid-04") == 0
     assert fvu(sweep / "champions" / "grid-06", purpose="fidelity") == 1
     assert fvu(sweep / "champions" / "grid-06" / "plug-in", grid=6, purpose="plug-in") == 2
@@ -61,9 +67,12 @@ def test_a_champion_of_a_version_with_one_purpose_still_loads(sweep: Path) -> No
 @pytest.mark.parametrize(
     ("place", "chosen", "message"),
     [
-        ("demo-001", {}, f"several champions; give grid and purpose as well: {HAS}"),
-        ("demo-001", {"grid": 6}, "several champions with grid=6; give purpose as well: grid 6: fidelity, plug-in"),
-        ("demo-001", {"purpose": "fidelity"}, "give grid as well: grid 4: fidelity; grid 6: fidelity"),
+        ("demo-001", {}, f"several champions; give grid as well, as in demo-001:4:fidelity: {HAS}"),
+        ("demo-001", {"purpose": "fidelity"}, "as in demo-001:4:fidelity: grid 4: fidelity; grid 6: fidelity"),
+        ("demo:6", {"grid": 4}, "demo:6: names grid 6, and grid=4 was given; leave one out"),
+        ("demo:6:fidelity", {"purpose": "plug-in"}, "names purpose fidelity, and purpose='plug-in' was given"),
+        ("demo:8", {}, f"no champion with grid=8; it has {HAS}"),
+        ("other:6", {}, "other: not an exported compressor"),
         ("demo-001", {"grid": 8}, f"no champion with grid=8; it has {HAS}"),
         ("demo-001", {"grid": 4, "purpose": "plug-in"}, f"no champion with grid=4 and purpose='plug-in'; it has {HAS}"),
         ("demo-001", {"purpose": "plugin"}, f"got 'plugin'; runs/sweeps/demo-001 has {HAS}; did you mean plug-in?"),
@@ -119,7 +128,37 @@ def test_the_commands_choose_in_the_same_way(sweep: Path, capsys: pytest.Capture
     assert main(["export", "demo-001", "--grid", "6", "--purpose", "plug-in", "--out", "copy"]) == 0
     assert fvu("copy") == 2
     assert find_champion("copy", 6, "plug-in") == Path("copy")
-    assert main(["export", str(sweep), "--grid", "6", "--out", "other"]) == 2
-    assert "give purpose as well" in capsys.readouterr().err
+    assert main(["export", "demo:4", "--out", "small"]) == 0
+    assert fvu("small") == 0
+    assert main(["export", "demo"]) == 2
+    assert "has 3 champions; give --out DIR to copy all of them, or name one, as demo:4:fidelity" in (
+        capsys.readouterr().err
+    )
+    assert main(["export", "demo", "--out", "all"]) == 0
+    assert fvu("all", grid=6, purpose="plug-in") == 2
+    assert [fvu(f"all:{grid}") for grid in (4, 6)] == [0, 1]
     assert main(["evaluate", "--baselines", "nowhere", "--grid", "6"]) == 2
     assert "--grid: goes with a compressor" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_has_a_colon_is_that_folder(sweep: Path) -> None:
+    write_export(Path("odd:6"), 12, 8, 4)
+    assert find_champion("odd:6") == Path("odd:6")
+
+
+def test_evaluate_takes_all_champions_of_a_sweep_each_once(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The champion for plug-in at 6 x 6 is given the weights of the one for fidelity, as if one trial had won twice."""
+    shutil.copy(
+        sweep / "champions/grid-06/fidelity/model.safetensors", sweep / "champions/grid-06/plug-in/model.safetensors"
+    )
+    taken: list[Path] = []
+    command = importlib.import_module("tokconv.cli.evaluate")
+    monkeypatch.setattr(command, "_evaluate_compressor", lambda folder, *_, **__: taken.append(folder))
+    assert main(["evaluate", "demo"]) == 0
+    assert taken == [sweep / "champions/grid-04/fidelity", sweep / "champions/grid-06/fidelity"]
+    assert "grid-06/fidelity is also grid-06/plug-in" in capsys.readouterr().out
+    taken.clear()
+    assert main(["evaluate", "demo:6:plug-in"]) == 0
+    assert taken == [sweep / "champions/grid-06/plug-in"]

@@ -194,7 +194,10 @@ def test_the_card_holds_the_figures_and_loads_what_it_says(artefact: Path) -> No
         assert name == "val/fvu" or cells[name] == [f"{value:.4f}"] * 3
     assert "val/probe_accuracy" not in cells
     assert "16 to 4 tokens (4x)" in card
-    code = card.split("```python\n")[1].split("```")[0].replace("PATH/OF/THIS/FOLDER", str(artefact))
+    code = card.split("```python\n")[1].split("```")[0]
+    # A license that the hub knows, and the place where the folder is.
+    assert "\nlicense: unknown\n" in card.split("---")[1]
+    assert f"tokconv.load_compressor({str(artefact)!r})" in code
     scope = {"tokens": tokens_of(2)}
     exec(code, scope)
     assert scope["compressed"].shape == (2, 4, 8)

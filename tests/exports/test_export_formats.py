@@ -79,6 +79,7 @@ def test_formats_are_added_measured_and_described(tmp_path: Path, capsys: pytest
     assert measured["pt2"] == {"file": "model.pt2", "max_error": 0.0}
     assert 0 <= measured["onnx"]["max_error"] < 1e-5
     card = (copy / "README.md").read_text()
+    assert f"load_compressor({str(copy)!r})" in card
     assert "- `model.pt2`: torch.export, float32, any batch size; bit-identical" in card
     said = "bit-identical" if measured["onnx"]["max_error"] == 0 else f"{measured['onnx']['max_error']:.1e}"
     assert said in next(line for line in card.splitlines() if line.startswith("- `model.onnx`: ONNX, opset 20"))

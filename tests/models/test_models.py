@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tokconv.errors import ConfigError
 from tokconv.models.compressor import ResidualCompressor
 from tokconv.models.critic import GridCritic
 from tokconv.models.decoder import ConvDecoder
@@ -53,3 +54,24 @@ def test_a_critic_scores_each_image_alone() -> None:
     tokens = torch.randn(5, 9, 4)
     alone = torch.stack([critic(image[None])[0] for image in tokens])
     assert torch.allclose(critic(tokens), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("output_grid", [4, 5])
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((2, 577, 8), "leave out the class token, which most towers put first: tokens[:, 1:]"),
+        ((2, 581, 8), "leave out 5 class and register tokens, which most towers put first: tokens[:, 5:]"),
+        ((576, 8), "add the axis of images: tokens[None]"),
+        ((2, 256, 8), "give tokens of the encoder that it was trained on"),
+        ((2, 576, 16), "give tokens of the encoder that it was trained on"),
+    ],
+)
+def test_tokens_of_another_shape_are_refused_in_a_sentence(
+    output_grid: int, shape: tuple[int, ...], advice: str
+) -> None:
+    """24 is no multiple of 5: such windows would take the class token for a patch and say nothing."""
+    compressor = ResidualCompressor(24, 8, output_grid, num_layers=0, hidden_dim=4)
+    with pytest.raises(ConfigError) as error:
+        compressor(torch.zeros(shape))
+    assert str(error.value) == f"the compressor takes patch tokens [images, 576, 8], got {list(shape)}; {advice}"

@@ -6,14 +6,17 @@ They stand apart from what the commands do, so that help and mistakes answer wit
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from tokconv import __version__
 from tokconv.cli.answers import add_answers
-from tokconv.cli.options import Commands, add_champion, add_device, add_overrides, command, place, refuse
+from tokconv.cli.compressor_arguments import add_compress, add_dynamic, add_evaluate, add_export
+from tokconv.cli.options import Commands, add_device, add_overrides, command, refuse
+from tokconv.cli.stores import add_stores
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
-from tokconv.errors import ConfigError, printable
+from tokconv.errors import ConfigError, printable, suggest
 from tokconv.system.files import local_path
 
 TOUR = """a tour:
@@ -22,9 +25,11 @@ TOUR = """a tour:
   tokconv status                                     how far is it? what else ran here?
   tokconv report demo                                its result, as a page
   tokconv encode data=folder data.root=photos        your own images to tokens, once
+  tokconv stores                                     which tokens are here?
   tokconv train data=folder data.root=photos         one compressor of these tokens, without Ray
+  tokconv evaluate demo                              its champions beside every baseline
   tokconv export runs/train/train-001 --out mine     a folder for tokconv.load_compressor
-  tokconv compress cat.jpg --compressor mine --out tokens.safetensors
+  tokconv compress photos --compressor demo:6 --out tokens.safetensors
   eval "$(tokconv completion bash)"                  commands and keys at the Tab key
 
 every command explains itself: tokconv COMMAND --help
@@ -42,10 +47,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse like parse_args, but accept overrides and images on both sides of an option.
 
     Raises:
-        ConfigError: options that contradict each other; it is found before anything slow is imported.
+        ConfigError: there is no such command, or options contradict each other; nothing slow is imported before.
     """
     parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        raise ConfigError(f"there is no command {words[0]!r}; {suggest(words[0], commands.choices)}")
+    args, rest = parser.parse_known_args(words)
     for text in rest:
         if text.startswith("-"):
             hint = "; write overrides without dashes, as in training.epochs=5" if "=" in text else ""
@@ -67,10 +76,10 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tokconv {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (
-        *(_add_doctor, _add_encode, _add_train, add_sweep, add_status, add_stop, add_report, _add_models),
-        *(add_replay, _add_evaluate, add_answers, _add_export, _add_dynamic, _add_compress, _add_completion),
+        *(_add_doctor, _add_encode, add_stores, _add_train, add_sweep, add_status, add_stop, add_report, _add_models),
+        *(add_replay, add_evaluate, add_answers, add_export, add_dynamic, add_compress, _add_completion),
     ):
         add(commands)
     return parser
@@ -152,132 +161,6 @@ def _add_models(commands: Commands) -> None:
     )
     add_overrides(parser)
     parser.add_argument("--grids", help="output grids (default: those of 4,6,8,12 that fit)")
-
-
-def _add_evaluate(commands: Commands) -> None:
-    parser = command(
-        commands,
-        "evaluate",
-        "evaluate the baselines of a token store, or an exported compressor next to them",
-        "tokconv evaluate --baselines runs/stores/my-store --grids 4,6,8,12 --plot plot.png",
-        "tokconv evaluate my-compressor runs/stores/my-store",
-        "tokconv evaluate runs/sweeps/demo-001 --grid 6 --purpose plug-in",
-    )
-    parser.add_argument("compressor", type=local_path, nargs="?", help="an exported compressor, or a sweep")
-    parser.add_argument(
-        "store", type=place, nargs="?", help="a token store of its encoder (default: the one it was trained on)"
-    )
-    parser.add_argument("--baselines", type=place, metavar="STORE", help="evaluate only the baselines of this store")
-    parser.add_argument("--grids", help="with --baselines: output grids (default: those of 4,6,8,12 that fit)")
-    parser.add_argument(
-        "--plot", type=local_path, help="with --baselines: the PNG (default: STORE/derived/rate_distortion.png)"
-    )
-    add_champion(parser)
-    add_device(parser)
-    parser.set_defaults(check=_check_evaluate)
-
-
-def _check_evaluate(args: argparse.Namespace) -> None:
-    if (args.compressor is None) == (args.baselines is None):
-        raise ConfigError("name an exported compressor or --baselines STORE, one of the two; see: tokconv evaluate -h")
-    if args.baselines is None:
-        refuse(args, ("grids", "plot"), "--baselines STORE; an exported compressor has one grid, no plot")
-    else:
-        refuse(args, ("grid", "purpose"), "a compressor; baselines have --grids")
-
-
-def _add_export(commands: Commands) -> None:
-    parser = command(
-        commands,
-        "export",
-        "turn a checkpoint into a folder that tokconv.load_compressor reads",
-        "tokconv export runs/train/train-001 --out my-compressor",
-        "tokconv export runs/sweeps/demo-001 --grid 6 --purpose plug-in --out for-the-server --format onnx",
-    )
-    parser.add_argument(
-        "checkpoint", type=local_path, help="a checkpoint, the directory of a train run, an exported folder, or a sweep"
-    )
-    parser.add_argument(
-        "--out", type=local_path, help="the folder to write; without it, --format adds to an exported folder in place"
-    )
-    parser.add_argument(
-        "--last", action="store_true", help="of a train run: the last epoch instead of the best one (the lowest fvu)"
-    )
-    parser.add_argument(
-        "--format",
-        nargs="+",
-        default=[],
-        metavar="FORMAT",
-        help="also write model.pt2 (torch.export) or model.onnx, compared with the compressor: pt2, onnx",
-    )
-    add_champion(parser)
-
-
-def _add_dynamic(commands: Commands) -> None:
-    parser = command(
-        commands,
-        "dynamic",
-        "fit the predictor that chooses a grid per image among a sweep's compressors (compress --target-fvu)",
-        "tokconv dynamic runs/sweeps/demo-001/champions",
-    )
-    parser.add_argument("champions", type=local_path, help="a folder of exported compressors, one per grid")
-    parser.add_argument(
-        "store", nargs="?", type=place, help="the token store they were trained on (default: it is searched for)"
-    )
-    add_device(parser)
-
-
-def _add_compress(commands: Commands) -> None:
-    parser = command(
-        commands,
-        "compress",
-        "compress images, or their tokens, with an exported compressor",
-        "tokconv compress cat.jpg --compressor my-compressor --out tokens.safetensors --picture picture.png",
-        "tokconv compress --tokens features.npy --compressor my-compressor --out tokens.safetensors",
-    )
-    parser.add_argument("images", nargs="*", type=local_path, help="image files")
-    parser.add_argument(
-        "--tokens",
-        type=local_path,
-        metavar="FILE",
-        help="instead of images: their tokens, [images, tokens, channels] in a .npy, .safetensors or .pt file",
-    )
-    parser.add_argument(
-        "--extra-tokens",
-        type=int,
-        metavar="N",
-        help="with --tokens: how many tokens come before an image's patches (default: recognised, as 5 of 581)",
-    )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--compressor", type=local_path, help="an exported compressor, or a sweep")
-    which.add_argument(
-        "--compressors",
-        type=local_path,
-        help="a folder of them, such as a sweep's champions, to choose from for each image",
-    )
-    parser.add_argument(
-        "--target-fvu",
-        type=float,
-        help="with --compressors: the largest error of an image (in units of val/fvu; 0 is perfect)",
-    )
-    parser.add_argument(
-        "--confidence", type=float, help="with --compressors: the probability of meeting the target (default: 0.5)"
-    )
-    parser.add_argument(
-        "--encoder", help="the vision tower, a name or a directory, if it has moved since the compressor was exported"
-    )
-    parser.add_argument(
-        "--out", type=local_path, required=True, help="a safetensors file with `tokens`, [B, k*k, C] or [sum of k*k, C]"
-    )
-    parser.add_argument(
-        "--picture",
-        type=local_path,
-        help="a PNG: the first images, their tokens, compressed grids, reconstructions, errors",
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: %(default)s)")
-    add_champion(parser)
-    add_device(parser)
-    parser.set_defaults(list="images")
 
 
 def _add_completion(commands: Commands) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokconv.cli.compress_inputs import ImageInput, Input, TokenInput
+from tokconv.cli.compress_inputs import ImageInput, Input, TokenInput, image_files
 from tokconv.cli.options import refuse
 from tokconv.config.tree import ClipConfig
 from tokconv.encoding.sources.features import GIVEN
@@ -36,6 +36,7 @@ PICTURED_IMAGES = 8
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
     """Compress images or tokens with one compressor, or with those of a folder. Raises TokconvError."""
+    args.images = image_files(args.images)
     _check_files(args)
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: got {args.batch_size}; must be at least 1")
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         refuse(args, ("target_fvu", "confidence"), "--compressors; a single --compressor leaves nothing to choose")
         path = find_champion(args.compressor, args.grid, args.purpose)
+        if path != args.compressor:
+            print(f"compressor: {printable(path)}")
         network = load_compressor(path)
         given = _open_input(args, path, network)
         compressors = _compress_fixed(given, path, network, args.out)
@@ -119,7 +122,9 @@ def _draw(given: Input, compressors: Sequence[Path], picture: Path) -> None:
     """Draw the pictured images, each with its own compressor."""
     paths = compressors[: given.num_pictured]
     codecs = {path: (load_compressor(path), load_decoder(path)) for path in paths}
-    draw_compression([codecs[path] for path in paths], given.pictured_tokens, picture, given.pictures)
+    draw_compression(
+        [codecs[path] for path in paths], given.pictured_tokens, picture, given.pictures, given.names[: len(paths)]
+    )
     more = f" of the first {len(paths)} images" if len(given.names) > len(paths) else ""
     what = "tokens" if given.pictures is None else "image, tokens"
     print(f"{printable(picture)}: {what}, compressed grid, reconstruction, error of each token{more}")
@@ -139,7 +144,7 @@ def _check_files(args: argparse.Namespace) -> None:
             raise ConfigError(f"--extra-tokens: got {args.extra_tokens}; must be at least 0")
     for path in args.images:
         if not path.is_file():
-            raise DataError(f"{path}: {'is a folder; name its images' if path.is_dir() else 'there is no such image'}")
+            raise DataError(f"{path}: there is no such image or folder")
     if args.tokens is not None and not args.tokens.is_file():
         what = "is a folder; name one of its files" if args.tokens.is_dir() else "there is no such file"
         raise DataError(f"--tokens: {args.tokens}: {what}")

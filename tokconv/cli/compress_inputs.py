@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tokconv.encoding.sources.feature_files import Asked
 from tokconv.encoding.sources.features import FeatureSource
-from tokconv.encoding.sources.files import open_image
+from tokconv.encoding.sources.files import SUFFIXES, open_image
+from tokconv.encoding.sources.walk import count_suffixes, walk
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import DataError, first_line
 from tokconv.system.terminal import progress_line
@@ -60,6 +61,25 @@ class Input(ABC):
     @abstractmethod
     def _read(self, numbers: range) -> Tensor:
         """Return the tokens of some images."""
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the image files among some paths, with those below a folder in its place, in the order of their names.
+
+    Raises:
+        DataError: a folder holds no images, or cannot be listed.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        tree = walk(path, SUFFIXES)
+        if not tree.files:
+            held = count_suffixes(tree.ignored)
+            raise DataError(f"{path}: holds no images{f', only {held}' if held else ''}; give a folder of images")
+        found += [path / name for name in tree.files]
+    return found
 
 
 class ImageInput(Input):

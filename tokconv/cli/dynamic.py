@@ -6,6 +6,7 @@ import argparse
 import shlex
 
 from tokconv.errors import printable
+from tokconv.exports.champions import champions_folder
 from tokconv.exports.dynamic.compressor import FOLDER, read_champions
 from tokconv.exports.dynamic.fit import fit_dynamic
 from tokconv.exports.evaluate import find_store
@@ -15,7 +16,8 @@ from tokconv.system.terminal import progress_line
 
 def run(args: argparse.Namespace) -> None:
     """Fit the predictor of a folder of champions, and print how good it is. Raises TokconvError."""
-    champions, quoted = args.champions, shlex.quote(str(args.champions))
+    champions = champions_folder(args.champions)
+    quoted = shlex.quote(str(champions))
     if args.store is not None:
         store = open_place(args.store)
     else:

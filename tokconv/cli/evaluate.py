@@ -16,12 +16,13 @@ from tokconv.evaluation.plot import draw_rate_distortion
 from tokconv.evaluation.protocol import PROTOCOL, protocol_of
 from tokconv.evaluation.purposes import PURPOSES
 from tokconv.evaluation.table import figure_table, legend
-from tokconv.exports.artefact import read_config
-from tokconv.exports.champions import find_champion
+from tokconv.exports.artefact import FILES, read_config
+from tokconv.exports.champions import find_champions
 from tokconv.exports.evaluate import evaluate, find_store
 from tokconv.models.windows import chosen_grids, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import open_place
+from tokconv.system.files import file_digest
 from tokconv.training.baselines import measure_baselines
 
 SIDE_INFORMATION = (
@@ -35,8 +36,21 @@ def run(args: argparse.Namespace) -> None:
     if args.baselines is not None:
         _evaluate_baselines(args.baselines, grids=args.grids, plot=args.plot)
     else:
-        folder = find_champion(args.compressor, args.grid, args.purpose)
-        _evaluate_compressor(folder, args.store, device=args.device)
+        for number, folder in enumerate(_different(find_champions(args.compressor, args.grid, args.purpose))):
+            print("\n" if number else "", end="")
+            _evaluate_compressor(folder, args.store, device=args.device)
+
+
+def _different(champions: Mapping[str, Path]) -> list[Path]:
+    """Return one folder of each compressor, and print which names mean the same one: a trial can win twice."""
+    names: dict[str, list[str]] = {}
+    for name, folder in champions.items():
+        weights = folder / FILES["compressor"]
+        names.setdefault(file_digest(weights) if weights.is_file() else name, []).append(name)
+    for first, *others in names.values():
+        if others:
+            print(f"{first} is also {' and '.join(others)}")
+    return [champions[first] for first, *_ in names.values()]
 
 
 def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | None) -> None:

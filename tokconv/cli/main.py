@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokconv.cli.arguments import parse
+from tokconv.cli.arguments import TOUR, parse
 from tokconv.errors import TokconvError, printable
 from tokconv.system.terminal import escape_unencodable
 
 COMMANDS = {
     **{name: f"tokconv.cli.{name}:run" for name in ("doctor", "encode", "train", "models", "evaluate", "export")},
-    **{name: f"tokconv.cli.{name}:run" for name in ("dynamic", "compress", "completion", "answers")},
+    **{name: f"tokconv.cli.{name}:run" for name in ("dynamic", "compress", "completion", "answers", "stores")},
     **{name: f"tokconv.cli.sweep:{name}" for name in ("sweep", "status", "stop", "report", "replay")},
 }
 """The function of each command; its module is imported only when the command runs."""
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_unencodable(sys.stdout, sys.stderr)
     try:
         args = parse(argv)
+        if args.command is None:
+            print(TOUR, end="")
+            return 0
         return int(pkgutil.resolve_name(COMMANDS[args.command])(args) or 0)
     except TokconvError as error:
         print(f"tokconv: {error}", file=sys.stderr)

@@ -40,10 +40,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_champion(parser: argparse.ArgumentParser) -> None:
     """Add --grid and --purpose, which choose among the champions of a sweep."""
-    group = parser.add_argument_group("if the compressor is a sweep (its directory or name, as demo-001)")
+    group = parser.add_argument_group(
+        "if the compressor is a sweep (its name, as demo or demo-001, or its directory)",
+        "or SWEEP:GRID:PURPOSE, as demo:6:plug-in",
+    )
     group.add_argument("--grid", type=int, metavar="K", help="the champion's grid (default: the only one)")
     group.add_argument(
-        "--purpose", help="the champion's purpose: fidelity, plug-in or adapted (default: the only one of the grid)"
+        "--purpose",
+        help="the champion's purpose: fidelity, plug-in or adapted (default: fidelity, or the only one)",
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokconv.config.sources import IMAGES, SOURCES
 from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.sources.base import ImageItem, ImageSource
 from tokconv.encoding.sources.feature_files import Asked
@@ -18,6 +19,7 @@ from tokconv.encoding.sources.registry import OPENERS
 from tokconv.encoding.sources.views import ViewsSource
 from tokconv.encoding.towers.spec import EncoderSpec, describe
 from tokconv.errors import DataError
+from tokconv.system.files import local_path
 
 __all__ = ["ImageItem", "ImageSource", "SubsetSource", "assign_split", "describe_tokens", "open_source"]
 
@@ -51,7 +53,8 @@ def describe_tokens(config: Config) -> EncoderSpec | FeatureSpec:
     """Describe the tokens of a config from the encoder's files, or ready-made tokens from theirs.
 
     Raises:
-        DataError, ConfigError: as `describe`, or as `FeatureSource`.
+        DataError: `data.root` names a folder that is not there, or as `describe` and `FeatureSource`.
+        ConfigError: as `describe`, or as `FeatureSource`.
 
     Example:
         >>> describe_tokens(Config(model=ModelConfig(clip=ClipConfig(model_name="bundled:digits-tower")))).token_grid
@@ -60,7 +63,16 @@ def describe_tokens(config: Config) -> EncoderSpec | FeatureSpec:
     if config.data.source == FeatureSource.name:
         source = FeatureSource(config.data.root or "", Asked(config.data.extra_tokens))
         return source.spec(config.model.clip)
+    # A mistake in the folder is told at once, before a hub is asked for the tower.
+    check_root(config.data)
     return describe(config.model.clip)
+
+
+def check_root(data: DataConfig) -> None:
+    """Raise DataError if `data.root` names a folder of images that is not there."""
+    root = data.root or ""
+    if SOURCES[data.source] == IMAGES and not local_path(root).is_dir():
+        raise DataError(f"data.root: there is no folder {root!r}; give the folder of the images")
 
 
 def assign_split(items: Sequence[ImageItem], val_fraction: float) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokconv.errors import import_extra
+from tokconv.errors import import_extra, printable
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.windows import to_grid
 from tokconv.system.files import atomic_path
 
-CELL, TITLE, GAP, BAR = 2.3, 0.25, 0.06, 0.7
+CELL, TITLE, GAP, BAR = 2.3, 0.25, 0.06, 0.95
 """In inches: a picture with its margin, the text above it, that margin, and the colour bar of the errors."""
+UNIT = "squared error / variance of the tokens"
+MAX_NAME = 30
+"""Letters that fit above a picture; of a longer name, the end is shown."""
 
 
 @torch.no_grad()
 def draw_compression(
-    codecs: Sequence[tuple[Compressor, Decoder]], tokens_BNC: Tensor, out: Path, images: list[Image.Image] | None = None
+    codecs: Sequence[tuple[Compressor, Decoder]],
+    tokens_BNC: Tensor,
+    out: Path,
+    images: Sequence[Image.Image] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Write a PNG with one row per image: the image (if given), its tokens, the compressed grid, the decoder's output,
     and the error of each token (its squared error over the tokens' average variance: 0 perfect, 1 the mean token).
@@ -35,6 +42,7 @@ def draw_compression(
         tokens_BNC: [B, N, C] float32.
         out: the file.
         images: the B images, RGB.
+        names: what stands above the first picture of each row, such as the image's file.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -52,6 +60,10 @@ def draw_compression(
             (f"{compressed.shape[1]} compressed", paint(compressed[0])),
             ("reconstructed", paint(reconstructed)),
         ]
+        if names is not None:
+            (title, first), *rest = row
+            name = _short(names[index])
+            row = [(name if title == "image" else f"{name}: {title}", first), *rest]
         rows.append(row)
     _draw(rows, [error.cpu().numpy() for error in maps], float(torch.stack(maps).quantile(0.99)), out)
     return out
@@ -81,11 +93,18 @@ def _draw(rows: Sequence[Sequence[tuple[str, Any]]], errors: Sequence[Any], brig
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     bar = figure.add_axes(((width - BAR + GAP) / width, 0.05, 0.15 / width, 0.9))
-    figure.colorbar(heat, cax=bar).ax.tick_params(labelsize=8)
+    scale = figure.colorbar(heat, cax=bar)
+    scale.ax.tick_params(labelsize=8)
+    scale.set_label(UNIT, fontsize=8)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     # A figure refers to itself: its pixels would stay in memory until the garbage collector runs.
     figure.clear()
+
+
+def _short(name: str) -> str:
+    name = printable(PurePath(name).name)
+    return name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}"
 
 
 class _Palette:

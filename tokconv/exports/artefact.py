@@ -122,17 +122,20 @@ def load_compressor(path: str | Path, *, grid: int | None = None, purpose: str |
     """Load an exported compressor: a `torch.nn.Module` in eval mode on the CPU, [B, N, C] -> [B, k*k, C].
 
     Args:
-        path: the directory that `tokconv.export` or `tokconv export` wrote; or a sweep, by its directory or name.
+        path: the directory that `tokconv.export` or `tokconv export` wrote; a sweep, by its directory or name; one
+            champion of it, as "demo:6" or "demo:6:plug-in"; or a model in MLflow's registry, which is at
+            MLFLOW_TRACKING_URI or in `runs`, as "models:/tokconv-demo-6x6@champion".
         grid: k, among the champions of a sweep; None if they have one grid.
-        purpose: among those of the grid: "fidelity", "plug-in" or "adapted"; None if there is one.
+        purpose: among those of the grid: "fidelity", "plug-in" or "adapted"; None takes fidelity if there are several.
 
     Raises:
         CheckpointError: it is not an artefact, damaged, or of another format version; or a sweep has no such champion,
             or several that fit, which the message lists.
+        MissingExtraError: a registered model, and MLflow is not installed.
 
     Example:
-        >>> compressor = tokconv.load_compressor("runs/sweeps/demo-001", grid=6, purpose="plug-in")    # doctest: +SKIP
-        >>> compressor(tokens).shape                                                                   # doctest: +SKIP
+        >>> compressor = tokconv.load_compressor("demo:6:plug-in")    # doctest: +SKIP
+        >>> compressor(tokens).shape                                  # doctest: +SKIP
         torch.Size([1, 36, 64])
     """
     folder = find_champion(path, grid, purpose)
@@ -152,8 +155,8 @@ def load_decoder(path: str | Path, *, grid: int | None = None, purpose: str | No
         CheckpointError: as for `load_compressor`, or the artefact has no decoder.
 
     Example:
-        >>> decoder = tokconv.load_decoder("runs/sweeps/demo-001", grid=6, purpose="plug-in")    # doctest: +SKIP
-        >>> decoder(compressor(tokens)).shape                                                    # doctest: +SKIP
+        >>> decoder = tokconv.load_decoder("demo:6:plug-in")    # doctest: +SKIP
+        >>> decoder(compressor(tokens)).shape               # doctest: +SKIP
         torch.Size([1, 576, 64])
     """
     folder = find_champion(path, grid, purpose)
@@ -178,10 +181,10 @@ def save_compressor(compressor: Compressor, out: Path, weights: Mapping[str, Ten
     return _write(description, {"compressor": compressor.state_dict() if weights is None else weights}, out)
 
 
-def write_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Write an artefact's config.json and its model card."""
+def write_description(folder: Path, description: Mapping[str, Any], place: Path) -> None:
+    """Write an artefact's config.json and its model card to a folder that is, or becomes, `place`."""
     write_json(folder / "config.json", {**REGISTERED, **description})
-    write_text(folder / "README.md", model_card(description))
+    write_text(folder / "README.md", model_card(description, place))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -244,7 +247,7 @@ def _write(description: Mapping[str, Any], networks: Mapping[str, Mapping[str, T
         raise CheckpointError(f"{out}: exists and is no exported compressor; choose another place")
     with atomic_path(out) as temporary:
         temporary.mkdir()
-        write_description(temporary, description)
+        write_description(temporary, description, out)
         for name, weights in networks.items():
             plain = {key: tensor.detach().contiguous() for key, tensor in weights.items()}
             save_file(plain, temporary / FILES[name], {"format": "pt"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokconv.errors import printable
@@ -12,11 +13,12 @@ from tokconv.evaluation.figures import shown_in
 from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 
 
-def model_card(description: Mapping[str, Any]) -> str:
+def model_card(description: Mapping[str, Any], place: Path) -> str:
     """Return the card in Markdown, with the header that the Hugging Face hub reads.
 
     Args:
         description: the content of config.json.
+        place: the folder of the card; shown relative to the working directory if it is below it.
     """
     sizes, figures, baselines = description["compressor"], description["figures"], description["baselines"]
     tokens, cells, dim = sizes["token_grid"] ** 2, sizes["output_grid_size"] ** 2, sizes["dim"]
@@ -33,7 +35,8 @@ def model_card(description: Mapping[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
     return f"""---
 library_name: tokconv
-license: other
+# The weights are yours, and the encoder and the images may bind you; tokconv itself is under the MIT license.
+license: unknown
 tags: [clip, vision-language, token-compression]
 ---
 
@@ -50,10 +53,15 @@ Compresses [batch, {tokens}, {dim}] patch tokens (no CLS) to [batch, {cells}, {d
 ```python
 import tokconv
 
-compressor = tokconv.load_compressor("PATH/OF/THIS/FOLDER")
+compressor = tokconv.load_compressor({_shown(place)!r})  # this folder, where it was written
 compressed = compressor(tokens)  # [batch, {tokens}, {dim}] to [batch, {cells}, {dim}]
 ```
 """
+
+
+def _shown(place: Path) -> str:
+    whole, here = place.absolute(), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
 def compared_line(description: Mapping[str, Any]) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 
 from tokconv.errors import CheckpointError, suggest
 from tokconv.evaluation.purposes import FIDELITY, PURPOSES
+from tokconv.exports.registered import REGISTERED_MODEL, fetch_registered
 from tokconv.system.files import newest_numbered
 
 SWEEPS = Path("runs") / "sweeps"
 """Where a sweep is looked up by its name."""
 GRID = re.compile(r"grid-(\d+)")
+REFERENCE = re.compile(r"(?P<sweep>.+?):(?P<grid>\d+)(:(?P<purpose>[^:/]+))?")
 Key = tuple[int, str]
 """A grid k and a purpose."""
 
@@ -48,35 +50,92 @@ def find_champion(place: str | Path, grid: int | None = None, purpose: str | Non
 
     Args:
         place: the folder itself; or a sweep: its directory, its run's name (`demo-001`) or its spec's name, whose
-            newest run in runs/sweeps is taken; or a folder inside of its `champions`.
+            newest run in runs/sweeps is taken, each also as SWEEP:GRID or SWEEP:GRID:PURPOSE (`demo:6:plug-in`); or a
+            folder inside of its `champions`; or a registered model (`models:/tokconv-demo-6x6@champion`).
         grid: k, among the champions of a sweep; None if they have one grid.
-        purpose: among those of the grid, as "plug-in"; None if there is one.
+        purpose: among those of the grid, as "plug-in"; None takes fidelity if there are several.
 
     Raises:
         CheckpointError: there is no such compressor, or several fit; the message lists those that there are.
+        MissingExtraError: a registered model, and MLflow is not installed.
     """
-    folder = Path(place)
+    folder, fitting, asked = _fitting(place, grid, purpose)
+    if len(fitting) <= 1:
+        return next(iter(fitting.values()), folder)
+    # As in the model registry, where `champion` is the one for fidelity.
+    several = {key: path for key, path in fitting.items() if key[1] == FIDELITY} or fitting
+    if len(several) == 1:
+        return next(iter(several.values()))
+    needed = " and ".join(
+        name for name, number in (("grid", 0), ("purpose", 1)) if len({key[number] for key in several}) > 1
+    )
+    example = ":".join([_shortest(folder), *map(str, next(iter(several)))])
+    raise CheckpointError(
+        f"{folder}: several champions{f' with {asked}' if asked else ''}; give {needed} as well, as in {example}: "
+        f"{_listed(fitting)}"
+    )
+
+
+def find_champions(place: str | Path, grid: int | None = None, purpose: str | None = None) -> dict[str, Path]:
+    """Return the folders of all exported compressors that fit, by their names: `grid-06/fidelity`.
+
+    Args:
+        place, grid, purpose: as for `find_champion`, but None takes all of them.
+
+    Raises:
+        CheckpointError: a sweep has no such champion; the message lists those that there are.
+    """
+    folder, fitting, _ = _fitting(place, grid, purpose)
+    return {f"{grid_folder(k)}/{name}": path for (k, name), path in fitting.items()} or {folder.name: folder}
+
+
+def champions_folder(place: Path) -> Path:
+    """Return the folder of a sweep's champions by its name; `place` itself if it is a folder or no sweep."""
+    sweep = place if place.is_dir() else _sweep(place)
+    return sweep / "champions" if (sweep / "champions").is_dir() else sweep
+
+
+def _fitting(place: str | Path, grid: int | None, purpose: str | None) -> tuple[Path, dict[Key, Path], str]:
+    """Return the folder that is meant, the champions in it that fit, and in words what was asked for.
+
+    There are none if the folder is an export itself or nothing of tokconv's, which its reader tells.
+    """
+    folder, grid, purpose = _reference(str(place), grid, purpose)
     if is_export(folder):
-        return _checked(folder, grid, purpose)
+        return _checked(folder, grid, purpose), {}, ""
     if not folder.is_dir():
         folder = _sweep(folder)
     there = champions_in(folder)
     if not there and not (folder / "events.jsonl").is_file():
-        return folder
+        return folder, {}, ""
     if purpose is not None and purpose not in PURPOSES:
         raise CheckpointError(f"purpose: got {purpose!r}; {folder} has {_listed(there)}; {suggest(purpose, PURPOSES)}")
     fitting = {key: path for key, path in there.items() if grid in (None, key[0]) and purpose in (None, key[1])}
-    if len(fitting) == 1:
-        return next(iter(fitting.values()))
     asked = " and ".join(f"{name}={value!r}" for name, value in (("grid", grid), ("purpose", purpose)) if value)
     if not fitting:
         raise CheckpointError(_nothing(folder, there, asked, grid, purpose))
-    needed = " and ".join(
-        name for name, number in (("grid", 0), ("purpose", 1)) if len({key[number] for key in fitting}) > 1
-    )
-    raise CheckpointError(
-        f"{folder}: several champions{f' with {asked}' if asked else ''}; give {needed} as well: {_listed(fitting)}"
-    )
+    return folder, fitting, asked
+
+
+def _reference(place: str, grid: int | None, purpose: str | None) -> tuple[Path, int | None, str | None]:
+    """Split SWEEP:GRID:PURPOSE, unless a folder has that name, and fetch a registered model."""
+    if place.startswith(REGISTERED_MODEL):
+        copy = fetch_registered(place)
+        exports = (file.parent for file in copy.rglob("config.json") if is_export(file.parent))
+        return next(exports, copy), grid, purpose
+    match = REFERENCE.fullmatch(place)
+    if match is None or Path(place).exists():
+        return Path(place), grid, purpose
+    named_grid, named_purpose = int(match["grid"]), match["purpose"] or purpose
+    for name, named, given in (("grid", named_grid, grid), ("purpose", named_purpose, purpose)):
+        if given not in (None, named):
+            raise CheckpointError(f"{place}: names {name} {named}, and {name}={given!r} was given; leave one out")
+    return Path(match["sweep"]), named_grid, named_purpose
+
+
+def _shortest(sweep: Path) -> str:
+    """Return the run's name if the sweep is found by it, else its path."""
+    return sweep.name if (SWEEPS / sweep.name).is_dir() and (SWEEPS / sweep.name).samefile(sweep) else str(sweep)
 
 
 def _of_grid(place: Path) -> Iterator[tuple[Key, Path]]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tokconv.errors import CheckpointError, require_extra
-from tokconv.exports.artefact import load_compressor, write_description
+from tokconv.exports.artefact import load_compressor, read_config, write_description
 from tokconv.models.compressor import Compressor
 from tokconv.system.files import atomic_path
 from tokconv.system.registry import Registry
@@ -68,7 +68,7 @@ def add_formats(folder: Path, formats: Iterable[str]) -> dict[str, dict[str, Any
             if error > MAX_ERROR:
                 raise CheckpointError(f"{name}: differs from the compressor by {error:.1e} of a token's deviation")
         measured[name] = {"file": f"model.{name}", "max_error": error} | ({"opset": OPSET} if name == "onnx" else {})
-    write_description(folder, {**description, "formats": {**description.get("formats", {}), **measured}})
+    write_description(folder, {**description, "formats": {**description.get("formats", {}), **measured}}, folder)
     return measured
 
 
@@ -79,6 +79,8 @@ def copy_export(source: Path, out: Path) -> Path:
         raise CheckpointError(f"{out}: exists; choose another place, or name it as the source to add formats there")
     with atomic_path(out) as temporary:
         shutil.copytree(source, temporary)
+        # Its card says where it is.
+        write_description(temporary, read_config(source), out)
     return out
 
 

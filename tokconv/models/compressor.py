@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokconv.models.blocks import ConvBlock, channel_map, zeroed
 from tokconv.models.network import FIRST_LAYER_INPUTS, Scaled, WindowNetwork, WindowProjection
-from tokconv.models.windows import to_grid, to_tokens
+from tokconv.models.windows import check_tokens, to_grid, to_tokens
 
 
 class Compressor(WindowNetwork):
@@ -29,7 +29,9 @@ class Compressor(WindowNetwork):
         return self.windows.num_cells
 
     def forward(self, tokens_BNC: Tensor) -> Tensor:
-        """[B, N, C] -> [B, K, C], both in token units."""
+        """[B, N, C] -> [B, K, C], both in token units. Raises ConfigError for tokens of another shape."""
+        # Windows that do not tile the grid would take any number of tokens, and compress the wrong ones.
+        check_tokens(tokens_BNC, self.token_grid, self.dim)
         return self.standardise.restore(self.compress(self.standardise(tokens_BNC)))
 
     def compress(self, standardised_BNC: Tensor) -> Tensor:

@@ -23,6 +23,23 @@ def side_length(num_tokens: int) -> int:
     return side
 
 
+def check_tokens(tokens: Tensor, token_grid: int, dim: int) -> None:
+    """Raise ConfigError unless tokens are [B, G*G, C], with what to do about the likely mistakes."""
+    count = token_grid**2
+    if tokens.ndim == 3 and tokens.shape[1:] == (count, dim):
+        return
+    advice = "give tokens of the encoder that it was trained on"
+    if tokens.ndim == 2:
+        advice = "add the axis of images: tokens[None]"
+    elif tokens.ndim == 3 and tokens.shape[2] == dim and count < tokens.shape[1] <= count + MOST_EXTRA_TOKENS:
+        extra = tokens.shape[1] - count
+        what = "the class token" if extra == 1 else f"{extra} class and register tokens"
+        advice = f"leave out {what}, which most towers put first: tokens[:, {extra}:]"
+    raise ConfigError(
+        f"the compressor takes patch tokens [images, {count}, {dim}], got {list(map(int, tokens.shape))}; {advice}"
+    )
+
+
 def window_starts(token_grid: int, output_grid: int) -> list[int]:
     """Return the first row (or column) of each of the k windows of width ceil(G / k), spread evenly from edge to edge.
 
@@ -47,6 +64,8 @@ def check_output_grid(output_grid: int, token_grid: int) -> None:
         )
 
 
+MOST_EXTRA_TOKENS = 16
+"""Class and register tokens that a tower may put before its patches."""
 DEFAULT_GRIDS = (4, 6, 8, 12)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -46,3 +47,8 @@ def path_of(uri: str) -> Path:
     """Return the path in a URI of `file_uri` or `sqlite_uri`, or in one that a user wrote in their form."""
     rest = uri.partition("://")[2] if uri.startswith(FILE) else uri.partition(":///")[2]
     return Path(unquote(rest.partition("?")[0]))
+
+
+def without_credentials(text: str) -> str:
+    """Return a text that is safe to print: `//user:password@host` becomes `//host`."""
+    return re.sub(r"//[^/@\s]+@", "//", text)

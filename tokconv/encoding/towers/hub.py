@@ -104,7 +104,8 @@ def _from_hub(repo: str, revision: str | None) -> Located:
         hint = f"did you mean {nearest}? Otherwise check" if nearest else "check"
         raise DataError(
             f"model.clip.model_name: {repo!r} is neither a local directory nor reachable on the Hugging Face hub "
-            f"({type(error).__name__}); {hint} the name and the network, or give the directory of a downloaded copy"
+            f"({type(error).__name__}); {hint} the name and the network, give the directory of a "
+            f"downloaded copy, or try {BUNDLED}, which ships with tokconv (small, trained on digits)"
         ) from error
     return Located(folder, folder.name, repo)
 

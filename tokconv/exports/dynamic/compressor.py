@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tokconv.errors import CheckpointError, ConfigError
 from tokconv.evaluation.purposes import FIDELITY
 from tokconv.exports.artefact import FILES, load_compressor, read_config
+from tokconv.exports.champions import champions_folder
 from tokconv.exports.dynamic.predictor import ErrorPredictor, check_target, choose
 from tokconv.exports.dynamic.spectrum import Spectrum
 from tokconv.models.compressor import Compressor
@@ -121,7 +122,7 @@ def load_dynamic(champions_dir: str | Path, *, target_fvu: float, confidence: fl
     Called with tokens [B, N, C], the result returns a list of B tensors [k * k, C] and the grids k, int64 [B].
 
     Args:
-        champions_dir: a sweep's `champions`.
+        champions_dir: a sweep's `champions`, or the sweep by its name, as "demo".
         target_fvu, confidence: as for `DynamicCompressor`.
 
     Raises:
@@ -134,8 +135,9 @@ def load_dynamic(champions_dir: str | Path, *, target_fvu: float, confidence: fl
         >>> [tuple(part.shape) for part in parts], grids                                          # doctest: +SKIP
         ([(36, 64), (64, 64)], tensor([6, 8]))
     """
-    champions = read_champions(champions_dir)
-    predictor = _load_predictor(Path(champions_dir), champions)
+    folder = champions_folder(Path(champions_dir))
+    champions = read_champions(folder)
+    predictor = _load_predictor(folder, champions)
     return DynamicCompressor(champions, predictor, target_fvu, confidence).eval()
 
 

@@ -7,7 +7,6 @@ file how far it came. Whoever appends events never waits for the delivery.
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from tokconv.sweep.record.events import Event, read_events
 from tokconv.system.files import write_text
+from tokconv.system.uris import without_credentials
 
 BATCH_EVENTS = 500
 POLL_SECONDS = 0.5
@@ -177,8 +177,3 @@ def one_line(error: BaseException) -> str:
     """Return the first 200 characters of an error on one line."""
     text = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def without_credentials(text: str) -> str:
-    """Return a text that is safe to print: `//user:password@host` becomes `//host`."""
-    return re.sub(r"//[^/@\s]+@", "//", text)

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tokconv.sweep.tracking.follower import RefusedError, one_line, without_credentials
+from tokconv.sweep.tracking.follower import RefusedError, one_line
+from tokconv.system.uris import without_credentials
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)

@@ -23,7 +23,7 @@ import yaml
 
 from tokconv.errors import printable
 from tokconv.sweep.record.events import Event, read_events, relative_place
-from tokconv.sweep.tracking.follower import Delivery, Follower, without_credentials
+from tokconv.sweep.tracking.follower import Delivery, Follower
 from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
 from tokconv.sweep.tracking.mlflow_models import MISSING, mark_winners, register_all
 from tokconv.sweep.tracking.mlflow_moved import repair_places
@@ -40,7 +40,7 @@ from tokconv.sweep.tracking.mlflow_view import (
     view_url,
 )
 from tokconv.sweep.tracking.replay import Replay
-from tokconv.system.uris import file_uri, path_of
+from tokconv.system.uris import file_uri, path_of, without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
