@@ -88,7 +88,8 @@ DIGITS = ["data.subset=64", "data.num_workers=0", "training.epochs=1", "training
 PUBLIC = {
     "tokconv": sorted(NAMES - {"sweep", "TokenStore"}),
     "tokconv.hf": ["TokconvModel"],
-    "tokconv.integrations.llava": ["attach"],
+    "tokconv.integrations": ["attach", "merge"],
+    "tokconv.integrations.vllm": ["embed", "load"],
     "tokconv.store.reader": ["TokenStore.open"],
     "tokconv.sweep": ["load"],
     "tokconv.training.loop": ["run_trial"],

@@ -16,6 +16,7 @@ from tokconv.cli.compressor_arguments import add_compress, add_dynamic, add_eval
 from tokconv.cli.options import Commands, add_device, add_overrides, command, refuse
 from tokconv.cli.stores import add_stores
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
+from tokconv.cli.vlm import add_fit, add_merge
 from tokconv.errors import ConfigError, printable, suggest
 from tokconv.system.files import local_path
 
@@ -78,8 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tokconv {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (
-        *(_add_doctor, _add_encode, add_stores, _add_train, add_sweep, add_status, add_stop, add_report, _add_models),
-        *(add_replay, add_evaluate, add_answers, add_export, add_dynamic, add_compress, _add_completion),
+        *(_add_doctor, _add_encode, add_stores, add_fit, _add_train, add_sweep, add_status, add_stop, add_report),
+        *(_add_models, add_replay, add_evaluate, add_answers, add_export, add_dynamic, add_compress, add_merge),
+        _add_completion,
     ):
         add(commands)
     return parser

@@ -1,1 +1,7 @@
-"""Compressors inside the models of other libraries, one module per model class."""
+"""Compressors inside the models of other libraries, and what their servers take."""
+
+from tokconv.exports.integrations.attach import attach
+from tokconv.exports.integrations.attachment import Attachment
+from tokconv.exports.integrations.merged import merge
+
+__all__ = ["Attachment", "attach", "merge"]

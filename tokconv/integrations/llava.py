@@ -1,5 +1,5 @@
-"""A LLaVA whose language model reads k * k compressed visual tokens instead of all of them."""
+"""`attach` under its older name, from the time when LLaVA was the only model: see `tokconv.integrations`."""
 
-from tokconv.exports.integrations.llava import Attachment, attach
+from tokconv.integrations import Attachment, attach
 
 __all__ = ["Attachment", "attach"]

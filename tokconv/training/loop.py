@@ -118,7 +118,7 @@ def run_trial(
             best.offer(figures, trainer.judged)
             if epoch == epochs:
                 best.judge(figures, trainer.judged, partial(held_out.of, full=True))
-            state = _checkpoint_state(config, store, held_out.baselines, history) | {"best": best.rows}
+            state = checkpoint_state(config, store, held_out.baselines, history) | {"best": best.rows}
             place = runtime.checkpoint_dir(epoch)
             path = checkpoints.save(place, trainer.modules, trainer.optimizers, state, best.before(epoch))
         runtime.report(figures, path, best.rows if epoch == epochs else {})
@@ -126,9 +126,10 @@ def run_trial(
     return TrialResult(exported, history, path)
 
 
-def _checkpoint_state(
+def checkpoint_state(
     config: Config, store: TokenStore, baselines: Mapping[str, Figures], history: Sequence[Figures]
 ) -> dict[str, Any]:
+    """Return what a checkpoint records beside weights, as JSON values, without the best epochs."""
     return {
         "config": to_dict(config),
         "networks": network_arguments(config, store.token_grid, store.dim, store),

@@ -20,7 +20,7 @@ from tokconv.evaluation.purposes import PURPOSES
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.artefact import FILES, load_compressor
 from tokconv.exports.champions import champions_in, find_champion, is_export
-from tokconv.exports.integrations.llava import attach
+from tokconv.exports.integrations.attach import attach
 from tokconv.store.reader import TokenStore
 from tokconv.system.files import file_digest
 

@@ -1,1 +1,1 @@
-"""Compressors inside the models of other libraries, one module per library class."""
+"""Compressors inside the models of other libraries: one module per family of vision-language models."""
