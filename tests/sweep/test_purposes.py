@@ -95,21 +95,17 @@ def test_ties_and_what_is_equal_within_the_interval_are_no_wins() -> None:
         assert (found.evidence.status, found.evidence.beaten_by) == (UNPROVEN, ("matched_window_pca",))
 
 
-def test_a_plug_in_without_labels_keeps_the_fvu_of_window_pca_also_at_the_worse_end() -> None:
-    trials = run("0", 0.031, 0.99, auc=0.6), run("1", 0.029, 0.95, auc=0.7)
-    found = award(verdict(*trials, labels=False), "plug-in")
+def test_a_plug_in_keeps_the_fvu_of_window_pca_also_at_the_worse_end() -> None:
+    found = award(verdict(run("0", 0.031, 0.99), run("1", 0.029, 0.95)), "plug-in")
     assert found.champion is not None
     assert found.champion.uid == "1"
-    read = award(verdict(*trials), "plug-in")
-    assert read.champion is not None
-    assert read.champion.uid == "0", "a reader judges the content itself"
-    alone = award(verdict(trials[0], labels=False), "plug-in")
+    alone = award(verdict(run("0", 0.031, 0.99)), "plug-in")
     assert alone.champion is None
     assert alone.finding.endswith(
         "misses val/fvu <= 0.03 (that of window PCA; it has 0.031); train longer (training.epochs), or lower "
         "loss.weights.wgan"
     )
-    edge = award(verdict(run("0", 0.02999, 0.99), labels=False), "plug-in")
+    edge = award(verdict(run("0", 0.02999, 0.99)), "plug-in")
     assert edge.evidence is not None
     assert edge.evidence.status == UNPROVEN
     assert "misses val/fvu <= 0.03 (that of window PCA; it has" in edge.finding

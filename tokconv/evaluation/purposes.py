@@ -69,10 +69,9 @@ class Purpose:
         name: its key in a spec, a folder of a sweep and an alias of MLflow, such as "plug-in".
         meaning: what it is for, as one sentence.
         figures: the figures that decide, in the order of preference: the first that the store can have.
-        proxies: figures that say nothing about content, also those that only a spec may choose: a selection of real
-            tokens has the best token-likeness by construction.
-        bound: what candidates and baselines have to keep besides if a proxy decides; None for nothing. Where a reader
-            decides, it has judged the content itself.
+        bound: what every candidate has to keep besides; None for nothing.
+        proxies: figures that say nothing about content, also those that only a spec may choose. A selection of real
+            tokens has the best token-likeness by construction, so only baselines that keep the bound compete on it.
         advice: what to try if no trial beats the baselines, as an imperative.
     """
 
@@ -87,14 +86,9 @@ class Purpose:
         """Return the figure that decides where these figures exist; None if the purpose cannot be judged."""
         return next((name for name in self.figures if name in known), None)
 
-    def limit(self, figure: str, baselines: Mapping[str, Mapping[str, float]]) -> float | None:
-        """Return the value of the bound among the baselines of a grid.
-
-        None if there is none: without a bound, if the figure that decides is no proxy, or if the value is unknown.
-        """
-        if self.bound is None or figure not in self.proxies:
-            return None
-        return baselines.get(self.bound.baseline, {}).get(self.bound.figure)
+    def limit(self, baselines: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Return the value of the bound among the baselines of a grid; None without a bound, or if it is unknown."""
+        return None if self.bound is None else baselines.get(self.bound.baseline, {}).get(self.bound.figure)
 
     def standing(
         self, figures: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
@@ -109,9 +103,8 @@ class Purpose:
             The value of the bound if the compressor breaks it, else None; and the baselines that are at least as good,
             the best first.
         """
-        name = self.figure(figures)
+        name, limit = self.figure(figures), self.limit(baselines)
         assert name is not None
-        limit = self.limit(name, baselines)
         bound = "" if self.bound is None else self.bound.figure
         rivals = self._rivals(name, baselines)
         as_good = tuple(rival for rival in rivals if not is_better(name, figures[name], baselines[rival][name]))
@@ -143,9 +136,9 @@ class Purpose:
 
     def _rivals(self, name: str, baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
         """Return the baselines that compete at a figure, the best first."""
-        limit, bound = self.limit(name, baselines), "" if self.bound is None else self.bound.figure
+        limit, bound = self.limit(baselines), "" if self.bound is None else self.bound.figure
         rivals = [rival for rival, own in baselines.items() if name in own]
-        if limit is not None:
+        if limit is not None and name in self.proxies:
             rivals = [rival for rival in rivals if baselines[rival].get(bound, math.inf) <= limit]
         sign = 1 if FIGURES[name].lower_is_better else -1
         return tuple(sorted(rivals, key=lambda rival: sign * baselines[rival][name]))

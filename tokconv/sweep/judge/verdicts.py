@@ -223,9 +223,9 @@ def best_epoch_rules(rules: Rules, baselines: Mapping[int, Mapping[str, Figures]
 
 
 def _criterion(purpose: Purpose, figure: str, rules: Rules, baselines: Mapping[str, Figures]) -> Criterion:
-    bound = _bound(purpose, figure, baselines)
+    bound = _bound(purpose, baselines)
     targets = (*rules.constraints, *rules.rule(purpose.name).subject_to, *bound)
-    return Criterion(figure, targets, bound)
+    return Criterion(figure, targets, bound if figure in purpose.proxies else ())
 
 
 def _award(
@@ -248,9 +248,9 @@ def _award(
     return Award(purpose, criterion, gather_evidence(best, runs, seeds, baselines, criterion))
 
 
-def _bound(purpose: Purpose, figure: str, baselines: Mapping[str, Figures]) -> tuple[Target, ...]:
-    """Return the purpose's bound at this grid if this figure decides; nothing if the baseline's figure is unknown."""
-    limit = purpose.limit(figure, baselines)
+def _bound(purpose: Purpose, baselines: Mapping[str, Figures]) -> tuple[Target, ...]:
+    """Return the purpose's bound at this grid; nothing if the baseline's figure is unknown."""
+    limit = purpose.limit(baselines)
     if purpose.bound is None or limit is None:
         return ()
     return (Target(purpose.bound.figure, "<=", limit, f"that of {title_of(purpose.bound.baseline)}"),)
