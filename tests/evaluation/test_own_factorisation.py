@@ -169,3 +169,29 @@ def test_a_damaged_fit_is_refused(tmp_path: Path) -> None:
         save_file(changed, path, {"store": few.fingerprint})
         with pytest.raises(StoreError, match="damaged"):
             factorisation.own_factorisation(few, 2)
+
+
+@pytest.mark.parametrize(
+    ("few", "every", "rank"), [((1.1, 1.0), (0.9, 1.0), 0), ((1.1, 1.0), (1.1, 1.0), 1), ((2.0, 1.0), None, 1)]
+)
+def test_where_window_pca_comes_near_all_images_decide(
+    few: tuple[float, float],
+    every: tuple[float, float] | None,
+    rank: int,
+    own: TokenStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few images favour a high rank: it has fewer components to learn."""
+    monkeypatch.setattr(factorisation, "CHOICE_IMAGES", 10)
+    monkeypatch.setattr(factorisation, "candidate_ranks", lambda windows, dim: [0, 1])
+    asked = []
+
+    def errors(store: TokenStore, windows: Windows, axes: object, ranks: object, images: torch.Tensor) -> object:
+        asked.append(len(images))
+        found = few if len(asked) == 1 else every
+        assert found is not None
+        return dict(enumerate(found))
+
+    monkeypatch.setattr(factorisation, "held_out_errors", errors)
+    assert factorisation.chosen_rank(own, Windows(6, 3), torch.eye(own.dim)) == rank
+    assert asked == [10, len(own.train_indices)][: 1 if every is None else 2]

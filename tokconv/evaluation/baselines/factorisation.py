@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 
@@ -30,12 +30,13 @@ from tokconv.store.format import VIEW
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-FIT_VERSION = 5
+FIT_VERSION = 6
 """Grows with every change of what a fit computes, so that files of older fits are not read."""
-FIT_IMAGES = 384
-"""Training images that it is fitted on, at most: of 902 photographs, 200 already give an error within 1 %."""
 CHOICE_IMAGES = 120
-"""Training images that the rank is chosen on; every tenth of them is held out for it."""
+"""Training images that the rank is chosen on at first; every tenth of them is held out for it."""
+CLOSE = 1.15
+"""Up to this ratio of errors, few images favour a high rank, which has fewer components to learn: all of them decide
+between it and window PCA."""
 COORDINATE_IMAGES = 64
 """Training images whose windows choose the coordinates in which components are computed."""
 
@@ -65,8 +66,8 @@ def own_factorisation(store: TokenStore, output_grid: int, rank: int | None = No
 
 
 def fit_own_factorisation(store: TokenStore, windows: Windows, rank: int | None = None) -> Factorisation:
-    """Choose the rank on a held-out tenth of the training images unless it is given; fit on at most FIT_IMAGES."""
-    images = training_sample(store, FIT_IMAGES)
+    """Choose the rank on a held-out tenth of the training images unless it is given; fit on all of at most 2,048."""
+    images = training_sample(store)
     axes = principal_axes(store, images)
     return fit_rank(store, images, windows, axes, chosen_rank(store, windows, axes) if rank is None else rank)
 
@@ -80,19 +81,31 @@ def candidate_ranks(windows: Windows, dim: int) -> list[int]:
 
 def chosen_rank(store: TokenStore, windows: Windows, axes: Tensor) -> int:
     """Return the candidate of least squared error on the held-out tenth; of equals, the lowest."""
-    ranks, images = candidate_ranks(windows, store.dim), training_sample(store, CHOICE_IMAGES)
+    ranks = candidate_ranks(windows, store.dim)
+    if len(ranks) == 1:
+        return 0
+    errors = held_out_errors(store, windows, axes, ranks, training_sample(store, CHOICE_IMAGES))
+    best = min(ranks, key=lambda rank: errors[rank])
+    if best and errors[0] <= CLOSE * errors[best]:
+        errors = held_out_errors(store, windows, axes, [0, best], training_sample(store))
+        best = min((0, best), key=lambda rank: errors[rank])
+    return best
+
+
+def held_out_errors(
+    store: TokenStore, windows: Windows, axes: Tensor, ranks: Sequence[int], images: Tensor
+) -> dict[int, float]:
+    """Return the squared error of each rank on every tenth of these images, fitted on the others; views of an image
+    stay together. Too few images to hold any out have no errors."""
     of_images = [store.keys[index].partition(VIEW)[0] for index in images.tolist()]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(of_images))}
     is_held_out = torch.tensor([numbers[name] % 10 == 9 for name in of_images])
-    if len(ranks) == 1 or not is_held_out.any():
-        return 0
-    errors = {}
-    for rank in ranks:
-        code, error = _fit_code(store, images[~is_held_out], windows, axes, rank), 0.0
+    errors = dict.fromkeys(ranks, 0.0)
+    for rank in ranks if is_held_out.any() else ():
+        code = _fit_code(store, images[~is_held_out], windows, axes, rank)
         for tokens in standardised_batches(store, images[is_held_out]):
-            error += float((code.decode(code.encode(tokens, windows), windows) - tokens).square().sum())
-        errors[rank] = error
-    return min(ranks, key=lambda rank: errors[rank])
+            errors[rank] += float((code.decode(code.encode(tokens, windows), windows) - tokens).square().sum())
+    return errors
 
 
 def principal_axes(store: TokenStore, images: Tensor) -> Tensor:
