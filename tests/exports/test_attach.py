@@ -15,6 +15,8 @@ from support.vlms import DIM, MAKERS, TOKEN_GRID, Vlm, make_vlm
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2VLConfig
 
+from tokconv.config.overrides import compose
+from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import ConfigError
 from tokconv.exports.artefact import load_compressor, save_compressor
 from tokconv.integrations import Attachment, attach
@@ -238,6 +240,19 @@ def test_a_mismatch_is_refused_and_changes_nothing(vlm: Vlm, exports: Path) -> N
             attach(model, exports / "-1-3")
     assert list(model.state_dict()) == names
     assert "save_pretrained" not in vars(model)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "paligemma", "gemma3"])
+@torch.inference_mode()
+def test_a_tower_saved_from_a_model_encodes_the_tokens_that_its_compressor_reads(name: str, tmp_path: Path) -> None:
+    vlm, images = make_vlm(name), pictures((32, 32))
+    vlm.model.model.vision_tower.save_pretrained(tmp_path)
+    vlm.processor.image_processor.save_pretrained(tmp_path)
+    clip = compose([f"model.clip.model_name={tmp_path}", f"model.clip.layer={vlm.layer}"]).model.clip
+    tower = VisionTower(clip, "cpu")
+    own = vlm.prompt([images])["pixel_values"].flatten(0, -4)[:1]
+    assert torch.equal(tower.preprocess(images), own)
+    assert torch.equal(tower.encode(own), tower_tokens(vlm, own))
 
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "smolvlm"])
