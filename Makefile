@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help sweep sweep-real test test-fast lint docs audit bench soak clean clean-runs build-venv
+.PHONY: help sweep sweep-real vlm test test-fast lint docs audit bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
 # Tests at once; tests/conftest.py says which of them share a process, and their order.
@@ -24,6 +24,12 @@ sweep-real: $(READY)  ## sweep DINOv2 tokens of textiles, and with PHOTOS=folder
 	$(BIN)/python tools/public_weights.py
 	$(BIN)/tokconv sweep sweeps/textile.yaml
 	$(if $(PHOTOS),PHOTOS='$(PHOTOS)' $(BIN)/tokconv sweep sweeps/photographs.yaml)
+
+vlm: $(READY)  ## build a small LLaVA of public parts, train its projector (hours), measure what compression costs it
+	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
+	$(BIN)/python tools/train_vlm.py
+	$(BIN)/tokconv answers runs/vlm/model --tasks textile:runs/public/textile reading captions --store runs/vlm/store \
+		--out runs/vlm/answers
 
 test: $(READY)  ## run all tests, the fast ones first
 	$(PYTEST)

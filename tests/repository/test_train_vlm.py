@@ -1,0 +1,136 @@
+"""tools/train_vlm.py: a small LLaVA of a tower and a language model is assembled and trained, and resumes exactly."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tokconv.config.tree import ClipConfig
+from tokconv.encoding.towers.tower import VisionTower
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.tasks import make_task
+from tokconv.system.files import write_json
+
+SIDE, PATCH = 56, 14
+WORDS = ["user", "assistant", "Which", "of", "these", "does", "the", "picture", "show", "red", "blue", "or", "Answer"]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import the tool as a script is imported."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
+    return importlib.import_module("train_vlm")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a random DINOv2 for larger images than it is used at, a random Llama, and images."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**size, image_size=84, patch_size=PATCH)).save_pretrained(folder / "tower")
+    preprocessing = {"do_resize": True, "size": {"shortest_edge": SIDE}, "do_center_crop": True}
+    crop = {"crop_size": {"height": SIDE, "width": SIDE}, "image_processor_type": "BitImageProcessor"}
+    write_json(folder / "tower" / "preprocessor_config.json", {**preprocessing, **crop})
+    special = ("<unk>", "<|im_start|>", "<|im_end|>")
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*special, *WORDS))}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(folder / "language")
+    text = LlamaConfig(
+        vocab_size=len(special) + len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        tie_word_embeddings=True, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForCausalLM(text).save_pretrained(folder / "language")
+    for number in range(16):
+        name, color = (("red", (220, 20, 10)), ("blue", (10, 30, 200)))[number % 2]
+        path = folder / "images" / ("train" if number < 12 else "test") / name / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60 + number, 64), color).save(path)
+    return folder
+
+
+def arguments(parts: Path, out: Path, *more: str) -> list[str]:
+    where = ["--tower", str(parts / "tower"), "--language-model", str(parts / "language"), "--out", str(out)]
+    tasks = ["--tasks", f"classes:{parts / 'images'}", "--image-size", str(SIDE)]
+    return [*where, *tasks, "--steps", "12", "--batch-size", "3", "--save-every", "4", "--device", "cpu", *more]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return AnsweringModel(out / "model", torch.device("cpu")).model.state_dict()  # type: ignore[no-any-return]
+
+
+def test_it_trains_the_projector_alone_and_resumes_to_the_same_weights(
+    tool: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    assert tool.main(arguments(parts, whole)) == 0
+    assert "s/step" in capsys.readouterr().out
+
+    batches = tool.batches
+    with monkeypatch.context() as patch:
+        patch.setattr(tool, "batches", lambda *given: list(batches(*given))[:6])
+        assert tool.main(arguments(parts, interrupted)) == 0
+    assert tool.main(arguments(parts, interrupted)) == 0
+    found, wanted = weights(interrupted), weights(whole)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+    start = AnsweringModel(whole / "untrained", torch.device("cpu")).model.state_dict()
+    changed = {name for name in wanted if not torch.equal(wanted[name], start[name])}
+    assert changed == {name for name in wanted if "multi_modal_projector" in name}
+
+    assert tool.main(arguments(parts, whole, "--learning-rate", "0.5")) == 1
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_the_loss_falls(tool: Any, parts: Path, tmp_path: Path) -> None:
+    assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
+    model = AnsweringModel(tmp_path / "untrained", torch.device("cpu"))
+    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE)
+    examples = tool.make_examples(model, [make_task(f"classes:{parts / 'images'}", "train")], store)
+    losses = tool.train(model, store, examples, tool.Settings(60, 6, 0.02, 0), tmp_path / "again", 60)
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_the_loss_is_that_of_the_model_itself(tool: Any, parts: Path, tmp_path: Path) -> None:
+    assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
+    model = AnsweringModel(tmp_path / "model", torch.device("cpu"))
+    task = make_task(f"classes:{parts / 'images'}", "train")
+    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE)
+    [example, *_] = tool.make_examples(model, [task], store)
+    with torch.no_grad():
+        found = tool.loss_of(model, model.tower_tokens([task.load(0)]), [example])
+        image = [model.model.config.image_token_id] * (SIDE // PATCH) ** 2
+        ids = torch.tensor([[*example.before, *image, *example.after, *example.answer]])
+        labels = ids.clone()
+        labels[:, : -len(example.answer)] = -100
+        pixels = model.processor.image_processor([task.load(0)], return_tensors="pt")["pixel_values"]
+        wanted = model.model(input_ids=ids, pixel_values=pixels, labels=labels).loss
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_tower_computes_what_tokconv_encodes(tool: Any, parts: Path, tmp_path: Path) -> None:
+    assemble = importlib.import_module("assemble_vlm").assemble
+    model = AnsweringModel(
+        assemble(parts / "tower", parts / "language", tmp_path / "model", image_size=SIDE), torch.device("cpu")
+    )
+    clip = ClipConfig(model_name=str(parts / "tower"), layer=-2, image_size=SIDE)
+    tower = VisionTower(clip, "cpu")
+    images = [Image.effect_noise((70, 60), 90).convert("RGB") for _ in range(2)]
+    wanted = tower.encode(tower.preprocess(images))
+    torch.testing.assert_close(model.tower_tokens(images), wanted, atol=1e-5, rtol=1e-5)
+    assert model.token_grid == SIDE // PATCH
+
+
+def test_another_tower_is_refused(tool: Any, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main([*arguments(parts, tmp_path), "--tower", str(parts / "language")]) == 1
+    assert "is of type 'llama'" in capsys.readouterr().err
+    assert not (tmp_path / "untrained").exists()

@@ -1,0 +1,243 @@
+"""Train the projector of a small LLaVA on tasks with exact answers, from stored tokens.
+
+    python tools/public_weights.py dinov2-small textile smollm2-135m
+    python tools/train_vlm.py                      # runs/vlm/model, which tokconv answers reads
+
+Steps, each skipped if it is done: the model is assembled (`tools/assemble_vlm.py`), the training images of the tasks
+are written, their tokens are encoded once to a store, and the projector is trained on the answers. The tower and the
+language model stay frozen. A checkpoint is written every few steps, and the next run goes on from it: the examples of a
+step depend on the seed and the step alone, so a resumed training ends at the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from assemble_vlm import LAYER, assemble, start_projector
+from torch import Tensor
+
+import tokconv
+from tokconv.errors import ConfigError, DivergedError, TokconvError
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.tasks import Task, make_task
+from tokconv.store.reader import TokenStore
+from tokconv.system.devices import resolve_device
+from tokconv.system.files import atomic_path
+from tokconv.system.terminal import progress_line
+
+WARM_UP = 0.03
+"""Share of the steps in which the learning rate rises."""
+PROJECTOR = "projector.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the trained weights depend on, beside the data."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question: its image in the store, its prompt as token ids before and after the image, its answer."""
+
+    image: int
+    before: list[int]
+    after: list[int]
+    answer: list[int]
+
+
+def write_images(tasks: Sequence[Task], folder: Path) -> None:
+    """Write the images of the tasks as PNG, in a folder per task; those that are there are kept."""
+    total, done = sum(task.num_images for task in tasks), 0
+    with progress_line("writing images") as line:
+        for task in tasks:
+            for image in range(task.num_images):
+                path = folder / task.name / f"{image:05d}.png"
+                if not path.is_file():
+                    with atomic_path(path) as temporary:
+                        task.load(image).save(temporary, format="PNG")
+                done += 1
+                line(done, total, task.name)
+
+
+def encode_once(tower: Path, images: Path, store: Path, device: str | None, image_size: int | None) -> TokenStore:
+    """Return the store of the images' tokens; encodes what is missing."""
+    size = [] if image_size is None else [f"model.clip.image_size={image_size}"]
+    names = [f"model.clip.model_name={tower}", f"model.clip.layer={LAYER}", *size]
+    return tokconv.encode(
+        tokconv.compose(["data=folder", f"data.root={images}", f"data.store={store}", *names]), device=device
+    )
+
+
+def make_examples(model: AnsweringModel, tasks: Sequence[Task], store: TokenStore) -> list[Example]:
+    """Return every question of the tasks with its image's index in the store."""
+    places = {key: place for place, key in enumerate(store.keys)}
+    prompts: dict[str, tuple[list[int], list[int]]] = {}
+    examples, end = [], sorted(model.ends)[:1]
+    for task in tasks:
+        for question in task.questions:
+            if question.text not in prompts:
+                prompts[question.text] = model.prompt(question.text)
+            assert question.answer is not None
+            answer = model.processor.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
+            image = places[f"{task.name}/{question.image:05d}.png"]
+            examples.append(Example(image, *prompts[question.text], [*answer, *end]))
+    return examples
+
+
+def loss_of(model: AnsweringModel, tokens_BNC: Tensor, examples: Sequence[Example]) -> Tensor:
+    """Return the mean cross-entropy of the answers' tokens, each example with the same weight."""
+    core, device = model.model.model, model.device
+    visual = core.multi_modal_projector(tokens_BNC.to(device, model.model.dtype))
+    embed = model.model.get_input_embeddings()
+
+    def text(ids: list[int]) -> Tensor:
+        return embed(torch.tensor(ids, dtype=torch.long, device=device))
+
+    rows = [
+        torch.cat([text(example.before), own, text(example.after + example.answer)])
+        for own, example in zip(visual, examples, strict=True)
+    ]
+    # What follows an answer is padding on the right, which nothing before it reads.
+    hidden = core.language_model(
+        inputs_embeds=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), use_cache=False
+    ).last_hidden_state
+    losses = []
+    for row, embedded, example in zip(hidden, rows, examples, strict=True):
+        count = len(example.answer)
+        predicting = row[len(embedded) - count - 1 : len(embedded) - 1]
+        wanted = torch.tensor(example.answer, device=device)
+        losses.append(F.cross_entropy(model.model.lm_head(predicting).float(), wanted))
+    return torch.stack(losses).mean()
+
+
+def batches(count: int, settings: Settings, first: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield each step from `first` on with the indices of its examples: every epoch in an order of its own."""
+    for step in range(first, settings.steps):
+        chosen = []
+        for place in range(step * settings.batch_size, (step + 1) * settings.batch_size):
+            generator = torch.Generator().manual_seed(settings.seed + 1 + place // count)
+            chosen.append(int(torch.randperm(count, generator=generator)[place % count]))
+        yield step, chosen
+
+
+def train(
+    model: AnsweringModel,
+    store: TokenStore,
+    examples: Sequence[Example],
+    settings: Settings,
+    out: Path,
+    save_every: int,
+) -> list[float]:
+    """Train the projector and return the loss of every step of this run; resumes from `out`/projector.pt.
+
+    Raises:
+        ConfigError: the checkpoint was made with other settings or data.
+        DivergedError: the loss is not finite.
+    """
+    projector: Any = model.model.model.multi_modal_projector
+    identity = {**asdict(settings), "store": store.fingerprint, "examples": len(examples)}
+    embeddings = model.model.get_input_embeddings().weight
+    start_projector(projector, store.mean, store.scale, float(embeddings.square().mean().sqrt()), settings.seed)
+    projector.requires_grad_(True)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    path, first = out / PROJECTOR, 0
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+        if saved["identity"] != identity:
+            raise ConfigError(f"{path}: was trained with {saved['identity']}, not {identity}; choose another --out")
+        projector.load_state_dict(saved["projector"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    losses: list[float] = []
+    started = time.monotonic()
+    with progress_line("training") as line:
+        line(first, settings.steps)
+        for step, chosen in batches(len(examples), settings, first):
+            own = [examples[index] for index in chosen]
+            loss = loss_of(model, store.tokens(torch.tensor([example.image for example in own])), own)
+            if not math.isfinite(value := loss.item()):
+                raise DivergedError("the loss of the answers", step)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * schedule(step, settings.steps)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
+            optimizer.step()
+            losses.append(value)
+            if (step + 1) % save_every == 0 or step + 1 == settings.steps:
+                with atomic_path(path) as temporary:
+                    state = {"projector": projector.state_dict(), "optimizer": optimizer.state_dict()}
+                    torch.save({**state, "step": step + 1, "identity": identity}, temporary)
+            each = (time.monotonic() - started) / len(losses)
+            line(step + 1, settings.steps, f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}, {each:.2f} s/step")
+    projector.requires_grad_(False)
+    return losses
+
+
+def schedule(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: linear warm-up, then a cosine to 0."""
+    rising = max(1, round(WARM_UP * steps))
+    return (step + 1) / rising if step < rising else 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tower", type=Path, default=Path("runs/public/dinov2-small"))
+    parser.add_argument("--language-model", type=Path, default=Path("runs/public/smollm2-135m"))
+    parser.add_argument(
+        "--tasks", nargs="+", default=["textile:runs/public/textile", "reading"], metavar="NAME[:FOLDER]"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/vlm"), help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--questions", type=int, help="the first N training questions of each task (default: all)")
+    parser.add_argument("--image-size", type=int, help="in px (default: 24 x 24 patches)")
+    parser.add_argument("--save-every", type=int, default=20, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda ... (default: cuda if there is one)")
+    args = parser.parse_args(arguments)
+    try:
+        run(args)
+    except (TokconvError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do every step that is missing. Raises TokconvError."""
+    device = resolve_device(args.device)
+    tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
+    raw, done = args.out / "untrained", args.out / "model"
+    if not raw.is_dir():
+        assemble(args.tower, args.language_model, raw, image_size=args.image_size, seed=args.seed)
+    write_images(tasks, args.out / "images")
+    store = encode_once(args.tower, args.out / "images", args.out / "store", args.device, args.image_size)
+    model = AnsweringModel(raw, device)
+    examples = make_examples(model, tasks, store)
+    print(f"{len(examples):,} questions about {len(store.keys):,} images", flush=True)
+    settings = Settings(args.steps, args.batch_size, args.learning_rate, args.seed)
+    train(model, store, examples, settings, args.out, args.save_every)
+    with atomic_path(done) as temporary:
+        model.model.save_pretrained(temporary)
+        model.processor.save_pretrained(temporary)
+    print(f"trained model: {done}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
