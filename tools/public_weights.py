@@ -276,15 +276,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "folders",
         nargs="*",
-        choices=folders,
-        default=list(FOR_SWEEPS),
+        metavar="FOLDER",
         help=f"which of {', '.join(folders)} (default: {' '.join(FOR_SWEEPS)})",
     )
     parser.add_argument("--out", type=Path, default=OUT, help="where the directories go (default: %(default)s)")
     parser.add_argument("--wheels", type=Path, help="a folder with the wheels, instead of a download")
     args = parser.parse_args(arguments)
+    if unknown := [folder for folder in args.folders if folder not in folders]:
+        # Not `choices`: argparse would look for the empty list of the default among them.
+        parser.error(f"{unknown[0]!r} is not one of {', '.join(folders)}")
     try:
-        for package in (package for package in PACKAGES if package.folder in args.folders):
+        for package in (package for package in PACKAGES if package.folder in (args.folders or FOR_SWEEPS)):
             print(provide(package, args.out, args.wheels), flush=True)
     except (TokconvError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
