@@ -13,7 +13,13 @@ from torch import Tensor
 from tokconv.errors import StoreError
 from tokconv.evaluation.baselines import factorisation, window_components
 from tokconv.evaluation.baselines.codecs import baseline_codec
-from tokconv.evaluation.baselines.factorisation import candidate_ranks, fit_own_factorisation, fit_rank, principal_axes
+from tokconv.evaluation.baselines.factorisation import (
+    candidate_ranks,
+    fit_own_factorisation,
+    fit_rank,
+    own_factorisation,
+    principal_axes,
+)
 from tokconv.evaluation.codecs import run_codec
 from tokconv.models.windows import Windows
 from tokconv.store.format import StoreSettings, pack
@@ -64,7 +70,7 @@ def _fvu(store: TokenStore, name: str, grid: int) -> float:
 
 def test_directions_of_the_image_win_where_images_differ(own: TokenStore) -> None:
     factors, window_pca = _fvu(own, "own_factorisation", 4), _fvu(own, "window_pca", 4)
-    assert factorisation.own_factorisation(own, 4).rank == 2
+    assert own_factorisation(own, 4).rank == 2
     assert factors < 0.6 * window_pca
 
 
@@ -135,7 +141,9 @@ def test_few_coordinates_of_wide_windows_are_enough(own: TokenStore, monkeypatch
 
 
 def test_components_in_all_coordinates_are_those_of_the_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = torch.randn(500, 4, 5) @ torch.randn(5, 5) + torch.randn(4, 5)
+    generator = torch.Generator().manual_seed(0)
+    across, along = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q, torch.logspace(1, -1, 4)
+    rows = (across * along) @ torch.randn(500, 4, 5, generator=generator) * torch.logspace(1, 0, 5) + torch.arange(5.0)
     centred = rows.flatten(1).double() - rows.flatten(1).double().mean(0)
     captured = {}
     for least in (20, 12):
@@ -157,18 +165,18 @@ def test_candidates_fit_into_the_cells(tmp_path: Path) -> None:
     assert candidate_ranks(Windows(24, 6), 64) == [0, 1, 2, 3, 5]
     assert candidate_ranks(Windows(24, 1), 64) == [0]
     few = write_store(tmp_path / "few", num_images=4)
-    assert factorisation.own_factorisation(few, 3).rank == 0
+    assert own_factorisation(few, 3).rank == 0
 
 
 def test_a_damaged_fit_is_refused(tmp_path: Path) -> None:
     few = write_store(tmp_path / "few", num_images=4)
-    factorisation.own_factorisation(few, 2)
+    own_factorisation(few, 2)
     path = next(few.derived_dir.glob("own-factorisation-*.safetensors"))
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     for changed in ({**tensors, "shared_mean": torch.zeros(16)}, {"axes": tensors["axes"]}):
         save_file(changed, path, {"store": few.fingerprint})
         with pytest.raises(StoreError, match="damaged"):
-            factorisation.own_factorisation(few, 2)
+            own_factorisation(few, 2)
 
 
 @pytest.mark.parametrize(
@@ -195,3 +203,13 @@ def test_where_window_pca_comes_near_all_images_decide(
     monkeypatch.setattr(factorisation, "held_out_errors", errors)
     assert factorisation.chosen_rank(own, Windows(6, 3), torch.eye(own.dim)) == rank
     assert asked == [10, len(own.train_indices)][: 1 if every is None else 2]
+
+
+@pytest.mark.parametrize("grid", [3, 4])
+def test_rank_0_is_window_pca(grid: int, own: TokenStore) -> None:
+    images = own.val_indices
+    tokens, windows = own.tokens(images), Windows(6, grid)
+    code = own_factorisation(own, grid, 0)
+    decoded = own.standardise(run_codec(baseline_codec(own, grid, "window_pca"), tokens, images)[1])
+    standardised = own.standardise(tokens)
+    assert torch.allclose(code.decode(code.encode(standardised, windows), windows), decoded, atol=1e-3)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.evaluation.baselines.pca import matching_map
 from tokconv.evaluation.baselines.window_components import WindowComponents
 from tokconv.models.factorisation import (
@@ -118,8 +119,12 @@ def principal_axes(store: TokenStore, images: Tensor) -> Tensor:
 
 
 def fit_rank(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, rank: int) -> Factorisation:
-    """Fit the code of one rank on these images, in two passes: window PCA of [A | R], then the moments of the codes."""
-    code, moments = _fit_code(store, images, windows, axes, rank), _CodeMoments(store.dim)
+    """Fit the code of one rank on these images, in two passes: window PCA of [A | R], then the moments of the codes.
+
+    At rank 0 the first pass is the store's own window PCA.
+    """
+    code = _fit_code(store, images, windows, axes, rank) if rank else _window_pca(store, windows, axes)
+    moments = _CodeMoments(store.dim)
     for tokens in standardised_batches(store, images):
         moments.update(code.codes(tokens, windows), windows.split(tokens).mean(2), tokens)
     return moments.matched(code)
@@ -135,13 +140,27 @@ def _fit_code(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor,
     for parts in _factored(store, images, windows, axes, rank):
         components.update(_windows(parts, windows))
         shared.update(parts)
-    identity, zero = torch.eye(store.dim), torch.zeros(store.dim)
+    return _unmatched(axes, components.mean, components.basis(), shared.mean, shared.scale)
+
+
+def _window_pca(store: TokenStore, windows: Windows, axes: Tensor) -> Factorisation:
+    """Return the code of rank 0: the components of window PCA, in the axes of the factorisation."""
+    pca = fitted_baselines(store, windows.output_grid).linear["window_pca"]
+    split = (windows.window_size, store.dim)
+    mean = (pca.decode_bias.unflatten(0, split) @ axes).flatten()
+    basis = torch.einsum("wcm,cd->wdm", pca.decode_weight.unflatten(0, split), axes).flatten(0, 1)
+    none = torch.zeros(0)
+    return _unmatched(axes, mean, basis, none, none)
+
+
+def _unmatched(axes: Tensor, mean: Tensor, basis: Tensor, shared_mean: Tensor, shared_scale: Tensor) -> Factorisation:
+    identity, zero = torch.eye(len(axes)), torch.zeros(len(axes))
     return Factorisation(
         axes=axes,
-        window_mean=components.mean.float(),
-        window_basis=components.basis().float().contiguous(),
-        shared_mean=shared.mean.float(),
-        shared_scale=shared.scale.float(),
+        window_mean=mean.float(),
+        window_basis=basis.float().contiguous(),
+        shared_mean=shared_mean.float(),
+        shared_scale=shared_scale.float(),
         encode_weight=identity,
         encode_bias=zero,
         decode_weight=identity,
