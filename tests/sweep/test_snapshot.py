@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from support.records import GRIDS, write_sweep
 import tokconv.sweep
 from tokconv.cli.main import main
 from tokconv.errors import SweepError
+from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.snapshot import find_sweep, read_sweep
 from tokconv.sweep.report.importance import MIN_TRIALS, importance
@@ -169,14 +173,29 @@ def test_status_and_report_from_the_command_line(tmp_path: Path, capsys: pytest.
     assert re.search(r"other-001 +cut off +23/24", printed)
     assert main(["status", "other", "--storage", runs]) == 0
     assert "--resume" in capsys.readouterr().out
+    assert main(["status", "tiny", "--storage", runs]) == 0
+    printed = capsys.readouterr().out
+    assert "report: none yet; tokconv report tiny-001 writes it" in printed
+    proven = [award for verdict in read_sweep(finished).verdicts for award in verdict.awards if award.evidence]
+    count = sum(award.evidence.status == "proven" for award in proven if award.evidence)
+    assert f"verdict: {count}/{len(proven)} champions are proven" in printed
     assert main(["status", "tiny", "--json", "--storage", runs]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["state"], facts["states"]["complete"], facts["driver"]) == ("finished", 19, None)
+    # The means over the confirmations, not the figures of the trial that was confirmed.
+    assert "means over their confirmations" in printed
+    for award in proven:
+        assert award.evidence is not None
+        shown = facts["best"][str(award.evidence.champion.grid)][award.purpose.name]
+        assert shown["figures"] == award.evidence.figures != shown["trial_figures"]
+        assert FIGURES[award.criterion.figure].text(award.evidence.figures[award.criterion.figure]) in printed
     before = (finished.path / "events.jsonl").read_bytes()
     assert main(["report", "tiny", "--storage", runs]) == 0
     assert sorted(path.name for path in finished.report.iterdir()) == [
         *("learning_curves.png", "pareto.png", "report.html", "results.csv")
     ]
+    assert main(["status", "tiny", "--storage", runs]) == 0
+    assert f"report: {finished.page}" in capsys.readouterr().out
     assert main(["report", "other", "--storage", runs, "--out", str(tmp_path / "elsewhere")]) == 0
     assert (tmp_path / "elsewhere" / "report.html").exists()
     assert not cut.report.exists()
@@ -184,3 +203,23 @@ def test_status_and_report_from_the_command_line(tmp_path: Path, capsys: pytest.
     (cut.path / "spec.yaml").write_text("name: [")
     assert main(["status", "--storage", runs]) == 0
     assert "other-001: cannot be read" in capsys.readouterr().err
+
+
+def test_status_imports_neither_torch_nor_what_trials_need(tmp_path: Path) -> None:
+    """In a process of its own: it is asked while training fills the cores, and must not take a second."""
+    write_sweep(tmp_path)
+    heavy = ("torch", "transformers", "ray", "mlflow", "optuna", "pandas", "matplotlib", "scipy.stats", "plotly")
+    code = (
+        "import sys; from tokconv.cli.main import main; "
+        f"code = main(['status', '--storage', 'runs']) or main(['status', 'tiny', '--storage', 'runs']); "
+        f"print(code, [name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"

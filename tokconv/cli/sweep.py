@@ -9,7 +9,7 @@ from tokconv.cli.options import Commands, add_overrides, command, refuse
 from tokconv.errors import ConfigError, import_extra
 from tokconv.system.files import local_path
 
-SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.stats")
+SWEEP_MODULES = ("ray", "optuna", "mlflow", "pandas", "rich", "matplotlib.figure", "scipy.special")
 """What a sweep imports sooner or later; a missing one is reported before anything starts."""
 PLANNED = ("tflops", "utilisation", "gpus", "read_gbs")
 """Options that describe an accelerator to a plan."""

@@ -250,7 +250,11 @@ def best_table(verdicts: list[Verdict], *, proof: bool = False) -> Table:
     fvu = FIGURES["val/fvu"]
     # Has to fit 80 columns.
     columns = ("grid", "ratio", "purpose", "figure", "champion", "best baseline", "evidence" if proof else fvu.title)
-    table = _table("best so far per grid and purpose", *columns)
+    of_seeds = proof and any(
+        award.evidence is not None and award.evidence.half_widths for verdict in verdicts for award in verdict.awards
+    )
+    title = "champions, with means over their confirmations" if of_seeds else "best so far per grid and purpose"
+    table = _table(title, *columns)
     for verdict in verdicts:
         for number, award in enumerate(verdict.awards):
             evidence = award.evidence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tokconv.errors import SpecError, SweepError, printable
 from tokconv.evaluation.figures import FIGURES
-from tokconv.sweep.judge.evidence import judged_text
+from tokconv.sweep.judge.evidence import PROVEN, judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot, all_sweeps, find_sweep, read_sweep
 from tokconv.sweep.record.driver import stop as stop_driver
 from tokconv.sweep.record.events import FINISHED
@@ -96,18 +96,19 @@ def _all(storage: str) -> tuple[list[SweepSnapshot], list[str]]:
 def _overview(sweeps: Sequence[SweepSnapshot]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     fvu = FIGURES["val/fvu"]
-    best_column = f"best {fvu.title} by grid"
-    for column in ("sweep", "state", "trials", best_column, "time left", "last event"):
+    best_column = f"{fvu.title} by grid"
+    for column in ("sweep", "state", "trials", best_column, "proven", "time left", "last event"):
         table.add_column(column, no_wrap=column != best_column)
     for sweep in sweeps:
         best = [
-            f"{verdict.name} {cell(fvu, verdict.champion.figures)}"
+            f"{verdict.name} {cell(fvu, verdict.first.evidence.figures)}"
             for verdict in sweep.verdicts
-            if verdict.champion is not None
+            if verdict.first.evidence is not None
         ]
         left, last = _left(sweep) or "-", moment(sweep.last)
         table.add_row(
-            Text(printable(sweep.directory.name)), sweep.state, _done(sweep), "  ".join(best) or "-", left, last
+            *(Text(printable(sweep.directory.name)), sweep.state, _done(sweep), "  ".join(best) or "-"),
+            *(_proven(sweep), left, last),
         )
     return table
 
@@ -123,9 +124,30 @@ def _print_one(sweep: SweepSnapshot) -> None:
             judged = f", {judged_text(trial.figures)}" if trial.figures else ""
             print(f"  trial {trial.uid}: {trial.ratio:.3g}x, epoch {trial.epochs_done}/{sweep.epochs}{judged}")
     widen(Console()).print(best_table(sweep.verdicts, proof=True))
+    for line in _verdict(sweep):
+        print(line)
     print(f"files: {printable(sweep.directory.path)}")
     if sweep.state not in ("running", "finished"):
         print("go on with: tokconv sweep SPEC --resume")
+
+
+def _verdict(sweep: SweepSnapshot) -> Iterator[str]:
+    """Yield what came out: how many champions are proven, why the others are not, and where the report is."""
+    yield f"verdict: {_proven(sweep)} champions are proven, that is better than every baseline over the confirmations"
+    for verdict in sweep.verdicts:
+        for award in verdict.awards:
+            if award.finding:
+                yield f"  {verdict.name} {award.purpose.name}: {printable(award.finding)}"
+    page = sweep.directory.page
+    if page.is_file():
+        yield f"report: {printable(page)}"
+    else:
+        yield f"report: none yet; tokconv report {printable(sweep.directory.name)} writes it"
+
+
+def _proven(sweep: SweepSnapshot) -> str:
+    found = [award.evidence for verdict in sweep.verdicts for award in verdict.awards]
+    return f"{sum(one is not None and one.status == PROVEN for one in found)}/{len(found)}"
 
 
 def _facts(sweep: SweepSnapshot) -> dict[str, Any]:
@@ -139,13 +161,17 @@ def _facts(sweep: SweepSnapshot) -> dict[str, Any]:
         "confirmations": len(sweep.confirmations),
         "seconds_left": _seconds_left(sweep),
         "last_event": sweep.last / 1000,
+        "report": str(sweep.directory.page) if sweep.directory.page.is_file() else None,
         "best": {
             str(verdict.grid): {
                 award.purpose.name: {
                     "trial": award.evidence.champion.uid,
                     "evidence": award.evidence.status,
                     "figure": award.criterion.figure,
-                    "figures": award.evidence.champion.figures,
+                    "figures": award.evidence.figures,
+                    "half_widths": award.evidence.half_widths,
+                    "trial_figures": award.evidence.champion.figures,
+                    "finding": award.finding,
                 }
                 for award in verdict.awards
                 if award.evidence is not None
