@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -109,3 +110,18 @@ def test_public_names_document_shapes_errors_and_an_example(module: str, name: s
 def test_the_citation_is_of_this_version() -> None:
     cited = yaml.safe_load((Path(__file__).parents[2] / "CITATION.cff").read_text())
     assert (cited["version"], cited["license"]) == (tokconv.__version__, "MIT")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_in_this_process_and_in_its_children(given: str | None, expected: str) -> None:
+    """As a trial's process does, the child imports torch and not tokconv; what its user has set stays."""
+    child = "import os, torch; print(os.environ.get('OMP_WAIT_POLICY'))"
+    script = (
+        "import os, subprocess, sys, tokconv; assert 'torch' not in sys.modules; "
+        "print(os.environ['OMP_WAIT_POLICY'], flush=True); "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected, expected]

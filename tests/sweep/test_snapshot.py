@@ -206,7 +206,7 @@ def test_status_and_report_from_the_command_line(tmp_path: Path, capsys: pytest.
 
 
 def test_status_imports_neither_torch_nor_what_trials_need(tmp_path: Path) -> None:
-    """In a process of its own: it is asked while training fills the cores, and must not take a second."""
+    """In a process of its own: it is asked while training fills the cores, where imports take seconds."""
     write_sweep(tmp_path)
     heavy = ("torch", "transformers", "ray", "mlflow", "optuna", "pandas", "matplotlib", "scipy.stats", "plotly")
     code = (
