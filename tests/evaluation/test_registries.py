@@ -34,7 +34,7 @@ def test_baselines_look_different_from_each_other() -> None:
 def test_only_baselines_with_side_information_carry_an_asterisk() -> None:
     assert {entry.label for entry in BASELINES.values() if entry.label.endswith("*")} == {"ToMe*", "PruMerge*"}
     assert of_kind("merging") == (BASELINES["tome"], BASELINES["prumerge"])
-    assert [entry.name for entry in shown_in(PLOTS)] == ["pooling", "window_pca", "matched_window_pca"]
+    assert [entry.name for entry in shown_in(PLOTS)] == ["pooling", "matched_window_pca"]
 
 
 def test_an_unknown_baseline_is_refused_with_the_nearest_name() -> None:

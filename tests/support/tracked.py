@@ -22,7 +22,7 @@ from tokconv.system.uris import file_uri
 
 FIGURES = ("val/fvu", "val/swd", "val/gain", "train/loss")
 STATES = {"00000": "complete", "00001": "pruned", "00002": "failed", "00003": "complete"}
-STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 EPOCHS = 5
 OPENED: list[Record] = []
 """Records to close after each test."""
@@ -34,7 +34,7 @@ def new_record(folder: Path) -> Record:
     return OPENED[-1]
 
 
-def start_sweep(record: Record) -> None:
+def start_sweep(record: Record, **facts: Any) -> None:
     record.append(
         "sweep_started",
         sweep="demo-001",
@@ -45,6 +45,7 @@ def start_sweep(record: Record) -> None:
         protocol=2,
         token_grid=4,
         plan={"trials": 4},
+        **facts,
     )
 
 

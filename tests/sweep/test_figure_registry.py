@@ -51,7 +51,7 @@ def test_a_new_figure_is_shown_wherever_its_entry_says(tmp_path: Path, monkeypat
         assert "roundness (how round the tokens are; floor: of squares)" in table
     html = page(sweep)
     assert "<button>roundness</button>" in html
-    assert re.search(rf"<tr><td>{trial.uid}</td>.*<td>0\.75</td>.*</tr>", html)
+    assert re.search(rf"<tr[^>]*><td>{trial.uid}</td>.*<td[^>]*>0\.75</td>", html)
     assert "metrics.`val/roundness`" in next(iter(view_tags("3.17.0", []).values()))
     assert "`val/roundness`: how round the tokens are" in description()
     assert "roundness 0.75" in run_note(trial, 24)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -23,7 +21,8 @@ from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report.table import summary_markdown
-from tokconv.sweep.tracking.mlflow_connection import local_uri, ui_command
+from tokconv.sweep.tracking.mlflow_connection import local_uri
+from tokconv.sweep.tracking.mlflow_ui import mlflow_server
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
@@ -65,21 +64,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
 
 @pytest.fixture(scope="module")
 def server(sweep: SweepDirectory) -> Iterator[str]:
-    """Run the command that a sweep prints, on a free port."""
+    """Run the server of `tokconv ui`, on a free port."""
     runs, port = sweep.path.parents[1], free_port()
-    line = ui_command(local_uri(runs), runs).replace("--port 5000", f"--port {port}")
-    assert "--host 127.0.0.1" in line
-    words = shlex.split(line)
-    settings = dict(word.split("=", 1) for word in words[:2])
-    with (runs / "server.log").open("wb") as log:
-        process = subprocess.Popen(words[2:], env={**os.environ, **settings}, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _until(lambda: process.poll() is None and answers(f"{address}/health"), 90)
+    with mlflow_server(local_uri(runs), runs, port) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(30)
+    assert not answers(f"{address}/health")
 
 
 @pytest.fixture(scope="module")

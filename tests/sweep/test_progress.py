@@ -184,9 +184,9 @@ def test_the_live_view_shows_running_trials_and_the_best_of_each_grid(clock: Clo
     paper.print(shown._view())
     page = [" ".join(line.split()) for line in lines(paper)]
     assert "00003 9x 3/9 0.0300 0.100 n_critic=3 wgan=0.0123" in page
-    assert "6x6 16x fidelity fvu 0.0123 window PCA 0.0300 0.0123" in page
-    assert "4x4 36x fidelity fvu 0.0234 window PCA 0.0300 0.0234" in page
-    assert "12x12 4x fidelity fvu - window PCA 0.0300 -" in page
+    assert "6x6 16x fidelity fvu 0.0123 matched PCA 0.0300 0.0123" in page
+    assert "4x4 36x fidelity fvu 0.0234 matched PCA 0.0300 0.0234" in page
+    assert "12x12 4x fidelity fvu - matched PCA 0.0300 -" in page
 
 
 def test_the_live_view_runs_on_a_terminal_and_leaves_one_line(clock: Clock) -> None:

@@ -66,8 +66,20 @@ def test_the_table_has_one_row_per_champion_and_baseline() -> None:
     rows = [" ".join(line.split()) for line in printed(judged([won, trial("00004", 6, fvu=0.5)], 6)).splitlines()]
     assert "6x6 36 16x fidelity: 00003 0.0123 +87.7% 0.088 (0.050) 0.900 95.1% 96.2% yes" in rows
     assert "pooling 0.1000 +0.0% 0.110 (0.050) 0.900" in rows
-    assert "window PCA 0.0300 +70.0% 0.450 (0.050) 0.900" in rows
-    assert not any("00004" in row for row in rows)
+    assert "matched PCA 0.0300 +70.0% 0.130 (0.050) 0.900" in rows
+    assert not any("00004" in row or row.startswith("window PCA") for row in rows)
+
+
+def test_a_baseline_that_wins_has_its_row_wherever_it_comes_from() -> None:
+    """Every baseline that the champion does not beat is in the table, not only the best one."""
+    known = baselines(6)
+    known[6] |= {name: {**known[6]["pooling"], "val/fvu": fvu} for name, fvu in (("tome", 0.01), ("prumerge", 0.011))}
+    known[6]["uniform"] = {**known[6]["pooling"], "val/fvu": 0.5}
+    for text in (printed(judge([trial("0")], Rules(), TOKEN_GRID, known)),):
+        rows = [" ".join(line.split()) for line in text.splitlines()]
+        assert any(row.startswith("ToMe 0.0100") for row in rows)
+        assert any(row.startswith("PruMerge 0.0110") for row in rows)
+        assert not any(row.startswith("uniform") for row in rows)
 
 
 def test_the_probe_has_no_column_if_there_are_no_labels() -> None:
@@ -102,7 +114,7 @@ def test_a_terminal_line_is_never_longer_than_the_terminal(width: int) -> None:
 def test_markdown_is_one_rectangular_table() -> None:
     table = [line for line in markdown(judged(sweep(40), *GRIDS)).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    # The champion, its evidence, pooling and window PCA.
+    # The champion, its evidence, pooling and matched PCA.
     assert len(table) == 2 + 4 * len(GRIDS)
 
 
@@ -201,15 +213,21 @@ def test_a_narrow_terminal_keeps_the_figures_that_decide_and_the_best_baseline_a
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "6x6 36 16x fidelity, plug-in, adapted: 00003 0.0123 80.0% 95.0% yes" in rows
     assert "max norm 0.4000 50.0% 99.0%" in rows
-    assert not any(row.startswith("matched PCA") for row in rows)
+    assert not any(row.startswith("window PCA") for row in rows)
     assert {"unconfirmed: fidelity, plug-in", "unproven: adapted"} <= set(rows)
-    rows_of_page = page_tables.winners(judge([won], Rules(), TOKEN_GRID, known)[0], ())
-    assert [row.cells[2:] for row in rows_of_page] == [
-        ("fidelity", "fvu", "0.0123", "window PCA 0.0300"),
-        ("plug-in", "reader kept", "80.0%", "pooling 50.0%"),
-        ("adapted", "adapted kept", "95.0%", "max norm 99.0%"),
+    rows_of_page = page_tables.outcome_rows(snapshot([], judge([won], Rules(), TOKEN_GRID, known), SPEC))
+    assert [[text for _, text, _ in row.cells[1:5]] for row in rows_of_page] == [
+        ["fidelity", "fvu, lower is better", "0.0123 (trial 00003)", "matched PCA 0.0300"],
+        ["plug-in", "reader kept, higher is better", "80.0% (trial 00003)", "pooling 50.0%"],
+        ["adapted", "adapted kept, higher is better", "95.0% (trial 00003)", "max norm 99.0%"],
     ]
-    assert [row.evidence for row in rows_of_page] == [
-        *["unconfirmed, trial 00003"] * 2,
-        "unproven, trial 00003",
+    # Who wins is bold: the trial twice, then the closed form.
+    assert [[won for _, _, won in row.cells[3:5]] for row in rows_of_page] == [
+        [True, False],
+        [True, False],
+        [False, True],
+    ]
+    assert [row.cells[-1][1] for row in rows_of_page] == [
+        *["trained wins, unconfirmed"] * 2,
+        "max norm wins, trained unproven",
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shlex
 import subprocess
 import sys
 import time
@@ -39,6 +38,7 @@ from support.tracked import (
 )
 
 from tokconv import load_compressor
+from tokconv.errors import SweepError
 from tokconv.sweep.tracking import follower
 from tokconv.sweep.tracking import mlflow_writer as tracking
 from tokconv.sweep.tracking.mlflow_connection import (
@@ -48,8 +48,8 @@ from tokconv.sweep.tracking.mlflow_connection import (
     connect,
     local_uri,
     tracking_uri,
-    ui_command,
 )
+from tokconv.sweep.tracking.mlflow_ui import server_command, view_of
 from tokconv.sweep.tracking.mlflow_view import view_tags, view_url
 from tokconv.system.uris import path_of, sqlite_uri
 
@@ -128,7 +128,6 @@ def test_the_whole_record_arrives(root: Path, export: Path) -> None:
     record = whole_sweep(root, export)
     delivery = deliver(root)
     assert "all 31 events" in str(delivery)
-    assert "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=tokconv" in str(delivery)
     reader = client(root)
     assert delivered_points(reader) == recorded_points(record.path)
     trials = runs(reader)
@@ -457,13 +456,47 @@ def test_without_events_mlflow_is_not_contacted(root: Path) -> None:
     assert writer(root, "http://127.0.0.1:1").close(5).complete
 
 
-def test_the_ui_command_serves_this_machine_only(root: Path) -> None:
-    line = ui_command(local_uri(root), root)
-    assert "--host 127.0.0.1" in line
-    words = shlex.split(line)
+def test_the_server_of_the_ui_serves_this_machine_only(root: Path) -> None:
+    words = server_command(local_uri(root), root, 5001)
+    assert words[words.index("--host") + 1 :][:3] == ["127.0.0.1", "--port", "5001"]
     assert words[words.index("--backend-store-uri") + 1] == local_uri(root)
     assert path_of(words[-1]) == root / "mlartifacts"
-    assert ui_command("https://me:secret@mlflow.example.org", root) == "https://mlflow.example.org"
+
+
+def test_baselines_are_runs_beside_the_trials_of_their_ratio(root: Path) -> None:
+    record = new_record(root)
+    start_sweep(record, baselines={"2": {"pooling": {"val/fvu": 0.2}, "matched_window_pca": {"val/fvu": 0.1}}})
+    run_trial(record, "00001")
+    for _ in range(2):
+        deliver(root)
+        (root / "mlflow.cursor").unlink()
+    reader = client(root)
+    found = reader.search_runs(["1"], "tags.`tokconv.kind` = 'baseline'")
+    assert {run.info.run_name: run.data.metrics["val/fvu"] for run in found} == {
+        "4x k=2 pooling": 0.2,
+        "4x k=2 matched PCA": 0.1,
+    }
+    pruned = runs(reader)["00001"]
+    assert {run.data.params["compression_ratio"] for run in (*found, pruned)} == {"4"}
+    assert {run.info.status for run in (*found, pruned)} == {"FINISHED"}
+    assert pruned.data.tags["tokconv.state"] == "pruned"
+    # The prepared view lists them with the trials, and groups what compares.
+    tags = reader.get_experiment("1").tags
+    view = json.loads(tags["mlflow.sharedViewState.tokconv"])
+    assert len(reader.search_runs(["1"], view["searchFilter"])) == 3
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "compression_ratio"}]
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_view_of_a_sweep_that_is_not_tracked_yet_is_refused(root: Path) -> None:
+    with pytest.raises(SweepError, match=r"mlflow\.db: no such database; a sweep writes it when"):
+        view_of(local_uri(root / "nowhere"), "demo")
+    record = new_record(root)
+    start_sweep(record)
+    deliver(root)
+    assert view_of(local_uri(root), "demo") == "/#/experiments/1/runs?viewStateShareKey=tokconv"
+    with pytest.raises(SweepError, match="has no experiment 'other' yet"):
+        view_of(local_uri(root), "other")
 
 
 def test_check_tracking_reports_what_it_did(root: Path) -> None:

@@ -16,6 +16,7 @@ from tokconv.cli.compressor_arguments import add_compress, add_dynamic, add_eval
 from tokconv.cli.options import Commands, add_device, add_overrides, command, refuse
 from tokconv.cli.stores import add_stores
 from tokconv.cli.sweep import add_replay, add_report, add_status, add_stop, add_sweep
+from tokconv.cli.ui import add_ui
 from tokconv.cli.vlm import add_fit, add_merge
 from tokconv.errors import ConfigError, printable, suggest
 from tokconv.system.files import local_path
@@ -25,6 +26,7 @@ TOUR = """a tour:
   tokconv sweep sweeps/demo.yaml                     the demo: four ratios, no download
   tokconv status                                     how far is it? what else ran here?
   tokconv report demo                                its result, as a page
+  tokconv ui demo                                    its trials in MLflow; --report: its page, live
   tokconv encode data=folder data.root=photos        your own images to tokens, once
   tokconv stores                                     which tokens are here?
   tokconv train data=folder data.root=photos         one compressor of these tokens, without Ray
@@ -81,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (
         *(_add_doctor, _add_encode, add_stores, add_fit, _add_train, add_sweep, add_status, add_stop, add_report),
         *(_add_models, add_replay, add_evaluate, add_answers, add_export, add_dynamic, add_compress, add_merge),
-        _add_completion,
+        *(add_ui, _add_completion),
     ):
         add(commands)
     return parser

@@ -16,7 +16,7 @@ from tokconv.system.terminal import escape_unencodable
 
 COMMANDS = {
     **{name: f"tokconv.cli.{name}:run" for name in ("doctor", "encode", "train", "models", "evaluate", "export")},
-    **{name: f"tokconv.cli.{name}:run" for name in ("dynamic", "compress", "completion", "answers", "stores")},
+    **{name: f"tokconv.cli.{name}:run" for name in ("dynamic", "compress", "completion", "answers", "stores", "ui")},
     **{name: f"tokconv.cli.vlm:{name}" for name in ("fit", "merge")},
     **{name: f"tokconv.cli.sweep:{name}" for name in ("sweep", "status", "stop", "report", "replay")},
 }

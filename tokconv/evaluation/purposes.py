@@ -9,11 +9,12 @@ here.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cmp_to_key
 
-from tokconv.evaluation.baselines.registry import title_of
-from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
+from tokconv.evaluation.baselines.registry import shown_in, title_of
+from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES, SWEEP
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, MIN_TEST_IMAGES
 from tokconv.system.registry import Registry
@@ -42,6 +43,23 @@ def is_better(figure: str, value: float, other: float) -> bool:
     """Return whether one value of a figure is better than another; a tie is not."""
     better = value < other if FIGURES[figure].lower_is_better else value > other
     return better and not math.isclose(value, other, rel_tol=TIE)
+
+
+def best_first(figure: str, names: Iterable[str], baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return baselines that have a figure by its value, the best first.
+
+    Of those that tie, the ones that every table shows come first: window PCA has the error of matched PCA, whose tokens
+    can also be read.
+    """
+    shown = {entry.name for entry in shown_in(SWEEP)}
+
+    def order(one: str, other: str) -> int:
+        value, rival = baselines[one][figure], baselines[other][figure]
+        if is_better(figure, value, rival):
+            return -1
+        return 1 if is_better(figure, rival, value) else (other in shown) - (one in shown)
+
+    return sorted(names, key=cmp_to_key(order))
 
 
 def compared_text(figure: str, value: float, baseline: str, other: float) -> str:
@@ -140,8 +158,7 @@ class Purpose:
         rivals = [rival for rival, own in baselines.items() if name in own]
         if limit is not None and name in self.proxies:
             rivals = [rival for rival in rivals if baselines[rival].get(bound, math.inf) <= limit]
-        sign = 1 if FIGURES[name].lower_is_better else -1
-        return tuple(sorted(rivals, key=lambda rival: sign * baselines[rival][name]))
+        return tuple(best_first(name, rivals, baselines))
 
     @property
     def missing(self) -> str:

@@ -5,6 +5,7 @@ This process, the driver, holds the study, the record and the tracking writers; 
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ from tokconv.sweep.report.table import print_result, summary_markdown
 from tokconv.sweep.search.space import check_space
 from tokconv.sweep.spec.file import spec_to_dict, to_yaml
 from tokconv.sweep.spec.schema import GRID_KEY, Spec
-from tokconv.sweep.tracking.mlflow_connection import tracking_uri, ui_command
+from tokconv.sweep.tracking.mlflow_connection import tracking_uri
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.listener import Listener
@@ -271,7 +272,9 @@ class _Sweep:
         print(f"the same as a page: {printable(self.directory.page)}")
         if self.directory.remote is not None:
             print(f"the same, kept for every machine: {printable(self.directory.remote)}")
-        print(f"trials in MLflow: {printable(ui_command(self.uri, self.root))}")
+        usual = local_path(DEFAULT_STORAGE).resolve() == self.directory.path.parents[1].resolve()
+        name = self.directory.name if usual else shlex.quote(str(self.directory.path))
+        print(f"its trials in MLflow: tokconv ui {printable(name)}")
 
 
 def _git_commit() -> str | None:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from tokconv.evaluation.figure import SWEEP, TRAIN
 from tokconv.system.registry import Registry
 
-PLOTS = "plots"
-"""The plots of a sweep, a place that shows baselines like those in `tokconv.evaluation.figure`."""
+PLOTS, BOUND = "plots", "bound"
+"""The plots of a sweep, a place that shows baselines like those in `tokconv.evaluation.figure`; and no place, but a
+bound on what the champions of a purpose may lose."""
 
 Kind = Literal["projection", "pca", "selection", "image_selection", "merging", "factorisation", "stored"]
 _HERE = "tokconv.evaluation.baselines"
@@ -37,7 +38,8 @@ class Baseline:
             cells [B, K, C]; "image_selection", the same of (tokens, Windows, images [B]); "merging",
             (tokens [B, N, C], K) -> merged tokens [B, K, C] and group of each token [B, N]; "factorisation" and
             "stored", (TokenStore, k) -> the codec on standardised tokens, which is fitted by itself.
-        places: where it is shown next to compressors; `tokconv evaluate` shows all of them.
+        places: where it is always shown next to compressors. `tokconv evaluate` shows all baselines, and a sweep also
+            those that win.
     """
 
     name: str
@@ -172,7 +174,7 @@ _ENTRIES = (
         marker="D",
         kind="pca",
         source=f"{_HERE}.pca:window_pca",
-        places=frozenset({SWEEP, PLOTS}),
+        places=frozenset({BOUND}),
     ),
     Baseline(
         name="matched_window_pca",
@@ -182,7 +184,7 @@ _ENTRIES = (
         marker="^",
         kind="pca",
         source=f"{_HERE}.pca:matched_window_pca",
-        places=frozenset({TRAIN, PLOTS}),
+        places=frozenset({TRAIN, SWEEP, PLOTS}),
     ),
     Baseline(
         name="own_factorisation",

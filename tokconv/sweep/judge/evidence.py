@@ -20,7 +20,7 @@ from typing import Any
 
 from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
-from tokconv.evaluation.purposes import is_better
+from tokconv.evaluation.purposes import best_first, is_better
 from tokconv.sweep.record.events import FINISHED, TrialRecord
 from tokconv.sweep.spec.rules import Target
 from tokconv.sweep.spec.schema import MIN_SEEDS
@@ -209,7 +209,7 @@ def _compare(
         return (), (f"not every seed has {criterion.figure}",), ()
     known = [name for name, figures in baselines.items() if criterion.figure in figures]
     rivals = [name for name in known if not criterion.beats(own, baselines[name][criterion.figure])]
-    rivals.sort(key=lambda name: criterion.cost(baselines[name][criterion.figure]))
+    rivals = best_first(criterion.figure, rivals, baselines)
     unmet = {name: [t for t in criterion.entry if not t.met(baselines[name])] for name in rivals}
     names = [name for name in rivals if not unmet[name]]
     outside = [name for name in rivals if unmet[name]]

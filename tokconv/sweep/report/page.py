@@ -19,16 +19,22 @@ from plotly.offline import get_plotlyjs
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
+from tokconv.sweep.report import outcome
 from tokconv.sweep.report import page_figures as draw
 from tokconv.sweep.report import page_keys as keys
 from tokconv.sweep.report import page_tables as tables
 from tokconv.sweep.report.importance import MIN_TRIALS, decisive, first_trial_notes, importance, judged_figures
 from tokconv.sweep.report.kinds import kinds, readability
-from tokconv.sweep.report.table import notes, shown_figures
-from tokconv.sweep.report.text import INTERVAL_LEGEND, legend, moment, states_text
+from tokconv.sweep.report.page_curves import curve_metrics, curves_panels, savings_figure
+from tokconv.sweep.report.page_figures import Panels
+from tokconv.sweep.report.page_legend import Entry, legend_of
+from tokconv.sweep.report.table import headings, notes, result_rows, rules_text, shown_figures
+from tokconv.sweep.report.text import moment, states_text
 from tokconv.sweep.spec.rules import compared
 from tokconv.system.files import write_text
 
+MARGIN = {"l": 64, "r": 16, "t": 14, "b": 56}
+"""Pixels around a plot, for its ticks and the names of its axes."""
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -37,6 +43,8 @@ class _Figure:
     key: str
     plot: go.Figure
     caption: str = ""
+    least_width: int = 0
+    """Pixels; a narrower screen scrolls it sideways."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,12 @@ class _Section:
     figures: tuple[_Figure, ...]
     table: tuple[list[str], list[list[str]]] | None = None
     """Headings and rows."""
+    panels: bool = False
+    """Whether the figures stand side by side where there is room."""
+
+    @property
+    def legend(self) -> list[Entry]:
+        return legend_of(figure.plot for figure in self.figures)
 
 
 def write_page(sweep: SweepSnapshot, path: Path) -> Path:
@@ -68,22 +82,30 @@ def page(sweep: SweepSnapshot) -> str:
     sections = list(_sections(sweep))
     figures = {figure.key: _plain(figure.plot) for section in sections for figure in section.figures}
     shown, pictures, cards = shown_figures(sweep.verdicts), list(_pictures(sweep)), list(_cards(sweep))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         sweep=sweep,
         when=f"begun {moment(sweep.started)}, last event {moment(sweep.last)}",
-        lead=_lead(sweep),
-        evidence_heading=tables.EVIDENCE,
-        winner_headings=tables.winner_headings(shown),
-        winners=[row for verdict in sweep.verdicts for row in tables.winners(verdict, shown)],
-        legend=f"{legend(shown)}. {INTERVAL_LEGEND}.",
+        headline=outcome.headline(sweep),
+        findings=outcome.findings(sweep),
+        advice=outcome.advice(sweep),
+        counts=states_text(sweep.states) or "none",
+        about=outcome.about(sweep),
+        steps=outcome.next_steps(sweep),
+        outcome_headings=tables.OUTCOMES,
+        outcomes=tables.outcome_rows(sweep),
+        figure_headings=headings(shown),
+        figure_rows=[row for verdict in sweep.verdicts for row in result_rows(verdict, shown, every=True)],
+        terms=tables.terms(shown),
+        rules=rules_text(sweep),
         notes=[*notes(sweep.verdicts), *first_trial_notes(sweep)],
         sections=sections,
+        dynamic=_dynamic(sweep),
         cost=tables.cost(sweep),
         pictures=pictures,
         cards=cards,
-        columns=tables.trial_headings(),
-        rows=[tables.trial_row(trial) for trial in (*sweep.trials.values(), *sweep.confirmations.values())],
+        columns=tables.trial_headings(sweep),
+        rows=tables.trial_rows(sweep),
         figures=htmlsafe_json_dumps(figures, allow_nan=False, separators=(",", ":")),
         plotly=Markup(get_plotlyjs()),
     )
@@ -92,39 +114,42 @@ def page(sweep: SweepSnapshot) -> str:
 def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
     yield _Section(
         "front",
-        "Variance lost by compression ratio",
-        "Lower is better. Stars are the winners of the grids, dotted lines the baselines, which need no training. "
-        "Crosses are trials that were stopped early or failed; they compete with nothing.",
+        "Error at every ratio",
+        "Every point is a trial; stars are the best ones, with the 95 % interval over fresh seeds, full if they have "
+        "won. Dotted lines are closed forms, which need no training. Trials that were stopped early or failed compete "
+        "with nothing. Click an entry of the legend to show or hide it.",
         (_Figure("front", draw.front_figure(sweep)),),
     )
     yield _Section(
         "likeness",
-        "Variance lost against likeness to tokens",
+        "Error against likeness to tokens",
         _likeness_text(sweep),
-        (_Figure("likeness", draw.fidelity_figure(sweep)),),
+        _panels("likeness", draw.likeness_panels(sweep)),
+        panels=True,
     )
     if kinds(sweep):
         yield _kinds(sweep)
-    panels = [(verdict, keys.parallel_figure(sweep, verdict)) for verdict in sweep.verdicts]
-    drawn = tuple(
-        _Figure(f"parallel-{verdict.grid}", figure, f"{verdict.grid} x {verdict.grid}")
-        for verdict, figure in panels
-        if figure is not None
-    )
-    if drawn:
-        yield _Section(
-            "keys",
-            "Searched keys",
-            "Every line is a complete trial; the darker it is, the less variance the trial lost. Drag along an axis to "
-            "select trials.",
-            drawn,
-        )
+    yield _keys(sweep)
     yield _importance(sweep)
+    metrics = curve_metrics(sweep)
+    titles = " and ".join(FIGURES[name].title for name in metrics)
+    last = [FIGURES[name].title for name in ("val/auc_token",) if _has(sweep, name)]
+    after = f" {' and '.join(last)} exists after the last epoch only; it is in the table of all trials." if last else ""
     yield _Section(
         "curves",
         "Learning curves",
-        f"The fvu of every trial by epoch, up to {sweep.epochs} epochs.",
-        (_Figure("curves", draw.curves_figure(sweep)),),
+        f"{titles} of every trial by epoch, up to {sweep.epochs} epochs; epoch 0 is the closed form that a trial "
+        f"starts at. Dotted lines are the closed forms, the dashed line is the floor.{after}",
+        tuple(
+            _Figure(
+                f"curves-{metric.split('/')[-1]}-{verdict.grid}",
+                plot,
+                f"{FIGURES[metric].title}, {draw.title(verdict)}",
+            )
+            for pairs in zip(*(curves_panels(sweep, metric) for metric in metrics), strict=True)
+            for metric, (verdict, plot) in zip(metrics, pairs, strict=True)
+        ),
+        panels=True,
     )
     if sweep.spec.early_stopping is not None:
         rule = sweep.spec.early_stopping
@@ -134,20 +159,24 @@ def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
             "Early stopping",
             f"Successive halving within each grid on {figures} together: at epoch {rule.min_epochs} and at later "
             f"rungs, 1 of {rule.reduction} trials goes on. tokconv replay reports what this may have missed.",
-            (_Figure("savings", draw.savings_figure(sweep)),),
+            (_Figure("savings", savings_figure(sweep)),),
         )
 
 
+def _panels(key: str, panels: Panels) -> tuple[_Figure, ...]:
+    return tuple(_Figure(f"{key}-{verdict.grid}", plot, draw.title(verdict)) for verdict, plot in panels)
+
+
+def _has(sweep: SweepSnapshot, figure: str) -> bool:
+    return any(figure in trial.figures for trial in sweep.trials.values())
+
+
 def _likeness_text(sweep: SweepSnapshot) -> str:
-    likeness = FIGURES[sweep.verdicts[0].likeness].title
-    text = (
-        "Low is good on both axes: the compressed tokens keep the content (fvu) and look like real tokens "
-        f"({likeness}). The dashed line is the floor, the {likeness} between two samples of real tokens."
-    )
-    if sweep.verdicts[0].likeness != "val/swd":
-        return text
+    likeness = FIGURES[sweep.verdicts[0].likeness]
     return (
-        f"{text} Window PCA is left out: its codes look nothing like tokens, and its point would lie far to the right."
+        "Low is good on both axes: the compressed tokens keep the content (fvu) and look like real tokens "
+        f"({likeness.title}: {likeness.meaning}). The dashed line is the floor, the {likeness.title} between two "
+        "samples of real tokens. The line through the trials is their front: nothing is better on both axes."
     )
 
 
@@ -159,9 +188,33 @@ def _kinds(sweep: SweepSnapshot) -> _Section:
         f"Fidelity (fvu) against readability ({figure.title}: {figure.meaning}). The line of a kind joins the points "
         "that no other one of its kind dominates; a trial counts as it ended and with every best epoch that it kept. "
         "Baselines are grey.",
-        (_Figure("kinds", draw.kinds_figure(sweep)),),
+        _panels("kinds", draw.kinds_panels(sweep)),
         (tables.kind_headings(sweep), tables.kind_rows(sweep)),
+        panels=True,
     )
+
+
+def _keys(sweep: SweepSnapshot) -> _Section:
+    figures, few = [], []
+    for verdict in sweep.verdicts:
+        plot = keys.parallel_figure(sweep, verdict)
+        if plot is None:
+            few.append(draw.title(verdict))
+            continue
+        values = sorted(trial.figures["val/fvu"] for trial in verdict.trials)
+        caption = (
+            f"{draw.title(verdict)}: {len(values)} complete trials, fvu {FIGURES['val/fvu'].text(values[0])} (dark) to "
+            f"{FIGURES['val/fvu'].text(values[-1])} (bright)"
+        )
+        width = keys.AXIS_WIDTH * len(plot.data[0].dimensions)
+        figures.append(_Figure(f"parallel-{verdict.grid}", plot, caption, width))
+    text = (
+        "The searched keys of every complete trial and what it reached. Every line is a trial; the darker it is, the "
+        "less variance it lost. Drag along an axis to select trials."
+    )
+    if few:
+        text += f" Fewer than two complete trials, and so no picture: {', '.join(few)}."
+    return _Section("keys", "Searched keys", text, tuple(figures))
 
 
 def _importance(sweep: SweepSnapshot) -> _Section:
@@ -188,18 +241,14 @@ def _importance(sweep: SweepSnapshot) -> _Section:
     return _Section("importance", "Which keys matter", text, tuple(figures))
 
 
-def _lead(sweep: SweepSnapshot) -> str:
-    kept = [
-        f"{verdict.ratio:.3g}x {1 - verdict.evidence.figures['val/fvu']:.1%}"
-        for verdict in sweep.verdicts
-        if verdict.evidence is not None
-    ]
-    counts = states_text(sweep.states)
-    if not kept:
-        return f"No trial is complete yet. Trials: {counts or 'none'}."
-    return (
-        f"Share of the tokens' variance kept by the best compressor at each ratio: {', '.join(kept)}. Trials: {counts}."
-    )
+def _dynamic(sweep: SweepSnapshot) -> dict[str, str] | None:
+    """Return what choosing a grid per image saves, as text and picture; None if it was not measured."""
+    path = sweep.directory.report / "dynamic.txt"
+    if not path.is_file():
+        return None
+    picture = next((sweep.directory.champions / "dynamic").glob("*.png"), None)
+    data = "" if picture is None else base64.b64encode(picture.read_bytes()).decode()
+    return {"text": path.read_text(encoding="utf-8"), "data": data}
 
 
 def _pictures(sweep: SweepSnapshot) -> Iterator[dict[str, str]]:
@@ -234,9 +283,9 @@ def _cards(sweep: SweepSnapshot) -> Iterator[dict[str, Any]]:
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
     """Return data and layout without plotly's templates, which take 7 KB per figure."""
-    figure.update_layout(
-        template="none", margin={"l": 70, "r": 20, "t": 40, "b": 60}, legend={"orientation": "h", "y": -0.2}
-    )
+    # Parallel coordinates have the names of their axes above them, half of one on either side.
+    margin = {"l": 64, "r": 64, "t": 48, "b": 24} if figure.data[0].type == "parcoords" else MARGIN
+    figure.update_layout(template="none", margin=margin, showlegend=False)
     plain: dict[str, Any] = json.loads(figure.to_json())
     plain["layout"].pop("template", None)
     return plain

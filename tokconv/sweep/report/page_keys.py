@@ -12,11 +12,14 @@ import plotly.graph_objects as go
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
-from tokconv.sweep.report.page_figures import FVU, SWD
+from tokconv.sweep.report.page_axes import axis
+from tokconv.sweep.report.page_figures import FVU, PANEL_HEIGHT, SWD
 from tokconv.sweep.report.plots import CHAMPION, TRIAL, shown
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import GRID_KEY
 
+AXIS_WIDTH = 110
+"""Pixels that an axis of parallel coordinates needs so that its labels do not touch."""
 BARS = (CHAMPION, TRIAL, "#009E73", "#CC79A7", "#E69F00")
 """Colours of the figures whose keys are shown, by Okabe and Ito."""
 
@@ -32,13 +35,15 @@ def parallel_figure(sweep: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
         values = [shown(trial.figures, metric) for trial in trials]
         dimensions.append(_log_dimension(FIGURES[metric].title, values))
     colors = [math.log10(shown(trial.figures, FVU)) for trial in trials]
-    return go.Figure(
+    figure = go.Figure(
         go.Parcoords(
             dimensions=dimensions,
             # The colour-blind see Cividis like everybody else. Dark is low, which is good.
             line={"color": colors, "colorscale": "Cividis", "cmin": min(colors), "cmax": max(colors)},
+            labelangle=0,
         )
     )
+    return figure.update_layout(height=PANEL_HEIGHT + 20)
 
 
 def importance_figure(found: Mapping[str, Mapping[str, float]]) -> go.Figure:
@@ -69,7 +74,10 @@ def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, An
         return {"label": label, "values": found, "tickvals": ticks, "ticktext": names, "range": [0, max(1, ticks[-1])]}
     if searched.kind == "log":
         return _log_dimension(label, [float(value) for value in values], searched.values)
-    return {"label": label, "values": list(values), "range": list(searched.values)}
+    found = {"label": label, "values": list(values), "range": list(searched.values)}
+    if searched.kind == "int":
+        found["tickvals"] = axis([*values, *searched.values], "integer")["tickvals"]
+    return found
 
 
 def _log_dimension(label: str, values: Sequence[float], ends: Iterable[float] = ()) -> dict[str, Any]:

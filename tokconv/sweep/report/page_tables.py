@@ -1,60 +1,80 @@
-"""The tables of a sweep's page: the winner of every grid, every trial, and what the sweep cost."""
+"""The tables of a sweep's page: what won, every trial, and what the sweep cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tokconv.errors import printable
 from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figure import TRIALS, Figure
-from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
+from tokconv.evaluation.figures import FIGURES, shown_in
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
-from tokconv.sweep.judge.verdicts import FVU, Verdict
+from tokconv.sweep.judge.verdicts import FVU
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.kinds import kind_fronts, readability
-from tokconv.sweep.report.text import STATES, best_baseline, cell, heading, values_text
+from tokconv.sweep.report.outcome import LOST, WON, outcomes
+from tokconv.sweep.report.text import STATES, cell, number, short_names
+from tokconv.sweep.spec.schema import GRID_KEY
 from tokconv.system.terminal import duration
 
-EVIDENCE = "evidence"
+OUTCOMES = (
+    *("ratio", "purpose", "decided by", "best trained", "best closed form"),
+    *("trained to closed form", "result"),
+)
+"""Headings of the table of what won."""
 
 
 @dataclass(frozen=True)
-class Winner:
-    """One row of the winners' table; `evidence` is the cell after those of the purpose, before those of figures."""
+class OutcomeRow:
+    """One row of the table of what won."""
 
-    cells: tuple[str, ...]
-    evidence: str
-    is_proven: bool
-    figures: tuple[str, ...]
-
-
-def winner_headings(figures: Sequence[Figure]) -> list[str]:
-    """Return the headings of the winners' table with these figures."""
-    return ["grid", "ratio", "purpose", "judged by", "champion", "best baseline", EVIDENCE, *map(heading, figures)]
+    cells: tuple[tuple[str, str, bool], ...]
+    """Heading, text, and whether it is the winner's."""
+    state: str
+    proven: bool
 
 
-def winners(verdict: Verdict, figures: Sequence[Figure]) -> list[Winner]:
-    """Return a grid's rows of the winners' table, one per purpose; only figures that decide have an interval."""
+@dataclass(frozen=True)
+class TrialRow:
+    """One row of the table of all trials."""
+
+    cells: tuple[tuple[str, float | str], ...]
+    """Text, and what it is sorted by."""
+    won: str
+    """What it is the champion for; "" for other trials."""
+
+
+def outcome_rows(sweep: SweepSnapshot) -> list[OutcomeRow]:
+    """Return one row per grid and purpose; figures of trained compressors are means with half of their interval."""
     rows = []
-    for number, award in enumerate(verdict.awards):
-        figure, evidence = FIGURES[award.criterion.figure], award.evidence
-        rival = best_baseline(award, verdict.baselines)
-        grid = ("", "") if number else (f"{verdict.grid} x {verdict.grid}", f"{verdict.ratio:.3g}x")
-        reference = "" if rival is None else f"{title_of(rival[0])} {figure.text(rival[1])}"
-        head = (*grid, award.purpose.name, figure.title)
-        if evidence is None:
-            why = "no champion" if verdict.trials else "no complete trial"
-            rows.append(Winner((*head, "none", reference), why, is_proven=False, figures=("",) * len(figures)))
-            continue
-        shown = {name: width for name, width in evidence.half_widths.items() if name in (*JUDGED_ON, figure.name)}
-        own, *others = (cell(one, evidence.figures, shown) for one in (figure, *figures))
-        missed = "" if award.meets_targets else ", misses a published target"
-        text = f"{evidence.label}, trial {evidence.champion.uid}{missed}"
-        is_proven = evidence.status == PROVEN
-        rows.append(Winner((*head, own, reference), text, is_proven=is_proven, figures=tuple(others)))
+    for one in outcomes(sweep):
+        figure, evidence, rival = FIGURES[one.award.criterion.figure], one.award.evidence, one.rival
+        trained = "" if evidence is None else cell(replace(figure, floor=""), evidence.figures, evidence.half_widths)
+        closed = "" if rival is None else f"{title_of(rival[0])} {figure.text(rival[1])}"
+        uid = "" if evidence is None else f" (trial {evidence.champion.uid})"
+        better = "lower" if figure.lower_is_better else "higher"
+        lost = one.state == LOST and rival is not None and one.winner == title_of(rival[0])
+        texts = (
+            (f"{one.verdict.ratio:.3g}x ({one.verdict.name})", False),
+            (one.award.purpose.name, False),
+            (f"{figure.title}, {better} is better", False),
+            (f"{trained}{uid}" if trained else "none", one.state == WON),
+            (closed or "none", lost),
+            (one.difference or "-", False),
+            (one.words, False),
+        )
+        cells = tuple((name, text, won) for name, (text, won) in zip(OUTCOMES, texts, strict=True))
+        rows.append(OutcomeRow(cells, one.state, evidence is not None and evidence.status == PROVEN))
     return rows
+
+
+def terms(figures: Sequence[Figure]) -> list[tuple[str, str]]:
+    """Return what the columns of figures mean: title and explanation, with that of the floor."""
+    floors = {one.name: f"; in brackets the floor: {FIGURES[one.floor].meaning}" for one in figures if one.floor}
+    return [(one.title, f"{one.explanation}{floors.get(one.name, '')}") for one in figures]
 
 
 def kind_headings(sweep: SweepSnapshot) -> list[str]:
@@ -76,22 +96,56 @@ def kind_rows(sweep: SweepSnapshot) -> list[list[str]]:
     ]
 
 
-def trial_headings() -> list[str]:
+def searched_keys(sweep: SweepSnapshot) -> list[str]:
+    """Return the keys that get a column: the searched ones but the grid, which is one already, and other values."""
+    runs = (*sweep.trials.values(), *sweep.confirmations.values())
+    others = {key for trial in runs for key in trial.values} - sweep.spec.search.keys() - {GRID_KEY}
+    return [*(key for key in sweep.spec.search if key != GRID_KEY), *sorted(others)]
+
+
+def trial_headings(sweep: SweepSnapshot) -> list[str]:
     """Return the headings of the table of all trials."""
-    return ["trial", "state", "ratio", "epochs", *(figure.title for figure in shown_in(TRIALS)), "values", "reason"]
+    keys = short_names(searched_keys(sweep)).values()
+    figures = [figure.title for figure in shown_in(TRIALS)]
+    return ["trial", "champion", "state", "ratio", "epochs", *figures, *keys, "note"]
 
 
-def trial_row(trial: TrialRecord) -> list[str]:
-    """Return a trial's row of the table of all trials."""
+def trial_rows(sweep: SweepSnapshot) -> list[TrialRow]:
+    """Return one row per trial and confirmation, with one cell per searched key."""
+    won = {uid: words for verdict in sweep.verdicts for uid, words in verdict.winners.items()}
+    keys = searched_keys(sweep)
     return [
-        trial.uid,
-        STATES[trial.state],
-        f"{trial.ratio:.3g}x",
-        str(trial.epochs_done),
-        *(figure.text(trial.figures.get(figure.name)) for figure in shown_in(TRIALS)),
-        values_text(trial.values),
-        printable(trial.reason) or ("" if trial.confirms is None else f"confirms {trial.confirms}"),
+        TrialRow(
+            tuple(_sortable(*pair) for pair in _cells(trial, won.get(trial.uid, ""), keys)), won.get(trial.uid, "")
+        )
+        for trial in (*sweep.trials.values(), *sweep.confirmations.values())
     ]
+
+
+def _cells(trial: TrialRecord, won: str, keys: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return text and value of a trial's cells."""
+    figures = [
+        (figure.text(trial.figures.get(figure.name)), trial.figures.get(figure.name)) for figure in shown_in(TRIALS)
+    ]
+    note = printable(trial.reason) or ("" if trial.confirms is None else f"confirms {trial.confirms}")
+    return [
+        (trial.uid, trial.uid),
+        (won, won),
+        (STATES[trial.state], STATES[trial.state]),
+        (f"{trial.ratio:.3g}x", trial.ratio),
+        (str(trial.epochs_done), trial.epochs_done),
+        *figures,
+        *((number(trial.values[key]), trial.values[key]) if key in trial.values else ("", None) for key in keys),
+        (note, note),
+    ]
+
+
+def _sortable(text: str, value: Any) -> tuple[str, float | str]:
+    """Return a cell's text and what it is sorted by: a number, a text, or "" if it is empty."""
+    if value is None:
+        return text, ""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return text, float(value) if is_number else printable(value)
 
 
 def cost(sweep: SweepSnapshot) -> list[tuple[str, str]]:

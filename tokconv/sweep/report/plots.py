@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from tokconv.evaluation.baselines.registry import BASELINES, PLOTS
+from tokconv.evaluation.baselines.registry import BASELINES, PLOTS, Baseline
 from tokconv.evaluation.baselines.registry import shown_in as baselines_in
 from tokconv.evaluation.figure import SWEEP
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
@@ -23,6 +23,7 @@ from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.kinds import kind_fronts, readability
+from tokconv.sweep.report.text import winning_baselines
 
 # By Okabe and Ito, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
 CHAMPION, TRIAL, STOPPED, FAILED = "#D55E00", "#56B4E9", "#999999", "#000000"
@@ -74,7 +75,7 @@ def curves_figure(verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) ->
             axes.set_ylabel(FIGURES[metric].title)
             axes.set_title(_title(verdict), fontsize="medium")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-        for entry in baselines_in(SWEEP):
+        for entry in _drawn([verdict], SWEEP):
             if entry.name in verdict.baselines:
                 height = shown(verdict.baselines[entry.name], "val/fvu")
                 row[0].axhline(height, color=entry.color, linewidth=1.2, label=entry.title, zorder=1)
@@ -111,6 +112,12 @@ def kinds_figure(sweep: SweepSnapshot) -> Figure:
     return figure
 
 
+def _drawn(verdicts: Sequence[Verdict], place: str) -> list[Baseline]:
+    """Return the baselines that a picture shows: those of a place, and those that win at any of these grids."""
+    won = {name for verdict in verdicts for name in winning_baselines(verdict)}
+    return [entry for entry in BASELINES.values() if place in entry.places or entry.name in won]
+
+
 def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[TrialRecord]) -> None:
     stopped = [trial for trial in trials if trial.state == "pruned" and "val/fvu" in trial.figures]
     # Next to the column of the complete trials, which they would hide.
@@ -119,7 +126,7 @@ def _draw_ratios(axes: Axes, verdicts: Sequence[Verdict], trials: Iterable[Trial
     complete = chain.from_iterable(verdict.trials for verdict in verdicts)
     points = [(trial.ratio, shown(trial.figures, "val/fvu")) for trial in complete]
     _plot(axes, points, **_marks(TRIAL, "o", 5, alpha=0.5), label="complete trial")
-    for entry in baselines_in(SWEEP):
+    for entry in _drawn(verdicts, SWEEP):
         known = [(v.ratio, shown(v.baselines[entry.name], "val/fvu")) for v in verdicts if entry.name in v.baselines]
         _plot(axes, known, color=entry.color, marker=entry.marker, markersize=5, linewidth=1.2, label=entry.title)
     won = [(v.ratio, shown(v.champion.figures, "val/fvu")) for v in verdicts if v.champion]
@@ -138,12 +145,13 @@ def _draw_front(axes: Axes, verdict: Verdict, swd_limit: float | None) -> None:
     # Along a front likeness rises as fvu falls. It dominates what lies above and to the right of its steps.
     front = [_point(verdict.likeness, trial.figures) for trial in verdict.front]
     _plot(axes, front, drawstyle="steps-post", color="black", linewidth=1, label="front")
-    for entry in baselines_in(PLOTS):
+    for entry in _drawn([verdict], PLOTS):
         if verdict.likeness in verdict.baselines.get(entry.name, {}):
             point = _point(verdict.likeness, verdict.baselines[entry.name])
             _plot(axes, [point], **_marks(entry.color, entry.marker, 6), label=entry.title)
-            # The front passes above matched window PCA, so its name stands below.
-            _name(axes, point, entry.title, entry.color, below=entry is BASELINES["matched_window_pca"])
+            # The front passes above matched window PCA, so its name stands below. The legend names the others.
+            if PLOTS in entry.places:
+                _name(axes, point, entry.title, entry.color, below=entry is BASELINES["matched_window_pca"])
     _star(axes, verdict, None)
     if verdict.champion is None:
         axes.set_title(
@@ -190,10 +198,10 @@ def _star(axes: Axes, verdict: Verdict, ratio: float | None) -> None:
 
 
 def _winner(verdict: Verdict) -> dict[str, Any]:
-    """Return the champion's style: filled if it meets the published targets, else hollow."""
-    if verdict.meets_targets:
-        return {"markerfacecolor": CHAMPION, "label": "champion"}
-    return {"markerfacecolor": "white", "label": "champion, misses a published target"}
+    """Return the style of the best trials: filled if the first of them has won, else hollow."""
+    if verdict.first.finding:
+        return {"markerfacecolor": "white", "label": "best trial, not proven"}
+    return {"markerfacecolor": CHAMPION, "label": "champion"}
 
 
 def _name(axes: Axes, point: Point, label: str, color: str, *, below: bool) -> None:

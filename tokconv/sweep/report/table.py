@@ -12,7 +12,15 @@ from tokconv.evaluation.figures import FIGURES, shown_in
 from tokconv.evaluation.purposes import compared_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Award, Verdict
-from tokconv.sweep.report.text import INTERVAL_LEGEND, best_baseline, cell, half_width_cell, heading, legend
+from tokconv.sweep.report.text import (
+    INTERVAL_LEGEND,
+    best_baseline,
+    cell,
+    half_width_cell,
+    heading,
+    legend,
+    winning_baselines,
+)
 from tokconv.sweep.spec.rules import PUBLISHED, PUBLISHED_NOTE
 
 if TYPE_CHECKING:
@@ -64,10 +72,10 @@ def result_table(verdicts: Sequence[Verdict], figures: Sequence[Figure]) -> Tabl
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title="Champions of every grid", title_style="bold", padding=(0, 1, 0, 0))
-    for column in _headings(figures):
+    for column in headings(figures):
         table.add_column(column, justify="left" if column == "compressor" else "right", no_wrap=True)
     for verdict in verdicts:
-        for cells, won in _rows(verdict, figures):
+        for cells, won in result_rows(verdict, figures):
             table.add_row(*cells, style="bold" if won else "dim")
         table.add_section()
     return table
@@ -76,10 +84,10 @@ def result_table(verdicts: Sequence[Verdict], figures: Sequence[Figure]) -> Tabl
 def summary_markdown(sweep: SweepSnapshot) -> str:
     """Return the same table and notes in Markdown."""
     figures = shown_figures(sweep.verdicts)
-    columns = _headings(figures)
+    columns = headings(figures)
     lines = [columns, ["---" if column == "compressor" else "---:" for column in columns]]
     for verdict in sweep.verdicts:
-        for cells, won in _rows(verdict, figures):
+        for cells, won in result_rows(verdict, figures):
             lines.append([f"**{text}**" if text and won else text for text in cells])
     table = [f"| {' | '.join(line)} |" for line in lines]
     remarks = [f"- {note}" for note in notes(sweep.verdicts)]
@@ -150,15 +158,18 @@ def _without_last(figures: Sequence[Figure], verdicts: Sequence[Verdict]) -> lis
     return [figure for figure in figures if figure is not last]
 
 
-def _headings(figures: Sequence[Figure]) -> list[str]:
+def headings(figures: Sequence[Figure]) -> list[str]:
+    """Return the headings of the result's table."""
     return [*COLUMNS, *map(heading, figures), "targets"]
 
 
-def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[tuple[list[str], bool]]:
+def result_rows(
+    verdict: Verdict, figures: Sequence[Figure], *, every: bool = False
+) -> Iterator[tuple[list[str], bool]]:
     """Yield the cells of every champion, of its evidence and of baselines, and whether it is a champion's row.
 
     A trial that wins for several purposes has one row. Besides the registry's baselines for this table there are those
-    that are best at a figure that decides.
+    that win at a figure that decides, or `every` one.
     """
     grid, blank = [verdict.name, str(verdict.grid**2), f"{verdict.ratio:.3g}x"], ["", "", ""]
     champions = verdict.champions
@@ -177,10 +188,9 @@ def _rows(verdict: Verdict, figures: Sequence[Figure]) -> Iterator[tuple[list[st
         yield [*blank, first, *(half_width_cell(figure, evidence.half_widths) for figure in figures), ""], False
         for label in others:
             yield [*blank, label, *[""] * len(figures), ""], False
-    best = {rival[0] for award in verdict.awards if (rival := best_baseline(award, verdict.baselines)) is not None}
-    always = {entry.name for entry in baselines_in(SWEEP)}
+    wanted = {entry.name for entry in baselines_in(SWEEP)} | winning_baselines(verdict)
     for name, known in verdict.baselines.items():
-        if name in always | best:
+        if every or name in wanted:
             yield [*blank, title_of(name), *(cell(figure, known) for figure in figures), ""], False
 
 
@@ -198,7 +208,12 @@ def _judged_at(figure: str) -> str:
 
 
 def _legends(sweep: SweepSnapshot, figures: Sequence[Figure]) -> list[str]:
-    lines = [f"{legend(figures)}."]
+    return [f"{legend(figures)}.", *rules_text(sweep)]
+
+
+def rules_text(sweep: SweepSnapshot) -> list[str]:
+    """Return one line each for the purposes, the published targets, the intervals and the protocol."""
+    lines = []
     judged = {award.purpose.name: award for verdict in sweep.verdicts for award in verdict.awards}
     lines += [
         f"{name} ({'lowest' if FIGURES[award.criterion.figure].lower_is_better else 'highest'} "

@@ -8,10 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from tokconv.errors import printable
+from tokconv.evaluation.baselines.registry import BOUND, shown_in
 from tokconv.evaluation.figure import Figure
 from tokconv.evaluation.figures import FIGURES
+from tokconv.evaluation.purposes import best_first
 from tokconv.sweep.judge.evidence import judged_text
-from tokconv.sweep.judge.verdicts import Award
+from tokconv.sweep.judge.verdicts import Award, Verdict
 from tokconv.sweep.record.events import INVALID, RefusedPoint, TrialRecord
 from tokconv.sweep.spec.schema import GRID_KEY
 
@@ -50,8 +52,14 @@ def legend(figures: Iterable[Figure]) -> str:
 
 def values_text(values: Mapping[str, Any]) -> str:
     """Return searched values on one line, without the grid: `n_critic=3 lambda_gp=1.2`."""
-    names = {key: _short(key, [other for other in values if other != key]) for key in values if key != GRID_KEY}
-    return " ".join(f"{name}={_number(values[key])}" for key, name in names.items())
+    names = short_names(values)
+    return " ".join(f"{name}={number(values[key])}" for key, name in names.items() if key != GRID_KEY)
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return key -> the shortest ending of it that no other of the keys has."""
+    every = list(keys)
+    return {key: _short(key, [other for other in every if other != key]) for key in every}
 
 
 def event_text(trial: TrialRecord) -> str:
@@ -84,11 +92,22 @@ def best_baseline(award: Award, baselines: Mapping[str, Mapping[str, float]]) ->
     """Return name and value of the competing baseline that is best at a purpose's figure; None if there is none."""
     criterion = award.criterion
     found = [
-        (name, values[criterion.figure])
+        name
         for name, values in baselines.items()
         if criterion.figure in values and all(target.met(values) for target in criterion.entry)
     ]
-    return min(found, key=lambda pair: criterion.cost(pair[1]), default=None)
+    names = best_first(criterion.figure, found, baselines)
+    return (names[0], baselines[names[0]][criterion.figure]) if names else None
+
+
+def winning_baselines(verdict: Verdict) -> set[str]:
+    """Return the baselines of a grid that win at a figure that decides: the best of each, and all that no champion
+    beats."""
+    best = (best_baseline(award, verdict.baselines) for award in verdict.awards)
+    beaten = (name for award in verdict.awards if award.evidence is not None for name in award.evidence.beaten_by)
+    # Raw window PCA wins where matched PCA does; its row would only say that its tokens cannot be read.
+    bounds = {entry.name for entry in shown_in(BOUND)}
+    return {name for name, _ in filter(None, best)} | (set(beaten) - bounds)
 
 
 def _half_width(figure: Figure, value: float) -> str:
@@ -102,5 +121,6 @@ def _short(key: str, others: list[str]) -> str:
     return next((end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others)), key)
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """Return a searched value as a table shows it."""
     return f"{value:.3g}" if isinstance(value, float) else printable(value)

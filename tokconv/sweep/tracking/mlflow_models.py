@@ -16,7 +16,7 @@ from tokconv.evaluation.protocol import protocol_of
 from tokconv.evaluation.purposes import FIDELITY
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
 from tokconv.sweep.record.events import Event, relative_place
-from tokconv.sweep.tracking.mlflow_view import shown
+from tokconv.sweep.tracking.mlflow_view import model_note, shown
 from tokconv.system.uris import file_uri
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def register(
         "tokconv.sweep_run": sweep_run,
     }
     client.set_tag(run_id, f"tokconv.evidence.{purpose}", champion["evidence"])
-    _create_model(client, name)
+    _create_model(client, name, _note(description, name))
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((found for found in versions if found.run_id == run_id), None)
     judged_for = set() if version is None else set(version.tags.get(PURPOSES_TAG, "").split())
@@ -207,11 +207,20 @@ def upload_model(client: MlflowClient, run_id: str, export: Path, description: M
     return f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
 
 
-def _create_model(client: MlflowClient, name: str) -> None:
+def _note(description: Mapping[str, Any], name: str) -> str:
+    sizes, tower = description["compressor"], printable(description["encoder"]["name"])
+    experiment = name.removeprefix("tokconv-").rpartition("-")[0]
+    return model_note(sizes["output_grid_size"], sizes["token_grid"] ** 2, tower, experiment)
+
+
+def _create_model(client: MlflowClient, name: str, note: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=note)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        # A description that somebody wrote stays.
+        if not client.get_registered_model(name).description:
+            client.update_registered_model(name, note)

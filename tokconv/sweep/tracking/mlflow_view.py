@@ -13,13 +13,17 @@ from typing import Any
 from urllib.parse import quote
 
 from tokconv.errors import printable
+from tokconv.evaluation.baselines.registry import BASELINES, title_of
 from tokconv.evaluation.figure import MLFLOW, NOTE
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON, shown_in
+from tokconv.evaluation.purposes import PURPOSES
 from tokconv.sweep.record.events import TrialRecord
 
 TESTED_WITH = "3.17."
 NAME = "tokconv"
 SECTION = "tokconv-section"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment: MLflow then opens it with what training runs need, not with the view for language models."""
 MOST_RUNS = 100
 """Runs per chart; MLflow's own default is 10."""
 
@@ -58,13 +62,42 @@ def description() -> str:
     figures = "; ".join(f"`{figure.name}`: {figure.explanation}" for figure in shown_in(MLFLOW))
     return (
         "Compressors for the patch tokens of a vision tower, found by `tokconv sweep`. A run of kind *sweep* holds the "
-        f"spec and the report; its children of kind *trial* hold one compressor each. {figures}."
+        "spec and the report; its children of kind *trial* hold one compressor each, those of kind *baseline* a closed "
+        f"form that needs no training. Runs of one ratio stand together, since only they compare. {figures}."
     )
 
 
 def run_name(trial: TrialRecord) -> str:
     """Return the name of a trial's run. The ratio leads: some places show only names, and runs are compared there."""
     return f"{trial.ratio:.3g}x k={trial.grid} #{trial.uid}"
+
+
+def baseline_run_name(name: str, grid: int, ratio: float) -> str:
+    """Return the name of a baseline's run: `16x k=6 matched PCA`."""
+    return f"{ratio:.3g}x k={grid} {title_of(name)}"
+
+
+def baseline_note(name: str, grid: int) -> str:
+    """Return the description of a baseline's run."""
+    meaning = f": {BASELINES[name].meaning}" if name in BASELINES else ""
+    return f"**{title_of(name)}**{meaning}. A closed form at {grid} x {grid}: nothing was trained."
+
+
+def model_note(grid: int, tokens: int, encoder: str, sweep: str) -> str:
+    """Return the description of a registered model, as the registry shows it.
+
+    Args:
+        grid: k.
+        tokens: how many tokens an image has before.
+        encoder: the vision tower.
+        sweep: the experiment.
+    """
+    aliases = "; ".join(f"`{purpose.name}`: {purpose.meaning}" for purpose in PURPOSES.values())
+    return (
+        f"Compresses the {tokens} patch tokens of an image to {grid} x {grid} ({encoder}; {sweep}). Takes float32 "
+        f"tokens [images, {tokens}, channels] without a class token and returns [images, {grid**2}, channels]. An "
+        f"alias names what a version is the champion for. {aliases} `champion` is another name for `fidelity`."
+    )
 
 
 def run_params(trial: TrialRecord) -> dict[str, Any]:
@@ -106,8 +139,8 @@ def shown(value: Any) -> str:
 def _state(params: list[str]) -> dict[str, Any]:
     """Return MLflow's JSON. Keys with slashes and dots stand in backquotes, as in its search language."""
     return {
-        # Without the filter the parent run folds the whole table into one row.
-        "searchFilter": 'tags.`tokconv.kind` = "trial"',
+        # Without a filter the parent run folds the whole table into one row. The search language has no "or".
+        "searchFilter": 'tags.`tokconv.kind` != "sweep" AND tags.`tokconv.kind` != "confirm"',
         "orderByKey": f"metrics.`{JUDGED_ON[0]}`",
         "orderByAsc": True,
         "startTime": "ALL",
@@ -143,9 +176,13 @@ def _state(params: list[str]) -> dict[str, Any]:
         "viewMaximized": False,
         "runListHidden": False,
         "isAccordionReordered": True,
-        "useGroupedValuesInCharts": True,
+        # Figures of two ratios do not compare: the table is grouped by ratio. Charts draw every run.
+        "useGroupedValuesInCharts": False,
         "hideEmptyCharts": True,
-        "groupBy": None,
+        "groupBy": {
+            "aggregateFunction": "min",
+            "groupByKeys": [{"mode": "param", "groupByData": "compression_ratio"}],
+        },
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},

@@ -4,10 +4,10 @@ One writer, in the driver, follows the sweep's own record. A tracking server tha
 sweep nor loses anything, and delivering the record twice adds nothing: a run is identified by its tags, a metric point
 by (key, time, step, value), a model version by its run.
 
-    tags of a run   tokconv.kind (sweep | trial | confirm), tokconv.sweep, tokconv.protocol, tokconv.state,
+    tags of a run   tokconv.kind (sweep | trial | confirm | baseline), tokconv.sweep, tokconv.protocol, tokconv.state,
                     tokconv.reason; tokconv.champion on the runs of winners, tokconv.evidence.PURPOSE on the run of an
                     exported champion, tokconv.evidence.GRID.PURPOSE on the run of the sweep
-    identified by   tokconv.sweep_uid or tokconv.trial_uid, with tokconv.sweep_started
+    identified by   tokconv.sweep_uid, tokconv.trial_uid or tokconv.baseline_uid, with tokconv.sweep_started
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ import yaml
 from tokconv.errors import printable
 from tokconv.sweep.record.events import Event, read_events, relative_place
 from tokconv.sweep.tracking.follower import Delivery, Follower
-from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, LOCAL_UI, connect, database_lock, is_local
+from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, connect, database_lock, is_local
 from tokconv.sweep.tracking.mlflow_models import MISSING, mark_winners, register_all
 from tokconv.sweep.tracking.mlflow_moved import repair_places
 from tokconv.sweep.tracking.mlflow_refusals import check_database, deleted_experiment, told_apart
 from tokconv.sweep.tracking.mlflow_view import (
+    KIND,
+    baseline_note,
+    baseline_run_name,
     description,
     rounded,
     run_name,
@@ -47,8 +50,9 @@ if TYPE_CHECKING:
 
 BATCH_METRICS = 1000
 """The most that MLflow takes in one call."""
-STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED"}
-"""State of a trial or a sweep -> status of its run, if that is another word."""
+STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "FINISHED", "interrupted": "KILLED"}
+"""State of a trial or a sweep -> status of its run, if that is another word. MLflow marks a killed run like a failed
+one, in red; a trial that was stopped early has done what was asked of it, and its tag says that it was stopped."""
 NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"
 INCOMPLETE = "tokconv.incomplete"
 """Tag of a run that was created again, because somebody had deleted it, until it holds what the first one did."""
@@ -70,7 +74,7 @@ class MlflowWriter:
         >>> writer = MlflowWriter(events, uri=local_uri(root), experiment="demo", artifact_root=root,
         ...                       sweep="demo-001", cursor=cursor)    # doctest: +SKIP
         >>> print(writer.close(60))                                   # doctest: +SKIP
-        MLflow: all 231 events delivered; compare the trials: http://127.0.0.1:5000/#/experiments/1/runs?...
+        MLflow: all 231 events delivered
     """
 
     def __init__(
@@ -93,10 +97,9 @@ class MlflowWriter:
     def close(self, timeout: float) -> Delivery:
         """Deliver the rest, for at most `timeout` seconds. What then remains is delivered by `--resume`."""
         delivery = self._follower.close(timeout)
-        if not delivery.complete or not self._experiment_id:
+        if not delivery.complete or not self._experiment_id or is_local(self._uri):
             return delivery
-        base = LOCAL_UI if is_local(self._uri) else without_credentials(self._uri)
-        url = view_url(base, self._experiment_id, version("mlflow"))
+        url = view_url(without_credentials(self._uri), self._experiment_id, version("mlflow"))
         return replace(delivery, message=f"{delivery.message}; compare the trials: {url}")
 
     def open(self) -> str:
@@ -151,6 +154,7 @@ class MlflowWriter:
             self._client.log_text(self._parent, yaml.safe_dump(event["spec"], sort_keys=False), "spec.yaml")
             for name, value in view_tags(version("mlflow"), event["spec"]["search"]).items():
                 self._client.set_experiment_tag(self._experiment_id, name, value)
+            self._deliver_baselines(event)
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
                 self._upload(self._parent, event["artifacts"], "report")
@@ -161,6 +165,32 @@ class MlflowWriter:
             else:
                 self._stop_running_trials(event)
             self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
+
+    def _deliver_baselines(self, event: Event) -> None:
+        """Write every baseline of every grid as a run, so that MLflow's tables and charts compare trials with them."""
+        from mlflow.entities import Metric, Param
+
+        for grid, named in event.get("baselines", {}).items():
+            ratio = (event["token_grid"] / int(grid)) ** 2
+            for name, figures in named.items():
+                tags = {
+                    "tokconv.kind": "baseline",
+                    "tokconv.sweep": self._sweep,
+                    PARENT: self._parent,
+                    "tokconv.protocol": str(self._replay.protocol),
+                    "tokconv.state": "closed form",
+                    NOTE: baseline_note(name, int(grid)),
+                }
+                uid, born = f"{self._sweep}/{grid}/{name}", self._replay.born
+                run = self._find_run("tokconv.baseline_uid", uid, baseline_run_name(name, int(grid), ratio), born, tags)
+                values = {**figures, "compression_ratio": ratio}
+                params = {"compression_ratio": ratio, "output_grid_size": int(grid), "num_tokens": int(grid) ** 2}
+                self._client.log_batch(
+                    run.info.run_id,
+                    metrics=[Metric(key, rounded(value), born, 0) for key, value in values.items()],
+                    params=[Param(key, shown(value)) for key, value in params.items()],
+                )
+                self._client.set_terminated(run.info.run_id, "FINISHED", born)
 
     def _stop_running_trials(self, event: Event) -> None:
         """Mark running trials as interrupted, since their sweep was; each runs again once the sweep is resumed."""
@@ -228,7 +258,7 @@ class MlflowWriter:
             return str(found.experiment_id)
         folder = self._artifact_root / ARTIFACTS / slug(self._experiment)
         location = file_uri(folder) if is_local(self._uri) else None
-        return self._client.create_experiment(self._experiment, location, tags={NOTE: description()})
+        return self._client.create_experiment(self._experiment, location, tags={NOTE: description(), **KIND})
 
     def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> Run:
         """Return the run of a uid, found or created.

@@ -1,0 +1,142 @@
+"""The page of a sweep says what won, shows every baseline, and can be read: axes with ticks, sortable keys."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from support.records import snapshot, write_sweep
+from support.trials import TOKEN_GRID, baselines, trial
+
+from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
+from tokconv.sweep.judge.verdicts import judge
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report import outcome, page_figures, page_tables
+from tokconv.sweep.report.page import page
+from tokconv.sweep.report.page_axes import FEWEST, axis, set_axes
+from tokconv.sweep.report.page_curves import curves_panels
+from tokconv.sweep.report.page_legend import legend_of
+from tokconv.sweep.report.plots import pareto_figure
+from tokconv.sweep.spec.ranges import Range
+from tokconv.sweep.spec.rules import Rules
+from tokconv.sweep.spec.schema import Spec
+
+SEARCH = {"training.n_critic": Range("training.n_critic", "int", (1, 5))}
+SPEC = Spec(name="demo", trials=4, search=SEARCH).with_objectives(())
+
+
+def sweep_of(trials: list[TrialRecord], *grids: int, tome: float | None = None) -> SweepSnapshot:
+    known = baselines(*grids)
+    for named in known.values():
+        if tome is not None:
+            named["tome"] = {**named["pooling"], "val/fvu": tome}
+    return snapshot(trials, judge(trials, Rules(), TOKEN_GRID, known), SPEC)
+
+
+def test_the_page_of_a_lost_sweep_says_what_won_and_what_to_do() -> None:
+    sweep = sweep_of([trial("0", 4, fvu=0.05), trial("1", 6, fvu=0.05)], 4, 6, tome=0.01)
+    html = page(sweep)
+    assert outcome.headline(sweep) == "No trained compressor is proven to beat the closed forms."
+    assert outcome.findings(sweep) == ["ToMe wins fidelity at 36x, 16x."]
+    for text in (outcome.headline(sweep), *outcome.findings(sweep), "--resume trials=8", "--resume --allow-unproven"):
+        assert text in html
+    assert "load_compressor(" not in html
+    assert "variance kept" not in html
+    assert "star-open" in html, "the best trial is no champion"
+    assert 'symbol":"star"' not in html
+
+
+def test_a_mixed_result_counts_the_wins_of_both() -> None:
+    sweep = sweep_of([trial("0", 4, fvu=0.02), trial("1", 6, fvu=0.05)], 4, 6, 8)
+    assert outcome.headline(sweep) == "Trained compressors beat, on one seed, every closed form in 1 of 3 cases."
+    assert outcome.findings(sweep) == [
+        "A trained compressor wins fidelity at 36x.",
+        "matched PCA wins fidelity at 16x.",
+    ]
+    assert [row.state for row in page_tables.outcome_rows(sweep)] == ["won", "lost", "open"]
+    assert outcome.outcomes(sweep)[0].difference == "33.3% lower"
+
+
+def test_a_baseline_that_wins_is_in_the_picture_and_every_one_is_on_the_page() -> None:
+    lost = sweep_of([trial("0", 6, fvu=0.05)], 6, tome=0.01)
+    won = sweep_of([trial("0", 6, fvu=0.001)], 6, tome=0.05)
+    for sweep, shown in ((lost, True), (won, False)):
+        html = page(sweep)
+        assert all(f'<td class="text">{name}</td>' in html for name in ("ToMe", "window PCA", "matched PCA", "pooling"))
+        [hidden] = [entry.hidden for entry in legend_of([page_figures.front_figure(sweep)]) if entry.name == "ToMe"]
+        assert hidden != shown
+        labels = [text.get_text() for text in pareto_figure(sweep.verdicts, []).legends[0].get_texts()]
+        assert ("ToMe" in labels) == shown
+        assert "matched PCA" in labels
+        assert "window PCA" not in labels
+
+
+def test_every_baseline_can_be_drawn_and_stands_in_a_legend() -> None:
+    known = baselines(6)
+    known[6] |= dict.fromkeys(BASELINES, known[6]["pooling"])
+    [(_, panel)] = page_figures.likeness_panels(snapshot([], judge([trial("0")], Rules(), TOKEN_GRID, known), SPEC))
+    titles = [entry.name for entry in legend_of([panel])]
+    assert {entry.title for entry in BASELINES.values()} <= set(titles)
+    assert len(titles) == len(set(titles))
+
+
+def test_a_champion_that_was_exported_has_a_line_to_load_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = write_sweep(tmp_path)
+    sweep = read_sweep(directory)
+    for one in outcome.outcomes(sweep):
+        directory.champion(one.verdict.grid, "fidelity").mkdir(parents=True)
+    [first, *_] = outcome.next_steps(sweep)
+    assert first[1] == 'tokconv.load_compressor("runs/sweeps/tiny-001/champions/grid-04/fidelity")'
+    about = dict(outcome.about(sweep))
+    assert about["data"] == "digits: 64 images, each 24 x 24 tokens"
+    assert about["encoder"] == "bundled:digits-tower"
+    assert about["searched"] == "weights.wgan, n_critic"
+
+
+def test_searched_keys_are_columns_that_sort_by_value(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path))
+    headings, rows = page_tables.trial_headings(sweep), page_tables.trial_rows(sweep)
+    assert {"wgan", "n_critic", "seed"} <= set(headings)
+    assert {len(row.cells) for row in rows} == {len(headings)}
+    column = headings.index("wgan")
+    every = {**sweep.trials, **sweep.confirmations}
+    assert [row.cells[column][1] for row in rows] == [one.values["loss.weights.wgan"] for one in every.values()]
+    champions = {uid for verdict in sweep.verdicts for uid in verdict.champions}
+    assert {row.cells[0][0] for row in rows if row.won} == champions
+    assert page(sweep).count("&#9733;") == len(champions)
+
+
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_every_axis_has_a_few_ticks_within_its_range(scale: str) -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        low = 10 ** draw.uniform(-5, 1)
+        values = [low, low * 10 ** draw.choice([0.0, draw.uniform(0, 0.1), draw.uniform(0, 4)])]
+        found = axis(values, scale)  # type: ignore[arg-type]
+        lowest, highest = [10**end for end in found["range"]] if scale == "log" else found["range"]
+        assert lowest < values[0] <= values[1] < highest
+        assert FEWEST - 1 <= len(found["tickvals"]) <= 9, (values, found)
+        assert all(lowest <= tick <= highest for tick in found["tickvals"])
+        assert len(set(found["ticktext"])) == len(found["ticktext"])
+
+
+def test_epochs_are_integers_and_curves_have_baselines() -> None:
+    sweep = sweep_of([trial("0", 6, fvu=0.05, epochs=3)], 6)
+    for metric in ("val/fvu", "val/swd"):
+        [(_, figure)] = curves_panels(sweep, metric)
+        assert all(tick == int(tick) for tick in figure.layout.xaxis.tickvals)
+        assert len(figure.layout.xaxis.tickvals) >= FEWEST
+        assert {"pooling", "matched PCA", "best trial"} <= {trace.name for trace in figure.data}
+
+
+def test_what_is_hidden_does_not_widen_an_axis_until_it_is_shown() -> None:
+    figure = go.Figure()
+    figure.add_scatter(x=[1, 2], y=[1, 2])
+    figure.add_scatter(x=[1], y=[1000], visible="legendonly")
+    set_axes(figure, x="linear", y="linear")
+    assert figure.layout.yaxis.range[1] < 3
+    assert figure.layout.meta["wide"]["yaxis"]["range"][1] > 1000
