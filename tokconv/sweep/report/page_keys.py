@@ -74,10 +74,10 @@ def _dimension(key: str, searched: Range, values: Sequence[Any]) -> dict[str, An
         return {"label": label, "values": found, "tickvals": ticks, "ticktext": names, "range": [0, max(1, ticks[-1])]}
     if searched.kind == "log":
         return _log_dimension(label, [float(value) for value in values], searched.values)
-    found: dict[str, Any] = {"label": label, "values": list(values), "range": list(searched.values)}
+    ranged: dict[str, Any] = {"label": label, "values": list(values), "range": list(searched.values)}
     if searched.kind == "int":
-        found["tickvals"] = axis([*values, *searched.values], "integer")["tickvals"]
-    return found
+        ranged["tickvals"] = axis([*values, *searched.values], "integer")["tickvals"]
+    return ranged
 
 
 def _log_dimension(label: str, values: Sequence[float], ends: Iterable[float] = ()) -> dict[str, Any]:
