@@ -16,6 +16,7 @@ from tokconv.encoding.images import describe_tokens
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, printable
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines.registry import SHOWN_DURING_TRAINING, title_of
+from tokconv.evaluation.curve import write_curve
 from tokconv.evaluation.epochs import LOWEST_FVU
 from tokconv.evaluation.figure import TRAIN, Figure
 from tokconv.evaluation.figures import FIGURES, shown_in
@@ -157,14 +158,17 @@ def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:
 
 
 def _next_step(run_dir: Path) -> str:
-    """Return which epoch is the best one, whether it beats the best closed form, and how to export it."""
+    """Write the learning curve; return which epoch is the best one, whether it beats the best closed form, and how to
+    export it."""
     newest = checkpoints_of(run_dir)[-1]
     state = load_state(newest)
     best = state.get("best", {}).get(LOWEST_FVU.figure, state["history"][-1])
     compared = PURPOSES[FIDELITY].compared(best, state["baselines"])
     start = ", the closed form that the run starts at" if not best["epoch"] else ""
+    curve = write_curve(state["history"], state["baselines"], run_dir)
     return (
         f"\nbest epoch: {best['epoch']:.0f} of {best['epochs']:.0f}{start}\n{compared}\n"
+        f"curve:      {', '.join(printable(path) for path in curve)}\n"
         f"checkpoint: {printable(newest)}\nexport it:  tokconv export {printable(run_dir)} --out my-compressor"
     )
 
