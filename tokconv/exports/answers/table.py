@@ -14,7 +14,7 @@ LEGEND = (
     ("agreement", "share of the answers with the words of the answer from all tokens, with its 95 % interval"),
     ("KL", "divergence of the next-token distribution from that of all tokens, nats"),
     ("perplexity", "of the answer from all tokens"),
-    ("prefill", "compressing, projecting and reading one image and question, without the tower"),
+    ("prefill", "compressing, projecting, reading one image and question; without the tower, small images with it"),
     ("cache", "keys and values of one image and question"),
 )
 
