@@ -30,7 +30,7 @@ from tokconv.cli.main import main
 from tokconv.config.overrides import compose
 
 COMMANDS = ("doctor", "encode", "train", "sweep", "status", "stop", "report", "replay", "evaluate", "models", "export")
-COMMANDS += ("dynamic", "compress", "stores", "answers", "fit", "merge")
+COMMANDS += ("dynamic", "compress", "stores", "answers", "fit", "merge", "ui")
 ONE_EPOCH = "training.epochs=1"
 TINY = (*PUBLISHED, "training.n_critic=1", "model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8")
 SHORT = (ONE_EPOCH, *TINY)

@@ -21,7 +21,7 @@ from tokconv.errors import DataError, StorageError, printable
 from tokconv.exports.artefact import read_config
 from tokconv.exports.card import model_card
 from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.report.page_tables import trial_row
+from tokconv.sweep.report.page_tables import trial_cells
 from tokconv.sweep.report.text import event_text, values_text
 from tokconv.sweep.tracking.mlflow_view import shown
 from tokconv.system.files import write_text
@@ -144,7 +144,7 @@ def test_reports_cards_and_params_escape_names(tmp_path: Path) -> None:
         trial = TrialRecord("00001", values, grid=3, ratio=2.0, started=0, state="failed", reason=name)
         assert values_text(values).isprintable()
         assert event_text(trial).isprintable()
-        assert all(cell.isprintable() for cell in trial_row(trial))
+        assert all(text.isprintable() for text, _ in trial_cells(trial, "", ["data.root"]))
         assert shown(name).isprintable()
         description["encoder"]["name"] = name
         assert printable(name) in model_card(description, tmp_path)

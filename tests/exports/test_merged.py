@@ -61,7 +61,8 @@ def test_a_fresh_process_loads_it_only_with_its_compressor(tmp_path: Path) -> No
     paths = [str(tmp_path / name) for name in ("merged", "inputs", "outputs")]
     done = subprocess.run([sys.executable, "-c", FRESH, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert torch.equal(load_file(tmp_path / "outputs")["logits"], expected)
+    # The other process may have another number of threads, which changes the order of sums.
+    torch.testing.assert_close(load_file(tmp_path / "outputs")["logits"], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "paligemma", "gemma3", "idefics3"])

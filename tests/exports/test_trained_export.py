@@ -70,6 +70,9 @@ def test_a_result_its_run_and_its_checkpoint_export_the_same(store: TokenStore, 
     for number, source in enumerate((result, tmp_path / "run", str(tmp_path / "run"), result.checkpoint)):
         assert tokconv.export(source, tmp_path / str(number)) == tmp_path / str(number)
     contents = [files_of(tmp_path / str(number)) for number in range(4)]
+    # The card names its folder.
+    cards = [content.pop("README.md").decode() for content in contents]
+    assert len({card.replace(str(tmp_path / str(number)), "folder") for number, card in enumerate(cards)}) == 1
     assert all(content == contents[0] for content in contents)
     with pytest.raises(CheckpointError, match="neither a checkpoint, nor a train run"):
         tokconv.export(tmp_path, tmp_path / "out")

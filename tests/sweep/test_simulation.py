@@ -118,10 +118,14 @@ def test_mlflow_holds_what_the_record_holds(tools: Any, finished: Any) -> None:
     rows = tools.deliver(finished, count)
     events = [event for event, _ in read_events(finished.directory.events)]
     reported = [e for e in events if e["event"] == "trial_reported" and int(e["trial"]) < count]
-    assert rows["runs"] == count + 1
-    # The ratio is logged before the first epoch.
-    assert rows["metrics"] == count + sum(len(event["figures"]) for event in reported)
-    assert rows["params"] == count * (len(finished.spec.search) + 3)
+    baselines = [
+        figures for event in events for named in event.get("baselines", {}).values() for figures in named.values()
+    ]
+    assert rows["runs"] == count + 1 + len(baselines)
+    # The ratio is logged before the first epoch, and beside a baseline's figures.
+    of_baselines = sum(len({*figures, "compression_ratio"}) for figures in baselines)
+    assert rows["metrics"] == count + sum(len(event["figures"]) for event in reported) + of_baselines
+    assert rows["params"] == count * (len(finished.spec.search) + 3) + 3 * len(baselines)
 
 
 def study(sampler: optuna.samplers.BaseSampler) -> optuna.Study:

@@ -116,13 +116,13 @@ def trial_rows(sweep: SweepSnapshot) -> list[TrialRow]:
     keys = searched_keys(sweep)
     return [
         TrialRow(
-            tuple(_sortable(*pair) for pair in _cells(trial, won.get(trial.uid, ""), keys)), won.get(trial.uid, "")
+            tuple(_sortable(*pair) for pair in trial_cells(trial, won.get(trial.uid, ""), keys)), won.get(trial.uid, "")
         )
         for trial in (*sweep.trials.values(), *sweep.confirmations.values())
     ]
 
 
-def _cells(trial: TrialRecord, won: str, keys: Sequence[str]) -> list[tuple[str, Any]]:
+def trial_cells(trial: TrialRecord, won: str, keys: Sequence[str]) -> list[tuple[str, Any]]:
     """Return text and value of a trial's cells."""
     figures = [
         (figure.text(trial.figures.get(figure.name)), trial.figures.get(figure.name)) for figure in shown_in(TRIALS)
