@@ -89,7 +89,7 @@ def test_ctrl_c_ends_the_command_and_its_child(tmp_path: Path, *, report: bool) 
     command = [
         sys.executable,
         "-m",
-        "tokconv.cli.main",
+        "tokconv.cli",
         "ui",
         "--no-browser",
         "--port",

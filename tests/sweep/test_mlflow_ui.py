@@ -23,6 +23,7 @@ from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report.table import summary_markdown
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.sweep.tracking.mlflow_ui import mlflow_server
+from tokconv.sweep.tracking.mlflow_view import baseline_run_name, run_name
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
@@ -98,15 +99,20 @@ def table(browser: webdriver.Chrome, server: str) -> webdriver.Chrome:
 
 
 def test_the_table_compares_ratios_without_any_setup(table: webdriver.Chrome, sweep: SweepDirectory) -> None:
-    trials = [trial for trial in read_sweep(sweep).trials.values() if trial.figures]
-    expected = sorted(trials, key=lambda trial: trial.figures["val/fvu"])
-    names = [f"{t.ratio:.3g}x k={t.grid} #{t.uid}" for t in expected]
-    # Trials only, the best first: no parent run and no confirmation. The browser draws only the first rows.
-    assert [row.splitlines()[-2] for row in _rows(table)][:8] == names[:8]
+    view = read_sweep(sweep)
+    found = [
+        (trial.figures["val/fvu"], run_name(trial), trial.ratio) for trial in view.trials.values() if trial.figures
+    ]
+    for one in view.verdicts:
+        rows = one.baselines.items()
+        found += [(row["val/fvu"], baseline_run_name(name, one.grid, one.ratio), one.ratio) for name, row in rows]
+    expected = sorted(found)
+    # Trials and baselines, the best first: no parent run and no confirmation. The browser draws only the first rows.
+    assert [row.splitlines()[-2] for row in _rows(table)][:8] == [name for _, name, _ in expected[:8]]
     headings = [element.text for element in _all(table, "[role=columnheader]") if element.text]
     assert {"Run Name", "compression_ratio", "val/fvu", "val/gain"} <= set(headings)
     ratios = _column(table, "compression_ratio")[:8]
-    assert ratios == [f"{trial.ratio:.6g}" for trial in expected[:8]]
+    assert ratios == [f"{ratio:.6g}" for _, _, ratio in expected[:8]]
     assert FIGURES["val/fvu"].meaning in _text(table).replace("\n", " ")
     if SHOT is not None:
         table.save_screenshot(SHOT)

@@ -176,13 +176,9 @@ def _state(params: list[str]) -> dict[str, Any]:
         "viewMaximized": False,
         "runListHidden": False,
         "isAccordionReordered": True,
-        # Figures of two ratios do not compare: the table is grouped by ratio. Charts draw every run.
         "useGroupedValuesInCharts": False,
         "hideEmptyCharts": True,
-        "groupBy": {
-            "aggregateFunction": "min",
-            "groupByKeys": [{"mode": "param", "groupByData": "compression_ratio"}],
-        },
+        "groupBy": None,
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
