@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.ports import answers, free_port
 from support.records import write_sweep
+from support.tracked import deliver_sweep
 
 import tokconv
 from tokconv.cli.main import main
@@ -73,18 +74,7 @@ def test_ctrl_c_ends_the_command_and_its_child(tmp_path: Path, *, report: bool) 
     directory = write_sweep(tmp_path, trials=4)
     runs = directory.path.parents[1]
     if not report:
-        from tokconv.sweep.tracking.mlflow_connection import local_uri
-        from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
-
-        writer = MlflowWriter(
-            directory.events,
-            uri=local_uri(runs),
-            experiment="tiny",
-            artifact_root=runs,
-            sweep=directory.name,
-            cursor=directory.cursor,
-        )
-        assert writer.close(60).complete
+        deliver_sweep(directory)
     port = free_port()
     command = [
         sys.executable,

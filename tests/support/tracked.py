@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.sweep.record.events import Record, read_events
+from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.tracking.mlflow_connection import connect, local_uri
 from tokconv.sweep.tracking.mlflow_writer import Delivery, MlflowWriter
 from tokconv.system.uris import file_uri
@@ -108,6 +109,22 @@ def deliver(root: Path, uri: str | None = None) -> Delivery:
     delivery = writer(root, uri).close(30)
     assert delivery.complete, delivery
     return delivery
+
+
+def deliver_sweep(directory: SweepDirectory) -> str:
+    """Deliver the record of a whole sweep to the SQLite file of its storage; return the file's URI."""
+    root = directory.path.parents[1]
+    sweep = MlflowWriter(
+        directory.events,
+        uri=local_uri(root),
+        experiment="tiny",
+        artifact_root=root,
+        sweep=directory.name,
+        cursor=directory.cursor,
+        on_message=print,
+    )
+    assert sweep.close(60).complete
+    return local_uri(root)
 
 
 def client(root: Path, uri: str | None = None) -> Any:

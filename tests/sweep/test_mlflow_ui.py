@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from support.ports import answers, free_port
 from support.records import write_sweep
+from support.tracked import deliver_sweep
 
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import read_sweep
@@ -24,7 +25,6 @@ from tokconv.sweep.report.table import summary_markdown
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.sweep.tracking.mlflow_ui import mlflow_server
 from tokconv.sweep.tracking.mlflow_view import baseline_run_name, run_name
-from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = [
@@ -49,17 +49,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
     summary = summary_markdown(view)
     record.append("sweep_ended", state="finished", champions={}, evidence={}, artifacts=None, summary=summary)
     record.close()
-    runs = root / "runs"
-    writer = MlflowWriter(
-        directory.events,
-        uri=local_uri(runs),
-        experiment="tiny",
-        artifact_root=runs,
-        sweep=directory.name,
-        cursor=directory.cursor,
-        on_message=print,
-    )
-    assert writer.close(60).complete
+    deliver_sweep(directory)
     return directory
 
 

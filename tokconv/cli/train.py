@@ -29,7 +29,7 @@ from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered,
 from tokconv.system.terminal import progress_line
 from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
-from tokconv.training.networks import START, shown_baselines
+from tokconv.training.networks import OWN_STARTS, shown_baselines
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 
 RUNS = Path("runs/train")
@@ -190,7 +190,7 @@ def _table_head(measured: Mapping[str, Metrics]) -> str:
 
 
 def _baseline_rows(figures: Mapping[str, Metrics], measured: Mapping[str, Metrics]) -> list[str]:
-    shown = (name for name in figures if name in (*SHOWN_DURING_TRAINING, START))
+    shown = (name for name in figures if name in (*SHOWN_DURING_TRAINING, *OWN_STARTS.values()))
     return [_row(title_of(name), figures[name], measured) for name in shown]
 
 

@@ -24,10 +24,8 @@ from tokconv.store.covariance import token_covariance, whitening
 from tokconv.store.reader import TokenStore
 from tokconv.training.losses.adversarial import ADVERSARIES
 
-START = "own_factorisation"
-"""The baseline that an adaptive compressor starts at."""
-SALIENT_START = "salient"
-"""The baseline that a salient compressor starts at."""
+OWN_STARTS = {"adaptive": "own_factorisation", "salient": "salient"}
+"""Kind of compressor -> the baseline that it starts at, of those that `STARTS` does not start."""
 STARTS = {"pca": "matched_window_pca", "pooling": "pooling"}
 """`model.compressor.init` -> the linear codec that fills the window projections."""
 
@@ -81,10 +79,10 @@ def shown_baselines(config: Config) -> tuple[str, ...]:
     """Return the baselines that the first step of a run waits for: those that every run is shown with, and the one that
     an adaptive or a salient compressor starts at."""
     compressor = config.model.compressor
-    if compressor.kind == "salient":
-        return (*SHOWN_DURING_TRAINING, SALIENT_START)
-    starts_there = compressor.kind == "adaptive" and compressor.rank is None
-    return (*SHOWN_DURING_TRAINING, *((START,) if starts_there else ()))
+    starts_elsewhere = compressor.kind == "adaptive" and compressor.rank is not None
+    if compressor.kind not in OWN_STARTS or starts_elsewhere:
+        return SHOWN_DURING_TRAINING
+    return (*SHOWN_DURING_TRAINING, OWN_STARTS[compressor.kind])
 
 
 def build_networks(config: Config, store: TokenStore | TokenShape) -> tuple[Compressor, Decoder, nn.Module]:
@@ -122,7 +120,7 @@ def _fill_start(config: Config, store: TokenStore, compressor: Compressor, decod
         decoder.fill(closed, covariance)
     elif isinstance(compressor, SalientCompressor):
         assert decoder.projection is not None
-        decoder.projection.fill(*fitted_baselines(store, grid).decoder(SALIENT_START))
+        decoder.projection.fill(*fitted_baselines(store, grid).decoder(OWN_STARTS["salient"]))
     elif compressor.projection is not None:
         fitted_baselines(store, grid).linear[STARTS[config.model.compressor.init]].fill(compressor, decoder)
 
