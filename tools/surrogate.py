@@ -13,8 +13,8 @@ from random import Random
 from typing import Any
 
 from tokconv.sweep.record.final_state import FAILURE
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.schema import GRID_KEY
 
 FLOOR = 0.05
 DIVERGING = 0.03

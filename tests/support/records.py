@@ -18,7 +18,8 @@ from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote import Root
 from tokconv.sweep.spec.file import parse_spec, spec_to_dict, to_yaml
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.outline import GRID_KEY, Outline
+from tokconv.sweep.spec.schema import Spec
 from tokconv.system.files import write_text
 
 GRIDS, EPOCHS = (4, 8), 4
@@ -133,7 +134,7 @@ def snapshot(
     """Return what `read_sweep` would, for trials that no directory holds; None is a record without a protocol."""
     return SweepSnapshot(
         directory=SweepDirectory(Path("nowhere")),
-        spec=spec,
+        outline=Outline(spec.trials, spec.confirm_seeds, spec.rules),
         state="finished",
         driver=None,
         epochs=EPOCHS,
@@ -145,4 +146,5 @@ def snapshot(
         refused={},
         verdicts=verdicts,
         facts={"store_fingerprint": "0" * 16} if protocol is None else {"protocol": protocol},
+        read_spec=lambda: spec,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from scipy.special import stdtrit
 from scipy.stats import ttest_1samp
 from support.sweeping import champions, events, spec
 from support.trials import TOKEN_GRID, baselines, trial
@@ -16,6 +17,7 @@ from tokconv.errors import SpecError
 from tokconv.exports.artefact import read_config
 from tokconv.sweep.judge.confirmations import missing_confirmations
 from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN, gather_evidence, intervals
+from tokconv.sweep.judge.student import two_sided_quantile
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.run import run_sweep
@@ -42,6 +44,13 @@ def test_the_interval_is_students() -> None:
     test = ttest_1samp([run.figures["val/fvu"] for run in runs], 0.0).confidence_interval(0.95)
     assert means["val/fvu"] - half_widths["val/fvu"] == pytest.approx(test.low)
     assert means["val/fvu"] + half_widths["val/fvu"] == pytest.approx(test.high)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_the_quantile_is_scipys(level: float) -> None:
+    for degrees in range(1, 50):
+        expected = float(stdtrit(degrees, (1 + level) / 2))
+        assert two_sided_quantile(level, degrees) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_champion_is_proven_if_it_beats_every_baseline_at_its_figure() -> None:

@@ -24,7 +24,8 @@ from tokconv.sweep.report.page import page
 from tokconv.sweep.search.space import Validity, check_space, first_points, grid_points, random_points
 from tokconv.sweep.search.study import StudySearcher, open_study
 from tokconv.sweep.spec.file import parse_spec
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.outline import GRID_KEY
+from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.trials.trial import TrialJob, _run
 from tokconv.training.runtime import LocalRuntime
 from tokconv.training.step_cost import StepCost

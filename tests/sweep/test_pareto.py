@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokconv.sweep.judge.pareto import crowding, dominates, hypervolume, ranks
+from tokconv.sweep.judge.pareto import crowding, dominates, hypervolume, on_front, ranks
 
 # Few distinct values, so that ties and duplicates are frequent.
 COORDINATE = st.integers(0, 6).map(float)
@@ -52,6 +52,14 @@ def test_ranks_of_nothing() -> None:
 def test_a_figure_that_is_not_a_number_is_worse_than_any_other() -> None:
     assert ranks([(math.nan, 0.0), (1.0, 1.0), (0.0, 0.0)]) == [1, 1, 0]
     assert ranks([(math.nan, math.nan), (math.inf, 1.0), (2.0, 2.0)]) == [1, 0, 0]
+
+
+EXTREME = st.one_of(COORDINATE, st.sampled_from([math.nan, math.inf]))
+
+
+@given(st.lists(st.tuples(EXTREME, EXTREME), max_size=12))
+def test_a_pair_is_on_the_front_if_its_rank_is_zero(found: list[tuple[float, float]]) -> None:
+    assert on_front(found) == [rank == 0 for rank in ranks(found)]
 
 
 @given(points(2))

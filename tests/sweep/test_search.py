@@ -19,8 +19,9 @@ from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.search.space import first_points
 from tokconv.sweep.search.study import StudySearcher, open_study
 from tokconv.sweep.spec.file import parse_spec
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.schema import Spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

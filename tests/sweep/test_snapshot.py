@@ -14,17 +14,22 @@ from typing import Any
 import pandas
 import pytest
 import yaml
-from support.records import GRIDS, write_sweep
+from support.records import EPOCHS, GRIDS, write_sweep
+from support.sweeping import spec
 
 import tokconv.sweep
 from tokconv.cli.main import main
-from tokconv.errors import SweepError
+from tokconv.errors import SpecError, SweepError
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.judge.snapshot import find_sweep, read_sweep
 from tokconv.sweep.report.importance import MIN_TRIALS, importance
 from tokconv.sweep.report.page import page
 from tokconv.sweep.report.results import write_results
+from tokconv.sweep.spec.file import load_spec, parse_spec, to_yaml
+from tokconv.sweep.spec.outline import Outline, read_outline
+
+CHANGES = [{}, {"confirm": "none"}, {"champions": {"fidelity": {}}}, {"constraints": ["val/fvu <= 0.1"]}]
 
 
 def figures_of(html: str) -> dict[str, Any]:
@@ -205,10 +210,39 @@ def test_status_and_report_from_the_command_line(tmp_path: Path, capsys: pytest.
     assert "other-001: cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changes", CHANGES)
+def test_an_outline_says_what_the_whole_spec_says(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = tmp_path / "spec.yaml"
+    written = parse_spec(spec(tmp_path, **changes))
+    path.write_text(to_yaml(written))
+    assert read_outline(path) == Outline(written.trials, written.confirm_seeds, written.rules)
+
+
+def test_an_outline_of_an_older_spec_has_the_defaults_of_a_spec(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("name: old\ntrials: 3\nchampion: {minimise: val/swd, subject_to: ['val/fvu <= 0.1']}\n")
+    written = load_spec(path)
+    assert read_outline(path) == Outline(3, written.confirm_seeds, written.rules)
+    path.write_text("- no spec\n")
+    with pytest.raises(SpecError, match="not a spec that a sweep wrote"):
+        read_outline(path)
+
+
+def test_epochs_are_found_in_records_that_do_not_name_them(tmp_path: Path) -> None:
+    directory = write_sweep(tmp_path, trials=4)
+    assert read_sweep(directory).epochs == EPOCHS
+    lines = directory.events.read_text().splitlines(keepends=True)
+    directory.events.write_text("".join(line for line in lines if '"event":"trial_' not in line))
+    assert read_sweep(directory).epochs == read_sweep(directory).spec.base_config().training.epochs
+
+
 def test_status_imports_neither_torch_nor_what_trials_need(tmp_path: Path) -> None:
     """In a process of its own: it is asked while training fills the cores, where imports take seconds."""
     write_sweep(tmp_path)
-    heavy = ("torch", "transformers", "ray", "mlflow", "optuna", "pandas", "matplotlib", "scipy.stats", "plotly")
+    heavy = (
+        *("torch", "transformers", "ray", "mlflow", "optuna", "pandas", "matplotlib", "scipy", "plotly", "numpy"),
+        *("hydra", "omegaconf", "pydantic", "moocore", "psutil", "filelock", "fsspec"),
+    )
     code = (
         "import sys; from tokconv.cli.main import main; "
         f"code = main(['status', '--storage', 'runs']) or main(['status', 'tiny', '--storage', 'runs']); "

@@ -19,8 +19,9 @@ from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.evaluation.purposes import PURPOSES
 from tokconv.sweep.search.space import first_points, grid_points
 from tokconv.sweep.spec.file import load_spec, parse_spec, spec_to_dict, to_yaml
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import KINDS, Range, parse_range
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.schema import Spec
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 MINIMAL: dict[str, Any] = {"name": "tiny", "trials": 3}

@@ -44,7 +44,8 @@ from tokconv.sweep.report.results import write_results
 from tokconv.sweep.report.table import print_result, summary_markdown
 from tokconv.sweep.search.space import check_space
 from tokconv.sweep.spec.file import spec_to_dict, to_yaml
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.outline import GRID_KEY
+from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.tracking.mlflow_connection import tracking_uri
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.tracking.wandb_writer import WandbWriter
@@ -189,6 +190,7 @@ class _Sweep:
                 "trials": self.spec.trials,
                 "confirm_seeds": self.spec.confirm_seeds,
                 "images": self.store.num_images,
+                "epochs": self.config.training.epochs,
             },
         )
 

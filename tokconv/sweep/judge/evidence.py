@@ -21,9 +21,10 @@ from typing import Any
 from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figures import FIGURES, JUDGED_ON
 from tokconv.evaluation.purposes import best_first, is_better
+from tokconv.sweep.judge.student import two_sided_quantile
 from tokconv.sweep.record.events import FINISHED, TrialRecord
+from tokconv.sweep.spec.outline import MIN_SEEDS
 from tokconv.sweep.spec.rules import Target
-from tokconv.sweep.spec.schema import MIN_SEEDS
 
 PROVEN, UNPROVEN, UNCONFIRMED, PENDING = "proven", "unproven", "unconfirmed", "pending"
 LEVEL = 0.95
@@ -178,10 +179,7 @@ def intervals(runs: Sequence[TrialRecord]) -> tuple[dict[str, float], dict[str, 
 
 def half_width(values: Sequence[float]) -> float:
     """Return half of the 95 % interval of the values' mean (Student's t); at least two values."""
-    # The same quantile as scipy.stats.t.ppf, whose import takes a second of `tokconv status`.
-    from scipy.special import stdtrit
-
-    return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) / math.sqrt(len(values)) * stdev(values)
+    return two_sided_quantile(LEVEL, len(values) - 1) / math.sqrt(len(values)) * stdev(values)
 
 
 def confirmations_of(uid: str, runs: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
-
-import moocore
-import numpy as np
 
 Point = Sequence[float]
 
@@ -22,7 +21,24 @@ def ranks(points: Sequence[Point]) -> list[int]:
     """
     if not points:
         return []
+    # Imported here: numpy is a third of a second, and `tokconv status` needs none of it.
+    import moocore
+    import numpy as np
+
     return [int(rank) for rank in moocore.pareto_rank(np.nan_to_num(np.array(points, dtype=float), nan=np.inf))]
+
+
+def on_front(pairs: Sequence[tuple[float, float]]) -> list[bool]:
+    """Return whether nothing dominates each pair, that is whether it has rank 0; equal pairs share their place."""
+    # As in `ranks`: what is not a number is worse than infinity.
+    plain = [tuple(math.inf if math.isnan(x) else min(x, sys.float_info.max) for x in pair) for pair in pairs]
+    front, lowest, place = [False] * len(plain), math.inf, None
+    for i in sorted(range(len(plain)), key=plain.__getitem__):
+        # All that came before are at most as high on the first axis.
+        front[i] = plain[i] == place or plain[i][1] < lowest or place is None
+        if front[i]:
+            place, lowest = plain[i], plain[i][1]
+    return front
 
 
 def crowding(points: Sequence[Point]) -> list[float]:
@@ -43,4 +59,9 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
     A point that is not below the reference on every axis dominates none of it.
     """
-    return float(moocore.hypervolume(np.array(points, dtype=float), ref=reference)) if points else 0.0
+    if not points:
+        return 0.0
+    import moocore
+    import numpy as np
+
+    return float(moocore.hypervolume(np.array(points, dtype=float), ref=reference))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokconv.errors import SweepError
 from tokconv.evaluation.protocol import protocol_of
@@ -16,11 +17,12 @@ from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.driver import Driver, driver_of
 from tokconv.sweep.record.events import FINISHED, INVALID, RefusedPoint, TrialRecord, Trials, read_events
 from tokconv.sweep.record.layout import SweepDirectory
-from tokconv.sweep.record.remote import open_root
-from tokconv.sweep.spec.file import load_spec
-from tokconv.sweep.spec.schema import Spec
+from tokconv.sweep.spec.outline import Outline, read_outline
 from tokconv.system.files import local_path, newest_numbered
 from tokconv.system.storage import is_url
+
+if TYPE_CHECKING:
+    from tokconv.sweep.spec.schema import Spec
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class SweepSnapshot:
     """A sweep at the moment it was read."""
 
     directory: SweepDirectory
-    spec: Spec
+    outline: Outline
+    """What was asked for: how many runs, and which of them win."""
     state: str
     """finished, interrupted (the record says so), cut off (the record just ends) or running."""
     driver: Driver | None
@@ -48,6 +51,13 @@ class SweepSnapshot:
     verdicts: list[Verdict]
     facts: Mapping[str, Any]
     """The newest `sweep_started` event: store, git commit and so on."""
+    read_spec: Callable[[], Spec] = field(repr=False, compare=False)
+    """Reads the whole spec, which takes half a second and which `tokconv status` does not need."""
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The spec. Raises SpecError if this version cannot read it."""
+        return self.read_spec()
 
     @property
     def protocol(self) -> int:
@@ -78,6 +88,8 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         if (path / "events.jsonl").is_file():
             return SweepDirectory(path.resolve())
     if is_url(storage):
+        from tokconv.sweep.record.remote import open_root
+
         return open_root(storage).newest(str(name))
     newest = newest_numbered(sweeps, str(name))
     if newest is not None:
@@ -97,7 +109,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
 
     Raises:
         SweepError: the record is damaged, or the sweep has not begun.
-        SpecError: its spec is missing, or this version cannot read it.
+        SpecError: its spec is missing or damaged.
     """
     found = Trials(directory.events)
     started: dict[str, Any] | None = None
@@ -114,14 +126,13 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
             ended = event
     if started is None:
         raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
-    spec = recorded_spec(directory)
-    driver = driver_of(directory.path)
+    outline, driver = read_outline(directory.spec), driver_of(directory.path)
     return SweepSnapshot(
         directory=directory,
-        spec=spec,
+        outline=outline,
         state="running" if driver is not None else "cut off" if ended is None else ended["state"],
         driver=driver,
-        epochs=spec.base_config().training.epochs,
+        epochs=_epochs(started, (*found.trials.values(), *found.confirmations.values()), directory),
         started=started["time"],
         last=last,
         epochs_in_run=epochs,
@@ -130,30 +141,41 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         refused=found.refused,
         verdicts=judge(
             found.trials.values(),
-            spec.rules,
+            outline.rules,
             started["token_grid"],
-            _baselines(started, directory, spec),
+            _baselines(started, directory),
             confirmations=found.confirmations.values(),
-            seeds=spec.confirm_seeds,
+            seeds=outline.confirm_seeds,
         ),
         facts=started,
+        read_spec=partial(recorded_spec, directory),
     )
 
 
 def recorded_spec(directory: SweepDirectory) -> Spec:
     """Read the spec that a sweep wrote. Raises SpecError if it is missing, or this version cannot read it."""
+    from tokconv.sweep.spec.file import load_spec
+
     # Every sweep writes its objectives; a spec without them is of a version whose default these were.
     return load_spec(directory.spec).with_objectives(())
 
 
-def _baselines(started: Mapping[str, Any], directory: SweepDirectory, spec: Spec) -> dict[int, Mapping[str, Figures]]:
+def _epochs(started: Mapping[str, Any], trials: Iterable[TrialRecord], directory: SweepDirectory) -> int:
+    """Return the epochs of a whole trial. Records of earlier versions have them in what trials report only."""
+    known = [started["plan"].get("epochs"), *(trial.figures.get("epochs") for trial in trials)]
+    found = next((epochs for epochs in known if epochs is not None), None)
+    return recorded_spec(directory).base_config().training.epochs if found is None else int(found)
+
+
+def _baselines(started: Mapping[str, Any], directory: SweepDirectory) -> dict[int, Mapping[str, Figures]]:
     """Return the baselines' figures by grid. Records of 0.1.0 lack them; their champions.json has them."""
     held = started.get("baselines")
+    grids: tuple[int, ...] = ()
     if held is None:
+        grids = recorded_spec(directory).grids()
         try:
             written = json.loads((directory.report / "champions.json").read_text(encoding="utf-8"))
             held = {grid: champion["baselines"] for grid, champion in written.items()}
         except (OSError, ValueError, KeyError):
             held = {}
-    # Also the grids that a later spec, with a narrower space, no longer searches.
-    return {grid: held.get(str(grid), {}) for grid in sorted({*spec.grids(), *map(int, held)})}
+    return {grid: held.get(str(grid), {}) for grid in sorted({*grids, *map(int, held)})}

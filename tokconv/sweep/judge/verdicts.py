@@ -18,7 +18,7 @@ from tokconv.sweep.judge.evidence import (
     confirmations_of,
     gather_evidence,
 )
-from tokconv.sweep.judge.pareto import ranks
+from tokconv.sweep.judge.pareto import on_front
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.rules import PUBLISHED, Rules, Target
 
@@ -161,8 +161,8 @@ def judge(
     for grid in sorted(baselines):
         own = [trial for trial in complete if trial.grid == grid]
         feasible = [one for trial in own for one in kept(trial) if rules.feasible(one.figures)]
-        fronts = ranks([[trial.figures[name] for name in (FVU, likeness)] for trial in feasible])
-        front = [trial for trial, rank in zip(feasible, fronts, strict=True) if rank == 0]
+        fronts = on_front([(trial.figures[FVU], trial.figures[likeness]) for trial in feasible])
+        front = [trial for trial, is_on_front in zip(feasible, fronts, strict=True) if is_on_front]
         verdicts.append(
             Verdict(
                 grid=grid,

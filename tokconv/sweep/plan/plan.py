@@ -32,8 +32,9 @@ from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import stores_place
 from tokconv.sweep.search.replay import replay
 from tokconv.sweep.search.space import check_space
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.rules import AXES
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.schema import Spec
 from tokconv.system.devices import resolve_device
 from tokconv.training.step_cost import StepCost, StepMeter, evaluation_seconds, read_seconds
 

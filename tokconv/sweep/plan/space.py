@@ -14,7 +14,8 @@ from typing import Any
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config, get
 from tokconv.sweep.search.space import Validity, grid_points, random_points
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.outline import GRID_KEY
+from tokconv.sweep.spec.schema import Spec
 from tokconv.training.step_cost import StepCost
 
 N_CRITIC, WGAN = "training.n_critic", "loss.weights.wgan"

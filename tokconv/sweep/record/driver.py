@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import psutil
+from typing import TYPE_CHECKING
 
 from tokconv.errors import SweepError
 from tokconv.system.files import write_json
+
+if TYPE_CHECKING:
+    import psutil
 
 FILE = "driver.json"
 SAME_START = 1.0
@@ -43,6 +45,8 @@ class Driver:
         """Return the process if it runs on this machine."""
         if not self.is_here:
             return None
+        import psutil  # Only sweeps that run need it.
+
         try:
             found = psutil.Process(self.pid)
             same = abs(found.create_time() - self.started) < SAME_START
@@ -54,6 +58,8 @@ class Driver:
 @contextmanager
 def registered(directory: Path) -> Iterator[None]:
     """Register this process as the sweep's driver while the block runs. The caller holds the sweep's lock."""
+    import psutil
+
     own = psutil.Process()
     driver = Driver(own.pid, socket.gethostname(), own.create_time(), stop_signal(), str(directory.resolve()))
     write_json(directory / FILE, asdict(driver))
@@ -108,6 +114,8 @@ def stop(directory: Path, *, timeout: float) -> None:
         )
     if process.pid == os.getpid():
         raise SweepError(f"{directory.name}: this very process runs this sweep")
+    import psutil
+
     process.send_signal(driver.signal)
     try:
         process.wait(timeout)

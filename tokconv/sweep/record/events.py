@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import SweepError
-from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.sweep.spec.outline import GRID_KEY
 
 Event = dict[str, Any]
 FINISHED = ("complete", "pruned", "failed")

@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from tokconv.errors import SweepError
 from tokconv.exports.champions import grid_folder
 from tokconv.sweep.record.driver import registered
@@ -97,6 +95,8 @@ class SweepDirectory:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the directory's lock while a driver works here. Raises SweepError if another one does."""
+        from filelock import FileLock, Timeout
+
         try:
             with FileLock(self.path / ".lock", timeout=0), registered(self.path):
                 yield

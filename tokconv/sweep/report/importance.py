@@ -9,8 +9,9 @@ from tokconv.config.tree import get
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.schema import Spec
 
 MIN_TRIALS = 10
 """Complete trials; with fewer, the shares are mostly chance."""

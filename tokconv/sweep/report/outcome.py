@@ -15,7 +15,7 @@ from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNPROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Award, Verdict
 from tokconv.sweep.report.text import best_baseline
-from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.sweep.spec.outline import GRID_KEY
 
 WON, LOST, UNDECIDED, OPEN = "won", "lost", "undecided", "open"
 

@@ -15,8 +15,8 @@ from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.report.page_axes import axis
 from tokconv.sweep.report.page_figures import FVU, PANEL_HEIGHT, SWD
 from tokconv.sweep.report.plots import CHAMPION, TRIAL, shown
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.schema import GRID_KEY
 
 AXIS_WIDTH = 110
 """Pixels that an axis of parallel coordinates needs so that its labels do not touch."""

@@ -17,7 +17,7 @@ from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.report.kinds import kind_fronts, readability
 from tokconv.sweep.report.outcome import LOST, WON, outcomes
 from tokconv.sweep.report.text import STATES, cell, number, short_names
-from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.system.terminal import duration
 
 OUTCOMES = (

@@ -20,8 +20,7 @@ from tokconv.sweep.judge.evidence import PROVEN, judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot, all_sweeps, find_sweep, read_sweep
 from tokconv.sweep.record.driver import stop as stop_driver
 from tokconv.sweep.record.events import FINISHED
-from tokconv.sweep.report.progress import best_table
-from tokconv.sweep.report.results import write_results
+from tokconv.sweep.report.brief_tables import best_table
 from tokconv.sweep.report.table import widen
 from tokconv.sweep.report.text import cell, moment, states_text
 from tokconv.system.terminal import duration
@@ -72,7 +71,9 @@ def write_report(name: str, *, storage: str, out: Path | None) -> Path:
     Raises:
         SweepError: there is no such sweep, or its record is damaged.
     """
-    from tokconv.sweep.report.page import write_page  # Its imports take a second, and status does not need them.
+    # Their imports take a second, and status does not need them.
+    from tokconv.sweep.report.page import write_page
+    from tokconv.sweep.report.results import write_results
 
     sweep = read_sweep(find_sweep(name, storage))
     out = sweep.directory.report if out is None else out
@@ -156,7 +157,7 @@ def _facts(sweep: SweepSnapshot) -> dict[str, Any]:
         "directory": str(sweep.directory.path),
         "state": sweep.state,
         "driver": None if sweep.driver is None else asdict(sweep.driver),
-        "trials": sweep.spec.trials,
+        "trials": sweep.outline.trials,
         "states": sweep.states,
         "confirmations": len(sweep.confirmations),
         "seconds_left": _seconds_left(sweep),
@@ -182,7 +183,7 @@ def _facts(sweep: SweepSnapshot) -> dict[str, Any]:
 
 
 def _done(sweep: SweepSnapshot) -> str:
-    return f"{sum(trial.state in FINISHED for trial in sweep.trials.values())}/{sweep.spec.trials}"
+    return f"{sum(trial.state in FINISHED for trial in sweep.trials.values())}/{sweep.outline.trials}"
 
 
 def _counts(sweep: SweepSnapshot) -> str:
@@ -201,9 +202,9 @@ def _seconds_left(sweep: SweepSnapshot) -> float | None:
     if sweep.state != "running" or not sweep.epochs_in_run:
         return None
     every = (*sweep.trials.values(), *sweep.confirmations.values())
-    waiting = sweep.spec.trials - len(sweep.trials)
+    waiting = sweep.outline.trials - len(sweep.trials)
     winners = {uid for verdict in sweep.verdicts for uid in verdict.champions}
-    waiting += sweep.spec.confirm_seeds * len(winners) - len(sweep.confirmations)
+    waiting += sweep.outline.confirm_seeds * len(winners) - len(sweep.confirmations)
     left = max(0, waiting) * sweep.epochs
     left += sum(sweep.epochs - trial.epochs_done for trial in every if trial.state == "running")
     return (sweep.last - sweep.started) / 1000 / sweep.epochs_in_run * left

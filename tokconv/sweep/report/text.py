@@ -15,7 +15,7 @@ from tokconv.evaluation.purposes import best_first
 from tokconv.sweep.judge.evidence import judged_text
 from tokconv.sweep.judge.verdicts import Award, Verdict
 from tokconv.sweep.record.events import INVALID, RefusedPoint, TrialRecord
-from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.sweep.spec.outline import GRID_KEY
 
 STATES = {
     **{"running": "running", "complete": "complete", "pruned": "stopped early", "failed": "failed"},

@@ -17,8 +17,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from tokconv.config.checks import check_combination
 from tokconv.config.tree import get
 from tokconv.errors import ConfigError, SpecError, require_extra
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.schema import GRID_KEY, Spec
+from tokconv.sweep.spec.schema import Spec
 
 RANDOM_POINTS = 256
 """Random points that stand for a search space."""

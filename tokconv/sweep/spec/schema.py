@@ -28,15 +28,13 @@ from tokconv.config.tree import Config, get
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.evaluation.figures import FIGURES, OBJECTIVES
 from tokconv.evaluation.purposes import PURPOSES
+from tokconv.sweep.spec.outline import DEFAULT_SEEDS, GRID_KEY, MIN_SEEDS
 from tokconv.sweep.spec.ranges import Range, parse_range
 from tokconv.sweep.spec.rules import Rule, Rules, Target, from_champion, parse_champions, parse_targets
 from tokconv.system.files import NAME, NAME_RULE
 from tokconv.system.storage import check_url, is_url
 
-GRID_KEY = "model.compressor.output_grid_size"
 BATCH_KEY = "training.batch_size"
-MIN_SEEDS = 2
-"""The fewest seeds of a confirmation: an interval needs two."""
 LARGEST_SAMPLER_SEED = 2**31 - 1
 """numpy's generators take twice as much; a resumed sweep adds its number of trials."""
 
@@ -120,7 +118,7 @@ class Confirm(Section):
     seeds: Annotated[
         int,
         Field(ge=MIN_SEEDS, description=f"at least {MIN_SEEDS} for an interval; write confirm: none to go without"),
-    ] = 3
+    ] = DEFAULT_SEEDS
 
 
 class Resources(Section):

@@ -20,7 +20,7 @@ from tokconv.models.windows import compression_ratio
 from tokconv.sweep.judge.exports import READ_PATIENCE_SECONDS
 from tokconv.sweep.record.events import Record, TrialRecord, recorded_figures
 from tokconv.sweep.record.final_state import FAILURE, final_state, missing_objectives
-from tokconv.sweep.spec.schema import GRID_KEY
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.trials.watchdog import timeout_reason
 from tokconv.system.storage import local_copy
 from tokconv.training.checkpoint import load_state
