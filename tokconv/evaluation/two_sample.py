@@ -15,6 +15,7 @@ on the tokens of matched window PCA in 3 s of a core (300 steps at 1e-2: 0.906; 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +75,8 @@ def two_sample_auc(real: Sides, compressed: Sides, size: JudgeSize, seed: int = 
     _, num_cells, dim = real.train.shape
     judge = _Judge(dim, num_cells, size, generator, real.train.device)
     matrices = [] if size.muon_rate is None else judge.matrices
-    others = [weight for weight in judge.weights if not any(weight is matrix for matrix in matrices)]
-    optimizer = torch.optim.AdamW(others, size.rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    others = _side_by_side([weight for weight in judge.weights if not any(weight is matrix for matrix in matrices)])
+    optimizer = torch.optim.AdamW([others], size.rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     muon = Muon(matrices)
     shape = (size.num_seeds, size.batch)
     steps = min(size.steps, math.ceil(size.passes * len(compressed.train) / size.batch))
@@ -85,18 +86,36 @@ def two_sample_auc(real: Sides, compressed: Sides, size: JudgeSize, seed: int = 
             share = warmed_cosine(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = size.rate * share
-            drawn = [
-                part[torch.randint(len(part), shape, generator=generator).to(part.device)]
-                for part in (real.train, compressed.train)
-            ]
+            drawn = [_drawn(part, shape, generator) for part in (real.train, compressed.train)]
             # The sum over judges: each one has its own mean loss, and none sees another's gradient.
             loss = size.num_seeds * F.binary_cross_entropy_with_logits(judge(torch.cat(drawn, 1)), target)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)
             loss.backward()
             optimizer.step()
             muon.step((size.muon_rate or 0.0) * share)
     scores = [_scores(judge, part, size.scored, generator) for part in (real.held_out, compressed.held_out)]
     return float(np.mean([area_under_curve(*each) for each in zip(*scores, strict=True)]))
+
+
+def _drawn(part_nKC: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return random samples, [*shape, K, C]."""
+    chosen = torch.randint(len(part_nKC), shape, generator=generator).flatten()
+    return part_nKC.index_select(0, chosen.to(part_nKC.device)).unflatten(0, shape)
+
+
+def _side_by_side(weights: Sequence[Tensor]) -> Tensor:
+    """Move leaves and their gradients into one vector each, and return that of the weights.
+
+    An optimizer updates one long vector in a tenth of the time that it takes for several short ones, to the same bits.
+    Gradients are added to the vector's `grad`, which has to be zeroed and not dropped before each step.
+    """
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    flat.grad = torch.zeros_like(flat)
+    sizes = [weight.numel() for weight in weights]
+    for weight, own, gradient in zip(weights, flat.split(sizes), flat.grad.split(sizes), strict=True):
+        weight.data = own.view_as(weight)
+        weight.grad = gradient.view_as(weight)
+    return flat
 
 
 def area_under_curve(negative: np.ndarray, positive: np.ndarray) -> float:
@@ -139,7 +158,8 @@ class _Judge:
         if place:
             hidden = torch.cat([hidden, self._neighbours(hidden)], -1)
         hidden = F.gelu(torch.baddbmm(second_bias, hidden, second))
-        hidden = hidden.unflatten(1, (count, num_cells)).mean(2)
+        if place:
+            hidden = hidden.unflatten(1, (count, num_cells)).mean(2)
         return torch.baddbmm(last_bias, hidden, last).squeeze(-1)
 
     def _neighbours(self, hidden_SRw: Tensor) -> Tensor:
