@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from tokconv.errors import printable
+from tokconv.system.heartbeat import Heartbeat
 
 BAR = 24
 TERMINAL_INTERVAL = 0.1
@@ -66,8 +67,8 @@ def can_redraw(stream: TextIO) -> bool:
 class ProgressLine:
     """A bar that is redrawn on a terminal, or a line every few seconds elsewhere; call `line(done, total, note)`.
 
-    As a context manager it also ends the bar if the work is interrupted, so that an error starts on a line of its own.
-    See `progress_line`.
+    As a context manager it also ends the bar if the work is interrupted, so that an error starts on a line of its own,
+    and says that it goes on where a step takes long. See `progress_line`.
     """
 
     def __init__(self, label: str, stream: TextIO, clock: Clock) -> None:
@@ -77,17 +78,23 @@ class ProgressLine:
         self._first: tuple[int, float] | None = None
         self._due = self._started
         self._bar = ""
+        self._newest, self._doing = "", ""
+        self._since = self._started
+        self._heartbeat = Heartbeat(self._go_on)
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
+    def __call__(self, done: int, total: int, note: str = "", *, timed: bool = True) -> None:
         """Show how far the work is; cheap enough to be called at every step.
 
         Args:
             done: items done of `total`; the call that completes them is always shown. The first call's items may have
                 been done by an earlier run, so the remaining time is estimated from the pace after that call.
             note: further information, such as the newest figures.
+            timed: whether the pace so far says how long the rest takes; the pace is measured from the first such call.
         """
         now = self._clock()
-        self._first = self._first or (done, now)
+        if timed:
+            self._first = self._first or (done, now)
+        self._newest = self._amount(done, total)
         if done < total and now < self._due:
             return
         self._due = now + (TERMINAL_INTERVAL if self._on_terminal else LOG_INTERVAL)
@@ -98,6 +105,11 @@ class ProgressLine:
         self._draw(text)
         if done >= total:
             self.close()
+
+    def doing(self, what: str) -> None:
+        """Note what is being done now, for a step that takes long."""
+        if what != self._doing:
+            self._doing, self._since = what, self._clock()
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
@@ -115,10 +127,21 @@ class ProgressLine:
             self._print()
 
     def __enter__(self) -> ProgressLine:
+        self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._heartbeat.__exit__()
         self.close()
+
+    def _go_on(self) -> None:
+        """Say that the work goes on; called by the heartbeat's thread."""
+        what = f"{self._doing}, " if self._doing else ""
+        text = f"{self._newest or self._label}, {what}for {duration(self._clock() - self._since)}"
+        if self._on_terminal:
+            self._draw(text)
+        else:
+            self._print(text)
 
     def _amount(self, done: int, total: int) -> str:
         if not self._on_terminal:
@@ -141,6 +164,7 @@ class ProgressLine:
 
     def _print(self, text: str = "", end: str = "\n") -> None:
         print(text, end=end, file=self._stream, flush=True)
+        self._heartbeat.shown()
 
 
 def progress_line(label: str, stream: TextIO | None = None, clock: Clock = time.monotonic) -> ProgressLine:

@@ -9,14 +9,13 @@ from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
 
 
 class TrialCounts:
-    """The numbers of ended trials, confirmations and epochs of a record."""
+    """The numbers of ended trials and confirmations of a record."""
 
     def __init__(self) -> None:
         self.searched: Counter[str] = Counter()
         """Trials of the search that ended, by state."""
         self.confirmed = 0
         """Confirmations that ended."""
-        self._epochs = 0
         self._known = [0, 0]
         self._running: list[str] = []
 
@@ -34,9 +33,4 @@ class TrialCounts:
         self._running = [trial.uid for trial in running]
         self.searched.update(trial.state for trial in ended if trial.confirms is None)
         self.confirmed += sum(trial.confirms is not None for trial in ended)
-        self._epochs += sum(trial.epochs_done for trial in ended)
         return ended, running
-
-    def epochs(self, running: list[TrialRecord]) -> int:
-        """Return the epochs of all trials and confirmations, ended or not."""
-        return self._epochs + sum(trial.epochs_done for trial in running)

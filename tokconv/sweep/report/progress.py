@@ -25,7 +25,9 @@ from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord
 from tokconv.sweep.report.brief_tables import best_table, running_table
+from tokconv.sweep.report.pace import Pace, expected_confirmations
 from tokconv.sweep.report.text import event_text, refused_text, states_text
+from tokconv.system.heartbeat import Heartbeat
 from tokconv.system.terminal import Clock, can_redraw, duration, escape_unencodable
 
 LOG_INTERVAL = 15.0
@@ -41,8 +43,10 @@ class _Progress:
     confirmed: int
     """Confirmations that have ended."""
     running: tuple[TrialRecord, ...]
-    epochs_done: int
-    epochs_left: int
+    time: float
+    """When this was so."""
+    seconds_left: float | None
+    """None before the first epoch of this run."""
     last_failure: TrialRecord | None
     verdicts: list[Verdict]
     """Their champions are those of all trials; their trials and fronts are only the latest."""
@@ -89,9 +93,10 @@ class SweepDisplay:
         self._live: Live | None = None
         self._states: dict[str, str] = {}
         self._counts = TrialCounts()
-        self._progress = _Progress(Counter(), 0, (), 0, (total + confirmations) * epochs, None, judge([]))
+        self._progress = _Progress(Counter(), 0, (), clock(), None, None, judge([]))
+        self._expected: int | None = None
+        self._pace, self._heartbeat = Pace(epochs), Heartbeat(self._tell)
         self._started = self._line_due = clock()
-        self._epochs_before: int | None = None
 
     def __enter__(self) -> SweepDisplay:
         self._started = self._clock()
@@ -106,14 +111,17 @@ class SweepDisplay:
             self._live.start()
         else:
             grids = " ".join(verdict.name for verdict in self._progress.verdicts)
-            repeats = f" and {self._confirmations} confirmations" if self._confirmations else ""
+            repeats = f" and up to {self._confirmations} confirmations" if self._confirmations else ""
             self.message(f"sweep {self._name}: {self._total} trials{repeats} of {self._epochs} epochs, grids {grids}")
+            self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        else:
+            self._heartbeat.__exit__()
         self.message(f"sweep {self._name}: {self._counts_text()} ({duration(self._clock() - self._started)})")
 
     def message(self, text: str) -> None:
@@ -124,10 +132,11 @@ class SweepDisplay:
         else:
             # Not through the console, which would wrap a log's lines at 80 columns and turn a notebook's into HTML.
             print(text, file=self._console.file, flush=True)
+            self._heartbeat.shown()
 
     def expect(self, confirmations: int) -> None:
         """Set how many confirmations there will be, ended ones included; known once the search has ended."""
-        self._confirmations = confirmations
+        self._confirmations = self._expected = confirmations
 
     def update(self, record: Record) -> None:
         """Take in the record as it is now; called after every event, from one thread.
@@ -135,8 +144,7 @@ class SweepDisplay:
         A trial that has ended is read once: this takes as long after ten thousand trials as after ten.
         """
         ended, running = self._counts.update(record)
-        if self._epochs_before is None:
-            self._epochs_before = self._counts.epochs(running)
+        self._pace.update(ended, running, self._clock())
         self._progress = self._take(record, ended, running)
         for trial in (*ended, *running):
             before = self._states.get(trial.uid)
@@ -149,43 +157,52 @@ class SweepDisplay:
                 self.message(refused_text(point))
         self._refused = len(record.refused)
         if self._live is None and self._clock() >= self._line_due:
-            self._line_due = self._clock() + LOG_INTERVAL
-            self.message(f"{self._counts_text()} ({self._time()})")
+            self._tell()
+
+    def _tell(self) -> None:
+        """Print how far the sweep is; also called by the heartbeat's thread."""
+        self._line_due = self._clock() + LOG_INTERVAL
+        self.message(f"{self._counts_text()} ({self._time()})")
 
     def _take(self, record: Record, ended: list[TrialRecord], running: list[TrialRecord]) -> _Progress:
         before, counts = self._progress, Counter(self._counts.searched)
         counts["running"] = sum(trial.confirms is None for trial in running)
         counts[INVALID] = len(record.refused)
-        waiting = max(0, self._total - len(record.trials))
-        waiting += max(0, self._confirmations - len(record.confirmations))
         complete = [trial for trial in ended if trial.state == "complete" and trial.confirms is None]
         won = {award.champion.uid: award.champion for v in before.verdicts for award in v.awards if award.champion}
         failed = [trial for trial in (before.last_failure, *ended) if trial is not None and trial.state == "failed"]
+        # The best of all trials is the best of the champions so far and the new trials.
+        verdicts = self._judge([*won.values(), *complete]) if complete else before.verdicts
+        repeats = self._expected
+        if repeats is None:
+            repeats = expected_confirmations(verdicts, self._confirmations)
         return _Progress(
             counts=counts,
             confirmed=self._counts.confirmed,
             running=tuple(running),
-            epochs_done=self._counts.epochs(running),
-            epochs_left=waiting * self._epochs + sum(max(0, self._epochs - trial.epochs_done) for trial in running),
+            time=self._clock(),
+            seconds_left=self._pace.seconds_left(
+                running,
+                self._clock(),
+                searches=max(0, self._total - len(record.trials)),
+                confirmations=max(0, repeats - len(record.confirmations)),
+            ),
             last_failure=max(failed, key=lambda trial: trial.ended or 0, default=None),
-            # The best of all trials is the best of the champions so far and the new trials.
-            verdicts=self._judge([*won.values(), *complete]) if complete else before.verdicts,
+            verdicts=verdicts,
         )
 
     def _counts_text(self) -> str:
         now = self._progress
         states = states_text({state: now.counts[state] for state in (*FINISHED, INVALID)})
         running = f"; {len(now.running)} running" if now.running else ""
-        repeats = f"; {now.confirmed}/{self._confirmations} confirmations" if self._confirmations else ""
+        repeats = f"; {now.confirmed}/{self._expected} confirmations" if self._expected else ""
         return f"{now.finished}/{self._total} trials finished" + (f": {states}" if states else "") + repeats + running
 
     def _time(self) -> str:
-        """Return the time elapsed and left at this run's pace: an upper estimate while trials are stopped early."""
-        elapsed, now = self._clock() - self._started, self._progress
-        done = now.epochs_done - (self._epochs_before or 0)
-        if not now.epochs_left or done <= 0:
-            return duration(elapsed)
-        return f"{duration(elapsed)}, about {duration(elapsed / done * now.epochs_left)} left"
+        """Return the time elapsed and left (`tokconv.sweep.report.pace`)."""
+        now = self._clock()
+        elapsed, left = duration(now - self._started), self._progress.seconds_left
+        return f"{elapsed}, about {duration(max(0.0, left - (now - self._progress.time)))} left" if left else elapsed
 
     def _view(self) -> Group:
         now = self._progress
