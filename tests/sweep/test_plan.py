@@ -98,12 +98,12 @@ def test_the_demos_plan_agrees_with_its_spec(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     spec = load_spec(ROOT / "sweeps/demo.yaml")
     plan = plan_sweep(spec, GPU)
-    assert (plan.trials, plan.confirmations, plan.epochs) == (24, 24, 8)
+    assert (plan.trials, plan.confirmations, plan.epochs) == (16, 16, 6)
     assert [grid.grid for grid in plan.grids] == [4, 6, 8, 12]
-    assert plan.tokens.images == 1797
-    assert plan.tokens.bytes == 1797 * 576 * 64 * 2
+    assert plan.tokens.images == 500
+    assert plan.tokens.bytes == 500 * 576 * 64 * 2
     assert plan.tokens.store is None
-    assert plan.steps_per_epoch == plan.tokens.train_images // 32
+    assert plan.steps_per_epoch == plan.tokens.train_images // 16
     assert list(tmp_path.iterdir()) == []
 
 

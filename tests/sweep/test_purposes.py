@@ -12,7 +12,7 @@ from tokconv.evaluation.purposes import PURPOSES
 from tokconv.sweep.judge.confirmations import missing_confirmations
 from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN
 from tokconv.sweep.judge.exports import unproven_notes
-from tokconv.sweep.judge.verdicts import Award, Verdict, judge
+from tokconv.sweep.judge.verdicts import Award, Verdict, competitors, judge
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.spec.rules import Rule, Rules
 
@@ -118,6 +118,30 @@ def test_real_tokens_without_their_content_are_no_rivals_in_likeness() -> None:
     assert (found.evidence.status, found.evidence.beaten_by) == (PROVEN, ())
     assert len(found.evidence.remarks) == 1
     assert found.evidence.remarks[0].startswith("max norm (AUC token 0.600) does not compete")
+
+
+def test_baselines_compete_at_figures_of_the_last_epoch_if_they_may_win_there() -> None:
+    quick, known = baselines()[6], {"val/fvu", KEPT, ADAPTED, AUC}
+    likeness = Rules({"fidelity": Rule(), "plug-in": Rule(figure=AUC)})
+    assert competitors(likeness, quick, known) == {"window_pca", "matched_window_pca"}
+    # What an adapted reader keeps is content: every baseline may win.
+    assert competitors(Rules(), quick, known) == set(quick)
+    assert competitors(Rules({"fidelity": Rule(), "plug-in": Rule()}), quick, known) == set()
+
+
+def test_what_does_not_compete_decides_nothing_also_without_its_figure() -> None:
+    known = baselines()
+    rules = Rules({"fidelity": Rule(), "plug-in": Rule(figure=AUC)})
+    one = run("0", 0.02, 0.9, auc=0.7)
+    found = judge([one], rules, TOKEN_GRID, known, confirmations=confirmed(one), seeds=3)[0]
+    for name in ("pooling", "max_norm"):
+        del known[6][name][AUC]
+    same = judge([one], rules, TOKEN_GRID, known, confirmations=confirmed(one), seeds=3)[0]
+    for each, other in zip(found.awards, same.awards, strict=True):
+        assert each.evidence is not None
+        assert other.evidence is not None
+        assert (each.evidence.status, each.evidence.beaten_by) == (other.evidence.status, other.evidence.beaten_by)
+        assert each.evidence.status == PROVEN
 
 
 def test_a_store_without_labels_has_no_adapted_champion_and_says_so() -> None:

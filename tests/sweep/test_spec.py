@@ -40,6 +40,7 @@ FULL: dict[str, Any] = {
     "objectives": [{"metric": "val/gain", "mode": "max"}, {"metric": "val/swd", "mode": "min"}],
     "champions": {"fidelity": {}, "plug-in": {"figure": "val/auc_token", "subject_to": ["val/gain >= 0.123456789"]}},
     "constraints": ["val/fvu <= 1e-07"],
+    "baselines": "competing",
     "sampler": {"kind": "random", "seed": 7},
     "early_stopping": {"min_epochs": 3, "reduction": 4},
     "confirm": {"seeds": 4},

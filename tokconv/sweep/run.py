@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from tokconv.config.tree import Config, get
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import import_extra, printable
+from tokconv.evaluation.baselines.registry import BESIDE_A_TRIAL
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.evaluation.purposes import FIDELITY
@@ -27,7 +29,7 @@ from tokconv.store.sample import check_varied
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep, recorded_spec
-from tokconv.sweep.judge.verdicts import Verdict, best_epoch_rules, judge
+from tokconv.sweep.judge.verdicts import Verdict, best_epoch_rules, competitors, judge
 from tokconv.sweep.record.checks import (
     check_figures,
     check_same_experiment,
@@ -52,8 +54,10 @@ from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
 from tokconv.system.files import local_path, write_text
+from tokconv.system.heartbeat import Heartbeat
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
+from tokconv.system.terminal import duration
 from tokconv.training.baselines import measure_baselines
 from tokconv.training.loop import check_batch
 
@@ -156,8 +160,11 @@ class _Sweep:
                 flush=True,
             )
             raise
-        result, exported = self._conclude("finished")
-        deliveries = [writer.close(DRAIN_SECONDS) for writer in writers]
+        start = time.monotonic()
+        print("exporting champions, writing tables and page", flush=True)
+        with Heartbeat(lambda: print(f"still writing, for {duration(time.monotonic() - start)}", flush=True)):
+            result, exported = self._conclude("finished")
+            deliveries = [writer.close(DRAIN_SECONDS) for writer in writers]
         print_result(result)
         self._print_places()
         for delivery in deliveries:
@@ -173,7 +180,15 @@ class _Sweep:
         # Trials that ran before the search space was narrowed stay in the table.
         ran = {trial.grid for trial in self.record.trials.values()}
         grids = sorted({*self.spec.grids(), *ran})
-        return measure_baselines(self.store, grids, config=self.config)
+        if self.spec.baselines == "all":
+            return measure_baselines(self.store, grids, config=self.config)
+        known, rules = figures_of(self.store), self.spec.rules
+
+        def in_full(grid: int, quick: Mapping[str, Figures]) -> set[str]:
+            # Trials show the latter beside themselves and would measure them.
+            return {*competitors(rules, quick, known), *BESIDE_A_TRIAL}
+
+        return measure_baselines(self.store, grids, config=self.config, in_full=in_full)
 
     def _record_start(self, baselines: Baselines) -> None:
         self.record.append(

@@ -150,7 +150,7 @@ def judge(
         trials: all trials of the search.
         rules: the spec's.
         token_grid: G.
-        baselines: grid -> baseline -> figures. Baselines have every figure that the store can have.
+        baselines: grid -> baseline -> figures. Those that compete on a figure have it.
         confirmations: winners that were trained again; each counts for the trial that it confirms.
         seeds: confirmations wanted per winner; 0 for none.
     """
@@ -220,6 +220,24 @@ def best_epoch_rules(rules: Rules, baselines: Mapping[int, Mapping[str, Figures]
         every_epoch = {name: rule for name, rule in by_figure.items() if FIGURES[name].every_epoch}
         found[grid] = tuple({LOWEST_FVU.figure: LOWEST_FVU, **every_epoch}.values())
     return found
+
+
+def competitors(rules: Rules, baselines: Mapping[str, Figures], known: set[str]) -> set[str]:
+    """Return the baselines of a grid that compete with a champion on a figure that only a last epoch has.
+
+    Args:
+        rules: the spec's.
+        baselines: name -> the figures that every epoch has.
+        known: the figures that the store can have.
+    """
+    wanted, _ = judged_purposes(rules, known)
+    criteria = [_criterion(PURPOSES[name], figure, rules, baselines) for name, figure in wanted.items()]
+    late = [criterion for criterion in criteria if not FIGURES[criterion.figure].every_epoch]
+    return {
+        name
+        for name, figures in baselines.items()
+        if any(all(target.met(figures) for target in criterion.entry) for criterion in late)
+    }
 
 
 def _criterion(purpose: Purpose, figure: str, rules: Rules, baselines: Mapping[str, Figures]) -> Criterion:

@@ -179,6 +179,8 @@ class Spec(Section):
         PlainSerializer(lambda targets: [str(target) for target in targets]),
     ] = ()
     """What a trial must meet to be a candidate, told to the sampler."""
+    baselines: Literal["all", "competing"] = "all"
+    """Which baselines get the figures that train networks: all, or those that compete with a champion on one."""
     sampler: Sampler = Sampler()
     early_stopping: EarlyStopping | None = EarlyStopping()
     trials: Whole
