@@ -37,6 +37,8 @@ BASE = [
     "model.critic.num_layers=1",
     "model.critic.hidden_dim=16",
 ]
+WINS = ["model.compressor.kind=adaptive", "training.learning_rate=3e-4", "training.batch_size=8"]
+"""With these, trials on the 64 digits beat every baseline at 6 x 6 and 8 x 8, if by little."""
 
 
 def spec(root: Path, **changes: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy.special import stdtrit
 from scipy.stats import ttest_1samp
-from support.sweeping import champions, events, spec
+from support.sweeping import WINS, champions, events, spec
 from support.trials import TOKEN_GRID, baselines, trial
 
 from tokconv.errors import SpecError
@@ -92,6 +92,19 @@ def test_unfinished_confirmations_are_pending() -> None:
     assert gather_evidence(WINNER, [*runs[:1], replace(runs[1], state="running")], 2, RIVALS).status == PENDING
 
 
+@pytest.mark.parametrize("fvu", [0.03, 0.05])
+def test_a_winner_whose_own_run_beats_no_baseline_is_not_confirmed(fvu: float) -> None:
+    beaten = trial("00000", fvu=fvu, swd=0.2)
+    evidence = gather_evidence(beaten, [], 3, RIVALS)
+    assert (evidence.status, evidence.label, evidence.exported) == (UNPROVEN, "unproven", beaten)
+    assert evidence.beaten_by == ("matched_window_pca", "window_pca")
+    assert "not confirmed: matched PCA (fvu 0.0300) and window PCA are at least as good as the search's own run (fvu" in (
+        evidence.summary
+    )
+    verdicts = judge([beaten], Rules(), TOKEN_GRID, baselines(6), seeds=3)
+    assert missing_confirmations(verdicts, {beaten.uid: beaten}, {}, seeds=3, base_seed=0) == []
+
+
 def test_without_confirmation_nothing_is_proven() -> None:
     assert gather_evidence(WINNER, [], 0, RIVALS).status == UNCONFIRMED
     beaten = trial("00000", fvu=0.05, swd=0.2)
@@ -120,11 +133,11 @@ def test_an_impossible_confirmation_is_refused(confirm: object, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_confirms_its_winners_and_grows_on_resume(tmp_path: Path) -> None:
-    plain = spec(tmp_path, trials=2, search={"model.compressor.output_grid_size": {"choice": [4, 8]}})
+    plain = spec(tmp_path, base=WINS, trials=2, search={"model.compressor.output_grid_size": {"choice": [6, 8]}})
     first = run_sweep(parse_spec(plain))
     assert not first.confirmations
     result = run_sweep(parse_spec({**plain, "confirm": {"seeds": 2}}), resume=True, allow_unproven=True)
-    assert sorted(result.confirmations) == ["c04-1", "c04-2", "c08-1", "c08-2"]
+    assert sorted(result.confirmations) == ["c06-1", "c06-2", "c08-1", "c08-2"]
     assert sorted(result.trials) == ["00000", "00001"]
     seeds = [run.values[SEED] for run in result.confirmations.values()]
     assert 0 not in seeds

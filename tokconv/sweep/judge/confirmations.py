@@ -3,7 +3,8 @@
 A confirmation is a trial with the winner's values, another `training.seed`, the full number of epochs and no early
 stopping. A trial that wins for several purposes is confirmed once. Confirmations run like every trial and are kept in
 the record as `c06-1`, separate from the search: no study, rung, front or budget ever sees them. Which ones are missing
-follows from the record alone, so a driver that was killed goes on where it was.
+follows from the record alone, so a driver that was killed goes on where it was. A winner that loses to a baseline in
+the search's own run, which was selected for being good, is not confirmed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def missing_confirmations(
         seeds: confirmations wanted per winner; 0 for none.
         base_seed: the seed of trials that did not search for one.
     """
-    winners = {uid: verdict for verdict in verdicts for uid in verdict.champions}
+    winners = {uid: verdict for verdict in verdicts for uid in verdict.pending}
     of_winner = {uid: confirmations_of(uid, confirmations.values()) for uid in winners}
     configs = [
         {"uid": run.uid, "values": run.values, "confirms": uid}

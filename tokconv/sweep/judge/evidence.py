@@ -5,7 +5,8 @@ are biased. The held-out images are the same in search and confirmation; only th
 
     proven        every seed ended, and even at the worse end of the 95 % interval the champion beats every baseline at
                   its purpose's own figure and meets what its candidates have to meet; a tie is no win
-    unproven      a baseline is at least as good, a target is missed, or a seed failed
+    unproven      a baseline is at least as good, a target is missed, or a seed failed; a champion whose own run in the
+                  search does not beat every baseline is not confirmed: fresh seeds are not expected to do better
     unconfirmed   `confirm: none`, and the only run beats every baseline
     pending       confirmation was cut off; `--resume` goes on with it
 """
@@ -94,7 +95,7 @@ class Evidence:
         """The status with the number of seeds, as a cell of the table: `proven (3)`."""
         if self.status == PENDING:
             return f"pending {sum(run.state in FINISHED for run in self.runs)}/{self.wanted}"
-        return f"{self.status} ({len(self.runs)})" if self.wanted else self.status
+        return f"{self.status} ({len(self.runs)})" if self.runs else self.status
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for champions.json and the champion's export."""
@@ -114,9 +115,10 @@ class Evidence:
     @property
     def summary(self) -> str:
         """The status and what it rests on, in one line."""
-        start = f"{self.status}, {len(self.runs)} seeds" if self.wanted else f"{self.status}, one seed"
         if self.status == PENDING:
             return self.label
+        seeds = f"{len(self.runs)} seeds" if self.runs else "not confirmed" if self.wanted else "one seed"
+        start = f"{self.status}, {seeds}"
         if self.reasons:
             return f"{start}: {'; '.join(self.reasons)}"
         if not self.half_widths:
@@ -151,6 +153,12 @@ def gather_evidence(
         status = UNPROVEN if reasons else UNCONFIRMED
         return Evidence(champion, status, 0, (), champion.figures, champion, criterion, {}, beaten_by, reasons, remarks)
     runs = tuple(runs)
+    if not runs:
+        beaten_by, reasons, remarks = _compare(baselines, champion.figures, criterion, "the search's own run")
+        if reasons:
+            return Evidence(
+                champion, UNPROVEN, seeds, (), champion.figures, champion, criterion, {}, beaten_by, reasons, remarks
+            )
     if len(runs) < seeds or any(run.state not in FINISHED for run in runs):
         return Evidence(champion, PENDING, seeds, runs, champion.figures, champion, criterion)
     complete = [run for run in runs if run.state == "complete" and criterion.figure in run.figures]

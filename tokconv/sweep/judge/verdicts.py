@@ -11,6 +11,7 @@ from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.purposes import PURPOSES, Bound, Purpose
 from tokconv.sweep.judge.epochs import best_by, kept
 from tokconv.sweep.judge.evidence import (
+    PENDING,
     UNPROVEN,
     Criterion,
     Evidence,
@@ -101,6 +102,12 @@ class Verdict:
             if award.champion is not None:
                 won[award.champion.uid] = (*won.get(award.champion.uid, ()), award)
         return won
+
+    @property
+    def pending(self) -> dict[str, Evidence]:
+        """Champion -> the evidence that waits for its confirmations."""
+        found = (award.evidence for award in self.awards if award.evidence is not None)
+        return {evidence.champion.uid: evidence for evidence in found if evidence.status == PENDING}
 
     @property
     def winners(self) -> dict[str, str]:

@@ -203,8 +203,7 @@ def _seconds_left(sweep: SweepSnapshot) -> float | None:
         return None
     every = (*sweep.trials.values(), *sweep.confirmations.values())
     waiting = sweep.outline.trials - len(sweep.trials)
-    winners = {uid for verdict in sweep.verdicts for uid in verdict.champions}
-    waiting += sweep.outline.confirm_seeds * len(winners) - len(sweep.confirmations)
+    waiting += sum(one.wanted - len(one.runs) for verdict in sweep.verdicts for one in verdict.pending.values())
     left = max(0, waiting) * sweep.epochs
     left += sum(sweep.epochs - trial.epochs_done for trial in every if trial.state == "running")
     return (sweep.last - sweep.started) / 1000 / sweep.epochs_in_run * left
