@@ -100,8 +100,8 @@ def test_the_demos_plan_agrees_with_its_spec(monkeypatch: pytest.MonkeyPatch, tm
     plan = plan_sweep(spec, GPU)
     assert (plan.trials, plan.confirmations, plan.epochs) == (12, 16, 6)
     assert [grid.grid for grid in plan.grids] == [4, 6, 8, 12]
-    assert plan.tokens.images == 500
-    assert plan.tokens.bytes == 500 * 576 * 64 * 2
+    assert plan.tokens.images == 400
+    assert plan.tokens.bytes == 400 * 576 * 64 * 2
     assert plan.tokens.store is None
     assert plan.steps_per_epoch == plan.tokens.train_images // 16
     assert list(tmp_path.iterdir()) == []

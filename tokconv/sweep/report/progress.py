@@ -201,8 +201,9 @@ class SweepDisplay:
     def _time(self) -> str:
         """Return the time elapsed and left (`tokconv.sweep.report.pace`)."""
         now = self._clock()
-        elapsed, left = duration(now - self._started), self._progress.seconds_left
-        return f"{elapsed}, about {duration(max(0.0, left - (now - self._progress.time)))} left" if left else elapsed
+        left = (self._progress.seconds_left or 0.0) - (now - self._progress.time)
+        elapsed = duration(now - self._started)
+        return f"{elapsed}, about {duration(left)} left" if left > 0 else elapsed
 
     def _view(self) -> Group:
         now = self._progress

@@ -31,7 +31,7 @@ from tokconv.sweep.record.events import BEST
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec.schema import Resources
-from tokconv.sweep.trials.trainer import run_trainer
+from tokconv.sweep.trials.trainer import StoreTrainer, run_trainer
 from tokconv.sweep.trials.watchdog import Watchdog
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 from tokconv.system.storage import is_url
@@ -74,8 +74,8 @@ def _run_torch_trainer(config: dict[str, Any], job: TrialJob, storage: str) -> N
     """Run a `TorchTrainer` to its end."""
     resources = job.resources
 
-    def trainer_with(callback: ray.train.UserCallback) -> ray.train.torch.TorchTrainer:
-        return ray.train.torch.TorchTrainer(
+    def trainer_with(callback: ray.train.UserCallback) -> StoreTrainer:
+        return StoreTrainer(
             train_worker,
             train_loop_config={"trial": config, "job": job},
             scaling_config=ray.train.ScalingConfig(
