@@ -236,17 +236,26 @@ def test_epochs_are_found_in_records_that_do_not_name_them(tmp_path: Path) -> No
     assert read_sweep(directory).epochs == read_sweep(directory).spec.base_config().training.epochs
 
 
-def test_status_imports_neither_torch_nor_what_trials_need(tmp_path: Path) -> None:
+HEAVY = (
+    *("torch", "transformers", "ray", "mlflow", "optuna", "pandas", "matplotlib", "scipy", "plotly", "numpy"),
+    *("hydra", "omegaconf", "pydantic", "moocore", "psutil", "filelock", "fsspec"),
+)
+
+
+@pytest.mark.parametrize(
+    ("commands", "absent"),
+    [
+        ([["status"], ["status", "tiny"]], HEAVY),
+        ([["report", "tiny"]], ("torch", "transformers", "ray", "mlflow", "sklearn", "scipy.stats")),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(tmp_path: Path, commands: list[list[str]], absent: tuple[str]) -> None:
     """In a process of its own: it is asked while training fills the cores, where imports take seconds."""
     write_sweep(tmp_path)
-    heavy = (
-        *("torch", "transformers", "ray", "mlflow", "optuna", "pandas", "matplotlib", "scipy", "plotly", "numpy"),
-        *("hydra", "omegaconf", "pydantic", "moocore", "psutil", "filelock", "fsspec"),
-    )
     code = (
         "import sys; from tokconv.cli.main import main; "
-        f"code = main(['status', '--storage', 'runs']) or main(['status', 'tiny', '--storage', 'runs']); "
-        f"print(code, [name for name in {heavy} if name in sys.modules])"
+        f"code = sum(main(command) for command in {commands}); "
+        f"print(code, [name for name in {absent} if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tokconv.cli.options import Commands, add_overrides, command, refuse
 from tokconv.errors import ConfigError, import_extra
@@ -158,9 +161,27 @@ def report(args: argparse.Namespace) -> None:
     from tokconv.sweep.report.status import write_report
     from tokconv.sweep.tracking.mlflow_moved import repair_default
 
-    directory = write_report(args.name, storage=args.storage, out=args.out)
+    # Optuna imports scikit-learn, which takes 1.6 s, for a kind of importance that the page does not show.
+    with _hidden("sklearn"):
+        directory = write_report(args.name, storage=args.storage, out=args.out)
     if repaired := repair_default(directory.parents[1]):
         print(repaired)
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make the import of an optional module of another library fail, as if it were not installed, unless it is loaded.
+
+    This lasts for the block; what was imported in it stays without the module, so it is for a process that ends soon.
+    """
+    hides = module not in sys.modules
+    if hides:
+        sys.modules[module] = None  # type: ignore[assignment]  # Python's own way to say so.
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules[module]
 
 
 def replay(args: argparse.Namespace) -> None:
