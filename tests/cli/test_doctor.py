@@ -10,12 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from tokconv.cli import doctor
+from tokconv.cli import doctor, doctor_apart
 from tokconv.cli.doctor import PARTS, Part
+from tokconv.cli.doctor_apart import started
 from tokconv.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 FAST = tuple(part for part in PARTS if part.name not in ("ray", "mlflow", "training"))
+
+
+FAILING = """
+import sys
+from tokconv.cli import doctor, doctor_apart
+
+def check():
+    raise OSError("no socket\\nfor it")
+
+if sys.argv[1] == "ends":
+    sys.exit(7)
+doctor.PARTS = (doctor.Part("ray", check, "mend it"),)
+doctor_apart.answer("ray")
+"""
 
 
 def _hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
@@ -115,6 +130,28 @@ def test_a_broken_part_takes_one_line_and_its_cure(
         "",
         "1 of 2 checks failed",
     ]
+
+
+def test_a_check_apart_answers_like_one_in_this_process() -> None:
+    with started(["python", "packages"]) as running:
+        for part in PARTS[:2]:
+            assert running[part.name]() == part.check()
+
+
+def test_a_check_apart_fails_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_apart, "CODE", FAILING)
+    with started(["ray", "ends"]) as running:
+        with pytest.raises(RuntimeError, match=r"^no socket$"):
+            running["ray"]()
+        with pytest.raises(RuntimeError, match="its process ended with 7"):
+            running["ends"]()
+
+
+def test_no_check_apart_outlives_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_apart, "CODE", "import time; time.sleep(600)")
+    with started(["ray"]) as running:
+        (process,) = (waiting.args[0] for waiting in running.values())  # type: ignore[attr-defined]
+    assert process.poll() is not None
 
 
 def test_long_findings_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokconv import __version__
+from tokconv.cli.doctor_apart import started
 from tokconv.errors import MissingExtraError, first_line, printable
 from tokconv.system.ray_cluster import check_ray
 
@@ -35,6 +36,7 @@ class Part:
     """A check, and what to do if it fails.
 
     extra, packages: for an optional part, the extra that brings it and the packages without which it is not installed.
+    apart: its check runs in a process of its own, from the first moment on.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Part:
     cure: str
     extra: str = ""
     packages: tuple[str, ...] = ()
+    apart: bool = False
 
 
 def run(_: argparse.Namespace) -> int:
@@ -50,7 +53,8 @@ def run(_: argparse.Namespace) -> int:
     print(f"tokconv {__version__}\n")
     width = max(len(part.name) for part in PARTS)
     failed, absent = 0, []
-    with _scratch():
+    installed = [part.name for part in PARTS if part.apart and not _missing(part.packages)]
+    with _scratch(), started(installed) as running:
         for part in PARTS:
             if missing := _missing(part.packages):
                 absent.append(part.name)
@@ -58,10 +62,10 @@ def run(_: argparse.Namespace) -> int:
                 advice = f"to install: {_install(part.extra)}"
             else:
                 try:
-                    mark, found, advice = tick, part.check(), ""
+                    mark, found, advice = tick, running.get(part.name, part.check)(), ""
                 except Exception as error:  # a doctor reports every kind of failure instead of dying of one
                     failed += 1
-                    mark, found, advice = cross, _reason(error), f"to do: {part.cure}"
+                    mark, found, advice = cross, reason(error), f"to do: {part.cure}"
             _print_part(f"{mark} {part.name:<{width}}  ", found, advice)
     without = f"; not installed: {', '.join(absent)}" if absent else ""
     print(f"\n{failed} of {len(PARTS)} checks failed{without}" if failed else f"\neverything works{without}")
@@ -107,7 +111,8 @@ def _marks() -> tuple[str, str, str]:
     return "\u2713", "-", "\u2717"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return why a check failed, in one line."""
     if isinstance(error, MissingExtraError):
         return str(error).split(";")[0]  # the rest is the cure
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -229,6 +234,7 @@ PARTS = (
         f"{_install('ray')}; if RAY_ADDRESS is set, a cluster must answer there; if a path is too long: TMPDIR=/tmp",
         extra="ray",
         packages=("ray",),
+        apart=True,
     ),
-    Part("mlflow", _mlflow, _install("sweep"), extra="sweep", packages=SWEEP),
+    Part("mlflow", _mlflow, _install("sweep"), extra="sweep", packages=SWEEP, apart=True),
 )
