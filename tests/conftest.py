@@ -15,12 +15,14 @@ import pytest
 import torch
 from hypothesis import settings
 from support.sweeping import SHARED_STORES
+from support.untracked import leave_trainings_untracked
 
 settings.register_profile("tokconv", deadline=None, max_examples=50)
 settings.load_profile("tokconv")
 torch.set_num_threads(1)
 # A developer's own tracking server must not receive what tests track.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+leave_trainings_untracked()
 # Shells start what runs in the background with it ignored, and so would every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

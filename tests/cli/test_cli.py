@@ -445,7 +445,7 @@ def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys
 
 @pytest.mark.slow
 def test_an_interrupted_run_can_be_resumed(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = _start("train", *TINY, "training.epochs=15", "--name", "long", *_digits(store))
+    run = _start("train", "--no-mlflow", *TINY, "training.epochs=15", "--name", "long", *_digits(store))
     _wait_for(lambda: any(tmp_path.glob("runs/train/long-001/checkpoints/epoch-*")), run)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)

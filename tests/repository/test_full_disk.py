@@ -94,7 +94,7 @@ def test_an_encode_goes_on_where_the_disk_was_full(disk: Disk, tmp_path: Path) -
 
 def test_a_checkpoint_survives_the_one_that_does_not_fit(disk: Disk, tmp_path: Path) -> None:
     disk.resize(64)
-    arguments = ["train", *DATA, *TINY, f"data.store={tmp_path}/store", "training.epochs=400"]
+    arguments = ["train", "--no-mlflow", *DATA, *TINY, f"data.store={tmp_path}/store", "training.epochs=400"]
     training = command(*arguments, cwd=disk.place)
     checkpoints = disk.place / "runs" / "train" / "train-001" / "checkpoints"
     _wait(training, lambda: len(list(checkpoints.glob("epoch-*"))) > 0)

@@ -39,7 +39,7 @@ from support.tracked import (
 
 from tokconv import load_compressor
 from tokconv.errors import SweepError
-from tokconv.sweep.tracking import follower
+from tokconv.sweep.tracking import follower, mlflow_runs
 from tokconv.sweep.tracking import mlflow_writer as tracking
 from tokconv.sweep.tracking.mlflow_connection import (
     DATABASE,
@@ -275,7 +275,7 @@ def test_a_server_that_is_down_delays_nothing_and_loses_nothing(root: Path, expo
 def test_after_random_failures_the_figures_are_exact(root: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = client(root)
     flaky = Flaky(reader, random.Random(0))
-    monkeypatch.setattr(tracking, "connect", lambda uri: flaky)
+    monkeypatch.setattr(mlflow_runs, "connect", lambda uri: flaky)
     monkeypatch.setattr(follower, "BATCH_EVENTS", 3)
     record = whole_sweep(root, export)
     deliver(root)

@@ -153,6 +153,7 @@ def _add_train(commands: Commands) -> None:
     add_overrides(parser)
     parser.add_argument("--name", default="train", help="runs go to runs/train/NAME-NNN (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue the newest run of that name")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not write the run to MLflow, if that is installed")
     add_device(parser)
 
 

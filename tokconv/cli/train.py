@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tokconv.cli.train_tracking import track
 from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
 from tokconv.config.sources import MAY_CHANGE
 from tokconv.config.tree import GROUPS, Config, get, to_dict
@@ -48,9 +51,12 @@ def run(args: argparse.Namespace) -> None:
         state = load_state(saved[-1])
         if state["history"][-1]["epoch"] >= config.training.epochs:
             _print_finished(run_dir, state)
+            _conclude(run_dir, "finished", {}, tracks=not args.no_mlflow)
             return
         check_resumable(state, run_dir)
         trained_on = state["store_fingerprint"]
+    times: dict[int, int] = {}
+    conclude = partial(_conclude, times=times, tracks=not args.no_mlflow)
     token_grid, grid = describe_tokens(config).token_grid, config.model.compressor.output_grid_size
     check_output_grid(grid, token_grid)
     try:
@@ -63,20 +69,26 @@ def run(args: argparse.Namespace) -> None:
         print(
             f"run: {printable(run_dir)} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})"
         )
-        _train(config, store, run_dir, args.device, args.resume)
+        _train(config, store, run_dir, args.device, args.resume, times)
     except KeyboardInterrupt:
         name = "" if args.name == "train" else f" --name {args.name}"
         how = f" --resume{name}" if run_dir is not None else f"{name} {shlex.join(args.overrides)}".rstrip()
-        print(f"stopped; go on with: tokconv train{printable(how)}")
+        print(f"stopped; go on with: tokconv train{printable(how)}", flush=True)
+        if times and run_dir is not None:
+            conclude(run_dir, "interrupted", quiet=True)
         raise
     except DivergedError:
         if run_dir is not None and checkpoints_of(run_dir):
-            print(f"{_next_step(run_dir)}\n")
+            conclude(run_dir, "failed")
+            print()
         raise
-    print(_next_step(run_dir))
+    conclude(run_dir, "finished")
 
 
-def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None, resume: bool) -> None:
+def _train(
+    config: Config, store: TokenStore, run_dir: Path, device: str | None, resume: bool, times: dict[int, int]
+) -> None:
+    """Train, and print the figures of every epoch; `times` takes when each was reported, in milliseconds since 1970."""
     grid, shown = config.model.compressor.output_grid_size, shown_baselines(config)
     with progress_line("baselines") as line:
         measured = baseline_figures(store, grid, shown, full=False, steps=line)
@@ -97,10 +109,14 @@ def _train(config: Config, store: TokenStore, run_dir: Path, device: str | None,
                 bar = progress_line("baselines")
             bar(done, total, what)
 
+        def report(figures: Metrics, _: Path | None) -> None:
+            times[int(figures["epoch"])] = int(time.time() * 1000)
+            line.message(_epoch_row(figures, measured))
+
         runtime = LocalRuntime(
             run_dir,
             device=device,
-            on_report=lambda figures, _: line.message(_epoch_row(figures, measured)),
+            on_report=report,
             on_progress=progress,
             resume=resume,
         )
@@ -154,21 +170,37 @@ def _print_finished(run_dir: Path, state: Mapping[str, Any]) -> None:
     if difference := other_protocol(state):
         print(f"note: {printable(difference)}")
     last = _epoch_row(state["history"][-1], state["baselines"])
-    print(f"\n{_table_head(state['baselines'])}\n{last}\n{_next_step(run_dir)}")
+    print(f"\n{_table_head(state['baselines'])}\n{last}")
 
 
-def _next_step(run_dir: Path) -> str:
-    """Write the learning curve; return which epoch is the best one, whether it beats the best closed form, and how to
-    export it."""
+def _conclude(run_dir: Path, ended: str, times: Mapping[int, int], *, tracks: bool, quiet: bool = False) -> None:
+    """Write the curve of a run that has finished, was interrupted or has failed, say what to do next, and track it.
+
+    Args:
+        quiet: say nothing of what a run that has ended is good for.
+    """
     newest = checkpoints_of(run_dir)[-1]
     state = load_state(newest)
+    curve = write_curve(state["history"], state["baselines"], run_dir)
+    judged = _judged(state)
+    if not quiet:
+        print(_next_step(run_dir, judged, curve, newest), flush=True)
+    if tracks and (said := track(run_dir, state, ended, times, judged)):
+        print(said)
+
+
+def _judged(state: Mapping[str, Any]) -> str:
+    """Return which epoch of a run is the best one, and whether it beats the best closed form."""
     best = state.get("best", {}).get(LOWEST_FVU.figure, state["history"][-1])
     compared = PURPOSES[FIDELITY].compared(best, state["baselines"])
     start = ", the closed form that the run starts at" if not best["epoch"] else ""
-    curve = write_curve(state["history"], state["baselines"], run_dir)
+    return f"best epoch: {best['epoch']:.0f} of {best['epochs']:.0f}{start}\n{compared}"
+
+
+def _next_step(run_dir: Path, judged: str, curve: Sequence[Path], newest: Path) -> str:
+    """Return what came out of a run, where it is, and how to export it."""
     return (
-        f"\nbest epoch: {best['epoch']:.0f} of {best['epochs']:.0f}{start}\n{compared}\n"
-        f"curve:      {', '.join(printable(path) for path in curve)}\n"
+        f"\n{judged}\ncurve:      {', '.join(printable(path) for path in curve)}\n"
         f"checkpoint: {printable(newest)}\nexport it:  tokconv export {printable(run_dir)} --out my-compressor"
     )
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from tokconv.errors import SweepError
+from tokconv.system.files import atomic_path
 from tokconv.system.mlflow_client import DATABASE, ENVIRONMENT, connect, is_local, local_uri, tracking_uri
-from tokconv.system.uris import file_uri, path_of
+from tokconv.system.uris import file_uri, path_of, sqlite_uri
 
 __all__ = [
     "ARTIFACTS",
@@ -18,6 +19,7 @@ __all__ = [
     "ENVIRONMENT",
     "check_tracking",
     "connect",
+    "create_database",
     "database_lock",
     "is_local",
     "local_uri",
@@ -36,6 +38,13 @@ def check_tracking(root: Path) -> str:
     if found != {"val/fvu": 0.25}:
         raise SweepError(f"MLflow was given val/fvu = 0.25 and returns {found}")
     return f"MLflow {version('mlflow')}: a figure was written to a new SQLite database and read back"
+
+
+def create_database(path: Path) -> None:
+    """Create a SQLite file with MLflow's tables, whole or not at all: a process that ends amid it, as after Ctrl-C,
+    would leave some of the tables, with which every later use of the file fails."""
+    with atomic_path(path) as temporary:
+        connect(sqlite_uri(temporary)).search_experiments(max_results=1)
 
 
 def database_lock(uri: str) -> AbstractContextManager[object]:

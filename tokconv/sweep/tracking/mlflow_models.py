@@ -16,6 +16,7 @@ from tokconv.evaluation.protocol import protocol_of
 from tokconv.evaluation.purposes import FIDELITY
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
 from tokconv.sweep.record.events import Event, relative_place
+from tokconv.sweep.tracking.mlflow_runs import MISSING
 from tokconv.sweep.tracking.mlflow_view import model_note, shown
 from tokconv.system.uris import file_uri
 
@@ -34,8 +35,6 @@ WON_TAG = "tokconv.champion"
 MOST_WINNERS = 10_000
 MODEL_PATH = "model"
 """The model's directory among the artifacts of the trial's run."""
-MISSING = "tokconv.missing"
-"""Tag of a run: the path of what should have been uploaded but is gone."""
 SERVING = Path(__file__).with_name("serving.py")
 
 

@@ -17,43 +17,32 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from tokconv.errors import printable
 from tokconv.sweep.record.events import Event, read_events, relative_place
 from tokconv.sweep.tracking.follower import Delivery, Follower
-from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, connect, database_lock, is_local
-from tokconv.sweep.tracking.mlflow_models import MISSING, mark_winners, register_all
-from tokconv.sweep.tracking.mlflow_moved import repair_places
-from tokconv.sweep.tracking.mlflow_refusals import check_database, deleted_experiment, told_apart
+from tokconv.sweep.tracking.mlflow_connection import is_local
+from tokconv.sweep.tracking.mlflow_models import mark_winners, register_all
+from tokconv.sweep.tracking.mlflow_refusals import told_apart
+from tokconv.sweep.tracking.mlflow_runs import NOTE, PARENT, MlflowRuns
 from tokconv.sweep.tracking.mlflow_view import (
-    KIND,
     baseline_note,
     baseline_run_name,
-    description,
-    rounded,
     run_name,
     run_note,
     run_params,
-    shown,
     slug,
     view_tags,
     view_url,
 )
 from tokconv.sweep.tracking.replay import Replay
-from tokconv.system.uris import file_uri, path_of, without_credentials
+from tokconv.system.uris import without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-BATCH_METRICS = 1000
-"""The most that MLflow takes in one call."""
-STATUS = {"complete": "FINISHED", "finished": "FINISHED", "pruned": "FINISHED", "interrupted": "KILLED"}
-"""State of a trial or a sweep -> status of its run, if that is another word. MLflow marks a killed run like a failed
-one, in red; a trial that was stopped early has done what was asked of it, and its tag says that it was stopped."""
-NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"
 INCOMPLETE = "tokconv.incomplete"
 """Tag of a run that was created again, because somebody had deleted it, until it holds what the first one did."""
 
@@ -111,12 +100,8 @@ class MlflowWriter:
         self._replay = Replay(self._events)
         self._trial_runs: dict[str, str] = {}
         self._begun: set[str] = set()
-        with database_lock(self._uri):
-            if is_local(self._uri) and (repaired := repair_places(path_of(self._uri), self._artifact_root)):
-                self._on_message(repaired)
-            check_database(self._uri)
-            self._client = connect(self._uri)
-            self._experiment_id = self._find_experiment()
+        self._runs = MlflowRuns(self._uri, self._experiment, self._artifact_root, self._on_message)
+        self._client, self._experiment_id = self._runs.client, self._runs.experiment_id
         tags = {"tokconv.kind": "sweep", "tokconv.sweep": self._sweep}
         parent = self._find_run("tokconv.sweep_uid", self._sweep, self._sweep, self._replay.born, tags)
         self._parent = str(parent.info.run_id)
@@ -150,26 +135,24 @@ class MlflowWriter:
             tags["tokconv.protocol"] = self._replay.protocol
             tags["tokconv.store_fingerprint"] = event["store_fingerprint"]
             tags["mlflow.source.git.commit"] = event["git_commit"]
-            self._set_state(self._parent, "running", "", tags)
+            self._runs.set_state(self._parent, "running", "", tags)
             self._client.log_text(self._parent, yaml.safe_dump(event["spec"], sort_keys=False), "spec.yaml")
             for name, value in view_tags(version("mlflow"), event["spec"]["search"]).items():
                 self._client.set_experiment_tag(self._experiment_id, name, value)
             self._deliver_baselines(event)
         elif event["event"] == "sweep_ended":
             if event.get("artifacts"):
-                self._upload(self._parent, event["artifacts"], "report")
+                self._runs.upload(self._parent, self._place(event["artifacts"]), "report")
             mark_winners(self._client, self._experiment_id, event, self._parent, self._trial_run)
             if event["state"] == "finished":
                 folder, experiment = self._events.parent, slug(self._experiment)
                 register_all(self._client, experiment, event, folder, self._parent, self._trial_run)
             else:
                 self._stop_running_trials(event)
-            self._set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
+            self._runs.set_state(self._parent, event["state"], "", {NOTE: event.get("summary")}, event["time"])
 
     def _deliver_baselines(self, event: Event) -> None:
         """Write every baseline of every grid as a run, so that MLflow's tables and charts compare trials with them."""
-        from mlflow.entities import Metric, Param
-
         for grid, named in event.get("baselines", {}).items():
             ratio = (event["token_grid"] / int(grid)) ** 2
             for name, figures in named.items():
@@ -183,45 +166,31 @@ class MlflowWriter:
                 }
                 uid, born = f"{self._sweep}/{grid}/{name}", self._replay.born
                 run = self._find_run("tokconv.baseline_uid", uid, baseline_run_name(name, int(grid), ratio), born, tags)
-                values = {**figures, "compression_ratio": ratio}
+                self._runs.log_metrics(run.info.run_id, [({**figures, "compression_ratio": ratio}, born, 0)])
                 params = {"compression_ratio": ratio, "output_grid_size": int(grid), "num_tokens": int(grid) ** 2}
-                self._client.log_batch(
-                    run.info.run_id,
-                    metrics=[Metric(key, rounded(value), born, 0) for key, value in values.items()],
-                    params=[Param(key, shown(value)) for key, value in params.items()],
-                )
+                self._runs.log_params(run.info.run_id, params)
                 self._client.set_terminated(run.info.run_id, "FINISHED", born)
 
     def _stop_running_trials(self, event: Event) -> None:
         """Mark running trials as interrupted, since their sweep was; each runs again once the sweep is resumed."""
         wanted = f"tags.`{PARENT}` = '{self._parent}' and attributes.status = 'RUNNING'"
         for run in self._client.search_runs([self._experiment_id], wanted):
-            self._set_state(run.info.run_id, "interrupted", "", end_time=event["time"])
+            self._runs.set_state(run.info.run_id, "interrupted", "", end_time=event["time"])
 
     def _deliver_trial(self, uid: str, events: Sequence[Event]) -> None:
-        from mlflow.entities import Metric
-
         run_id = self._trial_run(uid)
-        metrics = [
-            Metric(name, rounded(value), event["time"], event["epoch"])
-            for event in events
-            if event["event"] == "trial_reported"
-            for name, value in event["figures"].items()
-        ]
-        for start in range(0, len(metrics), BATCH_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+        reports = (event for event in events if event["event"] == "trial_reported")
+        self._runs.log_metrics(run_id, ((event["figures"], event["time"], event["epoch"]) for event in reports))
         for event in events:
             if event["event"] == "trial_artifacts":
-                self._upload(run_id, event["path"])
+                self._runs.upload(run_id, self._place(event["path"]))
         if any(event["event"] in ("trial_started", "trial_ended") for event in events):
             trial = self._replay.find(uid)
             note = run_note(trial, self._replay.token_grid)
-            self._set_state(run_id, trial.state, trial.reason, {NOTE: note}, trial.ended)
+            self._runs.set_state(run_id, trial.state, trial.reason, {NOTE: note}, trial.ended)
 
     def _trial_run(self, uid: str) -> str:
         """Return the id of a trial's run, found or created with its params."""
-        from mlflow.entities import Metric, Param
-
         if uid in self._trial_runs:
             return self._trial_runs[uid]
         trial = self._replay.find(uid)
@@ -238,27 +207,14 @@ class MlflowWriter:
         if run.data.tags.get(PARENT) != self._parent:
             # The parent was deleted, and this is the new one's child.
             self._client.set_tag(run_id, PARENT, self._parent)
-        self._client.log_batch(
-            run_id,
-            # Also a metric: a param groups runs, a metric can be an axis. It is known before the first epoch.
-            metrics=[Metric("compression_ratio", rounded(trial.ratio), trial.started, 0)],
-            params=[Param(name, shown(value)) for name, value in run_params(trial).items()],
-        )
+        # Also a metric: a param groups runs, a metric can be an axis. It is known before the first epoch.
+        self._runs.log_metrics(run_id, [({"compression_ratio": trial.ratio}, trial.started, 0)])
+        self._runs.log_params(run_id, run_params(trial))
         self._trial_runs[uid] = run_id
         if INCOMPLETE in run.data.tags:
             self._deliver_trial(uid, [event for event, _ in read_events(self._events) if event.get("trial") == uid])
             self._client.delete_tag(run_id, INCOMPLETE)
         return run_id
-
-    def _find_experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            raise deleted_experiment(self._experiment, str(found.experiment_id), self._uri)
-        if found is not None:
-            return str(found.experiment_id)
-        folder = self._artifact_root / ARTIFACTS / slug(self._experiment)
-        location = file_uri(folder) if is_local(self._uri) else None
-        return self._client.create_experiment(self._experiment, location, tags={NOTE: description(), **KIND})
 
     def _find_run(self, tag: str, uid: str, name: str, start: int, tags: Mapping[str, str]) -> Run:
         """Return the run of a uid, found or created.
@@ -266,28 +222,8 @@ class MlflowWriter:
         Two machines may both have a sweep `demo-001` on one server: the time of its start distinguishes them.
         """
         identity = {tag: uid, "tokconv.sweep_started": str(self._replay.born)}
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-        found = self._client.search_runs([self._experiment_id], wanted, max_results=1)
-        return found[0] if found else self._client.create_run(self._experiment_id, start, {**identity, **tags}, name)
+        return self._runs.find(identity, name, start, tags)
 
-    def _set_state(
-        self, run_id: str, state: str, reason: str, tags: Mapping[str, Any] | None = None, end_time: int | None = None
-    ) -> None:
-        from mlflow.entities import RunTag
-
-        every = {"tokconv.state": state, "tokconv.reason": printable(reason)[:500], **(tags or {})}
-        self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in every.items() if v is not None])
-        status = STATUS.get(state, state.upper())
-        if end_time is None:
-            self._client.update_run(run_id, status=status)
-        else:
-            self._client.set_terminated(run_id, status, end_time)
-
-    def _upload(self, run_id: str, path: str, artifact_path: str | None = None) -> None:
-        """Upload a directory that the record names."""
-        directory = self._events.parent / relative_place(path)
-        if directory.is_dir():
-            self._client.log_artifacts(run_id, str(directory), artifact_path)
-        else:
-            # Somebody removed it before MLflow could be reached; later events must not wait for it.
-            self._client.set_tag(run_id, MISSING, printable(directory))
+    def _place(self, path: str) -> Path:
+        """Return a directory that the record names."""
+        return self._events.parent / relative_place(path)
