@@ -28,16 +28,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = (
-    *("test_sweep", "test_faults", "test_workers", "test_remote_sweep", "test_autoscaling", "test_chaos", "test_jobs"),
-    *("test_confirm_sweep", "test_confirm", "test_full_disk", "test_notebooks", "test_driver", "test_cli"),
+    *("test_runners", "test_sweep", "test_remote_sweep", "test_notebooks", "test_jobs", "test_workers", "test_chaos"),
+    *("test_autoscaling", "test_faults", "test_confirm_sweep", "test_confirm", "test_full_disk", "test_driver"),
 )
 """Files whose slow tests take minutes: they start first, so that no worker is left alone with one at the end."""
-SHARE_FIXTURES = ("test_workers", "test_jobs", "test_mlflow_ui", "test_tracking_server")
+SHARE_FIXTURES = (
+    *("test_workers", "test_jobs", "test_mlflow_ui", "test_tracking_server", "test_notebooks", "test_runners"),
+)
 """Files whose slow tests share a fixture that takes longer than they do. Other slow tests run where there is room."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder of shared stores, once per session: the workers of pytest-xdist inherit it."""
+    # Without pytest-xdist (-p no:xdist) its marker is unknown.
+    config.addinivalue_line("markers", "xdist_group(name): tests of one group run in one process")
     if SHARED_STORES not in os.environ:
         os.environ[SHARED_STORES] = folder = tempfile.mkdtemp(prefix="tokconv-stores-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

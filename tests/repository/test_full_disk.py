@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from support.networks import PUBLISHED
-from support.sweeping import events, write_spec
+from support.sweeping import DATA as SHARED
+from support.sweeping import events, shared_store, write_spec
 
 import tokconv
 from tokconv.config.overrides import compose
@@ -94,7 +95,7 @@ def test_an_encode_goes_on_where_the_disk_was_full(disk: Disk, tmp_path: Path) -
 
 def test_a_checkpoint_survives_the_one_that_does_not_fit(disk: Disk, tmp_path: Path) -> None:
     disk.resize(64)
-    arguments = ["train", "--no-mlflow", *DATA, *TINY, f"data.store={tmp_path}/store", "training.epochs=400"]
+    arguments = ["train", "--no-mlflow", *SHARED, *TINY, f"data.store={shared_store().path}", "training.epochs=400"]
     training = command(*arguments, cwd=disk.place)
     checkpoints = disk.place / "runs" / "train" / "train-001" / "checkpoints"
     _wait(training, lambda: len(list(checkpoints.glob("epoch-*"))) > 0)
@@ -115,7 +116,7 @@ def test_a_checkpoint_survives_the_one_that_does_not_fit(disk: Disk, tmp_path: P
 
 def test_a_sweep_stops_with_a_sentence_and_goes_on(disk: Disk, tmp_path: Path) -> None:
     disk.resize(96)
-    spec = write_spec(tmp_path, trials=4, base=["training.epochs=20"], storage=str(disk.place / "runs"))
+    spec = write_spec(tmp_path, trials=2, base=["training.epochs=24"], storage=str(disk.place / "runs"))
     sweep = command("sweep", str(spec), "--allow-unproven", cwd=tmp_path)
     directory = disk.place / "runs" / "sweeps" / "tiny-001"
 

@@ -18,14 +18,22 @@ import yaml
 import tokconv
 from support.networks import PUBLISHED
 from tokconv.cli.main import main
+from tokconv.encoding.pipeline import encode
+from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.spec.file import parse_spec
+from tokconv.training.baselines import measure_baselines
 
 SHARED_STORES = "TOKCONV_TEST_STORES"
 """Environment variable: the folder of the stores that all tests of a session share (`conftest.py`)."""
+FAULTS = Path(__file__).parent / "faults"
+"""On PYTHONPATH, this folder brings faults into the processes of trials."""
+DATA = ["data.subset=64", "data.num_workers=0", "model.clip.image_size=48"]
+"""Images of half the bundled tower's own size, which have a quarter of the tokens."""
+TOKEN_GRID, DIM = 12, 64
 BASE = [
     *PUBLISHED,
-    "data.subset=64",
-    "data.num_workers=0",
+    *DATA,
     "training.epochs=4",
     "training.batch_size=16",
     "training.learning_rate=1e-3",
@@ -66,6 +74,14 @@ def spec(root: Path, **changes: Any) -> dict[str, Any]:
         "storage": str(root / "runs"),
         **changes,
     }
+
+
+def shared_store() -> TokenStore:
+    """Return the store that all sweeps of this session share, with its baselines at the grids of `spec`."""
+    config = parse_spec(spec(Path(os.environ[SHARED_STORES]))).base_config()
+    store = encode(config)
+    measure_baselines(store, [4, 8], config=config)
+    return store
 
 
 def write_spec(root: Path, **changes: Any) -> Path:

@@ -15,7 +15,7 @@ from support.sweeping import events, write_spec
 from tokconv.sweep.record.events import Event, Record
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 
-EPOCHS = 24
+EPOCHS = 16
 WORKERS = {"worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
 
 

@@ -29,7 +29,7 @@ from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 
 KILLS = int(os.environ.get("TOKCONV_KILLS", "3"))
-TRIALS, EPOCHS = 4, 16 + 4 * KILLS
+TRIALS, EPOCHS = 4, 28 + 8 * KILLS
 RUNNER = os.environ.get("TOKCONV_CHAOS_RUNNER", "inline")
 MARKS = {"node": "raylet/raylet", "trial": "ray::ImplicitFunc", "worker": "ray::RayTrainWorker"}
 VICTIMS = ("driver", "trial", "node") if RUNNER == "inline" else ("driver", "trial", "worker")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from scipy.special import stdtrit
 from scipy.stats import ttest_1samp
+from support.one_ray import one_ray
 from support.sweeping import WINS, champions, events, spec
 from support.trials import TOKEN_GRID, baselines, trial
 
@@ -98,8 +99,9 @@ def test_a_winner_whose_own_run_beats_no_baseline_is_not_confirmed(fvu: float) -
     evidence = gather_evidence(beaten, [], 3, RIVALS)
     assert (evidence.status, evidence.label, evidence.exported) == (UNPROVEN, "unproven", beaten)
     assert evidence.beaten_by == ("matched_window_pca", "window_pca")
-    assert "not confirmed: matched PCA (fvu 0.0300) and window PCA are at least as good as the search's own run (fvu" in (
-        evidence.summary
+    assert (
+        "not confirmed: matched PCA (fvu 0.0300) and window PCA are at least as good as the search's own run (fvu"
+        in (evidence.summary)
     )
     verdicts = judge([beaten], Rules(), TOKEN_GRID, baselines(6), seeds=3)
     assert missing_confirmations(verdicts, {beaten.uid: beaten}, {}, seeds=3, base_seed=0) == []
@@ -134,9 +136,10 @@ def test_an_impossible_confirmation_is_refused(confirm: object, tmp_path: Path) 
 @pytest.mark.timeout(600)
 def test_a_sweep_confirms_its_winners_and_grows_on_resume(tmp_path: Path) -> None:
     plain = spec(tmp_path, base=WINS, trials=2, search={"model.compressor.output_grid_size": {"choice": [6, 8]}})
-    first = run_sweep(parse_spec(plain))
-    assert not first.confirmations
-    result = run_sweep(parse_spec({**plain, "confirm": {"seeds": 2}}), resume=True, allow_unproven=True)
+    with one_ray():
+        first = run_sweep(parse_spec(plain))
+        assert not first.confirmations
+        result = run_sweep(parse_spec({**plain, "confirm": {"seeds": 2}}), resume=True, allow_unproven=True)
     assert sorted(result.confirmations) == ["c06-1", "c06-2", "c08-1", "c08-2"]
     assert sorted(result.trials) == ["00000", "00001"]
     seeds = [run.values[SEED] for run in result.confirmations.values()]

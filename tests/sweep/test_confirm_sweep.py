@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from support.sweeping import WINS, Driver, events, spec, write_spec
+from support.one_ray import one_ray
+from support.sweeping import TOKEN_GRID, WINS, Driver, events, spec, write_spec
 
 import tokconv
 from tokconv.sweep.judge.evidence import SEED_KEY, UNPROVEN
@@ -65,7 +66,8 @@ def test_a_driver_killed_while_confirming_goes_on_there(tmp_path: Path) -> None:
     searched = {uid: trial.history for uid, trial in before.trials.items()}
     before.close()
     assert 1 <= len(done) < 4
-    driver.resume()
+    with one_ray():
+        driver.resume()
     record = Record(directory / "events.jsonl")
     assert {uid: trial.history for uid, trial in record.trials.items()} == searched
     runs = record.confirmations
@@ -101,7 +103,8 @@ def test_a_winner_that_a_baseline_matches_leaves_nothing_unless_allowed(
         base=["training.learning_rate=0.3"],
         champions={"fidelity": {}},
     )
-    result = run_sweep(parse_spec(plain))
+    with one_ray():
+        result = run_sweep(parse_spec(plain))
     [verdict] = result.verdicts
     assert verdict.evidence is not None
     assert verdict.evidence.status == UNPROVEN
@@ -145,8 +148,9 @@ def test_a_longer_search_with_another_winner_confirms_that_one(tmp_path: Path) -
         base=[*WINS, "training.learning_rate=1e-4"],
         champions={"fidelity": {}},
     )
-    first = run_sweep(parse_spec(plain), allow_unproven=True)
-    longer = run_sweep(parse_spec({**plain, "trials": 2}), resume=True, allow_unproven=True)
+    with one_ray():
+        first = run_sweep(parse_spec(plain), allow_unproven=True)
+        longer = run_sweep(parse_spec({**plain, "trials": 2}), resume=True, allow_unproven=True)
     assert longer.trials.keys() == {"00000", "00001"}
     [before], [after] = first.verdicts, longer.verdicts
     assert before.champion is not None
@@ -154,6 +158,6 @@ def test_a_longer_search_with_another_winner_confirms_that_one(tmp_path: Path) -
     winners = Counter(run.confirms for run in longer.confirmations.values())
     assert winners == Counter({before.champion.uid: 2}) | Counter({after.champion.uid: 2})
     # The judgement of the search's own trials is the same with and without confirmations.
-    unconfirmed = judge(longer.trials.values(), parse_spec(plain).rules, 24, {after.grid: after.baselines})
+    unconfirmed = judge(longer.trials.values(), parse_spec(plain).rules, TOKEN_GRID, {after.grid: after.baselines})
     assert unconfirmed[0].champion == after.champion
     assert unconfirmed[0].front == after.front

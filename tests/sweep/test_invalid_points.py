@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from support.networks import PUBLISHED
+from support.one_ray import one_ray
 from support.records import write_sweep
 from support.sweeping import events, spec, write_spec
 
@@ -174,7 +175,8 @@ def test_status_and_page_count_invalid_points_apart_from_failed(
 @pytest.mark.slow
 def test_a_grid_with_an_invalid_point_runs_without_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_spec(tmp_path, search=WEIGHTS, sampler={"kind": "grid"}, base=["training.epochs=1"])
-    assert main(["sweep", str(path)]) == 0
+    with one_ray():
+        assert main(["sweep", str(path)]) == 0
     found = capfd.readouterr()
     lines = (found.out + found.err).splitlines()
     assert [line for line in lines if "1 of the grid's 4 points" in line] == lines[:1]

@@ -22,7 +22,7 @@ from tokconv.sweep.record.events import Record
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.system.ray_cluster import check_outlives_job
 
-EPOCHS = 100
+EPOCHS = 64
 ROOT = Path(tokconv.__file__).parents[1]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.objects import SECRET, ObjectServer, client_environment, client_of_a_server
-from support.sweeping import Driver, spec, write_spec
+from support.sweeping import DIM, TOKEN_GRID, Driver, shared_store, spec, write_spec
 
 import tokconv
 from tokconv.cli.main import main
@@ -30,7 +30,7 @@ from tokconv.system.storage import CACHE, Remote
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from botocore, Ray, MLflow and SQLAlchemy, in their own threads
 URL = "s3://tokconv/runs"
-EPOCHS = 20
+EPOCHS = 16
 
 
 @pytest.fixture
@@ -41,21 +41,31 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectSe
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
+@pytest.mark.parametrize(("runner", "trials"), [("inline", 2), ("torch_trainer", 1)])
 def test_a_killed_sweep_is_resumed_on_another_machine(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: str
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: str, trials: int
 ) -> None:
+    """The driver is killed in its last trial."""
+    uids = [f"{number:05d}" for number in range(trials)]
     path = write_spec(
         tmp_path,
-        trials=2,
+        trials=trials,
         storage=URL,
         resources={"runner": runner},
         base=[f"training.epochs={EPOCHS}", "data.store=s3://tokconv/store"],
     )
     there = server.files / "runs" / "sweeps" / "tiny-001"
+    # Encoding to a URL: see tests/store/test_store_cache.py. Each machine fetches the tokens; their baselines it has.
+    store = shared_store()
+    shutil.copytree(store.path, server.files / "store", ignore=shutil.ignore_patterns(store.derived_dir.name))
+    for machine in ("one", "two"):
+        shutil.copytree(store.derived_dir, tmp_path / machine / "stores" / store.fingerprint / store.derived_dir.name)
     driver = Driver(path, tmp_path, "--allow-unproven")
     driver.killed_when(
-        lambda: b'"complete"' in _log(there) and any((there / "trials" / "00001").glob("epoch-*/state.json"))
+        lambda: (
+            _log(there).count(b'"complete"') == trials - 1
+            and any((there / "trials" / uids[-1]).glob("epoch-*/state.json"))
+        )
     )
     shutil.rmtree(tmp_path / "one")
     monkeypatch.setenv(CACHE, str(tmp_path / "two"))
@@ -64,7 +74,7 @@ def test_a_killed_sweep_is_resumed_on_another_machine(
     assert (here / "events.jsonl").read_bytes() == _log(there)
     record = Record(here / "events.jsonl")
     record.close()
-    assert [trial.state for trial in record.trials.values()] == ["complete"] * 2
+    assert [trial.state for trial in record.trials.values()] == ["complete"] * trials
     reported: dict[str, list[int]] = {}
     started: dict[str, int] = {}
     for line in _log(there).splitlines():
@@ -73,18 +83,18 @@ def test_a_killed_sweep_is_resumed_on_another_machine(
             reported.setdefault(event["trial"], []).append(event["epoch"])
         elif event["event"] == "trial_started":
             started[event["trial"]] = started.get(event["trial"], 0) + 1
-    # The finished trial was not run again; the other one went on from its checkpoint and reported no epoch twice.
-    assert started["00000"] == 1
-    assert reported == {uid: list(range(EPOCHS + 1)) for uid in ("00000", "00001")}
+    # A finished trial was not run again; the last one went on from its checkpoint and reported no epoch twice.
+    assert started == {**dict.fromkeys(uids, 1), uids[-1]: 2}
+    assert reported == {uid: list(range(EPOCHS + 1)) for uid in uids}
     for uid, trial in record.trials.items():
         assert trial.checkpoint == f"trials/{uid}/epoch-{EPOCHS:04d}"
         assert [entry.name for entry in (there / "trials" / uid).iterdir()] == [f"epoch-{EPOCHS:04d}"]
         assert (there / "artifacts" / uid / "reconstruction.png").exists()
     for name in ("spec.yaml", "report/results.csv", "report/champions.json", "report/pareto.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes()
-    for grid in (4, 8):
+    for grid in (4, 8)[:trials]:
         compressor = tokconv.load_compressor(there, grid=grid, purpose="fidelity")
-        assert compressor(torch.zeros(1, 576, 64)).shape == (1, grid**2, 64)
+        assert compressor(torch.zeros(1, TOKEN_GRID**2, DIM)).shape == (1, grid**2, DIM)
     assert json.loads((there / LEASE).read_text())["ended"]
 
 

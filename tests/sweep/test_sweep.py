@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -12,10 +10,10 @@ import torch
 from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from ray.tune.experiment import Trial
+from support.one_ray import one_ray
 from support.stores import write_store
-from support.sweeping import Driver, champions, events, spec, write_spec
-from support.towers import write_vit_b_16
+from support.sweeping import DIM, TOKEN_GRID, Driver, champions, events, spec, write_spec
+from support.towers import ARCHITECTURES, write_architecture
 
 import tokconv
 from tokconv.config.overrides import with_values
@@ -30,7 +28,6 @@ from tokconv.sweep.record.remote import Root
 from tokconv.sweep.run import SweepResult, run_sweep
 from tokconv.sweep.spec.file import load_spec, parse_spec, to_yaml
 from tokconv.sweep.tracking.mlflow_connection import local_uri
-from tokconv.sweep.trials.listener import Listener
 from tokconv.system.files import write_text
 from tokconv.system.uris import path_of
 from tokconv.training.loop import run_trial
@@ -52,7 +49,8 @@ def a_sweep(root: Path, name: str) -> SweepResult:
     plain = spec(root, name=name)
     plain["search"]["training.learning_rate"] = {"log": [1e-4, 1e-2]}
     # Four epochs may or may not beat every baseline; the tests are about everything that a sweep writes.
-    return run_sweep(parse_spec(plain), allow_unproven=True)
+    with one_ray():
+        return run_sweep(parse_spec(plain), allow_unproven=True)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
     for verdict in result.verdicts:
         assert verdict.champion is not None
         compressor = tokconv.load_compressor(result.directory, grid=verdict.grid, purpose="fidelity")
-        assert compressor(torch.zeros(1, 576, 64)).shape == (1, verdict.grid**2, 64)
+        assert compressor(torch.zeros(1, TOKEN_GRID**2, DIM)).shape == (1, verdict.grid**2, DIM)
     for name in ("results.csv", "champions.json", "pareto.png", "learning_curves.png"):
         assert (result.directory / "report" / name).stat().st_size > 0
 
@@ -99,69 +97,6 @@ def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path
             assert by_uid[uid].data.tags["tokconv.champion"]
 
 
-@pytest.fixture(scope="module")
-def runners(root: Path) -> dict[str, SweepResult]:
-    """A sweep of a trial that diverges and one that does not, run by each runner.
-
-    The driver of the `TorchTrainer`s is busy while a trainer ends, and still receives its last report.
-    """
-    on_trial_result = Listener.on_trial_result
-
-    def slow(self: Listener, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any]) -> None:
-        on_trial_result(self, iteration, trials, trial, result)
-        time.sleep(8 if result.get("epoch") == 3 else 0)
-
-    plain = spec(
-        root,
-        search={"training.learning_rate": {"choice": [1e30, 1e-3]}},
-        sampler={"kind": "grid", "seed": 0},
-        trials=2,
-        base=["training.learning_rate=1e30", "loss.weights.wgan=0.01", "training.n_critic=2"],
-    )
-    resources = {"workers": 1, "cpus_per_worker": 1}
-    inline = {**plain, "name": "wild-inline", "resources": {"runner": "inline", **resources}}
-    nested = {**plain, "name": "wild-torch-trainer", "resources": {"runner": "torch_trainer", **resources}}
-    found = {"inline": run_sweep(parse_spec(inline))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Listener, "on_trial_result", slow)
-        found["torch_trainer"] = run_sweep(parse_spec(nested))
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("runners")
-def test_inline_torch_trainer_and_plain_runs_have_the_same_figures(
-    runners: dict[str, SweepResult], tmp_path: Path
-) -> None:
-    inline, nested = ({t.uid: t for t in runners[name].trials.values()} for name in ("inline", "torch_trainer"))
-    [uid] = [uid for uid, trial in inline.items() if trial.state == "complete"]
-    assert inline[uid].values == nested[uid].values
-    config = with_values(load_spec(runners["inline"].directory / "spec.yaml").base_config(), inline[uid].values)
-    plain = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path, device="cpu"))
-    assert len(plain.history) == 5
-    assert _timeless(inline[uid].history) == _timeless(nested[uid].history) == _timeless(plain.history)
-    # Each keeps its best epoch by the champion rule, in full.
-    assert inline[uid].best.keys() == nested[uid].best.keys() >= {"val/fvu"}
-    assert _timeless([inline[uid].best["val/fvu"]]) == _timeless([nested[uid].best["val/fvu"]])
-    assert inline[uid].best["val/fvu"]["val/fvu"] == min(row["val/fvu"] for row in plain.history)
-    assert "val/adapted_accuracy" in inline[uid].best["val/fvu"]
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("runners")
-@pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
-def test_a_diverged_trial_is_failed_and_the_sweep_goes_on(runners: dict[str, SweepResult], runner: str) -> None:
-    result = runners[runner]
-    states = {t.values["training.learning_rate"]: t for t in result.trials.values()}
-    assert states[1e30].state == "failed"
-    assert "not finite" in states[1e30].reason
-    assert states[1e-3].state == "complete"
-    assert result.verdicts[0].champion is not None
-    assert result.verdicts[0].champion.uid == states[1e-3].uid
-    study = _study(result.directory, f"wild-{runner.replace('_', '-')}")
-    assert sorted(t.state.name for t in study.trials) == ["COMPLETE", "FAIL"]
-
-
 @pytest.mark.slow
 def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None:
     changes = {
@@ -169,7 +104,8 @@ def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None
         "search": {"training.learning_rate": {"choice": [1e-3, 1e-1]}},
         "trials": 4,
     }
-    result = run_sweep(parse_spec(spec(root, name="halving", **changes)))
+    with one_ray():
+        result = run_sweep(parse_spec(spec(root, name="halving", **changes)))
     states = [trial.state for trial in result.trials.values()]
     assert "pruned" in states
     assert "complete" in states
@@ -181,38 +117,48 @@ def test_early_stopped_trials_are_pruned_and_never_champions(root: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_of_torch_trainers_resumes_with_nothing_lost(root: Path, tmp_path: Path) -> None:
-    """Inline trials and checkpoints at a URL: see test_remote_sweep.py."""
+def test_a_killed_torch_trainer_goes_on_from_its_checkpoint(root: Path, tmp_path: Path) -> None:
+    """It has the figures of a run without Ray that nobody killed.
+
+    Several trials, inline trials and checkpoints at a URL: see test_remote_sweep.py.
+    """
     name = "killed"
-    path = write_spec(root, name=name, trials=2, resources={"runner": "torch_trainer"}, base=["training.epochs=16"])
+    path = write_spec(root, name=name, trials=1, resources={"runner": "torch_trainer"}, base=["training.epochs=8"])
     directory = root / "runs" / "sweeps" / f"{name}-001"
     driver = Driver(path, tmp_path)
-    driver.killed_when(lambda: _reached(directory, "00001"))
+    driver.killed_when(lambda: _reached(directory, "00000"))
     before = Record(directory / "events.jsonl")
-    assert [trial.state for trial in before.trials.values()] == ["complete", "running"]
+    assert before.trials["00000"].state == "running"
     before.close()
-    driver.resume()
+    with one_ray():
+        driver.resume()
     record = Record(directory / "events.jsonl")
-    assert [trial.state for trial in record.trials.values()] == ["complete"] * 2
-    assert all([row["epoch"] for row in trial.history] == list(range(17)) for trial in record.trials.values())
+    [trial] = record.trials.values()
+    assert trial.state == "complete"
+    assert [row["epoch"] for row in trial.history] == list(range(9))
+    config = with_values(load_spec(directory / "spec.yaml").base_config(), trial.values)
+    plain = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path / "plain", device="cpu"))
+    assert _timeless(trial.history) == _timeless(plain.history)
     starts = [event["trial"] for event in events(directory) if event["event"] == "trial_started"]
-    assert starts == ["00000", "00001", "00001"]
+    assert starts == ["00000", "00000"]
     assert {t.state.name for t in _study(directory, name).trials} == {"COMPLETE"}
     client = MlflowClient(local_uri(root / "runs"))
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
-    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    [run] = client.search_runs([experiment.experiment_id], "tags.`tokconv.kind` = 'trial'")
+    assert run.info.status == "FINISHED"
     record.close()
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_on_photographs_and_a_vit_b_16(tmp_path: Path) -> None:
-    tower = write_vit_b_16(tmp_path / "vit-b-16")
+def test_a_sweep_runs_on_photographs_and_a_narrow_vit_b_16(tmp_path: Path) -> None:
+    architecture = ARCHITECTURES["openai/clip-vit-base-patch16"]
+    tower = write_architecture(tmp_path / "vit-b-16", architecture)
     plain = spec(
         tmp_path, name="photographs", trials=2, search={"model.compressor.output_grid_size": {"choice": [7, 10]}}
     )
-    base = [item for item in plain["base"] if not item.startswith(("data.subset", "data.store", "training.epochs"))]
+    own = ("data.subset", "data.store", "model.clip", "training.epochs")
+    base = [item for item in plain["base"] if not item.startswith(own)]
     plain["base"] = [
         *base,
         "data=photographs",
@@ -222,13 +168,15 @@ def test_a_sweep_runs_on_photographs_and_a_vit_b_16(tmp_path: Path) -> None:
         "training.epochs=1",
     ]
     # One epoch on an untrained tower beats no baseline; the test is about the whole chain.
-    result = run_sweep(parse_spec(plain), allow_unproven=True)
+    with one_ray():
+        result = run_sweep(parse_spec(plain), allow_unproven=True)
     assert [trial.state for trial in result.trials.values()] == ["complete"] * 2
     for verdict in result.verdicts:
         assert verdict.champion is not None
         assert "val/probe_accuracy" not in verdict.champion.figures
         compressor = tokconv.load_compressor(result.directory, grid=verdict.grid, purpose="fidelity")
-        assert compressor(torch.zeros(1, 196, 768)).shape == (1, verdict.grid**2, 768)
+        tokens = torch.zeros(1, 196, architecture.dim)
+        assert compressor(tokens).shape == (1, verdict.grid**2, architecture.dim)
     plain["objectives"] = [{"metric": "val/probe_kept", "mode": "max"}]
     with pytest.raises(SpecError, match="needs labels"):
         run_sweep(parse_spec(plain))
@@ -246,30 +194,35 @@ def test_running_a_spec_twice_gives_the_same_trials_and_figures(root: Path, resu
 @pytest.mark.slow
 def test_the_budget_of_a_finished_sweep_can_grow_after_its_project_was_moved(tmp_path: Path) -> None:
     before, root = tmp_path / "before", tmp_path / "My%20Project"
-    first = run_sweep(parse_spec(spec(before, name="grows", trials=2)), allow_unproven=True)
+    with one_ray():
+        first = run_sweep(parse_spec(spec(before, name="grows", trials=1)), allow_unproven=True)
     # Records once held whole paths of checkpoints.
     record = first.directory / "events.jsonl"
     record.write_text(record.read_text().replace('"trials/00000', f'"{first.directory}/trials/00000'))
     before.rename(root)
-    more = run_sweep(parse_spec(spec(root, name="grows", trials=3)), resume=True, allow_unproven=True)
+    with one_ray():
+        more = run_sweep(parse_spec(spec(root, name="grows", trials=2)), resume=True, allow_unproven=True)
     assert more.directory == root / "runs" / "sweeps" / first.directory.name
     assert [path.name for path in tmp_path.iterdir()] == [root.name]
-    assert len(more.trials) == 3
+    assert len(more.trials) == 2
     client = MlflowClient(local_uri(root / "runs"))
     for run in client.search_runs(["1"], "tags.`tokconv.kind` = 'trial'"):
         assert path_of(run.info.artifact_uri).is_relative_to(root)
         assert client.list_artifacts(run.info.run_id, "compressor")
     search = {**spec(root)["search"], "model.compressor.output_grid_size": {"choice": [8]}}
-    narrower = run_sweep(parse_spec(spec(root, name="grows", trials=5, search=search)), resume=True)
-    assert [trial.values["model.compressor.output_grid_size"] for trial in narrower.trials.values()][3:] == [8, 8]
+    with one_ray():
+        narrower = run_sweep(parse_spec(spec(root, name="grows", trials=4, search=search)), resume=True)
+    grids = [trial.values["model.compressor.output_grid_size"] for trial in narrower.trials.values()]
+    assert grids[2:] == [8, 8]
+    assert 4 in grids
     assert {verdict.grid for verdict in narrower.verdicts} == {4, 8}, "earlier trials stay in the table"
     with pytest.raises(SweepError, match="search: differs"):
         run_sweep(parse_spec(spec(root, name="grows", search={})), resume=True)
 
 
 def test_impossible_sweeps_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="between 1 and the token grid, 24"):
-        run_sweep(parse_spec(spec(tmp_path, search={"model.compressor.output_grid_size": {"choice": [4, 25]}})))
+    with pytest.raises(ConfigError, match="between 1 and the token grid, 12"):
+        run_sweep(parse_spec(spec(tmp_path, search={"model.compressor.output_grid_size": {"choice": [4, 13]}})))
     with pytest.raises(SweepError, match="no run of 'tiny' to resume"):
         run_sweep(parse_spec(spec(tmp_path)), resume=True)
     assert list(tmp_path.iterdir()) == []
@@ -342,7 +295,7 @@ def test_what_no_reader_recognises_is_no_objective(tmp_path: Path, monkeypatch: 
 
 
 def test_a_grid_without_trials_has_no_champion(tmp_path: Path) -> None:
-    assert judge([], parse_spec(spec(tmp_path)).rules, 24, {4: {}})[0].champion is None
+    assert judge([], parse_spec(spec(tmp_path)).rules, TOKEN_GRID, {4: {}})[0].champion is None
 
 
 def test_a_purpose_that_the_store_cannot_have_is_refused_if_it_is_named(tmp_path: Path) -> None:

@@ -12,14 +12,10 @@ import torch
 from support import networks
 from support.groups import ReadingStore, run_dir, train_group, weights
 from support.stores import write_store
-from support.sweeping import spec
 
 from tokconv.config.overrides import compose, with_values
-from tokconv.encoding.console import encode_and_print
 from tokconv.errors import ConfigError, DivergedError
 from tokconv.store.reader import TokenStore
-from tokconv.sweep.run import run_sweep
-from tokconv.sweep.spec.file import parse_spec
 from tokconv.training.loop import check_batch, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
 from tokconv.training.workers import SINGLE_PROCESS
@@ -197,36 +193,3 @@ def test_figures_do_not_depend_on_who_trained(store: TokenStore, tmp_path: Path)
     other = run_trial(config, store, LocalRuntime(tmp_path / "other", device="cpu")).figures
     same = _single("autoencoder", store, tmp_path / "same")[-1]
     assert other["val/fvu"] != pytest.approx(same["val/fvu"], rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore")  # of Ray, MLflow and SQLAlchemy, in their own threads
-def test_a_sweep_with_two_workers_per_trial(tmp_path: Path) -> None:
-    """With real TorchTrainers figures equal those of one process, rank 0 writes, and a diverging trial fails."""
-    plain = spec(
-        tmp_path,
-        base=["training.learning_rate=1e30", "loss.weights.wgan=0.01", "loss.weights.distribution=1",
-              "training.epochs=2"],
-        search={"training.learning_rate": {"choice": [1e30, 1e-3]}},
-        sampler={"kind": "grid", "seed": 0},
-        trials=2,
-        resources={"runner": "torch_trainer", "workers": 2, "cpus_per_worker": 1},
-    )  # fmt: skip
-    result = run_sweep(parse_spec(plain))
-    trials = {trial.values["training.learning_rate"]: trial for trial in result.trials.values()}
-    assert trials[1e30].state == "failed"
-    assert "not finite" in trials[1e30].reason
-    good = trials[1e-3]
-    assert good.state == "complete"
-    config = with_values(parse_spec(plain).base_config(), good.values)
-    single = run_trial(config, encode_and_print(config), LocalRuntime(tmp_path / "single", device="cpu"))
-    ours = [{n: row[n] for n in row if n in other} for row, other in zip(good.history, single.history, strict=True)]
-    _close(ours, single.history)
-    checkpoint = result.directory / str(good.checkpoint)
-    # Beside the weights of a best epoch that is not the last.
-    written = sorted(path.name for path in checkpoint.iterdir() if not path.name.startswith("best-"))
-    assert written == ["optimizers.pt", "state.json", "weights.safetensors"]
-    assert [path for path in result.directory.rglob("weights.safetensors") if good.uid in path.parts] == [
-        checkpoint / "weights.safetensors"
-    ]

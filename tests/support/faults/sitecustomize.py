@@ -1,7 +1,7 @@
 """Faults for the processes of a sweep: Python imports this when its directory is on PYTHONPATH.
 
-TOKCONV_FAULT names faults and the learning rates above which a training step has them, the highest first:
-`hang:0.8,oom:0.5`.
+TOKCONV_FAULT names faults and the learning rates at which a training step has them: `hang:0.9,oom:0.7`, or from which
+up to 1: `oom:0.5+`.
 """
 
 import importlib.abc
@@ -13,14 +13,21 @@ import time
 FAULTS = [fault.split(":") for fault in os.environ.get("TOKCONV_FAULT", "").split(",") if fault]
 
 
+def _fault(rate):
+    for kind, at in FAULTS:
+        low = float(at.rstrip("+"))
+        if rate == low or (at.endswith("+") and low <= rate <= 1):
+            return kind
+    return None
+
+
 def _break(module):
     import torch
 
     step = module.Trainer.step
 
     def faulty(self, tokens, number):
-        rate = self.config.training.learning_rate
-        kind = next((kind for kind, limit in FAULTS if rate > float(limit)), None)
+        kind = _fault(self.config.training.learning_rate)
         if kind is not None and number > 0:
             if kind == "hang":
                 time.sleep(3600)
