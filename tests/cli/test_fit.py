@@ -54,6 +54,7 @@ def test_it_is_the_closed_form_of_the_store(fitted: Path) -> None:
 def test_it_says_what_it_is(fitted: Path) -> None:
     described = read_config(fitted / "matched")
     assert described["evidence"]["summary"].endswith("images, not trained")
+    assert described["training"] == {"epochs": 0}
     assert described["figures"]["val/fvu"] < described["baselines"]["pooling"]["val/fvu"]
 
 

@@ -93,7 +93,10 @@ def export(
         "protocol": state["protocol"],
         "figures": saved.figures,
         "baselines": state["baselines"],
-        "training": {"loss": state["config"]["loss"], **state["config"]["training"]},
+        # Of a closed form, losses and epochs of its config say nothing.
+        "training": {"loss": state["config"]["loss"], **state["config"]["training"]}
+        if state.get("trained", True)
+        else {"epochs": 0},
         **({} if evidence is None else {"evidence": dict(evidence)}),
     }
     return _write(description, {name: saved.module_weights(name) for name in FILES}, Path(out))

@@ -37,5 +37,5 @@ def fit(config: Config, store: TokenStore, directory: Path, *, device: str | Non
     baselines = baseline_figures(store, grid, shown_baselines(config), full=False)
     codec = codec_of(compressor.to(on).eval(), decoder.to(on).eval())
     figures = add_gain(Evaluator(store, grid, on).evaluate(codec), baselines["pooling"])
-    state = checkpoint_state(config, store, baselines, [{**figures, "epoch": 0.0}])
+    state = checkpoint_state(config, store, baselines, [{**figures, "epoch": 0.0}]) | {"trained": False}
     return checkpoints.save(directory, {"compressor": compressor, "decoder": decoder}, {}, state)
