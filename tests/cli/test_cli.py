@@ -66,7 +66,7 @@ def artefact(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefact")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["train", *SHORT, *_digits(store)]) == 0
+        assert main(["train", "--no-mlflow", *SHORT, *_digits(store)]) == 0
         assert main(["export", "runs/train/train-001", "--out", "compressor"]) == 0
     return folder / "compressor"
 
@@ -349,7 +349,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(
 def test_published_overrides_train(line: str, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     # A later override wins over an earlier one of the same name, so the subset goes by its published name.
     short = ["training.epochs=1", "data.subset_size=48" if "subset_size" in line else "data.subset=48"]
-    assert main(["train", *TINY, *line.split(), *short, f"data.store='{store}'"]) == 0
+    assert main(["train", "--no-mlflow", *TINY, *line.split(), *short, f"data.store='{store}'"]) == 0
     text = capsys.readouterr().out
     assert "48 images" in text
     assert re.search(r"^epoch 1/1 +\d", text, re.MULTILINE)
@@ -415,7 +415,7 @@ def test_images_that_cannot_be_read_are_counted_and_listed(
 
 
 def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *SHORT, *_digits(store)]) == 0
+    assert main(["train", "--no-mlflow", *SHORT, *_digits(store)]) == 0
     assert re.search(r"^epoch 0/1 +\d", capsys.readouterr().out, re.MULTILINE)
     assert main(["train", "--resume"]) == 0
     text = capsys.readouterr().out
@@ -470,7 +470,7 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], sec
 
 
 def test_an_unfinished_run_of_another_protocol_is_not_resumed(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *SHORT, *_digits(store)]) == 0
+    assert main(["train", "--no-mlflow", *SHORT, *_digits(store)]) == 0
     run = Path("runs/train/train-001")
     config = json.loads((run / "config.json").read_text())
     config["training"]["epochs"] = 2

@@ -31,7 +31,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = [*SMALL, f"model.compressor.output_grid_size={GRID}", "data.subset=48", "data.num_workers=0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert main(["train", *overrides, "training.epochs=1", "--device", "cpu"]) == 0
+        assert main(["train", "--no-mlflow", *overrides, "training.epochs=1", "--device", "cpu"]) == 0
         assert main(["export", "runs/train/train-001", "--out", "compressor"]) == 0
     return root / "compressor"
 
