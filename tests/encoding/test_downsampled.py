@@ -16,9 +16,10 @@ from transformers import CLIPVisionModel
 from tokconv.config.overrides import compose
 from tokconv.config.tree import Config
 from tokconv.encoding import downsampled
-from tokconv.encoding.downsampled import RECORD, add_downsampled
+from tokconv.encoding.downsampled import add_downsampled
 from tokconv.encoding.pipeline import encode
 from tokconv.encoding.sources.bundled import DigitsSource
+from tokconv.encoding.stored_images import RECORD, remember_config
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
@@ -143,7 +144,7 @@ def test_another_tower_and_another_store_are_refused(store: TokenStore, tmp_path
     other = write_tower(tmp_path / "other", image_size=24, patch_size=4, dim=16, seed=1)
     record = (store.derived_dir / RECORD).read_text()
     changed = compose(["data=digits", f"data.subset={IMAGES}", f"model.clip.model_name={other}"])
-    downsampled.remember_config(store, changed)
+    remember_config(store, changed)
     assert "is no longer the tower" in _refusal(store)
     (store.derived_dir / RECORD).write_text(record)
     _small(store, 3)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tokconv.errors import ConfigError, StoreError
 from tokconv.evaluation.baselines import fits, fitting
-from tokconv.evaluation.baselines.codecs import baseline_codec
+from tokconv.evaluation.baselines.codecs import baseline_codec, on_device
 from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.evaluation.baselines.pca import exact_components, randomised_components, sampled_components
 from tokconv.evaluation.baselines.registry import BASELINES
-from tokconv.evaluation.codecs import run_codec
+from tokconv.evaluation.codecs import compress_only, run_codec
 from tokconv.models.windows import Windows
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches
@@ -75,6 +75,18 @@ def test_an_equal_number_of_tokens_loses_nothing(store: TokenStore, name: str) -
     assert torch.allclose(reconstructed, tokens, atol=1e-3)
     if name in ("pooling", "max_norm", "uniform", "random", "bilinear", *MERGING):
         assert torch.allclose(codes, tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_codec_runs_on_another_device(store: TokenStore, name: str) -> None:
+    # Tensors of the device "meta" have no values, and refuse company from the CPU.
+    meta, images = torch.device("meta"), torch.arange(2)
+    codec = baseline_codec(store, 3, name)
+    tokens = store.tokens(images).float()
+    found = compress_only(on_device(codec, meta), tokens.to(meta), images)
+    assert (found.device, found.shape) == (meta, (2, 9, store.dim))
+    again = compress_only(on_device(codec, torch.device("cpu")), tokens, images)
+    assert torch.equal(again, compress_only(codec, tokens, images))
 
 
 @pytest.mark.parametrize("grid", [2, OVERLAPPING])

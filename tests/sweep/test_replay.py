@@ -16,7 +16,8 @@ from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.search.replay import load_complete, print_replay, replay
 from tokconv.sweep.spec.file import to_yaml
 from tokconv.sweep.spec.rules import AXES
-from tokconv.sweep.spec.schema import EarlyStopping, Objective, Spec
+from tokconv.sweep.spec.schema import Spec
+from tokconv.sweep.spec.sections import EarlyStopping, Objective
 from tokconv.system.files import write_text
 
 GRIDS = (4, 6)

@@ -15,7 +15,7 @@ from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.final_state import FAILURE, FinalState, final_state
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.spec.rules import compared
-from tokconv.sweep.spec.schema import EarlyStopping
+from tokconv.sweep.spec.sections import EarlyStopping
 
 RULE = EarlyStopping(min_epochs=2, reduction=3)
 EPOCHS = 20

@@ -52,6 +52,7 @@ FULL: dict[str, Any] = {
         "cpus_per_worker": 3,
         "trial_timeout": 60.0,
     },
+    "vlm": {"model": "runs/vlm/model", "prompts": ["What is this?", "1e3"], "images": 16, "tokens": 4},
     "tracking": {"uri": "http://localhost:5000", "experiment": "1e3", "wandb": True},
     "storage": "/mnt/runs",
     "trials": 12,

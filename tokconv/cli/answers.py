@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokconv.cli.options import Commands, add_device, command, place
-from tokconv.errors import ConfigError, MissingExtraError, StoreError, printable
+from tokconv.errors import ConfigError, MissingExtraError, StoreError, SweepError, printable
 from tokconv.system.files import local_path
 
 if TYPE_CHECKING:
     from tokconv.store.reader import TokenStore
 
+ANSWERS = "answers"
+"""The folder of a sweep's directory that holds the answers of its champions."""
 EXAMPLES = (
     "tokconv answers runs/vlm/model runs/sweeps/textile-001 --tasks textile:runs/public/textile reading",
     "tokconv answers llava-1.5 my-compressor --tasks captions:photos --prompts prompts.txt --store runs/stores/photos",
@@ -25,9 +27,12 @@ def add_answers(commands: Commands) -> None:
     parser = command(
         commands, "answers", "measure what compression costs a vision-language model in answers", *EXAMPLES
     )
-    parser.add_argument("model", type=local_path, help="the directory of a LLaVA and its processor")
+    parser.add_argument("model", type=local_path, help="the directory of a vision-language model and its processor")
     parser.add_argument(
-        "compressors", nargs="*", type=local_path, help="exported compressors, or sweeps with all their champions"
+        "compressors",
+        nargs="*",
+        type=local_path,
+        help="exported compressors, sweeps with all their champions, or models that were adapted to a compressor",
     )
     parser.add_argument(
         "--tasks",
@@ -55,8 +60,8 @@ def add_answers(commands: Commands) -> None:
     parser.add_argument(
         "--out",
         type=local_path,
-        default=Path("runs/answers"),
-        help="the folder of the results; what is there already is not computed again (default: %(default)s)",
+        help="the folder of the results; what is there already is not computed again (default: the folder answers of "
+        "the sweep whose champions these are, else runs/answers)",
     )
     add_device(parser)
     parser.set_defaults(check=_check)
@@ -78,15 +83,15 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print tables, write JSON and a plot. Raises TokconvError before any work if an input does not fit."""
     from tokconv.evaluation.baselines.registry import BASELINES
     from tokconv.exports.answers.figures import figures_of
-    from tokconv.exports.answers.methods import all_methods, find_exports
+    from tokconv.exports.answers.methods import all_methods, export_of, find_exports
     from tokconv.exports.answers.model import AnsweringModel, check_model
     from tokconv.exports.answers.plot import draw_answers
     from tokconv.exports.answers.run import AnswersRun
-    from tokconv.exports.answers.table import answers_table, legend
+    from tokconv.exports.answers.table import PLOT, TEXT, answers_text
     from tokconv.exports.answers.tasks import make_task
     from tokconv.models.windows import chosen_grids
     from tokconv.system.devices import resolve_device
-    from tokconv.system.files import write_json
+    from tokconv.system.files import write_json, write_text
     from tokconv.system.terminal import progress_line
 
     check_model(args.model)
@@ -94,30 +99,53 @@ def run(args: argparse.Namespace) -> None:
     for name in names:
         BASELINES[name]
     exports = find_exports(args.compressors)
-    store = _store(args.store, [folder for _, folder in exports]) if set(names) - {"downsampled"} else None
+    sweep = _sweep_of([folder for _, folder in exports])
+    out = args.out or (Path("runs/answers") if sweep is None else sweep / ANSWERS)
+    store = _store(args.store, [export_of(folder) for _, folder in exports]) if set(names) - {"downsampled"} else None
     prompts = [] if args.prompts is None else _prompts(args.prompts)
     tasks = [make_task(text, prompts=prompts).first(args.questions) for text in args.tasks]
     device = resolve_device(args.device)
     model = AnsweringModel(args.model, device)
-    own = sorted({_grid(folder) for _, folder in exports})
+    own = sorted({_grid(export_of(folder)) for _, folder in exports})
     grids = own if own and args.grids is None else chosen_grids(args.grids, model.token_grid)
     methods = all_methods(model, exports, store, grids, names)
-    for task in tasks:
-        model.prompt(task.questions[0].text)
-    work = AnswersRun(model, args.model, tasks, args.out, batch_size=args.batch_size, limit=args.max_tokens)
+    model.prompt(tasks[0].questions[0].text)
+    work = AnswersRun(model, args.model, tasks, out, batch_size=args.batch_size, limit=args.max_tokens)
     with progress_line("answers, tokens read") as line, progress_line("images") as images:
         records = work.run(methods, line, images)
     figures = figures_of(records, tasks)
-    write_json(args.out / "answers.json", figures)
-    print(f"\n{legend()}")
-    for task in tasks:
-        print(f"\n{task.name}: {len(task.questions)} questions, {task.num_images} images")
-        print(answers_table(figures, task.name))
-    print(f"\nfigures: {printable(args.out / 'answers.json')}")
+    write_json(out / "answers.json", figures)
+    text = answers_text(figures, tasks)
+    write_text(out / TEXT, text)
+    print(f"\n{text}\n\nfigures: {printable(out / 'answers.json')}")
     try:
-        print(f"plot: {printable(draw_answers(figures, args.out / 'answers.png'))}")
+        print(f"plot: {printable(draw_answers(figures, out / PLOT))}")
     except MissingExtraError as error:
         print(f"no plot: {error}")
+    if sweep is not None and out == sweep / ANSWERS:
+        _tell_sweep(sweep, exports, figures)
+
+
+def _sweep_of(folders: Sequence[Path]) -> Path | None:
+    """Return the directory of the one sweep that all of these are champions of; None if there is none."""
+    found = {folder.resolve().parents[2] for folder in folders if len(folder.resolve().parents) > 3}
+    sweep = next(iter(found), None)
+    champions = all(folder.resolve().parents[1].name == "champions" for folder in folders)
+    return sweep if len(found) == 1 and champions and sweep and (sweep / "events.jsonl").is_file() else None
+
+
+def _tell_sweep(sweep: Path, exports: Sequence[tuple[str, Path]], figures: Sequence[Mapping[str, Any]]) -> None:
+    """Write the answers to the sweep's record, MLflow and page; one sentence says why if that is not possible."""
+    try:
+        from tokconv.sweep.report.status import write_report
+        from tokconv.sweep.tracking.answers import record_answers
+
+        by_name = {(method["series"], method["grid"]): method for method in figures}
+        answered = [(folder, by_name[series, _grid(folder)]) for series, folder in exports]
+        print(printable(record_answers(sweep, answered)))
+        write_report(str(sweep), storage="runs", out=None)
+    except (ImportError, MissingExtraError, SweepError) as error:
+        print(f"not in the page and in MLflow: {error}")
 
 
 def _names(text: str) -> list[str]:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from tokconv.config.tree import Config
 from tokconv.encoding.changes import find_changes
-from tokconv.encoding.downsampled import remember_config
 from tokconv.encoding.existing import settle
 from tokconv.encoding.images import assign_split
 from tokconv.encoding.job import STORES, EncodeJob, open_job
 from tokconv.encoding.recovery import add_readable, readable
 from tokconv.encoding.shards import CountImages, ShardEncoder
+from tokconv.encoding.stored_images import remember_config
 from tokconv.errors import DataError
 from tokconv.store.format import ShardHeader, shard_name
 from tokconv.store.reader import TokenStore

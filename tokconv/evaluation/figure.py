@@ -7,9 +7,9 @@ from dataclasses import dataclass
 EVALUATE, CARD, TRAIN, SWEEP, TRIALS, MLFLOW, NOTE = "evaluate", "card", "train", "sweep", "trials", "mlflow", "note"
 """Places that show figures: `tokconv evaluate`, the model card, `tokconv train`, the result table of a sweep, the table
 of all trials on its page, the columns of MLflow's runs, and the description of an MLflow run."""
-LABELS, NEIGHBOURS, SAMPLES = "labels", "neighbours", "samples"
-"""What a figure requires of its store: images with labels, enough held-out images to have neighbours, or enough
-training and held-out images for two-sample tests."""
+LABELS, NEIGHBOURS, SAMPLES, VLM = "labels", "neighbours", "samples", "vlm"
+"""What a figure requires: images with labels, enough held-out images to have neighbours, enough training and held-out
+images for two-sample tests, or a vision-language model that the spec of a sweep names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Figure:
         floor: the name of the figure that real tokens get in its place, the level to reach; "" if there is none.
         places: where it is shown.
         objective: whether a sweep may optimise it, or set a target for it.
-        needs: `LABELS`, `NEIGHBOURS`, `SAMPLES`, or "" if it exists for every store.
+        needs: `LABELS`, `NEIGHBOURS`, `SAMPLES`, `VLM`, or "" if it exists for every store.
         every_epoch: whether trials have it after every epoch; the others exist after the last one only, because they
-            train networks.
+            train networks or ask a large one.
     """
 
     name: str

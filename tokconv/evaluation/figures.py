@@ -21,8 +21,12 @@ from tokconv.evaluation.figure import (
     SWEEP,
     TRAIN,
     TRIALS,
+    VLM,
     Figure,
 )
+
+VLM_KL = "vlm/kl"
+"""The one figure that the evaluation protocol does not compute: `tokconv/exports/answers/judge.py` does."""
 
 
 def _two_sample(name: str, title: str, meaning: str, places: tuple[str, ...]) -> tuple[Figure, Figure]:
@@ -39,6 +43,12 @@ def _two_sample(name: str, title: str, meaning: str, places: tuple[str, ...]) ->
             **kind,
         ),
     )
+
+
+def _accuracy(name: str, title: str, meaning: str, *, places: tuple[str, ...], **more: Any) -> Figure:
+    """Return the entry of an accuracy, which needs labels."""
+    kind: dict[str, Any] = {"lower_is_better": False, "form": ".1%", "needs": LABELS}
+    return Figure(name=name, title=title, meaning=meaning, places=places, **kind, **more)
 
 
 _ENTRIES = (
@@ -187,101 +197,82 @@ _ENTRIES = (
         objective=False,
         needs=NEIGHBOURS,
     ),
-    Figure(
-        name="val/probe_accuracy",
-        title="probe",
-        meaning="accuracy of a linear probe on reconstructed tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/probe_accuracy",
+        "probe",
+        "accuracy of a linear probe on reconstructed tokens",
         places=(EVALUATE, CARD, SWEEP),
-        needs=LABELS,
     ),
-    Figure(
-        name="val/probe_kept",
-        title="probe kept",
-        meaning="the probe's accuracy as a share of its accuracy on real tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/probe_kept",
+        "probe kept",
+        "the probe's accuracy as a share of its accuracy on real tokens",
         places=(EVALUATE, CARD, TRAIN, SWEEP, MLFLOW),
-        needs=LABELS,
     ),
-    Figure(
-        name="val/reader_accuracy",
-        title="reader",
-        meaning="accuracy on compressed tokens of an attention reader that was trained on real tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/reader_accuracy",
+        "reader",
+        "accuracy on compressed tokens of an attention reader that was trained on real tokens",
         floor="val/reader_sampled",
         places=(EVALUATE, CARD, SWEEP),
-        needs=LABELS,
     ),
-    Figure(
-        name="val/reader_kept",
-        title="reader kept",
-        meaning="the attention reader's accuracy as a share of its accuracy on all real tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/reader_kept",
+        "reader kept",
+        "the attention reader's accuracy as a share of its accuracy on all real tokens",
         places=(EVALUATE, CARD, TRAIN, MLFLOW),
-        needs=LABELS,
     ),
-    Figure(
-        name="val/reader_sampled",
-        title="reader of samples",
-        meaning="accuracy of the attention reader on one real token per window",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/reader_sampled",
+        "reader of samples",
+        "accuracy of the attention reader on one real token per window",
         places=(CARD,),
         objective=False,
-        needs=LABELS,
     ),
-    Figure(
-        name="val/adapted_accuracy",
-        title="adapted",
-        meaning="accuracy of the same reader trained on compressed tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/adapted_accuracy",
+        "adapted",
+        "accuracy of the same reader trained on compressed tokens",
         places=(EVALUATE, CARD, SWEEP),
-        needs=LABELS,
         every_epoch=False,
     ),
-    Figure(
-        name="val/adapted_kept",
-        title="adapted kept",
-        meaning="the adapted reader's accuracy as a share of the frozen reader's on all real tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/adapted_kept",
+        "adapted kept",
+        "the adapted reader's accuracy as a share of the frozen reader's on all real tokens",
         places=(CARD, TRAIN, MLFLOW),
-        needs=LABELS,
         every_epoch=False,
     ),
-    Figure(
-        name="val/linear_reader_accuracy",
-        title="linear reader",
-        meaning="accuracy of the probe, not retrained, on compressed tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/linear_reader_accuracy",
+        "linear reader",
+        "accuracy of the probe, not retrained, on compressed tokens",
         floor="val/linear_reader_sampled",
         places=(EVALUATE, CARD),
-        needs=LABELS,
     ),
-    Figure(
-        name="val/linear_reader_kept",
-        title="linear kept",
-        meaning="the linear reader's accuracy as a share of the probe's accuracy on real tokens",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/linear_reader_kept",
+        "linear kept",
+        "the linear reader's accuracy as a share of the probe's accuracy on real tokens",
         places=(CARD,),
-        needs=LABELS,
     ),
-    Figure(
-        name="val/linear_reader_sampled",
-        title="linear reader of samples",
-        meaning="accuracy of the linear reader on one real token per window",
-        lower_is_better=False,
-        form=".1%",
+    _accuracy(
+        "val/linear_reader_sampled",
+        "linear reader of samples",
+        "accuracy of the linear reader on one real token per window",
         places=(CARD,),
         objective=False,
-        needs=LABELS,
+    ),
+    Figure(
+        name=VLM_KL,
+        title="VLM KL",
+        meaning="divergence of a frozen vision-language model's next-token distribution from that of all tokens",
+        lower_is_better=True,
+        form=".4f",
+        unit="nats",
+        places=(CARD, SWEEP, TRIALS, MLFLOW, NOTE),
+        needs=VLM,
+        every_epoch=False,
     ),
 )
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cmp_to_key
 
 from tokconv.evaluation.baselines.registry import shown_in, title_of
-from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES, SWEEP
-from tokconv.evaluation.figures import FIGURES
+from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES, SWEEP, VLM
+from tokconv.evaluation.figures import FIGURES, VLM_KL
 from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, MIN_TEST_IMAGES
 from tokconv.system.registry import Registry
 
@@ -24,8 +24,9 @@ NEEDS = {
     LABELS: "labels of training and held-out images",
     NEIGHBOURS: f"{MIN_NEIGHBOUR_IMAGES} held-out images",
     SAMPLES: f"{MIN_TEST_IMAGES} training and {MIN_TEST_IMAGES} held-out images",
+    VLM: "a frozen vision-language model, which a sweep's spec names (vlm: {model: DIRECTORY})",
 }
-"""What a figure requires of its store, in words."""
+"""What a figure requires, in words."""
 
 LIKENESS = (
     *("val/auc_token", "val/auc_token_white", "val/auc_grid", "val/auc_token_quick"),
@@ -88,6 +89,7 @@ class Purpose:
         meaning: what it is for, as one sentence.
         figures: the figures that decide, in the order of preference: the first that the store can have.
         bound: what every candidate has to keep besides; None for nothing.
+        unbound: figures on which candidates need not keep the bound, because these themselves notice what is lost.
         proxies: figures that say nothing about content, also those that only a spec may choose. A selection of real
             tokens has the best token-likeness by construction, so only baselines that keep the bound compete on it.
         advice: what to try if no trial beats the baselines, as an imperative.
@@ -97,6 +99,7 @@ class Purpose:
     meaning: str
     figures: tuple[str, ...]
     bound: Bound | None = None
+    unbound: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
     advice: str
 
@@ -104,9 +107,18 @@ class Purpose:
         """Return the figure that decides where these figures exist; None if the purpose cannot be judged."""
         return next((name for name in self.figures if name in known), None)
 
-    def limit(self, baselines: Mapping[str, Mapping[str, float]]) -> float | None:
-        """Return the value of the bound among the baselines of a grid; None without a bound, or if it is unknown."""
-        return None if self.bound is None else baselines.get(self.bound.baseline, {}).get(self.bound.figure)
+    def limit(self, figure: str, baselines: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Return the value of the bound among the baselines of a grid.
+
+        Args:
+            figure: the one that decides.
+
+        Returns:
+            None without a bound, if this figure needs none, or if it is unknown.
+        """
+        if self.bound is None or figure in self.unbound:
+            return None
+        return baselines.get(self.bound.baseline, {}).get(self.bound.figure)
 
     def standing(
         self, figures: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
@@ -121,8 +133,9 @@ class Purpose:
             The value of the bound if the compressor breaks it, else None; and the baselines that are at least as good,
             the best first.
         """
-        name, limit = self.figure(figures), self.limit(baselines)
+        name = self.figure(figures)
         assert name is not None
+        limit = self.limit(name, baselines)
         bound = "" if self.bound is None else self.bound.figure
         rivals = self._rivals(name, baselines)
         as_good = tuple(rival for rival in rivals if not is_better(name, figures[name], baselines[rival][name]))
@@ -154,7 +167,7 @@ class Purpose:
 
     def _rivals(self, name: str, baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
         """Return the baselines that compete at a figure, the best first."""
-        limit, bound = self.limit(baselines), "" if self.bound is None else self.bound.figure
+        limit, bound = self.limit(name, baselines), "" if self.bound is None else self.bound.figure
         rivals = [rival for rival, own in baselines.items() if name in own]
         if limit is not None and name in self.proxies:
             rivals = [rival for rival in rivals if baselines[rival].get(bound, math.inf) <= limit]
@@ -163,7 +176,8 @@ class Purpose:
     @property
     def missing(self) -> str:
         """Why a store cannot have this purpose, as a sentence."""
-        figures = (f"{name} (it needs {NEEDS[FIGURES[name].needs]})" for name in self.figures)
+        of_store = (name for name in self.figures if FIGURES[name].needs != VLM)
+        figures = (f"{name} (it needs {NEEDS[FIGURES[name].needs]})" for name in of_store)
         return f"{self.name}: left out, there is no {' and no '.join(figures)}"
 
 
@@ -178,8 +192,9 @@ _ENTRIES = (
     Purpose(
         name="plug-in",
         meaning="A reader of real tokens takes the compressed ones in their place, without being retrained.",
-        figures=("val/reader_kept", "val/auc_token"),
+        figures=(VLM_KL, "val/reader_kept", "val/auc_token"),
         bound=Bound("val/fvu", "window_pca", "train longer (training.epochs), or lower loss.weights.wgan"),
+        unbound=(VLM_KL,),
         proxies=LIKENESS,
         advice="search the weight of the adversarial loss (loss.weights.wgan) with loss.wgan.balance=gradient",
     ),

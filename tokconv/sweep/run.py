@@ -18,10 +18,9 @@ from tokconv.config.tree import Config, get
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import import_extra, printable
-from tokconv.evaluation.baselines.registry import BESIDE_A_TRIAL
-from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.evaluation.purposes import FIDELITY
+from tokconv.exports.answers.judge import VlmJudge
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
@@ -29,7 +28,7 @@ from tokconv.store.sample import check_varied
 from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep, recorded_spec
-from tokconv.sweep.judge.verdicts import Verdict, best_epoch_rules, competitors, judge
+from tokconv.sweep.judge.verdicts import Verdict, best_epoch_rules, judge
 from tokconv.sweep.record.checks import (
     check_figures,
     check_same_experiment,
@@ -51,21 +50,19 @@ from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.tracking.mlflow_connection import tracking_uri
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.sweep.tracking.wandb_writer import WandbWriter
+from tokconv.sweep.trials.baselines import Baselines, measure
 from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
+from tokconv.sweep.trials.vlm import open_judge
 from tokconv.system.files import local_path, write_text
 from tokconv.system.heartbeat import Heartbeat
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
 from tokconv.system.terminal import duration
-from tokconv.training.baselines import measure_baselines
 from tokconv.training.loop import check_batch
 
 DRAIN_SECONDS = 60.0
 """How long the end of a sweep waits for a tracking server; `--resume` delivers the rest."""
-
-Baselines = Mapping[int, Mapping[str, Figures]]
-"""Grid -> baseline -> figures."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +117,16 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     check_varied(store)
     if directory is not None:
         check_same_store(directory, store)
-    spec = spec.with_objectives(figures_of(store))
+    spec = spec.with_objectives(figures_of(spec, store))
     check_figures(spec, store)
+    vlm = open_judge(spec, config, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
             check_batch(size, len(store.train_indices), spec.resources.workers)
     directory = directory or root.new(spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
-        sweep = _Sweep(spec, config, store, directory, root.local, allow_unproven)
+        sweep = _Sweep(spec, config, store, directory, root.local, allow_unproven, vlm)
         with mirrored(directory, sweep.record):
             return sweep.run()
 
@@ -137,10 +135,17 @@ class _Sweep:
     """One driver's work on one directory."""
 
     def __init__(
-        self, spec: Spec, config: Config, store: TokenStore, directory: SweepDirectory, root: Path, allow_unproven: bool
+        self,
+        spec: Spec,
+        config: Config,
+        store: TokenStore,
+        directory: SweepDirectory,
+        root: Path,
+        allow_unproven: bool,
+        vlm: VlmJudge | None,
     ) -> None:
         self.spec, self.config, self.store, self.directory, self.root = spec, config, store, directory, root
-        self.allow_unproven = allow_unproven
+        self.allow_unproven, self.vlm = allow_unproven, vlm
         self.record = Record(directory.events)
         self.uri = tracking_uri(spec.tracking.uri, root)
         self.experiment = spec.tracking.experiment or spec.name
@@ -180,15 +185,9 @@ class _Sweep:
         # Trials that ran before the search space was narrowed stay in the table.
         ran = {trial.grid for trial in self.record.trials.values()}
         grids = sorted({*self.spec.grids(), *ran})
-        if self.spec.baselines == "all":
-            return measure_baselines(self.store, grids, config=self.config)
-        known, rules = figures_of(self.store), self.spec.rules
-
-        def in_full(grid: int, quick: Mapping[str, Figures]) -> set[str]:
-            # Trials show the latter beside themselves and would measure them.
-            return {*competitors(rules, quick, known), *BESIDE_A_TRIAL}
-
-        return measure_baselines(self.store, grids, config=self.config, in_full=in_full)
+        # Trials load the model themselves; the driver lets go of it here.
+        vlm, self.vlm = self.vlm, None
+        return measure(self.spec, self.store, grids, config=self.config, judge=vlm)
 
     def _record_start(self, baselines: Baselines) -> None:
         self.record.append(

@@ -26,7 +26,7 @@ from tokconv.config.tree import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures, is_measured
 from tokconv.evaluation.baselines.registry import BASELINES, BESIDE_A_TRIAL
-from tokconv.evaluation.codecs import codec_of
+from tokconv.evaluation.codecs import NetworkCodec, codec_of
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
@@ -45,6 +45,10 @@ from tokconv.training.workers import Workers
 
 _EPOCH_STREAM = 1 << 31
 """Keeps the seeds of epoch orders apart from those of steps."""
+
+BaselineSteps = Callable[[int, int, str], None]
+Judge = Callable[[NetworkCodec], Figures]
+"""Figures of a compressor that cost too much for every epoch and are no part of the evaluation protocol."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def run_trial(
     runtime: Runtime,
     rules: Sequence[EpochRule] = (LOWEST_FVU,),
     *,
-    baseline_steps: Callable[[int, int, str], None] = lambda done, total, what: None,
+    baseline_steps: BaselineSteps = lambda done, total, what: None,
+    judge: Judge | None = None,
 ) -> TrialResult:
     """Train one compressor and evaluate it on held-out images at its start, epoch 0, and after every epoch.
 
@@ -77,6 +82,7 @@ def run_trial(
         runtime: device, workers, checkpoints, and where figures go.
         rules: which epochs are the best ones; a run that starts at a closed form is never worse than it by any of them.
         baseline_steps: called while figures of baselines are computed, as `baseline_figures` does with `steps`.
+        judge: adds figures of its own to those of the last epoch, and of the best ones.
 
     Raises:
         ConfigError, StoreError: see `check_store` and `check_batch`.
@@ -101,7 +107,7 @@ def run_trial(
         workers=workers,
     )
     history, best = _resume(config, store, runtime, trainer, rules)
-    held_out = _HeldOutFigures(trainer, store, baseline_steps) if runtime.rank == 0 else None
+    held_out = _HeldOutFigures(trainer, store, baseline_steps, judge) if runtime.rank == 0 else None
     path, first = runtime.latest_checkpoint() if history and runtime.rank == 0 else None, 0
     if history:
         first = int(history[-1]["epoch"]) + 1
@@ -206,14 +212,14 @@ class _HeldOutFigures:
     fvu and swd of the others, as `val/grid-04/fvu` and so on.
     """
 
-    def __init__(self, trainer: Trainer, store: TokenStore, baseline_steps: Callable[[int, int, str], None]) -> None:
-        self._baseline_steps = baseline_steps
+    def __init__(self, trainer: Trainer, store: TokenStore, steps: BaselineSteps, judge: Judge | None) -> None:
+        self._baseline_steps, self._judge = steps, judge
         self.store, self.networks, self.grid = store, trainer.judged, trainer.compressor.output_grid_size
         self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
         shown = shown_baselines(trainer.config)
         self._names = tuple(dict.fromkeys((*BESIDE_A_TRIAL, *shown)))
         names = [name for name in self._names if name in shown or is_measured(store, self.grid, BASELINES[name])]
-        self.baselines = baseline_figures(store, self.grid, names, full=False, steps=baseline_steps)
+        self.baselines = baseline_figures(store, self.grid, names, full=False, steps=steps)
 
     def __call__(self, *, full: bool) -> Figures:
         if full:
@@ -230,6 +236,8 @@ class _HeldOutFigures:
         figures = add_gain(found.pop(self.grid), self.baselines["pooling"])
         for grid, others in found.items():
             figures |= {f"val/grid-{grid:02d}/{name}": others[f"val/{name}"] for name in ("fvu", "swd")}
+        if full and self._judge is not None:
+            figures |= self._judge(codec_of(compressor, decoder))
         return figures
 
 

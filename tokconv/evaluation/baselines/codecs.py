@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
 from tokconv.evaluation.baselines import downsampled, factorisation, fits, fitting
 from tokconv.evaluation.baselines.registry import BASELINES, Baseline, Kind
 from tokconv.evaluation.codecs import Codec, ImageCodec
 from tokconv.store.downsampled import DownsampledTokens
 from tokconv.store.reader import TokenStore
 
+T = TypeVar("T")
 _VERSIONS: dict[Kind, int] = {"factorisation": factorisation.FIT_VERSION, "stored": downsampled.FIT_VERSION}
 
 
@@ -42,3 +51,24 @@ def baseline_codec(store: TokenStore, output_grid: int, name: str) -> Codec | Im
         return fitting.fitted_baselines(store, output_grid).codecs[name]
     fitting.check_fittable(store)
     return fitting.codec_in_token_units(store, baseline, baseline.function(store, output_grid))
+
+
+def on_device(codec: T, device: torch.device) -> T:
+    """Return a copy of a baseline's codec with its tensors on a device, for tokens that are there."""
+    found: T = _moved(codec, device)
+    return found
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """Return a part of a codec on a device: its tensors, modules, and what partial functions and dataclasses hold."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, nn.Module):
+        return copy.deepcopy(part).to(device)
+    if isinstance(part, partial):
+        named = {name: _moved(value, device) for name, value in part.keywords.items()}
+        return partial(_moved(part.func, device), *(_moved(value, device) for value in part.args), **named)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
+        return dataclasses.replace(part, **{name: _moved(value, device) for name, value in values.items()})
+    return part

@@ -9,7 +9,7 @@ from typing import Any
 from tokconv.exports.answers.scoring import interval
 from tokconv.exports.answers.tasks import Task
 
-COSTS = ("series", "title", "grid", "tokens", "ratio", "prefill_s", "cache_bytes")
+COSTS = ("series", "title", "grid", "tokens", "ratio", "compress_s", "prefill_s", "cache_bytes")
 Figures = dict[str, Any]
 
 

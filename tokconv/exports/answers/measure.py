@@ -11,8 +11,9 @@ agrees       its own greedy answer has the same words
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokconv.exports.answers.methods import Batch, Method
-from tokconv.exports.answers.model import AnsweringModel, Prefill
+from tokconv.exports.answers.model import AnsweringModel, Prefill, Prompt
 from tokconv.exports.answers.scoring import is_same
 from tokconv.exports.answers.tasks import Task
 
@@ -48,15 +49,30 @@ class Reference:
 
 
 class TaskTokens:
-    """A task with the tower's tokens of its images, [n, N, C] float32, read from a memory map."""
+    """A task with the tower's tokens of its images.
 
-    def __init__(self, task: Task, tokens: np.ndarray[Any, Any]) -> None:
-        self.task, self._tokens = task, tokens
+    Args:
+        tokens: [tiles of all images, N, C] float32, read from a memory map.
+        sizes: of every image, as `AnsweringModel.size_of` gives them.
+        tiles: of every image, how many it has.
+    """
+
+    def __init__(
+        self, task: Task, tokens: np.ndarray[Any, Any], sizes: Sequence[tuple[int, int]], tiles: Sequence[int]
+    ) -> None:
+        self.task, self._tokens, self.sizes = task, tokens, sizes
+        self._first = [0, *itertools.accumulate(tiles)]
 
     def batch(self, questions: list[int]) -> Batch:
         """Return the images of some questions, by their index."""
         numbers = [self.task.questions[index].image for index in questions]
-        return Batch(torch.tensor(numbers), torch.from_numpy(self._tokens[numbers]), self.task.load)
+        rows = [row for number in numbers for row in range(self._first[number], self._first[number + 1])]
+        return Batch(torch.tensor(numbers), torch.from_numpy(self._tokens[rows]), self.task.load, torch.tensor(rows))
+
+    def prompt(self, model: AnsweringModel, question: int) -> Prompt:
+        """Return a question, by its index, as the prompt of its image."""
+        asked = self.task.questions[question]
+        return model.prompt(asked.text, self.sizes[asked.image])
 
 
 def refer(
@@ -95,29 +111,38 @@ def measure(
 ) -> list[Answer]:
     """Return the answers of a method to all questions of a task; arguments as `refer`."""
     answers: dict[int, Answer] = {}
-    for questions, prefill in _read(model, tokens, method, size):
+    reader = method.reader or model
+    for questions, prefill in _read(reader, tokens, method, size):
         wanted = [reference.answers[index] for index in questions]
         ids = _padded(wanted).to(model.device)
-        logs = model.logits(model.follow(prefill, ids)).log_softmax(-1)
+        logits = reader.logits(reader.follow(prefill, ids))
+        logs = logits.log_softmax(-1)
         first = logs.argmax(-1)
         same = [first[place, : len(own)].tolist() == own for place, own in enumerate(wanted)]
         # The greedy answer is the reference's if every token of it is the likeliest one.
-        own = wanted if all(same) else model.answer(prefill, limit)
+        own = wanted if all(same) else reader.answer(prefill, limit)
         for place, index in enumerate(questions):
             length = len(wanted[place])
             mine, said = logs[place, :length], ids[place, :length]
-            theirs = model.logits(reference.hidden[index]).log_softmax(-1)
+            theirs = model.logits(reference.hidden[index])
             text, of_all = model.text(own[place]), model.text(wanted[place])
             answer = tokens.task.questions[index].answer
             answers[index] = Answer(
                 text=text,
                 correct=None if answer is None else is_same(text, answer),
                 agrees=is_same(text, of_all),
-                kl=max(0.0, float((theirs.exp() * (theirs - mine)).sum(-1).mean())),
+                kl=divergence(theirs, logits[place, :length]),
                 nll=float(-mine.gather(1, said[:, None]).mean()),
             )
         tell(len(questions))
     return [answers[index] for index in range(len(answers))]
+
+
+def divergence(theirs: Tensor, mine: Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence of `mine` from `theirs`, two sets of logits [T, vocabulary], in nats;
+    rounding never makes it negative."""
+    wanted, found = theirs.log_softmax(-1), mine.log_softmax(-1)
+    return max(0.0, float((wanted.exp() * (wanted - found)).sum(-1).mean()))
 
 
 def as_json(answers: list[Answer]) -> list[dict[str, Any]]:
@@ -127,13 +152,13 @@ def as_json(answers: list[Answer]) -> list[dict[str, Any]]:
 
 def _read(model: AnsweringModel, tokens: TaskTokens, method: Method, size: int) -> Iterator[tuple[list[int], Prefill]]:
     """Yield questions with equal prompts, at most `size` at once, and what the model makes of them."""
-    by_text: dict[str, list[int]] = defaultdict(list)
-    for index, question in enumerate(tokens.task.questions):
-        by_text[question.text].append(index)
-    for text, equal in by_text.items():
+    by_prompt: dict[Prompt, list[int]] = defaultdict(list)
+    for index in range(len(tokens.task.questions)):
+        by_prompt[tokens.prompt(model, index)].append(index)
+    for prompt, equal in by_prompt.items():
         for start in range(0, len(equal), size):
             some = equal[start : start + size]
-            yield some, model.prefill(method.compress(tokens.batch(some)), *model.prompt(text))
+            yield some, model.prefill(method.compress(tokens.batch(some)), prompt)
 
 
 def _padded(answers: list[list[int]]) -> Tensor:

@@ -12,15 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokconv.errors import CheckpointError, ConfigError
-from tokconv.evaluation.baselines.codecs import baseline_codec, fit_version
+from tokconv.errors import CheckpointError
+from tokconv.evaluation.baselines.codecs import baseline_codec, fit_version, on_device
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.codecs import compress_only
 from tokconv.evaluation.purposes import PURPOSES
 from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.stores import check_store
 from tokconv.exports.artefact import FILES, load_compressor
-from tokconv.exports.champions import champions_in, find_champion, is_export
+from tokconv.exports.champions import champions_folder, champions_in, find_champion, is_export
 from tokconv.exports.integrations.attach import attach
+from tokconv.exports.integrations.attachment import NAME as COMPRESSOR
 from tokconv.store.reader import TokenStore
 from tokconv.system.files import file_digest
 
@@ -33,11 +35,13 @@ Load = Callable[[int], Image.Image]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of a task: their numbers, the tower's tokens [b, N, C], and a way to open them."""
+    """Images of a task: their numbers, the tower's tokens [b * T, N, C] of their T tiles, and a way to open them."""
 
     numbers: Tensor
     tokens: Tensor
     load: Load
+    rows: Tensor
+    """[b * T] int64: the numbers of the tiles among those of all images."""
 
 
 class Method(ABC):
@@ -47,7 +51,10 @@ class Method(ABC):
         series: the line in a plot that it belongs to; the same at every grid.
         grid: k, with K = k * k.
         title: its name in a table.
+        reader: the model that reads its tokens; None for the one that everything is compared with.
     """
+
+    reader: AnsweringModel | None = None
 
     def __init__(self, series: str, grid: int, title: str | None = None) -> None:
         self.series, self.grid, self.title = series, grid, title or series
@@ -60,9 +67,13 @@ class Method(ABC):
     def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
         """Do once what takes long, such as a fit."""
 
+    def release(self) -> None:
+        """Let go of what only measuring needs."""
+        self.reader = None
+
     @abstractmethod
     def compress(self, batch: Batch) -> Tensor:
-        """Return the tokens [b, K, C] of a batch, float32."""
+        """Return the tokens [b * T, K, C] of a batch, float32."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -93,7 +104,7 @@ class Exported(Method):
     def __init__(self, model: AnsweringModel, folder: Path, series: str) -> None:
         self._compressor = load_compressor(folder)
         # Attaching checks layer, width and grid; what it computes is what is computed below.
-        attach(model.model, self._compressor, model.processor).detach()
+        attach(model.model, self._compressor).detach()
         super().__init__(series, self._compressor.output_grid_size)
         self.folder = folder
 
@@ -106,19 +117,37 @@ class Exported(Method):
         return {"method": "exported", "sha256": file_digest(self.folder / FILES["compressor"])}
 
 
+class Adapted(Exported):
+    """A model that was trained further on the tokens of a compressor, which lies beside its weights.
+
+    Raises:
+        CheckpointError, ConfigError: as `Exported`.
+    """
+
+    def __init__(self, model: AnsweringModel, folder: Path, series: str) -> None:
+        super().__init__(model, export_of(folder), series)
+        self._place, self._device = folder, model.device
+
+    def prepare(self) -> None:
+        self.reader = AnsweringModel(self._place, self._device)
+
+    def identity(self) -> dict[str, Any]:
+        weights = {path.name: file_digest(path) for path in sorted(self._place.glob("*.safetensors"))}
+        return {**super().identity(), "method": "adapted", "weights": weights}
+
+
 class ClosedForm(Method):
     """A baseline, fitted on the training images of a store of the model's tower."""
 
-    def __init__(self, store: TokenStore, grid: int, name: str) -> None:
+    def __init__(self, store: TokenStore, grid: int, name: str, device: torch.device) -> None:
         super().__init__(name, grid, BASELINES[name].label)
-        self._store = store
+        self._store, self._device = store, device
 
     def prepare(self) -> None:
-        self._codec = baseline_codec(self._store, self.grid, self.series)
+        self._codec = on_device(baseline_codec(self._store, self.grid, self.series), self._device)
 
     def compress(self, batch: Batch) -> Tensor:
-        # Fits stay on the CPU.
-        return compress_only(self._codec, batch.tokens.cpu(), batch.numbers)
+        return compress_only(self._codec, batch.tokens.to(self._device), batch.rows)
 
     def identity(self) -> dict[str, Any]:
         version = fit_version(BASELINES[self.series])
@@ -139,45 +168,37 @@ class SmallImages(Method):
         return {"method": DOWNSAMPLED}
 
 
+def export_of(folder: Path) -> Path:
+    """Return the folder of a compressor: the one itself, or that beside the weights of an adapted model."""
+    return folder / COMPRESSOR if (folder / COMPRESSOR).is_dir() else folder
+
+
 def find_exports(places: Iterable[Path]) -> list[tuple[str, Path]]:
-    """Return the series and the folder of every compressor that some places hold: exported folders, or sweeps with all
-    their champions.
+    """Return the series and the folder of every compressor that some places hold: exported folders, sweeps with all
+    their champions, by directory or name, or models that were adapted to a compressor.
 
     Raises:
         CheckpointError: a place holds none, or two compressors would have one name.
     """
     found: list[tuple[str, Path]] = []
-    for place in places:
+    for given in places:
+        if export_of(given) != given:
+            found.append((f"{given.resolve().name} adapted", given))
+            continue
+        place = champions_folder(given)
         champions = {} if is_export(place) else champions_in(place)
         sweep = place.parent.name if place.name == "champions" else place.name
         several = [(f"{sweep} {purpose}", path) for (_, purpose), path in champions.items()]
-        found += several or [(_series(find_champion(place)), find_champion(place))]
+        found += several or [(series_of(find_champion(given)), find_champion(given))]
     return found
 
 
-def _series(folder: Path) -> str:
+def series_of(folder: Path) -> str:
     """Return the name of an exported folder: with its sweep, if it is a champion."""
     inside = folder.resolve()
     if inside.name in PURPOSES and inside.parent.parent.name == "champions":
         return f"{inside.parent.parent.parent.name} {inside.name}"
     return inside.name
-
-
-def check_store(store: TokenStore, model: AnsweringModel) -> None:
-    """Raise ConfigError unless a store holds tokens like those of the model's tower."""
-    layer = store.settings.encoder.get("layer")
-    num_layers = model.model.config.vision_config.num_hidden_layers
-    own = model.layer if model.layer >= 0 else num_layers + 1 + model.layer
-    for what, found, wanted in (
-        ("width", store.dim, model.dim),
-        ("token grid", store.token_grid, model.token_grid),
-        ("hidden layer", layer, own),
-    ):
-        if found != wanted:
-            raise ConfigError(
-                f"{store.path}: its {what} is {found}, that of the model's tower is {wanted}; baselines need a store "
-                "of this tower (model.clip.model_name, model.clip.layer)"
-            )
 
 
 def all_methods(
@@ -199,7 +220,9 @@ def all_methods(
         CheckpointError: a compressor cannot be loaded, or two have one name and grid.
         ConfigError: a compressor or the store does not fit the model; there is no such baseline.
     """
-    found: list[Method] = [Exported(model, folder, series) for series, folder in exports]
+    found: list[Method] = [
+        (Exported if export_of(folder) == folder else Adapted)(model, folder, series) for series, folder in exports
+    ]
     names = [method.name for method in found]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise CheckpointError(f"two compressors are called {double}; rename the folder of one")
@@ -209,5 +232,7 @@ def all_methods(
         elif BASELINES[name]:
             assert store is not None
             check_store(store, model)
-            found += [ClosedForm(store, grid, name) for grid in grids]
+            found += [ClosedForm(store, grid, name, model.device) for grid in grids]
+    for method in found:
+        model.check_grid(method.grid)
     return [AllTokens(model.token_grid), *sorted(found, key=lambda method: method.grid)]

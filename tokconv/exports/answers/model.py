@@ -1,19 +1,23 @@
-"""A LLaVA that answers from any visual tokens: those of its tower, or what a compressor makes of them.
+"""A vision-language model that answers from any visual tokens: those of its tower, or what a compressor makes of them.
 
-The model is the directory's own, in transformers. The steps of its forward pass are taken apart here, so that the tower
-runs once for an image and not once for every compressor: tokens before the projector, projected tokens among the
-embeddings of the prompt, one prefill, then the answer.
+The model is the directory's own, in transformers, of any family that `attach` serves. Its forward pass is taken apart
+at one place, the tower: `tower_tokens` runs it alone, once for an image and not once for every compressor. Afterwards
+`fed.py` gives the model these tokens, or fewer, in the tower's place. All that follows is the model's own: projector,
+tiles, positions, masks. The image itself only has to have the right size then; it is blank.
 
-Shapes: b questions, N tokens of the tower, K tokens that are read, C their width, L tokens of text, T of an answer, D
-the width of the language model.
+Shapes: b questions, T tiles of an image (1 for most families), N tokens of the tower, K = k * k tokens that are read, C
+their width, L tokens of an answer, D the width of the language model.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,22 @@ from torch import Tensor
 from tokconv.encoding.towers.families import FAMILIES
 from tokconv.encoding.towers.hub import quiet_transformers
 from tokconv.encoding.towers.tower import preprocess
-from tokconv.errors import DataError, first_line
+from tokconv.errors import ConfigError, DataError, first_line
+from tokconv.exports.answers.fed import TowerFed
+from tokconv.exports.integrations.attach import REFUSED, SUPPORTED
+from tokconv.exports.integrations.family import Reduction
+from tokconv.store.format import digest
 
-TEMPLATE = "USER: <image>\n{question} ASSISTANT:"
-"""The prompt of LLaVA-1.5, for a processor without a chat template."""
+GREY = (127, 127, 127)
+"""Idefics3 takes a black tile for padding."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question about one image of this size, as the processor takes both."""
+
+    text: str
+    size: tuple[int, int]
 
 
 @dataclass
@@ -37,6 +53,8 @@ class Prefill:
 
     hidden: Tensor
     cache: Any
+    num_visual: int
+    """Visual tokens of one question that the language model has read."""
 
     @property
     def cache_bytes(self) -> int:
@@ -46,138 +64,214 @@ class Prefill:
 
 
 def check_model(folder: Path) -> None:
-    """Check by its config alone that a directory holds a LLaVA. Raises DataError."""
+    """Check by its config alone that a directory holds a model of a supported family. Raises DataError."""
     path = folder / "config.json"
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{folder}: no model directory of transformers ({first_line(error)})") from error
-    if kind != "llava":
-        raise DataError(f"{folder}: a model of type {kind!r}; allowed: llava (LlavaForConditionalGeneration)")
+    allowed = [family.model_class.config_class.model_type for family in SUPPORTED]  # type: ignore[union-attr]
+    if kind not in allowed:
+        why = f" ({REFUSED[kind]})" if kind in REFUSED else ""
+        raise DataError(f"{folder}: a model of type {kind!r}{why}; allowed: {', '.join(allowed)}")
+
+
+def identity_of(folder: Path) -> str:
+    """Return a digest of the names and sizes of a model's files, and of its config: reading all weights takes long."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return digest([[path.name, path.stat().st_size] for path in files] + [(folder / "config.json").read_text("utf-8")])
 
 
 class AnsweringModel:
-    """A LLaVA and its processor, in eval mode.
+    """A vision-language model and its processor, in eval mode.
 
     Args:
         folder: the model's directory, with its processor.
         device: where it runs.
 
     Raises:
-        DataError: the directory is not that of a LLaVA, or transformers cannot load it.
+        DataError: the directory holds no model of a supported family, or transformers cannot load it.
+        ConfigError: its processor writes another number of tokens than its tower makes.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import LlavaForConditionalGeneration, LlavaProcessor
+        from transformers import AutoProcessor
 
         check_model(folder)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        self.family = next(one for one in SUPPORTED if one.model_class.config_class.model_type == kind)  # type: ignore[union-attr]
+        processors: Any = AutoProcessor
         try:
             with quiet_transformers():
-                model: Any = LlavaForConditionalGeneration.from_pretrained(folder, local_files_only=True)
-                self.processor: Any = LlavaProcessor.from_pretrained(folder, local_files_only=True)
+                model: Any = self.family.model_class.from_pretrained(folder, local_files_only=True)
+                self.processor: Any = processors.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers and safetensors raise many kinds, including plain Exception
             raise DataError(f"{folder}: transformers cannot load it ({first_line(error)})") from error
         self.model = model.to(device).eval().requires_grad_(False)
         self.device, config = device, self.model.config
+        self.family.check_processor(config, self.processor)
         vision = config.vision_config
-        self.layer: int = config.vision_feature_layer
+        self.layer: int = self.family.layer_read(config)
         self.patch_size, self.dim = int(vision.patch_size), int(vision.hidden_size)
-        self.token_grid = int(vision.image_size) // self.patch_size
-        self._family = FAMILIES[vision.model_type]
-        self._first_patch = 1 if config.vision_feature_select_strategy == "default" else 0
+        self.image_size = int(vision.image_size)
+        self.token_grid = self.image_size // self.patch_size
+        self._tower = FAMILIES[vision.model_type] if vision.model_type in FAMILIES else None  # noqa: SIM401 (a registry)
+        self._first_patch = 1 if getattr(config, "vision_feature_select_strategy", "full") == "default" else 0
         end = self.model.generation_config.eos_token_id
         self.ends: set[int] = {end} if isinstance(end, int) else set(end or ())
+        # Blank images of the same size and the same text make the same inputs.
+        self._inputs = lru_cache(maxsize=64)(self._make_inputs)
+
+    def check_grid(self, grid: int) -> None:
+        """Raise ConfigError unless the model can read k x k tokens of an image or tile."""
+        if grid != self.token_grid:
+            self.family.check_model(self.model.config, Reduction(self.token_grid, grid, self.dim))
+
+    def check_patch_tokens(self) -> None:
+        """Raise ConfigError unless the projector reads the tower's patch tokens alone, as a store holds them."""
+        vision = self.model.config.vision_config.to_dict()
+        special = 0 if self._tower is None else self._tower.num_special_tokens(vision)
+        if special != self._first_patch:
+            strategy = self.model.config.vision_feature_select_strategy
+            raise ConfigError(
+                f"this model's tower puts {special} class and register tokens before the patch tokens, and "
+                f"vision_feature_select_strategy={strategy!r} passes on {special - self._first_patch} of them; a token "
+                "store holds patch tokens alone"
+            )
+
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """Return what the prompt of an image must know of it: its size if that decides how many tiles it has."""
+        return image.size if self.family.tiles else (self.image_size, self.image_size)
+
+    def num_tiles(self, size: tuple[int, int]) -> int:
+        """Return T for an image of this size."""
+        return self._pixels(Image.new("RGB", size, GREY)).shape[0] if self.family.tiles else 1
 
     @torch.inference_mode()
     def tower_tokens(self, images: Sequence[Image.Image], grid: int | None = None) -> Tensor:
-        """Return the tokens that the tower makes of images, before the projector, [b, N, C] float32.
+        """Return the tokens that the tower makes of images, before the projector, [images * T, N, C] float32.
 
         Args:
-            grid: k, to downsample each image to k x k patches first; positions are interpolated.
+            grid: k, to downsample each image or tile to k x k patches first; positions are interpolated.
         """
-        pixels = preprocess(self.processor.image_processor, images).to(self.device, self.model.dtype)
+        pixels = torch.cat([self._pixels(image) for image in images]) if self.family.tiles else self._plain(images)
+        pixels = pixels.to(self.device, self.model.dtype)
         request = {}
         if grid is not None and grid != self.token_grid:
             side = grid * self.patch_size
             pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
-            request = {"interpolate_pos_encoding": True} if self._family.asks_for_positions else {}
-        states = self.model.model.vision_tower(pixels, output_hidden_states=True, **request).hidden_states
+            asks = self._tower is not None and self._tower.asks_for_positions
+            request = {"interpolate_pos_encoding": True} if asks else {}
+        tower = self.model.get_submodule(self.family.tower)
+        states = tower(pixels, output_hidden_states=True, **request).hidden_states
         tokens: Tensor = states[self.layer][:, self._first_patch :]
         return tokens.float()
 
-    def prompt(self, question: str) -> tuple[list[int], list[int]]:
-        """Return the token ids before and after the image of a question.
+    def prompt(self, question: str, size: tuple[int, int] | None = None) -> Prompt:
+        """Return a question as the prompt of an image of this size (default: the tower's own).
 
         Raises:
             DataError: the chat template of the processor writes no image, or several.
         """
+        image = self.family.placeholder(self.processor)
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": question}]
             asked = [{"role": "user", "content": content}]
             text = self.processor.apply_chat_template(asked, add_generation_prompt=True)
         else:
-            text = TEMPLATE.format(question=question).replace("<image>", self.processor.image_token)
-        ids = self.processor.tokenizer(text)["input_ids"]
-        image = self.model.config.image_token_id
-        if ids.count(image) != 1:
+            text = self.family.template.format(image=image, question=question)
+        if text.count(image) != 1:
             raise DataError(
-                f"the processor writes {ids.count(image)} image tokens into a prompt of one; check its chat template "
-                "and image_token_id in the model's config.json"
+                f"the processor writes {text.count(image)} image tokens into a prompt of one; check its chat template"
             )
-        place = ids.index(image)
-        return ids[:place], ids[place + 1 :]
+        return Prompt(text, size or (self.image_size, self.image_size))
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return the token ids of a prompt for all tokens; those of the image are the config's `image_token_id`."""
+        ids: list[int] = self._inputs(prompt, self.token_grid)["input_ids"][0].tolist()
+        return ids
 
     @torch.inference_mode()
-    def prefill(self, tokens_bKC: Tensor, before: list[int], after: list[int]) -> Prefill:
-        """Read one prompt about b images, given as tokens before the projector."""
-        projector = self.model.model.multi_modal_projector
-        visual = projector(tokens_bKC.to(self.device, self.model.dtype))
-        texts = [self._embedded(ids).expand(len(visual), -1, -1) for ids in (before, after)]
-        return self._read(torch.cat([texts[0], visual, texts[1]], 1), None)
+    def prefill(self, tokens_MKC: Tensor, prompt: Prompt) -> Prefill:
+        """Read one prompt about b images, given as tokens before the projector, [b * T, K, C].
+
+        Raises:
+            ConfigError: the model cannot read this number of tokens.
+        """
+        grid = math.isqrt(tokens_MKC.shape[1])
+        inputs = self._inputs(prompt, grid)
+        num_tiles = max(1, math.prod(inputs["pixel_values"].shape[:-3]))
+        count = len(tokens_MKC) // num_tiles
+        batch = {name: value.repeat(count, *(1,) * (value.dim() - 1)) for name, value in inputs.items()}
+        with ExitStack() as undo:
+            if grid != self.token_grid:
+                self.family.change_model(self.model, Reduction(self.token_grid, grid, self.dim), undo)
+            undo.enter_context(TowerFed(self.model, self.family, tokens_MKC.to(self.device, self.model.dtype)))
+            found = self.model.model(**batch, use_cache=True)
+        visual = int((inputs["input_ids"] == self.model.config.image_token_id).sum())
+        return Prefill(found.last_hidden_state[:, -1], found.past_key_values, visual)
 
     @torch.inference_mode()
-    def follow(self, prefill: Prefill, answers_bT: Tensor) -> Tensor:
-        """Return the hidden states [b, T, D] that predict each token of given answers; the prefill stays as it is."""
-        answers_bT = answers_bT.to(self.device)
-        if answers_bT.shape[1] == 1:
+    def follow(self, prefill: Prefill, answers_bL: Tensor) -> Tensor:
+        """Return the hidden states [b, L, D] that predict each token of given answers; the prefill stays as it is."""
+        answers_bL = answers_bL.to(self.device)
+        if answers_bL.shape[1] == 1:
             return prefill.hidden[:, None]
-        embedded = self.model.get_input_embeddings()(answers_bT[:, :-1])
-        found = self.model.model.language_model(
-            inputs_embeds=embedded, past_key_values=copy.deepcopy(prefill.cache), use_cache=True
+        found = self.model.model(
+            input_ids=answers_bL[:, :-1], past_key_values=copy.deepcopy(prefill.cache), use_cache=True
         ).last_hidden_state
         return torch.cat([prefill.hidden[:, None], found], 1)
 
     @torch.inference_mode()
     def answer(self, prefill: Prefill, limit: int) -> list[list[int]]:
         """Return the greedy answers as token ids, each to its end token or to `limit` tokens; the prefill stays."""
-        prefill = Prefill(prefill.hidden, copy.deepcopy(prefill.cache))
-        answers: list[list[int]] = [[] for _ in prefill.hidden]
+        hidden, cache = prefill.hidden, copy.deepcopy(prefill.cache)
+        answers: list[list[int]] = [[] for _ in hidden]
         done = [False] * len(answers)
         while True:
-            chosen = self.logits(prefill.hidden).argmax(-1).tolist()
-            for place, token in enumerate(chosen):
+            chosen = self.logits(hidden).argmax(-1)
+            for place, token in enumerate(chosen.tolist()):
                 if not done[place]:
                     answers[place].append(token)
                     done[place] = token in self.ends or len(answers[place]) == limit
             if all(done):
                 return answers
-            embedded = self.model.get_input_embeddings()(torch.tensor(chosen, device=self.device)[:, None])
-            prefill = self._read(embedded, prefill.cache)
+            found = self.model.model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True)
+            hidden, cache = found.last_hidden_state[:, -1], found.past_key_values
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the float32 logits of the next token, [..., D] to [..., vocabulary]."""
         found: Tensor = self.model.lm_head(hidden.to(self.device, self.model.dtype)).float()
-        return found
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return found if cap is None else cap * torch.tanh(found / cap)
 
     def text(self, answer: Sequence[int]) -> str:
         """Return an answer as text."""
         return str(self.processor.tokenizer.decode(list(answer), skip_special_tokens=True)).strip()
 
-    def _embedded(self, ids: list[int]) -> Tensor:
-        found: Tensor = self.model.get_input_embeddings()(torch.tensor([ids], dtype=torch.long, device=self.device))
-        return found
+    def _plain(self, images: Sequence[Image.Image]) -> Tensor:
+        return preprocess(self.processor.image_processor, images)
 
-    def _read(self, embedded_bLD: Tensor, cache: Any) -> Prefill:
-        found = self.model.model.language_model(inputs_embeds=embedded_bLD, past_key_values=cache, use_cache=True)
-        return Prefill(found.last_hidden_state[:, -1], found.past_key_values)
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """Return the tiles [T, 3, H, W] of one image."""
+        text = self.family.placeholder(self.processor)
+        found: Tensor = self._processed(text, image)["pixel_values"]
+        return found.flatten(0, -4) if found.dim() > 4 else found
+
+    def _make_inputs(self, prompt: Prompt, grid: int) -> dict[str, Tensor]:
+        """Return what the model's forward pass takes for a blank image, on its device."""
+        self.check_grid(grid)
+        with ExitStack() as undo:
+            if grid != self.token_grid:
+                self.family.change_processor(self.processor, Reduction(self.token_grid, grid, self.dim), undo)
+            found = self._processed(prompt.text, Image.new("RGB", prompt.size, GREY))
+        return {name: value.to(self.device) for name, value in found.items()}
+
+    def _processed(self, text: str, image: Image.Image) -> dict[str, Tensor]:
+        # A chat template that writes the first token itself must not get another.
+        bos = getattr(self.processor.tokenizer, "bos_token", None)
+        more = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+        found = dict(self.processor(images=[[image.convert("RGB")]], text=[text], return_tensors="pt", **more))
+        found.pop("labels", None)
+        return found

@@ -1,7 +1,7 @@
 """Answers of many methods, resumable: every method that is done has its file, and the rest is done by the next run.
 
 OUT/run.json                  model, tasks and sizes; a run with others needs another folder
-OUT/tokens/TASK.npy           the tower's tokens of a task's images, [n, N, C] float32
+OUT/tokens/TASK.npy           the tower's tokens of a task's images, [tiles of all images, N, C] float32
 OUT/reference/TASK.safetensors  the answers from all tokens, and the hidden states that predicted them
 OUT/methods/NAME.json         the answers of one method, and what it costs
 OUT/answers.json              the figures of all methods
@@ -25,13 +25,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tokconv.errors import ConfigError, StoreError
 from tokconv.exports.answers.measure import Answer, Reference, TaskTokens, as_json, measure, refer
 from tokconv.exports.answers.methods import Method
-from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.model import AnsweringModel, identity_of
 from tokconv.exports.answers.tasks import Task
-from tokconv.models.windows import compression_ratio
 from tokconv.store.format import digest
 from tokconv.system.files import atomic_path, read_json_object, write_json
 
-VERSION = 1
+VERSION = 2
 """Grows with every change of what is measured, so that older results are not mixed with newer ones."""
 TIMED = 5
 """Prefills that are timed, one image each; their median counts."""
@@ -60,7 +59,7 @@ class AnswersRun:
         self._size, self._limit = batch_size, limit
         identity = {
             "version": VERSION,
-            "model": _identity_of(folder),
+            "model": identity_of(folder),
             "tasks": {task.name: {"digest": digest(dict(task.identity)), "of": len(task.questions)} for task in tasks},
             "limit": limit,
         }
@@ -86,7 +85,7 @@ class AnswersRun:
             DataError: an image cannot be read.
             StoreError: a file of an earlier run is damaged.
         """
-        tokens = [TaskTokens(task, self._tokens(task, tell_images)) for task in self.tasks]
+        tokens = [self._tokens(task, tell_images) for task in self.tasks]
         finished = {method.name: record for method in methods if (record := self._finished(method)) is not None}
         references_missing = [task for task in self.tasks if not self._reference_path(task).is_file()]
         work = Work(tell)
@@ -121,44 +120,67 @@ class AnswersRun:
         answers: dict[str, list[Answer]] = {}
         for own, reference in zip(tokens, references, strict=True):
             answers[own.task.name] = measure(self.model, own, method, reference, self._size, self._limit, tell)
+        costs = self._costs(method, tokens[0])
+        method.release()
         return {
             "identity": method.identity(),
             "series": method.series,
             "title": method.title,
             "grid": method.grid,
-            "tokens": method.grid**2,
-            "ratio": compression_ratio(self.model.token_grid, method.grid),
-            **self._costs(method, tokens[0]),
+            **costs,
             "answers": {name: as_json(found) for name, found in answers.items()},
         }
 
     def _costs(self, method: Method, tokens: TaskTokens) -> dict[str, float]:
-        """Return what one image and the first question cost: compressing, projecting, and reading the prompt."""
-        batch, prompt = tokens.batch([0]), self.model.prompt(tokens.task.questions[0].text)
-        seconds = []
+        """Return what the first image and question cost: compressing apart from projecting and reading the prompt."""
+        batch, prompt = tokens.batch([0]), tokens.prompt(self.model, 0)
+        of_all = self.model.token_ids(prompt).count(self.model.model.config.image_token_id)
+        before, after = [], []
         for _ in range(TIMED):
             start = time.perf_counter()
-            prefill = self.model.prefill(method.compress(batch), *prompt)
-            float(prefill.hidden.flatten()[0])  # waits for the device
-            seconds.append(time.perf_counter() - start)
-        return {"prefill_s": statistics.median(seconds), "cache_bytes": prefill.cache_bytes}
+            compressed = method.compress(batch)
+            float(compressed.flatten()[0])  # waits for the device
+            middle = time.perf_counter()
+            prefill = (method.reader or self.model).prefill(compressed, prompt)
+            float(prefill.hidden.flatten()[0])
+            before.append(middle - start)
+            after.append(time.perf_counter() - middle)
+        return {
+            "tokens": prefill.num_visual,
+            "ratio": of_all / prefill.num_visual,
+            "compress_s": statistics.median(before),
+            "prefill_s": statistics.median(after),
+            "cache_bytes": prefill.cache_bytes,
+        }
 
-    def _tokens(self, task: Task, tell: Tell) -> np.ndarray[Any, Any]:
+    def _tokens(self, task: Task, tell: Tell) -> TaskTokens:
         path, shape = self.out / "tokens" / f"{task.name}.npy", (self.model.token_grid**2, self.model.dim)
+        sizes = self._sizes(task, path.with_suffix(".json"))
+        tiles_of = {size: self.model.num_tiles(size) for size in set(sizes)}
+        tiles = [tiles_of[size] for size in sizes]
         if not path.is_file():
             with atomic_path(path) as temporary:
-                made = np.lib.format.open_memmap(
-                    temporary, mode="w+", dtype=np.float32, shape=(task.num_images, *shape)
-                )
+                made = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(sum(tiles), *shape))
+                done = 0
                 for start in range(0, task.num_images, self._size):
                     some = range(start, min(start + self._size, task.num_images))
-                    made[some.start : some.stop] = self.model.tower_tokens([task.load(i) for i in some]).cpu().numpy()
+                    found = self.model.tower_tokens([task.load(i) for i in some]).cpu().numpy()
+                    made[done : done + len(found)] = found
+                    done += len(found)
                     tell(some.stop, task.num_images, task.name)
                 made.flush()
-        found: np.ndarray[Any, Any] = np.load(path, mmap_mode="c")
-        if found.shape != (task.num_images, *shape):
-            raise StoreError(f"{path}: damaged, it holds {found.shape}; remove it and it is made again")
-        return found
+        tokens: np.ndarray[Any, Any] = np.load(path, mmap_mode="c")
+        if tokens.shape != (sum(tiles), *shape):
+            raise StoreError(f"{path}: damaged, it holds {tokens.shape}; remove it and it is made again")
+        return TaskTokens(task, tokens, sizes, tiles)
+
+    def _sizes(self, task: Task, path: Path) -> list[tuple[int, int]]:
+        """Return the size of every image, as far as the model's prompt depends on it; opens each image once."""
+        if not self.model.family.tiles:
+            return [(self.model.image_size, self.model.image_size)] * task.num_images
+        if not path.is_file():
+            write_json(path, {"sizes": [task.load(number).size for number in range(task.num_images)]})
+        return [(int(width), int(height)) for width, height in _read(path)["sizes"]]
 
     def _reference(self, tokens: TaskTokens, method: Method, tell: Callable[[int], None]) -> Reference:
         path = self._reference_path(tokens.task)
@@ -229,12 +251,6 @@ def _file_name(method: Method) -> str:
     """Return a name that is unique and that every file system takes."""
     plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in method.series)
     return f"{plain}-{method.grid:02d}-{digest(method.series)[:6]}"
-
-
-def _identity_of(folder: Path) -> str:
-    """Return a digest of the names and sizes of a model's files, and of its config: reading all weights takes long."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return digest([[path.name, path.stat().st_size] for path in files] + [(folder / "config.json").read_text("utf-8")])
 
 
 def _read(path: Path) -> dict[str, Any]:

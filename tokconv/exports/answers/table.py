@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokconv.exports.answers.figures import Figures
+from tokconv.exports.answers.tasks import Task
 from tokconv.system.terminal import data_size
 
-HEADS = ("", "tokens", "ratio", "accuracy", "95 %", "kept", "agreement", "95 %", "KL", "perplexity", "prefill", "cache")
+TEXT, PLOT = "answers.txt", "answers.png"
+"""The tables and the plot of a run as files in its folder."""
+HEADS = (
+    *("", "tokens", "ratio", "accuracy", "95 %", "kept", "agreement", "95 %", "KL", "perplexity"),
+    *("compress", "prefill", "cache"),
+)
 LEGEND = (
     ("accuracy", "share of the answers that are exact, with its 95 % interval"),
     ("kept", "the accuracy over that of all tokens"),
     ("agreement", "share of the answers with the words of the answer from all tokens, with its 95 % interval"),
     ("KL", "divergence of the next-token distribution from that of all tokens, nats"),
     ("perplexity", "of the answer from all tokens"),
-    ("prefill", "compressing, projecting, reading one image and question; without the tower, small images with it"),
+    ("compress", "making the tokens of one image of those of the tower; of small images, the tower on it"),
+    ("prefill", "projecting and reading one image and question"),
     ("cache", "keys and values of one image and question"),
 )
 
@@ -29,6 +36,15 @@ def answers_table(figures: Sequence[Figures], task: str) -> str:
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     )
+
+
+def answers_text(figures: Sequence[Figures], tasks: Sequence[Task]) -> str:
+    """Return the legend and the table of every task."""
+    parts = [legend()]
+    for task in tasks:
+        heading = f"{task.name}: {len(task.questions)} questions, {task.num_images} images"
+        parts.append(f"{heading}\n{answers_table(figures, task.name)}")
+    return "\n\n".join(parts)
 
 
 def legend() -> str:
@@ -48,6 +64,7 @@ def _cells(method: Figures, task: Figures) -> list[str]:
         _range(task, "agreement"),
         f"{task['kl']:.4f}",
         f"{task['perplexity']:.3f}",
+        f"{1000 * method['compress_s']:.0f} ms",
         f"{1000 * method['prefill_s']:.0f} ms",
         data_size(method["cache_bytes"]),
     ]

@@ -8,13 +8,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
 
 from tokconv.encoding.towers.families import FAMILIES, layer_from_start
 from tokconv.errors import ConfigError
 from tokconv.models.compressor import Compressor
+
+
+class Reducer(Protocol):
+    """What a family must know of a compressor: the side of its grids, and the width of its tokens."""
+
+    @property
+    def token_grid(self) -> int: ...
+    @property
+    def output_grid_size(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reducer without a compressor, for tokens that something else has made fewer."""
+
+    token_grid: int
+    output_grid_size: int
+    dim: int
+
+    @property
+    def num_output_tokens(self) -> int:
+        """k * k."""
+        return self.output_grid_size**2
 
 
 class VisionLanguageFamily(ABC):
@@ -25,6 +53,16 @@ class VisionLanguageFamily(ABC):
     processor_class: ClassVar[type[ProcessorMixin]]
     host: ClassVar[str]
     """The path of the module whose first input are the tower's patch tokens [B, N, C]."""
+    tower: ClassVar[str] = "model.vision_tower"
+    tiles: ClassVar[bool] = False
+    """Whether the size of an image decides into how many tiles it is cut."""
+    template: ClassVar[str] = "{image} {question}"
+    """The prompt of a question, for a processor without a chat template."""
+
+    def placeholder(self, processor: Any) -> str:
+        """Return what stands for an image in the text that a processor takes."""
+        found: str = processor.image_token
+        return found
 
     @abstractmethod
     def layer_read(self, config: Any) -> int:
@@ -39,25 +77,25 @@ class VisionLanguageFamily(ABC):
         """Raise ConfigError unless the processor writes the tower's own number of tokens per image."""
 
     @abstractmethod
-    def change_processor(self, processor: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_processor(self, processor: Any, compressor: Reducer, undo: ExitStack) -> None:
         """Make the processor write the number of tokens that the compressor leaves."""
 
-    def check_model(self, config: Any, compressor: Compressor) -> None:
+    def check_model(self, config: Any, compressor: Reducer) -> None:
         """Raise ConfigError unless the tower gives a fixed square grid of tokens, and the compressor is made for it."""
         kind = config.vision_config.model_type
         if kind not in FAMILIES:
             raise ConfigError(f"attach: a vision tower of type {kind!r}; allowed: {', '.join(FAMILIES)}")
         check_size(config, compressor)
 
-    def change_model(self, model: Any, compressor: Compressor, undo: ExitStack) -> None:  # noqa: B027 (most need none)
+    def change_model(self, model: Any, compressor: Reducer, undo: ExitStack) -> None:  # noqa: B027 (most need none)
         """Change what follows the host and depends on the number of tokens."""
 
-    def num_image_tokens(self, config: Any, compressor: Compressor) -> int:
+    def num_image_tokens(self, config: Any, compressor: Reducer) -> int:
         """Return how many tokens the language model reads per image, or per tile of an image that is cut into tiles."""
         return compressor.num_output_tokens
 
 
-def check_size(config: Any, compressor: Compressor) -> None:
+def check_size(config: Any, compressor: Reducer) -> None:
     """Raise ConfigError for a compressor of another width or token grid than the tower's."""
     vision = config.vision_config
     for what, wanted, found in (

@@ -13,14 +13,14 @@ from typing import Any
 from torch import nn
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
-from tokconv.exports.integrations.family import VisionLanguageFamily, check_written, set_until_detached
-from tokconv.models.compressor import Compressor
+from tokconv.exports.integrations.family import Reducer, VisionLanguageFamily, check_written, set_until_detached
 
 
 class Gemma3(VisionLanguageFamily):
     """Gemma 3 with images."""
 
     name = "Gemma 3"
+    tiles = True
     model_class = Gemma3ForConditionalGeneration
     processor_class = Gemma3Processor
     host = "model.vision_tower.post_layernorm"
@@ -28,7 +28,7 @@ class Gemma3(VisionLanguageFamily):
     def layer_read(self, config: Any) -> int:
         return -1
 
-    def change_model(self, model: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_model(self, model: Any, compressor: Reducer, undo: ExitStack) -> None:
         projector = model.model.multi_modal_projector
         set_until_detached(undo, projector, "patches_per_image", compressor.output_grid_size)
         set_until_detached(undo, projector, "avg_pool", nn.Identity())
@@ -36,7 +36,7 @@ class Gemma3(VisionLanguageFamily):
     def check_processor(self, config: Any, processor: Any) -> None:
         check_written(processor, "image_seq_length", config.mm_tokens_per_image)
 
-    def change_processor(self, processor: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_processor(self, processor: Any, compressor: Reducer, undo: ExitStack) -> None:
         image, tokens = processor.tokenizer.image_token, compressor.num_output_tokens
         written = processor.full_image_sequence
         set_until_detached(

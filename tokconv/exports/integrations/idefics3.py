@@ -20,8 +20,13 @@ from transformers import (
 )
 
 from tokconv.errors import ConfigError
-from tokconv.exports.integrations.family import VisionLanguageFamily, check_size, check_written, set_until_detached
-from tokconv.models.compressor import Compressor
+from tokconv.exports.integrations.family import (
+    Reducer,
+    VisionLanguageFamily,
+    check_size,
+    check_written,
+    set_until_detached,
+)
 
 
 class Idefics3(VisionLanguageFamily):
@@ -31,11 +36,13 @@ class Idefics3(VisionLanguageFamily):
     model_class: ClassVar[type[PreTrainedModel]] = Idefics3ForConditionalGeneration
     processor_class: ClassVar[type[ProcessorMixin]] = Idefics3Processor
     host = "model.vision_model.post_layernorm"
+    tower = "model.vision_model"
+    tiles = True
 
     def layer_read(self, config: Any) -> int:
         return -1
 
-    def check_model(self, config: Any, compressor: Compressor) -> None:
+    def check_model(self, config: Any, compressor: Reducer) -> None:
         # Their tower is SigLIP's with positions counted in fractions of the image, which tokconv encode does not read;
         # its tokens come from a file of features.
         check_size(config, compressor)
@@ -46,14 +53,14 @@ class Idefics3(VisionLanguageFamily):
                 "one; choose another model.compressor.output_grid_size"
             )
 
-    def num_image_tokens(self, config: Any, compressor: Compressor) -> int:
+    def num_image_tokens(self, config: Any, compressor: Reducer) -> int:
         return compressor.num_output_tokens // int(config.scale_factor) ** 2
 
     def check_processor(self, config: Any, processor: Any) -> None:
         side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
         check_written(processor, "image_seq_len", side**2)
 
-    def change_processor(self, processor: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_processor(self, processor: Any, compressor: Reducer, undo: ExitStack) -> None:
         # What the connector packs follows from what the processor wrote for all tokens.
         packed = compressor.token_grid**2 // processor.image_seq_len
         set_until_detached(undo, processor, "image_seq_len", compressor.num_output_tokens // packed)

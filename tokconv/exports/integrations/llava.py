@@ -15,8 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 
 from tokconv.encoding.towers.families import FAMILIES
 from tokconv.errors import ConfigError
-from tokconv.exports.integrations.family import VisionLanguageFamily, check_size, set_until_detached
-from tokconv.models.compressor import Compressor
+from tokconv.exports.integrations.family import Reducer, VisionLanguageFamily, check_size, set_until_detached
 
 
 class Llava(VisionLanguageFamily):
@@ -26,6 +25,7 @@ class Llava(VisionLanguageFamily):
     model_class: ClassVar[type[PreTrainedModel]] = LlavaForConditionalGeneration
     processor_class: ClassVar[type[ProcessorMixin]] = LlavaProcessor
     host = "model.multi_modal_projector"
+    template = "USER: {image}\n{question} ASSISTANT:"
 
     def layer_read(self, config: Any) -> int:
         read = config.vision_feature_layer
@@ -35,7 +35,7 @@ class Llava(VisionLanguageFamily):
             )
         return read
 
-    def check_model(self, config: Any, compressor: Compressor) -> None:
+    def check_model(self, config: Any, compressor: Reducer) -> None:
         vision = config.vision_config
         if vision.model_type not in FAMILIES:
             raise ConfigError(f"attach: a vision tower of type {vision.model_type!r}; allowed: {', '.join(FAMILIES)}")
@@ -54,7 +54,7 @@ class Llava(VisionLanguageFamily):
             )
         check_size(config, compressor)
 
-    def change_model(self, model: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_model(self, model: Any, compressor: Reducer, undo: ExitStack) -> None:
         undo.enter_context(model.model.register_forward_pre_hook(_check_layer, with_kwargs=True))
 
     def check_processor(self, config: Any, processor: Any) -> None:
@@ -78,7 +78,7 @@ class Llava(VisionLanguageFamily):
                     f"attach: the processor's {name} is {found!r}, the model's is {value!r}; set it first"
                 )
 
-    def change_processor(self, processor: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_processor(self, processor: Any, compressor: Reducer, undo: ExitStack) -> None:
         # The processor adds this to the number of patches, so any k works, even one that does not divide the grid.
         extra = processor.num_additional_image_tokens + compressor.num_output_tokens - compressor.token_grid**2
         set_until_detached(undo, processor, "num_additional_image_tokens", extra)

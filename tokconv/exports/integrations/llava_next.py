@@ -8,28 +8,28 @@ from typing import Any
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from tokconv.errors import ConfigError
-from tokconv.exports.integrations.family import set_until_detached
+from tokconv.exports.integrations.family import Reducer, set_until_detached
 from tokconv.exports.integrations.llava import Llava
 from tokconv.exports.integrations.tiles import join_tiles
-from tokconv.models.compressor import Compressor
 
 
 class LlavaNext(Llava):
     """LLaVA-NeXT."""
 
     name = "LLaVA-NeXT"
+    tiles = True
     model_class = LlavaNextForConditionalGeneration
     processor_class = LlavaNextProcessor
 
-    def check_model(self, config: Any, compressor: Compressor) -> None:
+    def check_model(self, config: Any, compressor: Reducer) -> None:
         super().check_model(config, compressor)
         _patch_size(config.vision_config.image_size, compressor.output_grid_size)
 
-    def change_model(self, model: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_model(self, model: Any, compressor: Reducer, undo: ExitStack) -> None:
         super().change_model(model, compressor, undo)
         join_tiles(model.model, compressor, undo)
 
-    def change_processor(self, processor: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_processor(self, processor: Any, compressor: Reducer, undo: ExitStack) -> None:
         tile = compressor.token_grid * processor.patch_size
         set_until_detached(undo, processor, "patch_size", _patch_size(tile, compressor.output_grid_size))
 

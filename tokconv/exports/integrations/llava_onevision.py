@@ -14,20 +14,20 @@ from typing import Any, NoReturn
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
 
 from tokconv.errors import ConfigError
-from tokconv.exports.integrations.family import check_written, set_until_detached
+from tokconv.exports.integrations.family import Reducer, check_written, set_until_detached
 from tokconv.exports.integrations.llava import Llava
 from tokconv.exports.integrations.tiles import join_tiles
-from tokconv.models.compressor import Compressor
 
 
 class LlavaOnevision(Llava):
     """LLaVA-OneVision."""
 
     name = "LLaVA-OneVision"
+    tiles = True
     model_class = LlavaOnevisionForConditionalGeneration
     processor_class = LlavaOnevisionProcessor
 
-    def change_model(self, model: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_model(self, model: Any, compressor: Reducer, undo: ExitStack) -> None:
         super().change_model(model, compressor, undo)
         join_tiles(model.model, compressor, undo)
         model.model.get_video_features = MethodType(_refuse_videos, model.model)
@@ -39,7 +39,7 @@ class LlavaOnevision(Llava):
             processor, "num_image_tokens", (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         )
 
-    def change_processor(self, processor: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_processor(self, processor: Any, compressor: Reducer, undo: ExitStack) -> None:
         set_until_detached(undo, processor, "num_image_tokens", compressor.num_output_tokens)
 
 

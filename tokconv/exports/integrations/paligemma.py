@@ -11,8 +11,7 @@ from typing import Any
 
 from transformers import PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-from tokconv.exports.integrations.family import VisionLanguageFamily, check_written, set_until_detached
-from tokconv.models.compressor import Compressor
+from tokconv.exports.integrations.family import Reducer, VisionLanguageFamily, check_written, set_until_detached
 
 
 class PaliGemma(VisionLanguageFamily):
@@ -30,7 +29,7 @@ class PaliGemma(VisionLanguageFamily):
         tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         check_written(processor, "image_seq_length", tokens)
 
-    def change_processor(self, processor: Any, compressor: Compressor, undo: ExitStack) -> None:
+    def change_processor(self, processor: Any, compressor: Reducer, undo: ExitStack) -> None:
         # The processor writes by its own number, and takes it from the image processor when it is loaded.
         for part in (processor, processor.image_processor):
             set_until_detached(undo, part, "image_seq_length", compressor.num_output_tokens)

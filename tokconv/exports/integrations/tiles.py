@@ -12,10 +12,10 @@ from fractions import Fraction
 from types import MethodType, SimpleNamespace
 from typing import Any
 
-from tokconv.models.compressor import Compressor
+from tokconv.exports.integrations.family import Reducer
 
 
-def join_tiles(model: Any, compressor: Compressor, undo: ExitStack) -> None:
+def join_tiles(model: Any, compressor: Reducer, undo: ExitStack) -> None:
     """Make a model join tiles of k x k tokens; `model` is the one that has `pack_image_features`."""
     # A bound method, not a closure, so that a deep copy of the model joins its own.
     model.pack_image_features = MethodType(_pack_compressed, model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
+from tokconv.evaluation.figure import VLM
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.purposes import PURPOSES, Bound, Purpose
 from tokconv.sweep.judge.epochs import best_by, kept
@@ -239,7 +240,8 @@ def competitors(rules: Rules, baselines: Mapping[str, Figures], known: set[str])
     """
     wanted, _ = judged_purposes(rules, known)
     criteria = [_criterion(PURPOSES[name], figure, rules, baselines) for name, figure in wanted.items()]
-    late = [criterion for criterion in criteria if not FIGURES[criterion.figure].every_epoch]
+    # What a vision-language model says of a baseline is cheap beside networks that are trained, and all have it.
+    late = [one for one in criteria if not FIGURES[one.figure].every_epoch and FIGURES[one.figure].needs != VLM]
     return {
         name
         for name, figures in baselines.items()
@@ -248,7 +250,7 @@ def competitors(rules: Rules, baselines: Mapping[str, Figures], known: set[str])
 
 
 def _criterion(purpose: Purpose, figure: str, rules: Rules, baselines: Mapping[str, Figures]) -> Criterion:
-    bound = _bound(purpose, baselines)
+    bound = _bound(purpose, figure, baselines)
     targets = (*rules.constraints, *rules.rule(purpose.name).subject_to, *bound)
     return Criterion(figure, targets, bound if figure in purpose.proxies else ())
 
@@ -273,9 +275,9 @@ def _award(
     return Award(purpose, criterion, gather_evidence(best, runs, seeds, baselines, criterion))
 
 
-def _bound(purpose: Purpose, baselines: Mapping[str, Figures]) -> tuple[Target, ...]:
-    """Return the purpose's bound at this grid; nothing if the baseline's figure is unknown."""
-    limit = purpose.limit(baselines)
+def _bound(purpose: Purpose, figure: str, baselines: Mapping[str, Figures]) -> tuple[Target, ...]:
+    """Return the purpose's bound at this grid; nothing if `figure`, which decides, needs none, or if it is unknown."""
+    limit = purpose.limit(figure, baselines)
     if purpose.bound is None or limit is None:
         return ()
     return (Target(purpose.bound.figure, "<=", limit, f"that of {title_of(purpose.bound.baseline)}"),)

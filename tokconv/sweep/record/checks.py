@@ -7,7 +7,7 @@ from typing import Any
 from tokconv.config.sources import MAY_CHANGE
 from tokconv.config.tree import flatten, to_dict
 from tokconv.errors import SpecError, SweepError
-from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES
+from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES, VLM
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.heldout import held_out
 from tokconv.evaluation.likeness import enough_images
@@ -24,14 +24,15 @@ READ = {"val/reader_kept", "val/adapted_kept"}
 """Shares of what the frozen reader recognises from real tokens, which on very few held-out images may be none."""
 
 
-def figures_of(store: TokenStore) -> set[str]:
-    """Return the figures that a store can have."""
+def figures_of(spec: Spec, store: TokenStore) -> set[str]:
+    """Return the figures that a store can have, with the model that the spec names."""
     images = held_out(store)
     met = {
         "": True,
         LABELS: count_labelled(store, images) > 0,
         NEIGHBOURS: len(images) >= MIN_NEIGHBOUR_IMAGES,
         SAMPLES: enough_images(store),
+        VLM: spec.vlm is not None,
     }
     known = {figure.name for figure in FIGURES.values() if met[figure.needs]}
     return known if can_be_read(store, images) else known - READ
@@ -39,8 +40,10 @@ def figures_of(store: TokenStore) -> set[str]:
 
 def check_figures(spec: Spec, store: TokenStore) -> None:
     """Raise SpecError if a spec judges by a figure that needs labels or more images than the store has."""
-    known = figures_of(store)
+    known = figures_of(spec, store)
     if missing := next((name for name in (*spec.judged_by, *spec.rules.named) if name not in known), None):
+        if FIGURES[missing].needs == VLM:
+            raise SpecError(f"{missing}: needs {NEEDS[VLM]}")
         images = held_out(store)
         labelled = count_labelled(store, images)
         unread = ", none of which a reader recognises from real tokens" if labelled and missing in READ else ""
@@ -63,7 +66,7 @@ def check_same_experiment(spec: Spec, before: Spec) -> None:
     narrower = spec.search.keys() == before.search.keys() and all(
         found.within(before.search[key]) for key, found in spec.search.items()
     )
-    for key in ("base", "objectives", "constraints", "search"):
+    for key in ("base", "objectives", "constraints", "search", "vlm"):
         same = _lasting(spec) == _lasting(before) if key == "base" else key == "search" and narrower
         if getattr(spec, key) != getattr(before, key) and not same:
             hint = "search the same keys in the same or narrower ranges, " if key == "search" else ""

@@ -36,7 +36,7 @@ Event = dict[str, Any]
 FINISHED = ("complete", "pruned", "failed")
 INVALID = "invalid"
 """Counted next to the states of trials: points of the search that no config can have."""
-RECORDED_KINDS = ("val/", "train/", "critic/")
+RECORDED_KINDS = ("val/", "vlm/", "train/", "critic/")
 BEST = "best"
 """Key of a finished trial's last result: figure -> figures of its best epoch by it (`tokconv.training.best`)."""
 RECORDED_NAMES = ("epoch", "epochs", "compression_ratio")

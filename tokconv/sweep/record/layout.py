@@ -8,6 +8,7 @@ Below the spec's `storage`, here ROOT:
         artifacts/UID/                               exported compressor and picture of a finished trial
         champions/grid-06/fidelity/                  the exported winner of each grid and purpose
         report/                                      results.csv, champions.json, plots
+        answers/                                     what `tokconv answers` measured of its champions
         mlflow.cursor  .lock  driver.json            how far MLflow is; the driver
     ROOT/mlflow.db  ROOT/mlartifacts/                MLflow's default tracking
 
@@ -87,6 +88,11 @@ class SweepDirectory:
     @property
     def champions(self) -> Path:
         return self.path / "champions"
+
+    @property
+    def answers(self) -> Path:
+        """What a vision-language model answered with the champions (`tokconv answers`)."""
+        return self.path / "answers"
 
     def champion(self, grid: int, purpose: str) -> Path:
         """Return the directory of the exported winner of a grid and purpose."""

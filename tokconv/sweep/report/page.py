@@ -17,6 +17,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tokconv.evaluation.figures import FIGURES
+from tokconv.exports.answers.table import PLOT as ANSWERS_PLOT
+from tokconv.exports.answers.table import TEXT as ANSWERS_TEXT
 from tokconv.sweep.judge.evidence import PROVEN
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.report import outcome
@@ -101,6 +103,7 @@ def page(sweep: SweepSnapshot) -> str:
         notes=[*notes(sweep.verdicts), *first_trial_notes(sweep)],
         sections=sections,
         dynamic=_dynamic(sweep),
+        answers=_measured(sweep.directory.answers / ANSWERS_TEXT, sweep.directory.answers / ANSWERS_PLOT),
         cost=tables.cost(sweep),
         pictures=pictures,
         cards=cards,
@@ -243,12 +246,16 @@ def _importance(sweep: SweepSnapshot) -> _Section:
 
 def _dynamic(sweep: SweepSnapshot) -> dict[str, str] | None:
     """Return what choosing a grid per image saves, as text and picture; None if it was not measured."""
-    path = sweep.directory.report / "dynamic.txt"
-    if not path.is_file():
-        return None
     picture = next((sweep.directory.champions / "dynamic").glob("*.png"), None)
-    data = "" if picture is None else base64.b64encode(picture.read_bytes()).decode()
-    return {"text": path.read_text(encoding="utf-8"), "data": data}
+    return _measured(sweep.directory.report / "dynamic.txt", picture)
+
+
+def _measured(text: Path, picture: Path | None) -> dict[str, str] | None:
+    """Return a text and its picture, which may be missing; None without the text."""
+    if not text.is_file():
+        return None
+    data = picture.read_bytes() if picture is not None and picture.is_file() else b""
+    return {"text": text.read_text(encoding="utf-8"), "data": base64.b64encode(data).decode()}
 
 
 def _pictures(sweep: SweepSnapshot) -> Iterator[dict[str, str]]:

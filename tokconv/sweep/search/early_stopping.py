@@ -19,7 +19,7 @@ from tokconv.sweep.judge.pareto import Point, crowding, ranks
 from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.spec.rules import AXES
-from tokconv.sweep.spec.schema import EarlyStopping
+from tokconv.sweep.spec.sections import EarlyStopping
 
 
 class Rungs:

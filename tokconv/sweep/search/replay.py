@@ -27,7 +27,7 @@ from tokconv.sweep.record.events import TrialRecord, read_trials
 from tokconv.sweep.search.early_stopping import Rungs
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.rules import AXES, compared
-from tokconv.sweep.spec.schema import EarlyStopping
+from tokconv.sweep.spec.sections import EarlyStopping
 
 PACE = (0.8, 1.25)
 """Range of the time per epoch, drawn per trial and order: as on machines, trials reach their rungs out of step."""

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from tokconv.config.overrides import literal_text
 from tokconv.errors import ConfigError, SpecError, suggest
-from tokconv.sweep.spec.schema import Section, Spec
+from tokconv.sweep.spec.schema import Spec
+from tokconv.sweep.spec.sections import Section
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 """Pydantic's names for a key that a section does not have."""
-LITERAL = ("storage", "tracking.uri", "tracking.experiment")
+LITERAL = ("storage", "tracking.uri", "tracking.experiment", "vlm.model", "vlm.prompts")
 """Keys of paths and names, whose overrides are taken literally and not as YAML."""
 START = "sweeps/demo.yaml is one to start from"
 

@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -25,24 +23,27 @@ from pydantic import (
 
 from tokconv.config.overrides import compose
 from tokconv.config.tree import Config, get
-from tokconv.errors import ConfigError, SpecError, suggest
-from tokconv.evaluation.figures import FIGURES, OBJECTIVES
+from tokconv.errors import ConfigError, SpecError
+from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.purposes import PURPOSES
-from tokconv.sweep.spec.outline import DEFAULT_SEEDS, GRID_KEY, MIN_SEEDS
+from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import Range, parse_range
 from tokconv.sweep.spec.rules import Rule, Rules, Target, from_champion, parse_champions, parse_targets
+from tokconv.sweep.spec.sections import (
+    Confirm,
+    EarlyStopping,
+    Objective,
+    Resources,
+    Sampler,
+    Section,
+    Tracking,
+    Vlm,
+    Whole,
+)
 from tokconv.system.files import NAME, NAME_RULE
 from tokconv.system.storage import check_url, is_url
 
 BATCH_KEY = "training.batch_size"
-LARGEST_SAMPLER_SEED = 2**31 - 1
-"""numpy's generators take twice as much; a resumed sweep adds its number of trials."""
-
-
-def _figure(name: str) -> str:
-    if name not in OBJECTIVES:
-        raise ValueError(suggest(name, OBJECTIVES))
-    return name
 
 
 def _name(raw: Any) -> str:
@@ -81,80 +82,6 @@ def _plain_ranges(search: Mapping[str, Range]) -> dict[str, Any]:
     return {key: {found.kind: list(found.values)} for key, found in search.items()}
 
 
-Whole = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
-FigureName = Annotated[str, AfterValidator(_figure)]
-
-
-class Section(BaseModel):
-    """A part of a spec: nothing is converted, no key is ignored, nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Objective(Section):
-    """A figure that the search optimises."""
-
-    metric: FigureName
-    mode: Literal["min", "max"]
-
-
-class Sampler(Section):
-    """What chooses the values of the next trial."""
-
-    kind: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SAMPLER_SEED, description=f"from 0 to {LARGEST_SAMPLER_SEED}")] = 0
-
-
-class EarlyStopping(Section):
-    """When trials are compared, and the share that goes on: 1/reduction."""
-
-    min_epochs: Whole = 2
-    reduction: Annotated[int, Field(ge=2, description="a whole number of at least 2")] = 3
-
-
-class Confirm(Section):
-    """On how many fresh seeds the winner of each grid is trained again."""
-
-    seeds: Annotated[
-        int,
-        Field(ge=MIN_SEEDS, description=f"at least {MIN_SEEDS} for an interval; write confirm: none to go without"),
-    ] = DEFAULT_SEEDS
-
-
-class Resources(Section):
-    """What each trial runs on."""
-
-    runner: Literal["torch_trainer", "inline"] = "torch_trainer"
-    workers: Whole = 1
-    """Processes per trial; each takes an equal part of every batch, and the result is that of one process."""
-    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")] = 0.0
-    cpus_per_worker: Whole = 1
-    trial_timeout: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="a number of seconds, or 0 for no limit")
-    ] = 0.0
-    """Seconds that an epoch may take, start and evaluation included; a trial that takes longer hangs. 0: no limit."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.runner == "inline" and self.workers != 1:
-            raise SpecError(f"resources.workers: got {self.workers}; runner inline runs trials of one worker only")
-        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
-            raise SpecError(
-                f"resources.gpus_per_worker: got {self.gpus_per_worker:g} with {self.workers} workers; NCCL refuses "
-                "two workers of one trial on one GPU; give each a whole one, or use workers: 1"
-            )
-        return self
-
-
-class Tracking(Section):
-    """Where the sweep is tracked besides its own record."""
-
-    uri: str | None = None
-    experiment: str | None = None
-    wandb: bool = False
-    """Weights & Biases in addition to MLflow."""
-
-
 class Spec(Section):
     """A checked spec; docs/sweeps.md shows the YAML with every key."""
 
@@ -188,6 +115,8 @@ class Spec(Section):
     confirm: Confirm | None = Confirm()
     """None: champions are unconfirmed, whatever their one run shows."""
     resources: Resources = Resources()
+    vlm: Vlm | None = None
+    """The judge of `vlm/kl`."""
     tracking: Tracking = Tracking()
     storage: Annotated[str, AfterValidator(_storage)] | None = None
     """A directory that every node sees, or a URL (s3://bucket/prefix); None is `runs`."""

@@ -179,8 +179,9 @@ class MlflowWriter:
 
     def _deliver_trial(self, uid: str, events: Sequence[Event]) -> None:
         run_id = self._trial_run(uid)
-        reports = (event for event in events if event["event"] == "trial_reported")
-        self._runs.log_metrics(run_id, ((event["figures"], event["time"], event["epoch"]) for event in reports))
+        # Answers were given after the training: they belong to no epoch.
+        told = (event for event in events if event["event"] in ("trial_reported", "trial_answered"))
+        self._runs.log_metrics(run_id, ((event["figures"], event["time"], event.get("epoch", 0)) for event in told))
         for event in events:
             if event["event"] == "trial_artifacts":
                 self._runs.upload(run_id, self._place(event["path"]))

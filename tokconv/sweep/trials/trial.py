@@ -26,11 +26,12 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, DivergedError, MissingExtraError, SweepError, first_line
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
+from tokconv.exports.answers.judge import JudgeSettings, LastEpochJudge
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.events import BEST
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
-from tokconv.sweep.spec.schema import Resources
+from tokconv.sweep.spec.sections import Resources
 from tokconv.sweep.trials.trainer import StoreTrainer, run_trainer
 from tokconv.sweep.trials.watchdog import Watchdog
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
@@ -57,6 +58,8 @@ class TrialJob:
     resources: Resources
     best: Mapping[int, tuple[EpochRule, ...]] = field(default_factory=dict)
     """Output grid -> the rules by which a trial keeps its best epochs; a grid without any keeps the lowest fvu."""
+    judge: JudgeSettings | None = None
+    """The vision-language model that judges the last epoch; None for none."""
 
 
 def trial_function(config: dict[str, Any], job: TrialJob) -> None:
@@ -204,7 +207,9 @@ def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failu
     try:
         config = with_values(job.base, trial["values"])
         rules = job.best.get(config.model.compressor.output_grid_size, (LOWEST_FVU,))
-        run_trial(config, job.store.open(), runtime, rules)
+        store = job.store.open()
+        judge = None if job.judge is None else LastEpochJudge(store, job.judge, runtime.device)
+        run_trial(config, store, runtime, rules, judge=judge)
     except (ConfigError, MissingExtraError, DivergedError) as error:
         report_failure({FAILURE: str(error)})
     except (torch.OutOfMemoryError, MemoryError) as error:

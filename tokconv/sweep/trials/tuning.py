@@ -22,6 +22,7 @@ from tokconv.sweep.spec.rules import compared
 from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.trials.listener import MAX_LOSSES, SAME_FAILURES, Listener
 from tokconv.sweep.trials.trial import TrialJob, check_resources, trial_function, tune_resources
+from tokconv.sweep.trials.vlm import judge_settings
 from tokconv.system.ray_cluster import ray_cluster
 
 
@@ -55,7 +56,7 @@ def tune(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with ray_cluster(dashboard=spec.resources.runner == "torch_trainer") as private:
         check_resources(spec.resources, private=private)
-        job = TrialJob(config, store, directory.trials, spec.resources, best)
+        job = TrialJob(config, store, directory.trials, spec.resources, best, judge_settings(spec))
         if missing > 0:
             scheduler = None
             if spec.early_stopping is not None:

@@ -1,0 +1,148 @@
+"""The judge of `vlm/kl`: a frozen vision-language model that reads compressed tokens of a store's held-out images."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.llavas import make_llava, make_processor
+from support.stores import write_store
+from torch import Tensor
+
+import tokconv
+from tokconv.encoding.stored_images import RECORD
+from tokconv.errors import ConfigError, DataError
+from tokconv.evaluation.baselines.codecs import baseline_codec
+from tokconv.evaluation.codecs import compress_only
+from tokconv.evaluation.figures import VLM_KL
+from tokconv.exports.answers.judge import JudgeSettings, LastEpochJudge, VlmJudge
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.store.reader import TokenStore
+
+CPU = torch.device("cpu")
+PROMPTS = ("what is this ?", "is this a b ?")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """Tokens of digits, by the tower of the models below."""
+    place = tmp_path_factory.mktemp("judge") / "store"
+    config = tokconv.compose(["data=digits", "data.subset=48", "data.num_workers=0", f"data.store={place}"])
+    return tokconv.encode(config, device="cpu")
+
+
+def write_model(folder: Path, *, noise: float = 0.0, strategy: str = "default", layer: int = -2) -> Path:
+    """Write a LLaVA with the bundled tower, whose weights are disturbed by this share, and a random language model."""
+    model = make_llava(width=32, layer=layer)
+    model.config.vision_feature_select_strategy = strategy
+    with torch.no_grad():
+        for parameter in model.model.vision_tower.parameters():
+            parameter += noise * parameter.std(correction=0) * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    processor = make_processor()
+    processor.vision_feature_select_strategy = strategy
+    processor.num_additional_image_tokens = 1 if strategy == "default" else 0
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("judge") / "llava")
+
+
+def settings(model: Path, prompts: tuple[str, ...] = PROMPTS, images: int = 5, tokens: int = 3) -> JudgeSettings:
+    return JudgeSettings(model, prompts, images, tokens)
+
+
+def keep(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Compress nothing."""
+    return tokens, tokens
+
+
+def test_all_tokens_have_no_divergence_and_few_have_some(store: TokenStore, model: Path) -> None:
+    judge = VlmJudge(store, settings(model), CPU)
+    assert judge(keep) == {VLM_KL: pytest.approx(0, abs=1e-6)}
+    assert judge.baseline(2, "pooling") > 1e-4
+    assert judge.baseline(2, "pooling") != judge.baseline(12, "pooling")
+
+
+def test_it_is_the_mean_over_images_and_prompts_of_the_models_own_distributions(store: TokenStore, model: Path) -> None:
+    judge = VlmJudge(store, settings(model, images=3, tokens=1), CPU)
+    codec, reader, found = baseline_codec(store, 3, "pooling"), AnsweringModel(model, CPU), []
+    for image in judge.images:
+        tokens = store.tokens(image[None]).float()
+        for prompt in map(reader.prompt, PROMPTS):
+            of_all, of_few = (
+                torch.log_softmax(reader.logits(reader.prefill(read, prompt).hidden)[0].double(), -1).tolist()
+                for read in (tokens, compress_only(codec, tokens, image[None]))
+            )
+            found.append(sum(math.exp(p) * (p - q) for p, q in zip(of_all, of_few, strict=True)))
+    assert judge(codec)[VLM_KL] == pytest.approx(sum(found) / 6, rel=1e-3)
+
+
+def test_it_judges_held_out_images_and_more_tokens_change_the_figure(store: TokenStore, model: Path) -> None:
+    judge = VlmJudge(store, settings(model, images=1000), CPU)
+    assert torch.equal(judge.images, store.val_indices)
+    longer = VlmJudge(store, settings(model, tokens=4), CPU)
+    assert longer.baseline(3, "pooling") != VlmJudge(store, settings(model, tokens=1), CPU).baseline(3, "pooling")
+
+
+def test_what_depends_on_store_and_model_alone_is_computed_once(
+    store: TokenStore, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {3: {"pooling": {"val/fvu": 0.5}, "random": {"val/fvu": 0.9}}}
+    told: list[tuple[int, int, str]] = []
+    first = VlmJudge(store, settings(model), CPU).add_to(rows, lambda *now: told.append(now))
+    assert first[3]["pooling"].keys() == {"val/fvu", VLM_KL}
+    assert told[0] == (0, 2, "what all tokens say")
+    assert told[-1] == (2, 2, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(AnsweringModel, "prefill", lambda *_: pytest.fail("read again"))
+        assert VlmJudge(store, settings(model), CPU).add_to(rows, lambda *_: None) == first
+    # Another process judges a trial by the same answers.
+    with monkeypatch.context() as patch:
+        patch.setattr(AnsweringModel, "answer", lambda *_: pytest.fail("answered again"))
+        later = LastEpochJudge(store, settings(model), CPU)
+        assert later(baseline_codec(store, 3, "pooling")) == {VLM_KL: pytest.approx(first[3]["pooling"][VLM_KL])}
+
+
+def test_a_tower_that_makes_other_tokens_is_refused(store: TokenStore, model: Path, tmp_path: Path) -> None:
+    VlmJudge(store, settings(model), CPU).check_tower()
+    other = VlmJudge(store, settings(write_model(tmp_path / "other", noise=0.3)), CPU)
+    with pytest.raises(ConfigError, match=r"are not those that the model's tower makes of it \(they are \d+% of"):
+        other.check_tower()
+
+
+def test_without_images_the_name_of_the_tower_decides(
+    store: TokenStore, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store.path, copy)
+    moved = TokenStore.open(copy)
+    (moved.derived_dir / RECORD).unlink()
+    judge = VlmJudge(moved, settings(model), CPU)
+    vision = judge.model.model.config.vision_config
+    for name, fits in (("", True), ("somewhere/digits-tower", True), ("openai/clip-vit-large-patch14-336", False)):
+        monkeypatch.setattr(vision, "_name_or_path", name)
+        if fits:
+            judge.check_tower()
+        else:
+            with pytest.raises(ConfigError, match="tower is openai/clip-vit-large-patch14-336, and no image"):
+                judge.check_tower()
+
+
+def test_a_store_that_the_projector_does_not_read_is_refused(store: TokenStore, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its width is 8, that of the model's tower is 64; encode with the tower of"):
+        VlmJudge(write_store(tmp_path / "small"), settings(model), CPU)
+    with pytest.raises(ConfigError, match="its hidden layer is 1, that of the model's tower is 3"):
+        VlmJudge(write_store(tmp_path / "layer", token_grid=24, dim=64, num_images=8), settings(model), CPU)
+    with pytest.raises(ConfigError, match="its hidden layer is 3, that of the model's tower is 4"):
+        VlmJudge(store, settings(write_model(tmp_path / "last", layer=-1)), CPU)
+    with pytest.raises(ConfigError, match="vision_feature_select_strategy='full' passes on 1 of them"):
+        VlmJudge(store, settings(write_model(tmp_path / "full", strategy="full")), CPU)
+    with pytest.raises(DataError, match="no model directory"):
+        VlmJudge(store, settings(tmp_path), CPU)

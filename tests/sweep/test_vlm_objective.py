@@ -1,0 +1,120 @@
+"""Sweeps that a vision-language model judges: `vlm/kl` as an objective, of trials, confirmations and baselines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.llavas import make_llava, make_processor
+from support.stores import write_store
+from support.sweeping import events, spec
+from support.trials import TOKEN_GRID, figures, trial
+
+from tokconv.errors import ConfigError, SpecError, SweepError
+from tokconv.evaluation.figures import VLM_KL
+from tokconv.sweep.judge.verdicts import judge
+from tokconv.sweep.record.checks import check_figures, check_same_experiment, figures_of
+from tokconv.sweep.run import run_sweep
+from tokconv.sweep.spec.file import load_spec, parse_spec, spec_to_dict
+from tokconv.sweep.spec.rules import Rules
+
+PLAIN = {"name": "x", "trials": 1}
+OBJECTIVES = [{"metric": "compression_ratio", "mode": "max"}, {"metric": VLM_KL, "mode": "min"}]
+
+
+def test_prompts_are_a_list_or_a_file_whose_lines_the_record_keeps(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("What is this?\n\n How many? \n")
+    found = parse_spec({**PLAIN, "vlm": {"model": "llava", "prompts": str(path)}})
+    assert found.vlm is not None
+    assert found.vlm.prompts == ("What is this?", "How many?")
+    assert parse_spec(spec_to_dict(found)) == found
+    written = tmp_path / "spec.yaml"
+    written.write_text("name: x\ntrials: 1\n")
+    overridden = load_spec(written, ["vlm.model=my: model", "vlm.images=4"])
+    assert overridden.vlm is not None
+    assert (overridden.vlm.model, overridden.vlm.images) == ("my: model", 4)
+    for wrong, message in (
+        ({"prompts": ["a"]}, "vlm.model: missing"),
+        ({"model": ""}, "vlm.model: got ''"),
+        ({"model": "a", "prompts": []}, "vlm.prompts: got"),
+        ({"model": "a", "prompts": str(tmp_path / "none.txt")}, "none.txt cannot be read (FileNotFoundError)"),
+        ({"model": "a", "images": 0}, "vlm.images: got 0; must be a whole number of at least 1"),
+        ({"model": "a", "prompt": "b"}, "vlm.prompt: unknown; did you mean prompts?"),
+    ):
+        with pytest.raises(SpecError) as error:
+            parse_spec({**PLAIN, "vlm": wrong})
+        assert message in str(error.value)
+
+
+def test_the_figure_needs_a_model_that_the_spec_names(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store")
+    without = parse_spec({**PLAIN, "objectives": OBJECTIVES})
+    with pytest.raises(SpecError, match=r"vlm/kl: needs a frozen vision-language model, which a sweep's spec names"):
+        check_figures(without, store)
+    named = parse_spec({**PLAIN, "vlm": {"model": "llava"}})
+    found = named.with_objectives(figures_of(named, store))
+    assert [objective.metric for objective in found.objectives] == ["compression_ratio", "val/fvu", VLM_KL]
+    with pytest.raises(SweepError, match="vlm: differs from the sweep to resume"):
+        check_same_experiment(named, without.model_copy(update={"objectives": ()}))
+
+
+def test_the_model_chooses_the_plug_in_whatever_its_fvu() -> None:
+    known = {6: {"window_pca": figures(0.03, 0.4, **{VLM_KL: 0.9}), "pooling": figures(0.1, 0.1, **{VLM_KL: 0.5})}}
+    trials = [trial("0", fvu=0.02, **{VLM_KL: 0.6}), trial("1", fvu=0.2, **{VLM_KL: 0.3})]
+    [verdict] = judge(trials, Rules(), TOKEN_GRID, known)
+    award = verdict.award("plug-in")
+    assert award is not None
+    assert award.champion is not None
+    assert (award.champion.uid, award.criterion.figure, award.criterion.targets) == ("1", VLM_KL, ())
+    [verdict] = judge(trials[:1], Rules(), TOKEN_GRID, known)
+    award = verdict.award("plug-in")
+    assert award is not None
+    assert award.finding.startswith("pooling (VLM KL 0.5000) is at least as good as the only run (VLM KL 0.6000)")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Ray, MLflow and SQLAlchemy, in their own threads
+@pytest.mark.timeout(600)
+def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path: Path) -> None:
+    make_llava(width=32).save_pretrained(tmp_path / "llava")
+    make_processor().save_pretrained(tmp_path / "llava")
+    vlm = {"model": str(tmp_path / "llava"), "prompts": ["what is this ?"], "images": 4, "tokens": 2}
+    tree = spec(
+        tmp_path,
+        base=["training.epochs=2"],
+        search={"loss.weights.wgan": {"choice": [0, 0.01]}, "model.compressor.output_grid_size": {"choice": [4]}},
+        objectives=OBJECTIVES,
+        champions={"plug-in": {}},
+        confirm={"seeds": 2},
+        trials=2,
+        vlm=vlm,
+    )
+    result = run_sweep(parse_spec(tree), allow_unproven=True)
+    runs = [*result.trials.values(), *result.confirmations.values()]
+    assert len(runs) >= 2
+    for run in runs:
+        assert [VLM_KL in row for row in run.history] == [False, False, True]
+        assert run.figures[VLM_KL] > 0
+    [verdict] = result.verdicts
+    assert all(row[VLM_KL] > 0 for row in verdict.baselines.values())
+    award = verdict.award("plug-in")
+    assert award is not None
+    assert award.evidence is not None
+    assert award.criterion.figure == VLM_KL
+    # A winner that loses to a baseline in the search's own run is not trained again.
+    assert len(runs) == 2 or VLM_KL in award.evidence.half_widths
+    assert award.champion == min(verdict.trials, key=lambda one: one.figures[VLM_KL])
+    assert "VLM KL" in (result.directory / "report" / "report.html").read_text()
+    champion = json.loads((result.directory / "champions" / "grid-04" / "plug-in" / "config.json").read_text())
+    assert VLM_KL in json.dumps(champion)
+    started = next(event for event in events(result.directory) if event["event"] == "sweep_started")
+    assert started["spec"]["vlm"] == vlm
+
+    make_llava(width=32, layer=-1).save_pretrained(tmp_path / "other")
+    make_processor().save_pretrained(tmp_path / "other")
+    tree |= {"name": "refused", "vlm": {**vlm, "model": str(tmp_path / "other")}}
+    with pytest.raises(ConfigError, match="its hidden layer is 3, that of the model's tower is 4"):
+        run_sweep(parse_spec(tree))
+    assert not (result.directory.parent / "refused-001").exists()
