@@ -2,11 +2,16 @@
 
     python tools/public_weights.py dinov2-small textile smollm2-135m
     python tools/train_vlm.py                      # runs/vlm/model, which tokconv answers reads
+    python tools/train_vlm.py --compressor textile:6:plug-in --steps 500     # runs/vlm/adapted/..., the same
 
 Steps, each skipped if it is done: the model is assembled (`tools/assemble_vlm.py`), the training images of the tasks
 are written, their tokens are encoded once to a store, and the projector is trained on the answers. The tower and the
 language model stay frozen. A checkpoint is written every few steps, and the next run goes on from it: the examples of a
 step depend on the seed and the step alone, so a resumed training ends at the same weights.
+
+With `--pooled-first 0.8`, the first four fifths of the steps read 6 x 6 averages instead of all tokens, at a seventh of
+the time. With `--compressor`, the trained projector is trained further on what a compressor makes of the tokens. The
+result is a model of its own with that compressor beside it; the plain model stays as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +20,8 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +32,25 @@ from torch import Tensor
 
 import tokconv
 from tokconv.errors import ConfigError, DivergedError, TokconvError
+from tokconv.exports.answers.methods import series_of
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import Task, make_task
+from tokconv.exports.artefact import FILES, load_compressor
+from tokconv.exports.champions import find_champion
+from tokconv.exports.integrations.attach import attach
+from tokconv.models.windows import Windows
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
-from tokconv.system.files import atomic_path
+from tokconv.system.files import atomic_path, file_digest
 from tokconv.system.terminal import progress_line
 
 WARM_UP = 0.03
 """Share of the steps in which the learning rate rises."""
 PROJECTOR = "projector.pt"
+POOLED = 6
+"""The side of the grid of averages that `--pooled-first` trains on."""
+Read = Callable[[Tensor, int], Tensor]
+"""(tokens [b, N, C], step) -> the tokens [b, K, C] that the projector reads in this step."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,10 @@ class Settings:
     batch_size: int
     learning_rate: float
     seed: int
+    pooled_first: float = 0.0
+    """The share of the steps, the first ones, that read averages."""
+    compressor: str = ""
+    """The digest of the compressor whose tokens are read; "" for none."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +108,19 @@ def make_examples(model: AnsweringModel, tasks: Sequence[Task], store: TokenStor
     for task in tasks:
         for question in task.questions:
             if question.text not in prompts:
-                prompts[question.text] = model.prompt(question.text)
+                prompts[question.text] = around_image(model, question.text)
             assert question.answer is not None
             answer = model.processor.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
             image = places[f"{task.name}/{question.image:05d}.png"]
             examples.append(Example(image, *prompts[question.text], [*answer, *end]))
     return examples
+
+
+def around_image(model: AnsweringModel, question: str) -> tuple[list[int], list[int]]:
+    """Return the token ids of a prompt before and after those of the image."""
+    ids, image = model.token_ids(model.prompt(question)), model.model.config.image_token_id
+    first, count = ids.index(image), ids.count(image)
+    return ids[:first], ids[first + count :]
 
 
 def loss_of(model: AnsweringModel, tokens_BNC: Tensor, examples: Sequence[Example]) -> Tensor:
@@ -134,6 +159,12 @@ def batches(count: int, settings: Settings, first: int) -> Iterator[tuple[int, l
         yield step, chosen
 
 
+def all_or_pooled(token_grid: int, settings: Settings) -> Read:
+    """Return how the projector reads tokens: averages of windows in the first steps, then all of them."""
+    windows, pooled = Windows(token_grid, min(POOLED, token_grid)), round(settings.pooled_first * settings.steps)
+    return lambda tokens, step: windows.split(tokens).mean(2) if step < pooled else tokens
+
+
 def train(
     model: AnsweringModel,
     store: TokenStore,
@@ -141,8 +172,12 @@ def train(
     settings: Settings,
     out: Path,
     save_every: int,
+    read: Read | None = None,
 ) -> list[float]:
     """Train the projector and return the loss of every step of this run; resumes from `out`/projector.pt.
+
+    Args:
+        read: what the projector reads; None is `all_or_pooled`, for a projector that starts at noise.
 
     Raises:
         ConfigError: the checkpoint was made with other settings or data.
@@ -150,14 +185,17 @@ def train(
     """
     projector: Any = model.model.model.multi_modal_projector
     identity = {**asdict(settings), "store": store.fingerprint, "examples": len(examples)}
-    embeddings = model.model.get_input_embeddings().weight
-    start_projector(projector, store.mean, store.scale, float(embeddings.square().mean().sqrt()), settings.seed)
+    if read is None:
+        embeddings = model.model.get_input_embeddings().weight
+        start_projector(projector, store.mean, store.scale, float(embeddings.square().mean().sqrt()), settings.seed)
+        read = all_or_pooled(store.token_grid, settings)
     projector.requires_grad_(True)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     path, first = out / PROJECTOR, 0
     if path.is_file():
         saved = torch.load(path, weights_only=True)
-        if saved["identity"] != identity:
+        # Checkpoints of earlier versions know neither averages nor compressors.
+        if {"pooled_first": 0.0, "compressor": "", **saved["identity"]} != identity:
             raise ConfigError(f"{path}: was trained with {saved['identity']}, not {identity}; choose another --out")
         projector.load_state_dict(saved["projector"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -168,7 +206,8 @@ def train(
         line(first, settings.steps)
         for step, chosen in batches(len(examples), settings, first):
             own = [examples[index] for index in chosen]
-            loss = loss_of(model, store.tokens(torch.tensor([example.image for example in own])), own)
+            tokens = store.tokens(torch.tensor([example.image for example in own])).float()
+            loss = loss_of(model, read(tokens, step), own)
             if not math.isfinite(value := loss.item()):
                 raise DivergedError("the loss of the answers", step)
             for group in optimizer.param_groups:
@@ -208,6 +247,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--questions", type=int, help="the first N training questions of each task (default: all)")
     parser.add_argument("--image-size", type=int, help="in px (default: 24 x 24 patches)")
+    parser.add_argument(
+        "--pooled-first", type=float, default=0.0, metavar="SHARE", help="of the steps, on 6 x 6 averages (default: 0)"
+    )
+    parser.add_argument(
+        "--compressor",
+        metavar="NAME",
+        help="go on from the trained model for --steps steps on the tokens of this compressor: an export, a sweep, or "
+        "SWEEP:GRID:PURPOSE",
+    )
     parser.add_argument("--save-every", type=int, default=20, metavar="STEPS", help="(default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda ... (default: cuda if there is one)")
     args = parser.parse_args(arguments)
@@ -221,22 +269,59 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Do every step that is missing. Raises TokconvError."""
+    if not 0 <= args.pooled_first <= 1:
+        raise ConfigError(f"--pooled-first: got {args.pooled_first:g}; it must be from 0 to 1")
+    if args.compressor is not None and args.pooled_first:
+        raise ConfigError("--pooled-first: is for the first training; leave it out with --compressor")
     device = resolve_device(args.device)
     tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
     raw, done = args.out / "untrained", args.out / "model"
+    if args.compressor is not None and not done.is_dir():
+        raise ConfigError(f"--compressor: there is no trained model {done}; run this without --compressor first")
     if not raw.is_dir():
         assemble(args.tower, args.language_model, raw, image_size=args.image_size, seed=args.seed)
     write_images(tasks, args.out / "images")
     store = encode_once(args.tower, args.out / "images", args.out / "store", args.device, args.image_size)
-    model = AnsweringModel(raw, device)
+    model = AnsweringModel(raw if args.compressor is None else done, device)
     examples = make_examples(model, tasks, store)
     print(f"{len(examples):,} questions about {len(store.keys):,} images", flush=True)
-    settings = Settings(args.steps, args.batch_size, args.learning_rate, args.seed)
+    settings = Settings(args.steps, args.batch_size, args.learning_rate, args.seed, args.pooled_first)
+    if args.compressor is not None:
+        adapt(model, store, examples, settings, args)
+        return
     train(model, store, examples, settings, args.out, args.save_every)
     with atomic_path(done) as temporary:
         model.model.save_pretrained(temporary)
         model.processor.save_pretrained(temporary)
     print(f"trained model: {done}")
+
+
+def adapt(
+    model: AnsweringModel, store: TokenStore, examples: Sequence[Example], settings: Settings, args: argparse.Namespace
+) -> None:
+    """Train a trained projector further on compressed tokens, and write the model with its compressor beside it.
+
+    Raises:
+        CheckpointError: there is no such compressor.
+        ConfigError: it does not fit the model, or the checkpoint was made with other settings.
+    """
+    folder = find_champion(args.compressor)
+    name, compressor = series_of(folder).replace(" ", "-"), load_compressor(folder)
+    # Attaching checks that it fits, and moves it to the model.
+    attach(model.model, compressor).detach()
+    settings = replace(settings, compressor=file_digest(folder / FILES["compressor"]))
+
+    @torch.no_grad()
+    def read(tokens: Tensor, step: int) -> Tensor:
+        compressed: Tensor = compressor(tokens.to(model.device))
+        return compressed
+
+    place = args.out / "adapted" / f"{name}-{compressor.output_grid_size:02d}"
+    train(model, store, examples, settings, place.with_name(f"{place.name}.training"), args.save_every, read)
+    with attach(model.model, compressor), atomic_path(place) as temporary:
+        model.model.save_pretrained(temporary)
+        model.processor.save_pretrained(temporary)
+    print(f"adapted model: {place}; measure it with: tokconv answers {args.out / 'model'} {place} --tasks ...")
 
 
 if __name__ == "__main__":

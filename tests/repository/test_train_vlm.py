@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from support.artefacts import write_export
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tokconv.cli.main import main as cli
 from tokconv.config.tree import ClipConfig
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import make_task
+from tokconv.exports.artefact import read_config
 from tokconv.system.files import write_json
 
 SIDE, PATCH = 56, 14
@@ -68,18 +74,34 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return AnsweringModel(out / "model", torch.device("cpu")).model.state_dict()  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("more", [[], ["--pooled-first", "0.7"]], ids=["all", "pooled-first"])
 def test_it_trains_the_projector_alone_and_resumes_to_the_same_weights(
-    tool: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tool: Any,
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
 ) -> None:
+    read: list[int] = []
+    loss_of = tool.loss_of
+
+    def counted(model: AnsweringModel, tokens: torch.Tensor, examples: Any) -> torch.Tensor:
+        read.append(tokens.shape[1])
+        return loss_of(model, tokens, examples)
+
+    monkeypatch.setattr(tool, "POOLED", 2)
+    monkeypatch.setattr(tool, "loss_of", counted)
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
-    assert tool.main(arguments(parts, whole)) == 0
+    assert tool.main(arguments(parts, whole, *more)) == 0
+    assert read == ([4] * 8 + [16] * 4 if more else [16] * 12)
     assert "s/step" in capsys.readouterr().out
 
     batches = tool.batches
     with monkeypatch.context() as patch:
         patch.setattr(tool, "batches", lambda *given: list(batches(*given))[:6])
-        assert tool.main(arguments(parts, interrupted)) == 0
-    assert tool.main(arguments(parts, interrupted)) == 0
+        assert tool.main(arguments(parts, interrupted, *more)) == 0
+    assert tool.main(arguments(parts, interrupted, *more)) == 0
     found, wanted = weights(interrupted), weights(whole)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -87,8 +109,45 @@ def test_it_trains_the_projector_alone_and_resumes_to_the_same_weights(
     changed = {name for name in wanted if not torch.equal(wanted[name], start[name])}
     assert changed == {name for name in wanted if "multi_modal_projector" in name}
 
-    assert tool.main(arguments(parts, whole, "--learning-rate", "0.5")) == 1
+    assert tool.main(arguments(parts, whole, *more, "--learning-rate", "0.5")) == 1
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
+    tool: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = write_export(tmp_path / "mine", token_grid=SIDE // PATCH, dim=16, grid=2)
+    write_json(export / "config.json", {**read_config(export), "encoder": {"name": "tower", "layer": 1}})
+    out, again = tmp_path / "vlm", tmp_path / "again"
+    more = ["--compressor", str(export), "--steps", "8"]
+    assert tool.main(arguments(parts, out, *more)) == 1
+    assert "there is no trained model" in capsys.readouterr().err
+    assert tool.main(arguments(parts, out, "--steps", "3")) == 0
+    shutil.copytree(out, again)
+    assert tool.main(arguments(parts, out, *more)) == 0
+
+    batches = tool.batches
+    with monkeypatch.context() as patch:
+        patch.setattr(tool, "batches", lambda *given: list(batches(*given))[:5])
+        assert tool.main(arguments(parts, again, *more)) == 0
+    assert tool.main(arguments(parts, again, *more)) == 0
+    plain, adapted, resumed = out / "model", out / "adapted" / "mine-02", again / "adapted" / "mine-02"
+    before, found, other = (load_file(place / "model.safetensors") for place in (plain, adapted, resumed))
+    assert all(torch.equal(found[name], other[name]) for name in found)
+    changed = {name for name in found if not torch.equal(found[name], before[name])}
+    assert changed == {name for name in found if "multi_modal_projector" in name}
+    assert (adapted / "compressor" / "model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
+
+    capsys.readouterr()
+    tasks = ["--tasks", f"classes:{parts / 'images'}", "--baselines", "none", "--max-tokens", "2", "--device", "cpu"]
+    command = ["answers", str(plain), str(export), str(adapted), *tasks, "--out", str(tmp_path / "answers")]
+    assert cli(command) == 0
+    assert "mine-02 adapted" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "answers" / "answers.json").read_text())
+    plugged, own = (figures[place]["tasks"]["classes"]["kl"] for place in (1, 2))
+    assert plugged != own
+    assert tool.main(arguments(parts, out, *more, "--pooled-first", "0.5")) == 1
+    assert "--pooled-first: is for the first training" in capsys.readouterr().err
 
 
 def test_the_loss_falls(tool: Any, parts: Path, tmp_path: Path) -> None:
