@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from support.artefacts import write_export
+from support.stores import write_store
 from support.vlms import DIM, MAKERS, TOKEN_GRID, make_vlm
 
 from tokconv.cli.main import main
 from tokconv.errors import ConfigError, DataError
+from tokconv.exports.answers.judge import JudgeSettings, VlmJudge
 from tokconv.exports.answers.model import AnsweringModel, Prefill
 from tokconv.exports.artefact import load_compressor, read_config
 from tokconv.integrations import attach
@@ -152,6 +154,15 @@ def test_a_grid_that_a_family_cannot_read_is_refused(model: AnsweringModel) -> N
             model.check_grid(3)
     else:
         model.check_grid(3)
+
+
+def test_a_judge_reads_one_grid_per_image(folder: Path, model: AnsweringModel, tmp_path: Path) -> None:
+    kind = model.model.config.model_type
+    expected = (
+        "its width is 8" if kind in ("paligemma", "gemma3") else r"reads \d grids of tokens of an image, and a store"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        VlmJudge(write_store(tmp_path), JudgeSettings(folder, (QUESTION,), 4, 2), CPU)
 
 
 def test_models_that_cannot_have_a_compressor_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -73,13 +73,13 @@ class VlmJudge:
         check_model(settings.model)
         self._store, self._settings = store, settings
         self.model = AnsweringModel(settings.model, device)
-        check_store(store, self.model)
         self._prompts = [self.model.prompt(text) for text in settings.prompts]
         if (tiles := self.model.num_tiles(self._prompts[0].size)) > 1:
             raise ConfigError(
                 f"{settings.model}: a {self.model.family.name} reads {tiles} grids of tokens of an image, and a store "
                 "holds one; a judge reads one per image"
             )
+        check_store(store, self.model)
         generator = torch.Generator().manual_seed(protocol.SEED)
         order = torch.randperm(len(store.val_indices), generator=generator)[: settings.images]
         self.images = store.val_indices[order].sort().values
