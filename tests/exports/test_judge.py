@@ -21,6 +21,9 @@ from tokconv.evaluation.figures import VLM_KL
 from tokconv.exports.answers.judge import JudgeSettings, LastEpochJudge, VlmJudge
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.store.reader import TokenStore
+from tokconv.sweep.record.events import recorded_figures
+from tokconv.training.loop import run_trial
+from tokconv.training.runtime import LocalRuntime
 
 CPU = torch.device("cpu")
 PROMPTS = ("what is this ?", "is this a b ?")
@@ -108,6 +111,27 @@ def test_what_depends_on_store_and_model_alone_is_computed_once(
         patch.setattr(AnsweringModel, "answer", lambda *_: pytest.fail("answered again"))
         later = LastEpochJudge(store, settings(model), CPU)
         assert later(baseline_codec(store, 3, "pooling")) == {VLM_KL: pytest.approx(first[3]["pooling"][VLM_KL])}
+
+
+def test_a_trial_has_the_figure_after_its_last_epoch(store: TokenStore, model: Path, tmp_path: Path) -> None:
+    sizes = [
+        "compressor.num_layers=1",
+        "compressor.hidden_dim=8",
+        "autoencoder.num_layers=1",
+        "autoencoder.hidden_dim=8",
+    ]
+    small = [
+        "model.compressor.kind=residual",
+        "model.compressor.output_grid_size=2",
+        *(f"model.{size}" for size in sizes),
+    ]
+    config = tokconv.compose(["training.epochs=1", *small])
+    judge = LastEpochJudge(store, settings(model), CPU)
+    result = run_trial(config, store, LocalRuntime(tmp_path, device="cpu"), judge=judge)
+    assert [VLM_KL in row for row in result.history] == [False, True]
+    assert recorded_figures(result.history[-1])[VLM_KL] == result.history[-1][VLM_KL] > 0
+    # Also of the best epoch, if that is the start.
+    assert VLM_KL in result.figures
 
 
 def test_a_tower_that_makes_other_tokens_is_refused(store: TokenStore, model: Path, tmp_path: Path) -> None:
