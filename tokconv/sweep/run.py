@@ -126,7 +126,8 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     directory = directory or root.new(spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
-        sweep = _Sweep(spec, config, store, directory, root.local, allow_unproven, vlm)
+        # Trials load the model themselves; the driver lets go of it after the baselines.
+        sweep, vlm = _Sweep(spec, config, store, directory, root.local, allow_unproven, vlm), None
         with mirrored(directory, sweep.record):
             return sweep.run()
 
@@ -185,9 +186,8 @@ class _Sweep:
         # Trials that ran before the search space was narrowed stay in the table.
         ran = {trial.grid for trial in self.record.trials.values()}
         grids = sorted({*self.spec.grids(), *ran})
-        # Trials load the model themselves; the driver lets go of it here.
-        vlm, self.vlm = self.vlm, None
-        return measure(self.spec, self.store, grids, config=self.config, judge=vlm)
+        reader, self.vlm = self.vlm, None
+        return measure(self.spec, self.store, grids, config=self.config, judge=reader)
 
     def _record_start(self, baselines: Baselines) -> None:
         self.record.append(
