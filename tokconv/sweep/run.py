@@ -126,7 +126,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     directory = directory or root.new(spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
-        # Trials load the model themselves; the driver lets go of it after the baselines.
+        # Trials load the model themselves: the driver lets go of it after the baselines.
         sweep, vlm = _Sweep(spec, config, store, directory, root.local, allow_unproven, vlm), None
         with mirrored(directory, sweep.record):
             return sweep.run()
@@ -148,8 +148,7 @@ class _Sweep:
         self.spec, self.config, self.store, self.directory, self.root = spec, config, store, directory, root
         self.allow_unproven, self.vlm = allow_unproven, vlm
         self.record = Record(directory.events)
-        self.uri = tracking_uri(spec.tracking.uri, root)
-        self.experiment = spec.tracking.experiment or spec.name
+        self.uri, self.experiment = tracking_uri(spec.tracking.uri, root), spec.tracking.experiment or spec.name
 
     def run(self) -> SweepResult:
         baselines = self._measure_baselines()

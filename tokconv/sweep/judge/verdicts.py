@@ -134,10 +134,6 @@ class Verdict:
         return self.first.champion
 
     @property
-    def meets_targets(self) -> bool:
-        return self.first.meets_targets
-
-    @property
     def name(self) -> str:
         """The grid in words: `6x6`."""
         return f"{self.grid}x{self.grid}"
