@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from assemble_vlm import LAYER, assemble, start_projector
+from assemble_vlm import assemble, start_projector
 from torch import Tensor
+from vlm_examples import Example, encode_once, make_examples, write_images
 
-import tokconv
 from tokconv.errors import ConfigError, DivergedError, TokconvError
 from tokconv.exports.answers.methods import series_of
 from tokconv.exports.answers.model import AnsweringModel
-from tokconv.exports.answers.tasks import Task, make_task
+from tokconv.exports.answers.tasks import make_task
 from tokconv.exports.artefact import FILES, load_compressor
 from tokconv.exports.champions import find_champion
 from tokconv.exports.integrations.attach import attach
@@ -65,62 +65,6 @@ class Settings:
     """The share of the steps, the first ones, that read averages."""
     compressor: str = ""
     """The digest of the compressor whose tokens are read; "" for none."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question: its image in the store, its prompt as token ids before and after the image, its answer."""
-
-    image: int
-    before: list[int]
-    after: list[int]
-    answer: list[int]
-
-
-def write_images(tasks: Sequence[Task], folder: Path) -> None:
-    """Write the images of the tasks as PNG, in a folder per task; those that are there are kept."""
-    total, done = sum(task.num_images for task in tasks), 0
-    with progress_line("writing images") as line:
-        for task in tasks:
-            for image in range(task.num_images):
-                path = folder / task.name / f"{image:05d}.png"
-                if not path.is_file():
-                    with atomic_path(path) as temporary:
-                        task.load(image).save(temporary, format="PNG")
-                done += 1
-                line(done, total, task.name)
-
-
-def encode_once(tower: Path, images: Path, store: Path, device: str | None, image_size: int | None) -> TokenStore:
-    """Return the store of the images' tokens; encodes what is missing."""
-    size = [] if image_size is None else [f"model.clip.image_size={image_size}"]
-    names = [f"model.clip.model_name={tower}", f"model.clip.layer={LAYER}", *size]
-    return tokconv.encode(
-        tokconv.compose(["data=folder", f"data.root={images}", f"data.store={store}", *names]), device=device
-    )
-
-
-def make_examples(model: AnsweringModel, tasks: Sequence[Task], store: TokenStore) -> list[Example]:
-    """Return every question of the tasks with its image's index in the store."""
-    places = {key: place for place, key in enumerate(store.keys)}
-    prompts: dict[str, tuple[list[int], list[int]]] = {}
-    examples, end = [], sorted(model.ends)[:1]
-    for task in tasks:
-        for question in task.questions:
-            if question.text not in prompts:
-                prompts[question.text] = around_image(model, question.text)
-            assert question.answer is not None
-            answer = model.processor.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
-            image = places[f"{task.name}/{question.image:05d}.png"]
-            examples.append(Example(image, *prompts[question.text], [*answer, *end]))
-    return examples
-
-
-def around_image(model: AnsweringModel, question: str) -> tuple[list[int], list[int]]:
-    """Return the token ids of a prompt before and after those of the image."""
-    ids, image = model.token_ids(model.prompt(question)), model.model.config.image_token_id
-    first, count = ids.index(image), ids.count(image)
-    return ids[:first], ids[first + count :]
 
 
 def loss_of(model: AnsweringModel, tokens_BNC: Tensor, examples: Sequence[Example]) -> Tensor:

@@ -1,0 +1,72 @@
+"""What the projector of a small LLaVA learns from: images of tasks, their stored tokens, questions as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from assemble_vlm import LAYER
+
+import tokconv
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.tasks import Task
+from tokconv.store.reader import TokenStore
+from tokconv.system.files import atomic_path
+from tokconv.system.terminal import progress_line
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question: its image in the store, its prompt as token ids before and after the image, its answer."""
+
+    image: int
+    before: list[int]
+    after: list[int]
+    answer: list[int]
+
+
+def write_images(tasks: Sequence[Task], folder: Path) -> None:
+    """Write the images of the tasks as PNG, in a folder per task; those that are there are kept."""
+    total, done = sum(task.num_images for task in tasks), 0
+    with progress_line("writing images") as line:
+        for task in tasks:
+            for image in range(task.num_images):
+                path = folder / task.name / f"{image:05d}.png"
+                if not path.is_file():
+                    with atomic_path(path) as temporary:
+                        task.load(image).save(temporary, format="PNG")
+                done += 1
+                line(done, total, task.name)
+
+
+def encode_once(tower: Path, images: Path, store: Path, device: str | None, image_size: int | None) -> TokenStore:
+    """Return the store of the images' tokens; encodes what is missing."""
+    size = [] if image_size is None else [f"model.clip.image_size={image_size}"]
+    names = [f"model.clip.model_name={tower}", f"model.clip.layer={LAYER}", *size]
+    return tokconv.encode(
+        tokconv.compose(["data=folder", f"data.root={images}", f"data.store={store}", *names]), device=device
+    )
+
+
+def make_examples(model: AnsweringModel, tasks: Sequence[Task], store: TokenStore) -> list[Example]:
+    """Return every question of the tasks with its image's index in the store."""
+    places = {key: place for place, key in enumerate(store.keys)}
+    prompts: dict[str, tuple[list[int], list[int]]] = {}
+    examples, end = [], sorted(model.ends)[:1]
+    for task in tasks:
+        for question in task.questions:
+            if question.text not in prompts:
+                prompts[question.text] = around_image(model, question.text)
+            assert question.answer is not None
+            answer = model.processor.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
+            image = places[f"{task.name}/{question.image:05d}.png"]
+            examples.append(Example(image, *prompts[question.text], [*answer, *end]))
+    return examples
+
+
+def around_image(model: AnsweringModel, question: str) -> tuple[list[int], list[int]]:
+    """Return the token ids of a prompt before and after those of the image."""
+    ids, image = model.token_ids(model.prompt(question)), model.model.config.image_token_id
+    first, count = ids.index(image), ids.count(image)
+    return ids[:first], ids[first + count :]
