@@ -291,7 +291,8 @@ def test_what_no_reader_recognises_is_no_objective(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(checks, "can_be_read", lambda store, images: False)
     with pytest.raises(SpecError, match=r"40 of these with labels, none of which a reader recognises"):
         check_figures(kept, store)
-    assert "val/auc_token" in parse_spec({"name": "tiny", "trials": 1}).with_objectives(figures_of(store)).judged_by
+    plain = parse_spec({"name": "tiny", "trials": 1})
+    assert "val/auc_token" in plain.with_objectives(figures_of(plain, store)).judged_by
 
 
 def test_a_grid_without_trials_has_no_champion(tmp_path: Path) -> None:

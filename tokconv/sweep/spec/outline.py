@@ -40,7 +40,7 @@ def read_outline(path: Path) -> Outline:
     import yaml
 
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError(f"{path}: no such spec file") from error
     except (ValueError, yaml.YAMLError) as error:
