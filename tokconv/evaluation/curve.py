@@ -54,7 +54,8 @@ def _draw(history: Sequence[Mapping[str, float]], baselines: Mapping[str, Mappin
         axes.set(xlabel="epoch", ylabel=entry.title, yscale="log")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.set_title(f"{entry.title}: {'lower' if entry.lower_is_better else 'higher'} is better", fontsize="medium")
-        axes.legend(frameon=False, fontsize="small")
+        # Not the best place, whose search takes long and warns on a busy machine.
+        axes.legend(loc="center right", framealpha=0.8, edgecolor="none", fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return path

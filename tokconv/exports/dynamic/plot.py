@@ -52,5 +52,5 @@ def draw(
     for axes in (left, right):
         axes.set(xlabel="fvu of held-out images")
         axes.grid(visible=True, color="0.9", linewidth=0.6)
-        axes.legend(frameon=False)
+        axes.legend(loc="upper right", frameon=False)
     figure.savefig(path, format="png", dpi=110)
