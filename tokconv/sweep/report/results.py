@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def results_frame(sweep: SweepSnapshot) -> pandas.DataFrame:
     rows; a trial that breaks a constraint is not on the front, and `feasible` is false. `champion` is true for a winner
     of its grid, and `purposes` names what for, as in "fidelity plug-in". Such a row also has its `evidence`, one word
     per purpose, and for each figure that decides the mean over fresh seeds and half of the 95 % interval, as in
-    `val/fvu_mean` and `val/fvu_half_width`.
+    `val/fvu_mean` and `val/fvu_half_width`; NaN without confirmations.
     """
     import pandas
 
@@ -103,8 +104,8 @@ def _evidence_columns(awards: Sequence[Award], figures: Sequence[str]) -> dict[s
     for name in figures:
         # All awards of a trial rest on the same runs.
         width = known[0].half_widths.get(name) if known else None
-        row[f"{name}_mean"] = None if width is None else known[0].figures[name]
-        row[f"{name}_half_width"] = width
+        row[f"{name}_mean"] = math.nan if width is None else known[0].figures[name]
+        row[f"{name}_half_width"] = math.nan if width is None else width
     return row
 
 
