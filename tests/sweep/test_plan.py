@@ -98,7 +98,7 @@ def test_the_demos_plan_agrees_with_its_spec(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     spec = load_spec(ROOT / "sweeps/demo.yaml")
     plan = plan_sweep(spec, GPU)
-    assert (plan.trials, plan.confirmations, plan.epochs) == (12, 16, 6)
+    assert (plan.trials, plan.confirmations, plan.epochs) == (12, 24, 6)
     assert [grid.grid for grid in plan.grids] == [4, 6, 8, 12]
     assert plan.tokens.images == 400
     assert plan.tokens.bytes == 400 * 576 * 64 * 2
