@@ -83,7 +83,7 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
     vlm = {"model": str(tmp_path / "llava"), "prompts": ["what is this ?"], "images": 4, "tokens": 2}
     tree = spec(
         tmp_path,
-        base=["training.epochs=2"],
+        base=["training.epochs=2", "model.clip.image_size=null"],
         search={"loss.weights.wgan": {"choice": [0, 0.01]}, "model.compressor.output_grid_size": {"choice": [4]}},
         objectives=OBJECTIVES,
         champions={"plug-in": {}},
