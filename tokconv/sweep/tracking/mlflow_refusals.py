@@ -20,6 +20,8 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 STALE = re.compile(r"(run|experiment) \S+ must be in the 'active' state|run (with id=)?\S+ not found", re.IGNORECASE)
 """A run or the experiment was deleted meanwhile: connecting anew finds out what to do."""
+RACE = re.compile(r"UniqueViolation|UNIQUE constraint failed")
+"""Another sweep wrote the same row at the same moment: the next try finds it."""
 OTHER_SCHEMA = re.compile(r"out-of-date database schema \(found version (\w+)")
 OTHER_URI, OTHER_NAME = "set tracking.uri to another database", "tracking.experiment=NAME"
 RULES = {
@@ -83,7 +85,7 @@ def refusal(error: Exception, uri: str, experiment: str) -> str:
     """Return why MLflow refuses and what to do; "" if the error may pass by itself."""
     place, text = without_credentials(uri), one_line(error)
     whole = f"{getattr(error, 'error_code', '')} {error}"
-    if STALE.search(whole):
+    if STALE.search(whole) or RACE.search(whole):
         return ""
     if found := OTHER_SCHEMA.search(whole):
         return _other_schema(found[1], place)
