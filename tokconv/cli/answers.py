@@ -14,8 +14,6 @@ from tokconv.system.files import local_path
 if TYPE_CHECKING:
     from tokconv.store.reader import TokenStore
 
-ANSWERS = "answers"
-"""The folder of a sweep's directory that holds the answers of its champions."""
 EXAMPLES = (
     "tokconv answers runs/vlm/model runs/sweeps/textile-001 --tasks textile:runs/public/textile reading",
     "tokconv answers llava-1.5 my-compressor --tasks captions:photos --prompts prompts.txt --store runs/stores/photos",
@@ -90,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
     from tokconv.exports.answers.table import PLOT, TEXT, answers_text
     from tokconv.exports.answers.tasks import make_task
     from tokconv.models.windows import chosen_grids
+    from tokconv.sweep.record.layout import SweepDirectory
     from tokconv.system.devices import resolve_device
     from tokconv.system.files import write_json, write_text
     from tokconv.system.terminal import progress_line
@@ -100,7 +99,8 @@ def run(args: argparse.Namespace) -> None:
         BASELINES[name]
     exports = find_exports(args.compressors)
     sweep = _sweep_of([folder for _, folder in exports])
-    out = args.out or (Path("runs/answers") if sweep is None else sweep / ANSWERS)
+    of_sweep = None if sweep is None else SweepDirectory(sweep).answers
+    out = args.out or of_sweep or Path("runs/answers")
     store = _store(args.store, [export_of(folder) for _, folder in exports]) if set(names) - {"downsampled"} else None
     prompts = [] if args.prompts is None else _prompts(args.prompts)
     tasks = [make_task(text, prompts=prompts).first(args.questions) for text in args.tasks]
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"plot: {printable(draw_answers(figures, out / PLOT))}")
     except MissingExtraError as error:
         print(f"no plot: {error}")
-    if sweep is not None and out == sweep / ANSWERS:
+    if sweep is not None and out == of_sweep:
         _tell_sweep(sweep, exports, figures)
 
 

@@ -67,7 +67,8 @@ def measure_baselines(
         found = _measure(store, names, full=True)
     else:
         found = _measure(store, names, full=False)
-        chosen = {grid: [name for name in names[grid] if name in in_full(grid, found[grid])] for grid in grids}
+        wanted = {grid: in_full(grid, found[grid]) for grid in grids}
+        chosen = {grid: [name for name in names[grid] if name in wanted[grid]] for grid in grids}
         whole = _measure(store, chosen, full=True)
         found = {grid: found[grid] | whole[grid] for grid in grids}
     if reasons:

@@ -16,6 +16,11 @@ from tokconv.errors import ConfigError, DataError
 NUM_CHANNELS = 3
 
 
+def slug_of(name: str) -> str:
+    """Return the last part of the name or path of a tower, suitable for a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", re.split(r"[/\\:]", name.rstrip("/\\"))[-1].lower()).strip("-.")
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """Everything about an encoder that its tokens depend on."""
@@ -36,7 +41,7 @@ class EncoderSpec:
     @property
     def slug(self) -> str:
         """The last part of the name, suitable for a file name."""
-        return re.sub(r"[^a-z0-9.]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1].lower()).strip("-.")
+        return slug_of(self.name)
 
     def identity(self) -> dict[str, Any]:
         """Return JSON that is equal for two encoders exactly if their tokens may share a store.

@@ -26,7 +26,7 @@ from tokconv.evaluation.codecs import Codec, ImageCodec, compress_only
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.figures import VLM_KL
 from tokconv.exports.answers.measure import divergence
-from tokconv.exports.answers.model import AnsweringModel, check_model, identity_of
+from tokconv.exports.answers.model import AnsweringModel, identity_of
 from tokconv.exports.answers.stores import check_store, check_tower
 from tokconv.store.cache import JsonFigures, Tensors, computed_once
 from tokconv.store.format import digest
@@ -70,7 +70,6 @@ class VlmJudge:
     """
 
     def __init__(self, store: TokenStore, settings: JudgeSettings, device: torch.device) -> None:
-        check_model(settings.model)
         self._store, self._settings = store, settings
         self.model = AnsweringModel(settings.model, device)
         self._prompts = [self.model.prompt(text) for text in settings.prompts]

@@ -32,7 +32,7 @@ from tokconv.encoding.towers.tower import preprocess
 from tokconv.errors import ConfigError, DataError, first_line
 from tokconv.exports.answers.fed import TowerFed
 from tokconv.exports.integrations.attach import REFUSED, SUPPORTED
-from tokconv.exports.integrations.family import Reduction
+from tokconv.exports.integrations.family import Reduction, VisionLanguageFamily
 from tokconv.store.format import digest
 
 GREY = (127, 127, 127)
@@ -63,17 +63,18 @@ class Prefill:
         return sum(kept.nbytes for layer in layers for kept in (layer.keys, layer.values)) // len(self.hidden)
 
 
-def check_model(folder: Path) -> None:
-    """Check by its config alone that a directory holds a model of a supported family. Raises DataError."""
+def check_model(folder: Path) -> VisionLanguageFamily:
+    """Return the family of the model in a directory, by its config alone. Raises DataError if none is supported."""
     path = folder / "config.json"
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{folder}: no model directory of transformers ({first_line(error)})") from error
-    allowed = [family.model_class.config_class.model_type for family in SUPPORTED]  # type: ignore[union-attr]
-    if kind not in allowed:
+    families = {family.model_class.config_class.model_type: family for family in SUPPORTED}  # type: ignore[union-attr]
+    if kind not in families:
         why = f" ({REFUSED[kind]})" if kind in REFUSED else ""
-        raise DataError(f"{folder}: a model of type {kind!r}{why}; allowed: {', '.join(allowed)}")
+        raise DataError(f"{folder}: a model of type {kind!r}{why}; allowed: {', '.join(families)}")
+    return families[kind]
 
 
 def identity_of(folder: Path) -> str:
@@ -97,9 +98,7 @@ class AnsweringModel:
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoProcessor
 
-        check_model(folder)
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        self.family = next(one for one in SUPPORTED if one.model_class.config_class.model_type == kind)  # type: ignore[union-attr]
+        self.family = check_model(folder)
         processors: Any = AutoProcessor
         try:
             with quiet_transformers():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import torch
 from PIL import Image
 
 from tokconv.config.tree import Config
 from tokconv.encoding.stored_images import open_stored
 from tokconv.encoding.towers.families import layer_from_start
+from tokconv.encoding.towers.spec import slug_of
 from tokconv.errors import ConfigError, DataError
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.store.reader import TokenStore
@@ -77,13 +75,8 @@ def check_tower(store: TokenStore, model: AnsweringModel, image: int, config: Co
 def _check_name(store: TokenStore, model: AnsweringModel) -> None:
     recorded, name = getattr(model.model.config.vision_config, "_name_or_path", ""), store.settings.encoder.get("name")
     given = store.settings.encoder.get("preprocessing") is None
-    if recorded and name and not given and _plain(recorded) != _plain(str(name)):
+    if recorded and name and not given and slug_of(recorded) != slug_of(str(name)):
         raise ConfigError(
             f"{store.path}: holds tokens of {name}, the model's tower is {recorded}, and no image is there to compare "
             f"the two; {ADVICE}"
         )
-
-
-def _plain(name: str) -> str:
-    """Return the last part of a name or path, as `EncoderSpec.slug` has it."""
-    return re.sub(r"[^a-z0-9.]+", "-", Path(name.rstrip("/")).name.rpartition(":")[2].lower()).strip("-.")

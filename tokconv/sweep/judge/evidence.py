@@ -148,17 +148,13 @@ def gather_evidence(
         baselines: name -> figures, every baseline of the grid.
         criterion: what it is judged by.
     """
-    if not seeds:
-        beaten_by, reasons, remarks = _compare(baselines, champion.figures, criterion, "the only run")
-        status = UNPROVEN if reasons else UNCONFIRMED
-        return Evidence(champion, status, 0, (), champion.figures, champion, criterion, {}, beaten_by, reasons, remarks)
-    runs = tuple(runs)
+    runs = tuple(runs) if seeds else ()
     if not runs:
-        beaten_by, reasons, remarks = _compare(baselines, champion.figures, criterion, "the search's own run")
-        if reasons:
-            return Evidence(
-                champion, UNPROVEN, seeds, (), champion.figures, champion, criterion, {}, beaten_by, reasons, remarks
-            )
+        whose, own = "the search's own run" if seeds else "the only run", champion.figures
+        beaten_by, reasons, remarks = _compare(baselines, own, criterion, whose)
+        if reasons or not seeds:
+            status = UNPROVEN if reasons else UNCONFIRMED
+            return Evidence(champion, status, seeds, (), own, champion, criterion, {}, beaten_by, reasons, remarks)
     if len(runs) < seeds or any(run.state not in FINISHED for run in runs):
         return Evidence(champion, PENDING, seeds, runs, champion.figures, champion, criterion)
     complete = [run for run in runs if run.state == "complete" and criterion.figure in run.figures]
