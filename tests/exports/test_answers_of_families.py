@@ -15,7 +15,8 @@ from support.vlms import DIM, MAKERS, TOKEN_GRID, make_vlm
 
 from tokconv.cli.main import main
 from tokconv.errors import ConfigError, DataError
-from tokconv.exports.answers.judge import JudgeSettings, VlmJudge
+from tokconv.exports.answers.judge import VlmJudge
+from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.model import AnsweringModel, Prefill
 from tokconv.exports.artefact import load_compressor, read_config
 from tokconv.integrations import attach

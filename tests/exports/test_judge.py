@@ -18,7 +18,8 @@ from tokconv.errors import ConfigError, DataError
 from tokconv.evaluation.baselines.codecs import baseline_codec
 from tokconv.evaluation.codecs import compress_only
 from tokconv.evaluation.figures import VLM_KL
-from tokconv.exports.answers.judge import JudgeSettings, LastEpochJudge, VlmJudge
+from tokconv.exports.answers.judge import VlmJudge
+from tokconv.exports.answers.last_epoch import JudgeSettings, LastEpochJudge
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.record.events import recorded_figures

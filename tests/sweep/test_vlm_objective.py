@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from support.stores import write_store
 from support.sweeping import events, spec
 from support.trials import TOKEN_GRID, figures, trial
 
+import tokconv
 from tokconv.errors import ConfigError, SpecError, SweepError
 from tokconv.evaluation.figures import VLM_KL
 from tokconv.sweep.judge.verdicts import judge
@@ -21,6 +25,14 @@ from tokconv.sweep.spec.rules import Rules
 
 PLAIN = {"name": "x", "trials": 1}
 OBJECTIVES = [{"metric": "compression_ratio", "mode": "max"}, {"metric": VLM_KL, "mode": "min"}]
+
+
+def test_a_trial_without_a_judge_imports_no_model() -> None:
+    """In a process of its own, as every trial is: transformers takes three seconds of each."""
+    code = "import sys, tokconv.sweep.run, tokconv.sweep.trials.trial; print('transformers' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_prompts_are_a_list_or_a_file_whose_lines_the_record_keeps(tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokconv.config.tree import Config, get
 from tokconv.encoding.console import encode_and_print
@@ -20,7 +19,6 @@ from tokconv.encoding.images import describe_tokens
 from tokconv.errors import import_extra, printable
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.evaluation.purposes import FIDELITY
-from tokconv.exports.answers.judge import VlmJudge
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
@@ -55,11 +53,13 @@ from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
 from tokconv.sweep.trials.vlm import open_judge
 from tokconv.system.files import local_path, write_text
-from tokconv.system.heartbeat import Heartbeat
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
-from tokconv.system.terminal import duration
+from tokconv.system.terminal import progress_line
 from tokconv.training.loop import check_batch
+
+if TYPE_CHECKING:
+    from tokconv.exports.answers.judge import VlmJudge
 
 DRAIN_SECONDS = 60.0
 """How long the end of a sweep waits for a tracking server; `--resume` delivers the rest."""
@@ -165,9 +165,8 @@ class _Sweep:
                 flush=True,
             )
             raise
-        start = time.monotonic()
         print("exporting champions, writing tables and page", flush=True)
-        with Heartbeat(lambda: print(f"still writing, for {duration(time.monotonic() - start)}", flush=True)):
+        with progress_line("still writing"):
             result, exported = self._conclude("finished")
             deliveries = [writer.close(DRAIN_SECONDS) for writer in writers]
         print_result(result)

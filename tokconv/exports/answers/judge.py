@@ -9,9 +9,7 @@ figures of every baseline, are computed once beside the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,6 +23,7 @@ from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.codecs import Codec, ImageCodec, compress_only
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.figures import VLM_KL
+from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.measure import divergence
 from tokconv.exports.answers.model import AnsweringModel, identity_of
 from tokconv.exports.answers.stores import check_store, check_tower
@@ -36,16 +35,6 @@ VERSION = 1
 """Grows with every change of what is computed."""
 BATCH = 8
 """Images that the language model reads at once."""
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """What judges; `tokconv.sweep.spec.sections.Vlm` explains the values."""
-
-    model: Path
-    prompts: tuple[str, ...]
-    images: int
-    tokens: int
 
 
 class VlmJudge:
@@ -163,17 +152,3 @@ class VlmJudge:
                     for theirs, mine, length in zip(hidden, logs, lengths.tolist(), strict=True)
                 )
         return total / (len(self.images) * len(self._prompts))
-
-
-class LastEpochJudge:
-    """A judge whose model is loaded when it is first asked, after the last epoch of a trial."""
-
-    def __init__(self, store: TokenStore, settings: JudgeSettings, device: torch.device) -> None:
-        self._make = partial(VlmJudge, store, settings, device)
-        self._judge: VlmJudge | None = None
-
-    def __call__(self, codec: Codec) -> Figures:
-        """Return the figures of a codec."""
-        if self._judge is None:
-            self._judge = self._make()
-        return self._judge(codec)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tokconv.config.tree import Config
 from tokconv.evaluation.baselines.registry import BESIDE_A_TRIAL
 from tokconv.evaluation.evaluator import Figures
-from tokconv.exports.answers.judge import VlmJudge
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.judge.verdicts import competitors
 from tokconv.sweep.record.checks import figures_of
 from tokconv.sweep.spec.schema import Spec
 from tokconv.system.terminal import progress_line
 from tokconv.training.baselines import measure_baselines
+
+if TYPE_CHECKING:
+    from tokconv.exports.answers.judge import VlmJudge
 
 Baselines = Mapping[int, Mapping[str, Figures]]
 """Grid -> baseline -> figures."""

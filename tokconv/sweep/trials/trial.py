@@ -26,7 +26,7 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, DivergedError, MissingExtraError, SweepError, first_line
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
-from tokconv.exports.answers.judge import JudgeSettings, LastEpochJudge
+from tokconv.exports.answers.last_epoch import JudgeSettings, LastEpochJudge
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.events import BEST
 from tokconv.sweep.record.final_state import FAILURE

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokconv.config.tree import Config
-from tokconv.exports.answers.judge import JudgeSettings, VlmJudge
+from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.spec.schema import Spec
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import local_path
+
+if TYPE_CHECKING:
+    from tokconv.exports.answers.judge import VlmJudge
 
 
 def judge_settings(spec: Spec) -> JudgeSettings | None:
@@ -26,6 +31,8 @@ def open_judge(spec: Spec, config: Config, store: TokenStore) -> VlmJudge | None
     """
     if (settings := judge_settings(spec)) is None:
         return None
+    from tokconv.exports.answers.judge import VlmJudge  # Its imports take three seconds.
+
     judge = VlmJudge(store, settings, resolve_device(None))
     judge.check_tower(config)
     return judge
