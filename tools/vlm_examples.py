@@ -40,10 +40,12 @@ def write_images(tasks: Sequence[Task], folder: Path) -> None:
                 line(done, total, task.name)
 
 
-def encode_once(tower: Path, images: Path, store: Path, device: str | None, image_size: int | None) -> TokenStore:
+def encode_once(
+    tower: Path, images: Path, store: Path, device: str | None, image_size: int | None, precision: str
+) -> TokenStore:
     """Return the store of the images' tokens; encodes what is missing."""
     size = [] if image_size is None else [f"model.clip.image_size={image_size}"]
-    names = [f"model.clip.model_name={tower}", f"model.clip.layer={LAYER}", *size]
+    names = [f"model.clip.model_name={tower}", f"model.clip.layer={LAYER}", f"model.clip.precision={precision}", *size]
     return tokconv.encode(
         tokconv.compose(["data=folder", f"data.root={images}", f"data.store={store}", *names]), device=device
     )

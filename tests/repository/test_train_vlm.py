@@ -35,6 +35,12 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("train_vlm")
 
 
+@pytest.fixture
+def training(tool: Any) -> Any:
+    """The module that trains, as the tool imports it."""
+    return importlib.import_module("vlm_training")
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a random DINOv2 for larger images than it is used at, a random Llama, and images."""
@@ -74,9 +80,14 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return AnsweringModel(out / "model", torch.device("cpu")).model.state_dict()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("more", [[], ["--pooled-first", "0.7"]], ids=["all", "pooled-first"])
-def test_it_trains_the_projector_alone_and_resumes_to_the_same_weights(
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--pooled-first", "0.7"], ["--lora-rank", "2"], ["--lora-rank", "2", "--precision", "bfloat16"]],
+    ids=["all", "pooled-first", "lora", "bfloat16"],
+)
+def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     tool: Any,
+    training: Any,
     parts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -84,37 +95,49 @@ def test_it_trains_the_projector_alone_and_resumes_to_the_same_weights(
     more: list[str],
 ) -> None:
     read: list[int] = []
-    loss_of = tool.loss_of
+    loss_of = training.loss_of
 
     def counted(model: AnsweringModel, tokens: torch.Tensor, examples: Any) -> torch.Tensor:
         read.append(tokens.shape[1])
         return loss_of(model, tokens, examples)
 
-    monkeypatch.setattr(tool, "POOLED", 2)
-    monkeypatch.setattr(tool, "loss_of", counted)
+    monkeypatch.setattr(training, "POOLED", 2)
+    monkeypatch.setattr(training, "loss_of", counted)
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     assert tool.main(arguments(parts, whole, *more)) == 0
-    assert read == ([4] * 8 + [16] * 4 if more else [16] * 12)
+    assert read == ([4] * 8 + [16] * 4 if "--pooled-first" in more else [16] * 12)
     assert "s/step" in capsys.readouterr().out
 
-    batches = tool.batches
+    batches = training.batches
     with monkeypatch.context() as patch:
-        patch.setattr(tool, "batches", lambda *given: list(batches(*given))[:6])
+        patch.setattr(training, "batches", lambda *given: list(batches(*given))[:6])
         assert tool.main(arguments(parts, interrupted, *more)) == 0
     assert tool.main(arguments(parts, interrupted, *more)) == 0
     found, wanted = weights(interrupted), weights(whole)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
     start = AnsweringModel(whole / "untrained", torch.device("cpu")).model.state_dict()
-    changed = {name for name in wanted if not torch.equal(wanted[name], start[name])}
-    assert changed == {name for name in wanted if "multi_modal_projector" in name}
+    rounded = {name: value.to(wanted[name].dtype) for name, value in start.items()}
+    changed = {name for name in wanted if not torch.equal(wanted[name], rounded[name])}
+    adapted = training.ADAPTED if "--lora-rank" in more else []
+    assert changed == {
+        name
+        for name in wanted
+        if "multi_modal_projector" in name or ("language_model" in name and any(layer in name for layer in adapted))
+    }
+    assert {value.dtype for value in wanted.values()} == {torch.bfloat16 if "bfloat16" in more else torch.float32}
 
     assert tool.main(arguments(parts, whole, *more, "--learning-rate", "0.5")) == 1
     assert "choose another --out" in capsys.readouterr().err
 
 
 def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
-    tool: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tool: Any,
+    training: Any,
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     export = write_export(tmp_path / "mine", token_grid=SIDE // PATCH, dim=16, grid=2)
     write_json(export / "config.json", {**read_config(export), "encoder": {"name": "tower", "layer": 1}})
@@ -126,9 +149,9 @@ def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
     shutil.copytree(out, again)
     assert tool.main(arguments(parts, out, *more)) == 0
 
-    batches = tool.batches
+    batches = training.batches
     with monkeypatch.context() as patch:
-        patch.setattr(tool, "batches", lambda *given: list(batches(*given))[:5])
+        patch.setattr(training, "batches", lambda *given: list(batches(*given))[:5])
         assert tool.main(arguments(parts, again, *more)) == 0
     assert tool.main(arguments(parts, again, *more)) == 0
     plain, adapted, resumed = out / "model", out / "adapted" / "mine-02", again / "adapted" / "mine-02"
@@ -153,20 +176,20 @@ def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
 def test_the_loss_falls(tool: Any, parts: Path, tmp_path: Path) -> None:
     assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
     model = AnsweringModel(tmp_path / "untrained", torch.device("cpu"))
-    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE)
+    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE, "float32")
     examples = tool.make_examples(model, [make_task(f"classes:{parts / 'images'}", "train")], store)
     losses = tool.train(model, store, examples, tool.Settings(60, 6, 0.02, 0), tmp_path / "again", 60)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_the_loss_is_that_of_the_model_itself(tool: Any, parts: Path, tmp_path: Path) -> None:
+def test_the_loss_is_that_of_the_model_itself(tool: Any, training: Any, parts: Path, tmp_path: Path) -> None:
     assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
     model = AnsweringModel(tmp_path / "model", torch.device("cpu"))
     task = make_task(f"classes:{parts / 'images'}", "train")
-    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE)
+    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE, "float32")
     [example, *_] = tool.make_examples(model, [task], store)
     with torch.no_grad():
-        found = tool.loss_of(model, model.tower_tokens([task.load(0)]), [example])
+        found = training.loss_of(model, model.tower_tokens([task.load(0)]), [example])
         image = [model.model.config.image_token_id] * (SIDE // PATCH) ** 2
         ids = torch.tensor([[*example.before, *image, *example.after, *example.answer]])
         labels = ids.clone()

@@ -1,0 +1,197 @@
+"""Train a LLaVA's projector, and low-rank adapters of its language model, from stored tokens; resumes exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from assemble_vlm import start_projector
+from torch import Tensor, nn
+from vlm_examples import Example
+
+from tokconv.errors import ConfigError, DivergedError
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.models.windows import Windows
+from tokconv.store.reader import TokenStore
+from tokconv.system.files import atomic_path
+from tokconv.system.terminal import progress_line
+
+WARM_UP = 0.03
+"""Share of the steps in which the learning rate rises."""
+CHECKPOINT = "checkpoint.pt"
+POOLED = 6
+"""The side of the grid of averages that `pooled_first` trains on."""
+ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj"]
+"""The layers of the language model that have adapters: its attention."""
+Read = Callable[[Tensor, int], Tensor]
+"""(tokens [b, N, C], step) -> the tokens [b, K, C] that the projector reads in this step."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the trained weights depend on, beside the data."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    pooled_first: float = 0.0
+    """The share of the steps, the first ones, that read averages."""
+    lora_rank: int = 0
+    """Of the adapters (LoRA, arXiv:2106.09685); 0 trains the projector alone."""
+    precision: str = "float32"
+    """Of the frozen language model; what is trained is float32."""
+    compressor: str = ""
+    """The digest of the compressor whose tokens are read; "" for none."""
+
+
+class Trained:
+    """What is trained of a model: its projector and, from rank 1 on, adapters that `merge` adds to its weights."""
+
+    def __init__(self, model: AnsweringModel, settings: Settings) -> None:
+        self._dtype = getattr(torch, settings.precision)
+        model.model.to(self._dtype)
+        self.projector: nn.Module = model.model.model.multi_modal_projector.float().requires_grad_(True)
+        self.parameters = {f"projector.{name}": value for name, value in self.projector.named_parameters()}
+        self._adapted: Any = None
+        if settings.lora_rank:
+            from peft import LoraConfig, LoraModel
+
+            rank = settings.lora_rank
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED, bias="none")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                self._adapted = LoraModel(model.model.model.language_model, config, "default")
+            for name, value in self._adapted.named_parameters():
+                if value.requires_grad:
+                    self.parameters[f"lora.{name}"] = value
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the trained tensors by name."""
+        return {name: value.detach() for name, value in self.parameters.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Set the trained tensors. Raises KeyError for one that is missing."""
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(state[name])
+
+    def merge(self) -> None:
+        """Add the adapters to the weights that they adapt, and take the model's precision for all of it."""
+        if self._adapted is not None:
+            self._adapted.merge_and_unload()
+        self.projector.to(self._dtype).requires_grad_(False)
+
+
+def loss_of(model: AnsweringModel, tokens_BNC: Tensor, examples: Sequence[Example]) -> Tensor:
+    """Return the mean cross-entropy of the answers' tokens, each example with the same weight."""
+    core, device = model.model.model, model.device
+    embed, projector = model.model.get_input_embeddings(), core.multi_modal_projector
+    visual = projector(tokens_BNC.to(device, projector.linear_1.weight.dtype)).to(embed.weight.dtype)
+
+    def text(ids: list[int]) -> Tensor:
+        return embed(torch.tensor(ids, dtype=torch.long, device=device))
+
+    rows = [
+        torch.cat([text(example.before), own, text(example.after + example.answer)])
+        for own, example in zip(visual, examples, strict=True)
+    ]
+    # What follows an answer is padding on the right, which nothing before it reads.
+    hidden = core.language_model(
+        inputs_embeds=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), use_cache=False
+    ).last_hidden_state
+    losses = []
+    for row, embedded, example in zip(hidden, rows, examples, strict=True):
+        count = len(example.answer)
+        predicting = row[len(embedded) - count - 1 : len(embedded) - 1]
+        wanted = torch.tensor(example.answer, device=device)
+        losses.append(F.cross_entropy(model.model.lm_head(predicting).float(), wanted))
+    return torch.stack(losses).mean()
+
+
+def batches(count: int, settings: Settings, first: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield each step from `first` on with the indices of its examples: every epoch in an order of its own."""
+    for step in range(first, settings.steps):
+        chosen = []
+        for place in range(step * settings.batch_size, (step + 1) * settings.batch_size):
+            generator = torch.Generator().manual_seed(settings.seed + 1 + place // count)
+            chosen.append(int(torch.randperm(count, generator=generator)[place % count]))
+        yield step, chosen
+
+
+def all_or_pooled(token_grid: int, settings: Settings) -> Read:
+    """Return how the projector reads tokens: averages of windows in the first steps, then all of them."""
+    windows, pooled = Windows(token_grid, min(POOLED, token_grid)), round(settings.pooled_first * settings.steps)
+    return lambda tokens, step: windows.split(tokens).mean(2) if step < pooled else tokens
+
+
+def train(
+    model: AnsweringModel,
+    store: TokenStore,
+    examples: Sequence[Example],
+    settings: Settings,
+    out: Path,
+    save_every: int,
+    read: Read | None = None,
+) -> list[float]:
+    """Train the model in place and return the loss of every step of this run; resumes from `out`/checkpoint.pt.
+
+    Args:
+        read: what the projector reads; None is `all_or_pooled`, for a projector that starts at noise.
+
+    Raises:
+        ConfigError: the checkpoint was made with other settings or data.
+        DivergedError: the loss is not finite.
+    """
+    trained = Trained(model, settings)
+    if read is None:
+        width = float(model.model.get_input_embeddings().weight.float().square().mean().sqrt())
+        start_projector(trained.projector, store.mean, store.scale, width, settings.seed)
+        read = all_or_pooled(store.token_grid, settings)
+    optimizer = torch.optim.AdamW(trained.parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    identity = {**asdict(settings), "store": store.fingerprint, "examples": len(examples)}
+    path, first = out / CHECKPOINT, 0
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+        if saved["identity"] != identity:
+            raise ConfigError(f"{path}: was trained with {saved['identity']}, not {identity}; choose another --out")
+        trained.load(saved["trained"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    losses: list[float] = []
+    started = time.monotonic()
+    with progress_line("training") as line:
+        line(first, settings.steps)
+        for step, chosen in batches(len(examples), settings, first):
+            own = [examples[index] for index in chosen]
+            tokens = store.tokens(torch.tensor([example.image for example in own])).float()
+            loss = loss_of(model, read(tokens, step), own)
+            if not math.isfinite(value := loss.item()):
+                raise DivergedError("the loss of the answers", step)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * schedule(step, settings.steps)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained.parameters.values(), 1.0)
+            optimizer.step()
+            losses.append(value)
+            if (step + 1) % save_every == 0 or step + 1 == settings.steps:
+                with atomic_path(path) as temporary:
+                    state = {"trained": trained.state(), "optimizer": optimizer.state_dict()}
+                    torch.save({**state, "step": step + 1, "identity": identity}, temporary)
+            each = (time.monotonic() - started) / len(losses)
+            line(step + 1, settings.steps, f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}, {each:.2f} s/step")
+    trained.merge()
+    return losses
+
+
+def schedule(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: linear warm-up, then a cosine to 0."""
+    rising = max(1, round(WARM_UP * steps))
+    return (step + 1) / rising if step < rising else 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
