@@ -14,7 +14,11 @@ from torch import Tensor
 
 from tokconv.evaluation.baselines.fitting import fitted_baselines
 from tokconv.evaluation.baselines.pca import matching_map
-from tokconv.evaluation.baselines.window_components import WindowComponents
+from tokconv.evaluation.baselines.window_components import (
+    COORDINATES_PER_COMPONENT,
+    PER_COMPONENT_IN_A_CHOICE,
+    WindowComponents,
+)
 from tokconv.models.factorisation import (
     Factored,
     Factorisation,
@@ -31,7 +35,7 @@ from tokconv.store.format import VIEW
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-FIT_VERSION = 6
+FIT_VERSION = 7
 """Grows with every change of what a fit computes, so that files of older fits are not read."""
 CHOICE_IMAGES = 120
 """Training images that the rank is chosen on at first; every tenth of them is held out for it."""
@@ -103,7 +107,7 @@ def held_out_errors(
     is_held_out = torch.tensor([numbers[name] % 10 == 9 for name in of_images])
     errors = dict.fromkeys(ranks, 0.0)
     for rank in ranks if is_held_out.any() else ():
-        code = _fit_code(store, images[~is_held_out], windows, axes, rank)
+        code = _fit_code(store, images[~is_held_out], windows, axes, rank, PER_COMPONENT_IN_A_CHOICE)
         for tokens in standardised_batches(store, images[is_held_out]):
             errors[rank] += float((code.decode(code.encode(tokens, windows), windows) - tokens).square().sum())
     return errors
@@ -130,12 +134,19 @@ def fit_rank(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, 
     return moments.matched(code)
 
 
-def _fit_code(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, rank: int) -> Factorisation:
+def _fit_code(
+    store: TokenStore,
+    images: Tensor,
+    windows: Windows,
+    axes: Tensor,
+    rank: int,
+    per_component: int = COORDINATES_PER_COMPONENT,
+) -> Factorisation:
     """Fit the code without its map to cells that look like tokens, which changes no error."""
     # Images are often stored class by class, so that the first of them are no sample.
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:COORDINATE_IMAGES]
     sample = [_windows(parts, windows) for parts in _factored(store, images[chosen].sort().values, windows, axes, rank)]
-    components = WindowComponents(torch.cat(sample), num_local(rank, store.dim, windows.num_cells))
+    components = WindowComponents(torch.cat(sample), num_local(rank, store.dim, windows.num_cells), per_component)
     shared = _Shared(rank, store.dim)
     for parts in _factored(store, images, windows, axes, rank):
         components.update(_windows(parts, windows))

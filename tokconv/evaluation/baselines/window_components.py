@@ -16,6 +16,8 @@ LEAST_COORDINATES = 1024
 COORDINATES_PER_COMPONENT = 6
 """At 6 x 6 cells of DINOv2's tokens of photographs, the error of the factorisation is 0.3 % above that in all
 coordinates."""
+PER_COMPONENT_IN_A_CHOICE = 3
+"""The same between ranks, of which only the order counts: a third of the time."""
 
 
 class WindowComponents:
@@ -24,12 +26,13 @@ class WindowComponents:
     Args:
         sample_nWd: some windows, float32, which choose the coordinates.
         wanted: m, the components.
+        per_component: coordinates for each of them, unless that is fewer than LEAST_COORDINATES.
     """
 
-    def __init__(self, sample_nWd: Tensor, wanted: int) -> None:
+    def __init__(self, sample_nWd: Tensor, wanted: int, per_component: int = COORDINATES_PER_COMPONENT) -> None:
         size, dim = sample_nWd.shape[1:]
         self.wanted, width = wanted, size * dim
-        kept = min(width, max(LEAST_COORDINATES, COORDINATES_PER_COMPONENT * wanted))
+        kept = min(width, max(LEAST_COORDINATES, per_component * wanted))
         self._spatial: Tensor | None = None
         self._kept = torch.arange(width)
         if kept < width:
