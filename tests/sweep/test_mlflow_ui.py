@@ -104,8 +104,16 @@ def test_the_table_compares_ratios_without_any_setup(table: webdriver.Chrome, sw
     ratios = _column(table, "compression_ratio")[:8]
     assert ratios == [f"{ratio:.6g}" for _, _, ratio in expected[:8]]
     assert FIGURES["val/fvu"].meaning in _text(table).replace("\n", " ")
+
+
+def test_the_view_of_a_ratio_compares_its_runs_alone(browser: webdriver.Chrome, server: str) -> None:
+    browser.get("about:blank")
+    browser.get(f"{server}/#/experiments/1/runs?viewStateShareKey=tokconv-08")
+    _until(lambda: _rows(browser), 60)
+    assert {row.splitlines()[-2].split()[1] for row in _rows(browser)} == {"k=8"}
+    assert set(_column(browser, "compression_ratio")[: len(_rows(browser))]) == {"9"}
     if SHOT is not None:
-        table.save_screenshot(SHOT)
+        browser.save_screenshot(SHOT)
 
 
 def test_the_charts_plot_ratio_against_fidelity(table: webdriver.Chrome) -> None:

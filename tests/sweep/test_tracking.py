@@ -49,7 +49,7 @@ from tokconv.sweep.tracking.mlflow_connection import (
     local_uri,
     tracking_uri,
 )
-from tokconv.sweep.tracking.mlflow_ui import server_command, view_of
+from tokconv.sweep.tracking.mlflow_ui import server_command, views_of
 from tokconv.sweep.tracking.mlflow_view import view_tags, view_url
 from tokconv.system.uris import path_of, sqlite_uri
 
@@ -57,6 +57,8 @@ mlflow = pytest.importorskip("mlflow")
 
 
 AWKWARD = "-my%20runs %2F #1?a=b&c;'d'\"[e]{f}*$HOME`g`<h>|\\é\N{GRINNING FACE}~:@,!^+(i)%"
+
+VIEWS = ("tokconv", "tokconv-02", "tokconv-04")
 
 
 @pytest.fixture(scope="module")
@@ -487,15 +489,37 @@ def test_baselines_are_runs_beside_the_trials_of_their_ratio(root: Path) -> None
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
+def test_each_ratio_has_a_view_of_its_own_and_the_ui_begins_with_them(root: Path) -> None:
+    record = new_record(root)
+    start_sweep(record, baselines={"4": {"pooling": {"val/fvu": 0.0}}, "2": {"pooling": {"val/fvu": 0.2}}})
+    run_trial(record, "00001")
+    deliver(root)
+    reader = client(root)
+    tags = reader.get_experiment("1").tags
+    filters = {name: json.loads(tags[f"mlflow.sharedViewState.{name}"])["searchFilter"] for name in VIEWS}
+    ratios = {
+        name: {run.data.params["compression_ratio"] for run in reader.search_runs(["1"], text)}
+        for name, text in filters.items()
+    }
+    assert ratios == {"tokconv": {"1", "4"}, "tokconv-02": {"4"}, "tokconv-04": {"1"}}
+    link = "/#/experiments/1/runs?viewStateShareKey="
+    assert list(views_of(local_uri(root), "demo").items()) == [
+        ("trials at 2x2 in MLflow", f"{link}tokconv-02"),
+        ("trials at 4x4 in MLflow", f"{link}tokconv-04"),
+        ("all trials in MLflow", f"{link}tokconv"),
+    ]
+
+
 def test_the_view_of_a_sweep_that_is_not_tracked_yet_is_refused(root: Path) -> None:
     with pytest.raises(SweepError, match=r"mlflow\.db: no such database; a sweep writes it when"):
-        view_of(local_uri(root / "nowhere"), "demo")
+        views_of(local_uri(root / "nowhere"), "demo")
     record = new_record(root)
     start_sweep(record)
     deliver(root)
-    assert view_of(local_uri(root), "demo") == "/#/experiments/1/runs?viewStateShareKey=tokconv"
+    table = "/#/experiments/1/runs?viewStateShareKey=tokconv"
+    assert views_of(local_uri(root), "demo") == {"all trials in MLflow": table}
     with pytest.raises(SweepError, match="has no experiment 'other' yet"):
-        view_of(local_uri(root), "other")
+        views_of(local_uri(root), "other")
 
 
 def test_check_tracking_reports_what_it_did(root: Path) -> None:

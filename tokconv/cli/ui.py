@@ -84,20 +84,21 @@ def _serve_report(directory: SweepDirectory, args: argparse.Namespace, announce:
 def _serve_mlflow(directory: SweepDirectory, args: argparse.Namespace, announce: Announce) -> None:
     from tokconv.sweep.judge.snapshot import recorded_spec
     from tokconv.sweep.tracking.mlflow_connection import is_local, tracking_uri
-    from tokconv.sweep.tracking.mlflow_ui import mlflow_server, view_of
+    from tokconv.sweep.tracking.mlflow_ui import mlflow_server, views_of
     from tokconv.system.uris import without_credentials
 
     spec, root = recorded_spec(directory), directory.path.parents[1]
     uri, experiment = tracking_uri(spec.tracking.uri, root), spec.tracking.experiment or spec.name
     if not is_local(uri):
-        print(
-            f"{printable(directory.name)}: its trials: {without_credentials(uri).rstrip('/')}{view_of(uri, experiment)}"
-        )
+        for what, view in views_of(uri, experiment).items():
+            print(f"{printable(directory.name)}: {what}: {without_credentials(uri).rstrip('/')}{view}")
         return
     print("MLflow's server starts, which takes a few seconds ...", flush=True)
-    view = view_of(uri, experiment)
+    (first, path), *others = views_of(uri, experiment).items()
     with mlflow_server(uri, root, args.port or _free_port()) as address:
-        announce("its trials in MLflow", f"{address}{view}")
+        for what, view in others:
+            print(f"{printable(directory.name)}: {what}: {address}{view}")
+        announce(first, f"{address}{path}")
         threading.Event().wait()
 
 

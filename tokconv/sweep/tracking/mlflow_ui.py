@@ -1,4 +1,4 @@
-"""MLflow's UI of a sweep: a server on a port of this machine, for as long as a command runs, and the prepared view."""
+"""MLflow's UI of a sweep: a server on a port of this machine, for as long as a command runs, and the prepared views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokconv.errors import SweepError, printable
 from tokconv.sweep.tracking.mlflow_connection import ARTIFACTS, connect, is_local
-from tokconv.sweep.tracking.mlflow_view import view_url
+from tokconv.sweep.tracking.mlflow_view import grids_with_views, view_url
 from tokconv.system.files import local_path
 from tokconv.system.uris import file_uri, path_of, without_credentials
 
@@ -80,8 +80,10 @@ def mlflow_server(uri: str, root: Path, port: int) -> Iterator[str]:
             _end(process)
 
 
-def view_of(uri: str, experiment: str) -> str:
-    """Return the part of the prepared view's URL behind the server's address.
+def views_of(uri: str, experiment: str) -> dict[str, str]:
+    """Return the prepared views: a title of each, and the part of its URL behind the server's address.
+
+    The views of single ratios come first, because only runs of one ratio compare.
 
     Raises:
         SweepError: the database or the server does not have the experiment, or not yet.
@@ -91,7 +93,9 @@ def view_of(uri: str, experiment: str) -> str:
     found = connect(uri).get_experiment_by_name(experiment)
     if found is None:
         raise SweepError(f"MLflow at {without_credentials(uri)} has no experiment {experiment!r} yet")
-    return view_url("", str(found.experiment_id), version("mlflow"))
+    identity, release, grids = str(found.experiment_id), version("mlflow"), grids_with_views(found.tags)
+    views = {f"trials at {grid}x{grid} in MLflow": view_url("", identity, release, grid=grid) for grid in grids}
+    return {**views, "all trials in MLflow": view_url("", identity, release)}
 
 
 def _answers(url: str) -> bool:

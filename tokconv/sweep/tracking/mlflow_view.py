@@ -1,14 +1,15 @@
-"""What MLflow's UI shows: the names and figures of runs, and a prepared view of an experiment.
+"""What MLflow's UI shows: the names and figures of runs, and prepared views of an experiment.
 
-The view has the columns and charts that answer the question of a sweep. MLflow keeps it as JSON in an experiment tag,
-in a format that is internal to MLflow; it is written only for the release with which it was tested.
+A view has the columns and charts that answer the question of a sweep, for one ratio or for all of them. MLflow keeps it
+as JSON in an experiment tag, in a format that is internal to MLflow; it is written only for the release with which it
+was tested.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ from tokconv.sweep.record.events import TrialRecord
 
 TESTED_WITH = "3.17."
 NAME = "tokconv"
+VIEW = "mlflow.sharedViewState."
 SECTION = "tokconv-section"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment: MLflow then opens it with what training runs need, not with the view for language models."""
@@ -28,28 +30,42 @@ MOST_RUNS = 100
 """Runs per chart; MLflow's own default is 10."""
 
 
-def view_tags(version: str, params: Iterable[str]) -> dict[str, str]:
-    """Return the experiment tag that holds the view; empty if this MLflow may not understand it.
+def view_tags(version: str, params: Iterable[str], grids: Sequence[int] = ()) -> dict[str, str]:
+    """Return the experiment tags that hold the views: one of all runs and, of several grids, one of each.
+
+    They are empty if this MLflow may not understand them.
 
     Args:
         version: the version of MLflow.
         params: the searched keys, in the order of their columns.
+        grids: k of each ratio.
     """
     if not version.startswith(TESTED_WITH):
         return {}
-    return {f"mlflow.sharedViewState.{NAME}": json.dumps(_state(list(params)), separators=(",", ":"))}
+    columns = list(params)
+    views: list[int | None] = [None, *(grids if len(grids) > 1 else ())]
+    return {VIEW + _name(grid): json.dumps(_state(columns, grid), separators=(",", ":")) for grid in views}
 
 
-def view_url(base: str, experiment_id: str, version: str = TESTED_WITH) -> str:
-    """Return the link that opens an experiment with the prepared view, or with MLflow's own if there is none.
+def view_url(base: str, experiment_id: str, version: str = TESTED_WITH, *, grid: int | None = None) -> str:
+    """Return the link that opens an experiment with a prepared view, or with MLflow's own if there is none.
+
+    Args:
+        grid: k of the view's ratio; None is that of all ratios.
 
     Example:
-        >>> view_url("http://127.0.0.1:5000", "1")
-        'http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=tokconv'
+        >>> view_url("http://127.0.0.1:5000", "1", grid=6)
+        'http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=tokconv-06'
     """
     table = f"{base.rstrip('/')}/#/experiments/{quote(experiment_id)}/runs"
     # MLflow shows an error for a view that does not exist.
-    return f"{table}?viewStateShareKey={NAME}" if version.startswith(TESTED_WITH) else table
+    return f"{table}?viewStateShareKey={_name(grid)}" if version.startswith(TESTED_WITH) else table
+
+
+def grids_with_views(tags: Mapping[str, str]) -> list[int]:
+    """Return the grids that have a view of their own among an experiment's tags, ascending."""
+    found = (re.fullmatch(re.escape(VIEW + NAME) + r"-([0-9]+)", tag) for tag in tags)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def slug(text: str) -> str:
@@ -136,11 +152,17 @@ def shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else printable(value)
 
 
-def _state(params: list[str]) -> dict[str, Any]:
+def _name(grid: int | None) -> str:
+    """Return the name of a view."""
+    return NAME if grid is None else f"{NAME}-{grid:02d}"
+
+
+def _state(params: list[str], grid: int | None) -> dict[str, Any]:
     """Return MLflow's JSON. Keys with slashes and dots stand in backquotes, as in its search language."""
+    # Without a filter the parent run folds the whole table into one row. The search language has no "or".
+    kinds = 'tags.`tokconv.kind` != "sweep" AND tags.`tokconv.kind` != "confirm"'
     return {
-        # Without a filter the parent run folds the whole table into one row. The search language has no "or".
-        "searchFilter": 'tags.`tokconv.kind` != "sweep" AND tags.`tokconv.kind` != "confirm"',
+        "searchFilter": kinds if grid is None else f'{kinds} AND params.`output_grid_size` = "{grid}"',
         "orderByKey": f"metrics.`{JUDGED_ON[0]}`",
         "orderByAsc": True,
         "startTime": "ALL",

@@ -137,7 +137,8 @@ class MlflowWriter:
             tags["mlflow.source.git.commit"] = event["git_commit"]
             self._runs.set_state(self._parent, "running", "", tags)
             self._client.log_text(self._parent, yaml.safe_dump(event["spec"], sort_keys=False), "spec.yaml")
-            for name, value in view_tags(version("mlflow"), event["spec"]["search"]).items():
+            grids = sorted(int(grid) for grid in event.get("baselines", {}))
+            for name, value in view_tags(version("mlflow"), event["spec"]["search"], grids).items():
                 self._client.set_experiment_tag(self._experiment_id, name, value)
             self._deliver_baselines(event)
         elif event["event"] == "sweep_ended":
