@@ -14,6 +14,7 @@ With `--pooled-first 0.8`, the first four fifths of the steps read 6 x 6 average
 the time. `--precision bfloat16` takes less than half the time on a processor that multiplies it (AVX512-BF16, AMX, a
 GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a compressor makes of
 the tokens. The result is a model of its own with that compressor beside it; the plain model stays as it is.
+`trained.safetensors` beside a model holds all that was trained of it; `--trained` makes the model of it again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +30,7 @@ import torch
 from assemble_vlm import assemble
 from torch import Tensor
 from vlm_examples import Example, encode_once, make_examples, write_images
-from vlm_training import Settings, train
+from vlm_training import TRAINED, Settings, apply_trained, train
 
 from tokconv.errors import ConfigError, TokconvError, require_extra
 from tokconv.exports.answers.methods import series_of
@@ -71,6 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="go on from the trained model for --steps steps on the tokens of this compressor: an export, a sweep, or "
         "SWEEP:GRID:PURPOSE",
     )
+    parser.add_argument(
+        "--trained",
+        type=Path,
+        metavar="FILE",
+        help="make the model of what an earlier training wrote, without training",
+    )
     parser.add_argument("--save-every", type=int, default=20, metavar="STEPS", help="(default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda ... (default: cuda if there is one)")
     args = parser.parse_args(arguments)
@@ -92,13 +100,19 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--lora-rank: got {args.lora_rank}; it must be at least 0")
     if args.lora_rank:
         require_extra("vlm", "peft")
+    if args.trained is not None and args.compressor is not None:
+        raise ConfigError("--trained: makes the plain model; leave it out with --compressor")
     device = resolve_device(args.device)
-    tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
     raw, done = args.out / "untrained", args.out / "model"
     if args.compressor is not None and not done.is_dir():
         raise ConfigError(f"--compressor: there is no trained model {done}; run this without --compressor first")
     if not raw.is_dir():
         assemble(args.tower, args.language_model, raw, image_size=args.image_size, seed=args.seed)
+    if args.trained is not None:
+        write_model(raw, args.trained, device, done)
+        print(f"trained model: {done}, of {args.trained}")
+        return
+    tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
     write_images(tasks, args.out / "images")
     store = encode_once(
         args.tower, args.out / "images", args.out / "store", args.device, args.image_size, args.precision
@@ -113,10 +127,24 @@ def run(args: argparse.Namespace) -> None:
         adapt(model, store, examples, settings, args)
         return
     train(model, store, examples, settings, args.out, args.save_every)
-    with atomic_path(done) as temporary:
+    write_model(raw, args.out / TRAINED, device, done)
+    print(f"trained model: {done}")
+
+
+def write_model(start: Path, trained: Path, device: torch.device, out: Path, compressor: Path | None = None) -> None:
+    """Write the model that a training made of another one, with a compressor beside it if one is given.
+
+    Raises:
+        DataError: the file is not the trained part of this model.
+    """
+    model = AnsweringModel(start, device)
+    apply_trained(model, trained)
+    with ExitStack() as stack:
+        if compressor is not None:
+            stack.enter_context(attach(model.model, load_compressor(compressor)))
+        temporary = stack.enter_context(atomic_path(out))
         model.model.save_pretrained(temporary)
         model.processor.save_pretrained(temporary)
-    print(f"trained model: {done}")
 
 
 def adapt(
@@ -140,10 +168,9 @@ def adapt(
         return compressed
 
     place = args.out / "adapted" / f"{name}-{compressor.output_grid_size:02d}"
-    train(model, store, examples, settings, place.with_name(f"{place.name}.training"), args.save_every, read)
-    with attach(model.model, compressor), atomic_path(place) as temporary:
-        model.model.save_pretrained(temporary)
-        model.processor.save_pretrained(temporary)
+    training = place.with_name(f"{place.name}.training")
+    train(model, store, examples, settings, training, args.save_every, read)
+    write_model(args.out / "model", training / TRAINED, model.device, place, folder)
     print(f"adapted model: {place}; measure it with: tokconv answers {args.out / 'model'} {place} --tasks ...")
 
 

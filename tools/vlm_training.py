@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from assemble_vlm import start_projector
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from vlm_examples import Example
 
-from tokconv.errors import ConfigError, DivergedError
+from tokconv.errors import ConfigError, DataError, DivergedError, first_line
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.models.windows import Windows
 from tokconv.store.reader import TokenStore
@@ -24,7 +27,7 @@ from tokconv.system.terminal import progress_line
 
 WARM_UP = 0.03
 """Share of the steps in which the learning rate rises."""
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, TRAINED = "checkpoint.pt", "trained.safetensors"
 POOLED = 6
 """The side of the grid of averages that `pooled_first` trains on."""
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -89,6 +92,32 @@ class Trained:
         self.projector.to(self._dtype).requires_grad_(False)
 
 
+def write_trained(trained: Trained, settings: Settings, path: Path) -> None:
+    """Write what was trained in the model's precision, with the settings: all that tells the model from its parts."""
+    precision = getattr(torch, settings.precision)
+    state = {name: value.to(precision).contiguous() for name, value in trained.state().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"settings": json.dumps(asdict(settings))})
+
+
+def apply_trained(model: AnsweringModel, path: Path) -> Settings:
+    """Give an untrained model what `write_trained` wrote, merged, and return the settings of its training.
+
+    Raises:
+        DataError: the file is missing, or of another model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            settings = Settings(**json.loads(file.metadata()["settings"]))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        trained = Trained(model, settings)
+        trained.load(state)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: not the trained part of this model ({first_line(error)})") from error
+    trained.merge()
+    return settings
+
+
 def loss_of(model: AnsweringModel, tokens_BNC: Tensor, examples: Sequence[Example]) -> Tensor:
     """Return the mean cross-entropy of the answers' tokens, each example with the same weight."""
     core, device = model.model.model, model.device
@@ -140,7 +169,9 @@ def train(
     save_every: int,
     read: Read | None = None,
 ) -> list[float]:
-    """Train the model in place and return the loss of every step of this run; resumes from `out`/checkpoint.pt.
+    """Train and return the loss of every step of this run; resumes from `out`/checkpoint.pt.
+
+    `out`/trained.safetensors then holds what was trained, for `apply_trained`. The given model is used up.
 
     Args:
         read: what the projector reads; None is `all_or_pooled`, for a projector that starts at noise.
@@ -187,7 +218,7 @@ def train(
                     torch.save({**state, "step": step + 1, "identity": identity}, temporary)
             each = (time.monotonic() - started) / len(losses)
             line(step + 1, settings.steps, f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}, {each:.2f} s/step")
-    trained.merge()
+    write_trained(trained, settings, out / TRAINED)
     return losses
 
 

@@ -127,6 +127,15 @@ def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     }
     assert {value.dtype for value in wanted.values()} == {torch.bfloat16 if "bfloat16" in more else torch.float32}
 
+    shutil.copytree(whole / "untrained", tmp_path / "copy" / "untrained")
+    words = arguments(parts, tmp_path / "copy", "--trained", str(whole / "trained.safetensors"))
+    assert tool.main(words) == 0
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(tmp_path / "copy").items())
+    assert not (tmp_path / "copy" / "store").exists(), "nothing is encoded or trained for it"
+    (tmp_path / "copy" / "other").write_bytes(b"{}")
+    assert tool.main([*words[:-1], str(tmp_path / "copy" / "other")]) == 1
+    assert "not the trained part of this model" in capsys.readouterr().err
+
     assert tool.main(arguments(parts, whole, *more, "--learning-rate", "0.5")) == 1
     assert "choose another --out" in capsys.readouterr().err
 
