@@ -14,7 +14,8 @@ With `--pooled-first 0.8`, the first four fifths of the steps read 6 x 6 average
 the time. `--precision bfloat16` takes less than half the time on a processor that multiplies it (AVX512-BF16, AMX, a
 GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a compressor makes of
 the tokens. The result is a model of its own with that compressor beside it; the plain model stays as it is.
-`trained.safetensors` beside a model holds all that was trained of it; `--trained` makes the model of it again.
+`trained.safetensors` beside a model holds all that was trained of it; `--trained` makes the model of it without
+training, and still encodes the store, which baselines are fitted on.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--trained",
         type=Path,
         metavar="FILE",
-        help="make the model of what an earlier training wrote, without training",
+        help="do not train: make the model of what an earlier training wrote",
     )
     parser.add_argument("--save-every", type=int, default=20, metavar="STEPS", help="(default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda ... (default: cuda if there is one)")
@@ -108,15 +109,16 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--compressor: there is no trained model {done}; run this without --compressor first")
     if not raw.is_dir():
         assemble(args.tower, args.language_model, raw, image_size=args.image_size, seed=args.seed)
-    if args.trained is not None:
+    if args.trained is not None and not done.is_dir():
         write_model(raw, args.trained, device, done)
         print(f"trained model: {done}, of {args.trained}")
-        return
     tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
     write_images(tasks, args.out / "images")
     store = encode_once(
         args.tower, args.out / "images", args.out / "store", args.device, args.image_size, args.precision
     )
+    if args.trained is not None:
+        return
     model = AnsweringModel(raw if args.compressor is None else done, device)
     examples = make_examples(model, tasks, store)
     print(f"{len(examples):,} questions about {len(store.keys):,} images", flush=True)

@@ -131,7 +131,9 @@ def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     words = arguments(parts, tmp_path / "copy", "--trained", str(whole / "trained.safetensors"))
     assert tool.main(words) == 0
     assert all(torch.equal(value, wanted[name]) for name, value in weights(tmp_path / "copy").items())
-    assert not (tmp_path / "copy" / "store").exists(), "nothing is encoded or trained for it"
+    assert not (tmp_path / "copy" / "checkpoint.pt").exists(), "nothing is trained for it"
+    assert (tmp_path / "copy" / "store").is_dir(), "baselines are fitted on it"
+    shutil.rmtree(tmp_path / "copy" / "model")
     (tmp_path / "copy" / "other").write_bytes(b"{}")
     assert tool.main([*words[:-1], str(tmp_path / "copy" / "other")]) == 1
     assert "not the trained part of this model" in capsys.readouterr().err
