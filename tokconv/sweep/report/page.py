@@ -205,15 +205,13 @@ def _keys(sweep: SweepSnapshot) -> _Section:
             few.append(draw.title(verdict))
             continue
         values = sorted(trial.figures["val/fvu"] for trial in verdict.trials)
-        caption = (
-            f"{draw.title(verdict)}: {len(values)} complete trials, fvu {FIGURES['val/fvu'].text(values[0])} (dark) to "
-            f"{FIGURES['val/fvu'].text(values[-1])} (bright)"
-        )
+        least, most = (FIGURES["val/fvu"].text(value) for value in (values[0], values[-1]))
+        caption = f"{draw.title(verdict)}: {len(values)} complete trials, fvu {least} (orange) to {most} (grey)"
         width = keys.AXIS_WIDTH * len(plot.data[0].dimensions)
         figures.append(_Figure(f"parallel-{verdict.grid}", plot, caption, width))
     text = (
-        "The searched keys of every complete trial and what it reached. Every line is a trial; the darker it is, the "
-        "less variance it lost. Drag along an axis to select trials."
+        "The searched keys of every complete trial and what it reached. Every line is a trial; the more orange it "
+        "is, the less variance it lost. Drag along an axis to select trials."
     )
     if few:
         text += f" Fewer than two complete trials, and so no picture: {', '.join(few)}."

@@ -20,6 +20,8 @@ from tokconv.sweep.spec.ranges import Range
 
 AXIS_WIDTH = 110
 """Pixels that an axis of parallel coordinates needs so that its labels do not touch."""
+LINES = [[0, CHAMPION], [1, "#9AA0A8"]]
+"""Colours from the lowest fvu to the highest: seen on a light and on a dark page, also by the colour-blind."""
 BARS = (CHAMPION, TRIAL, "#009E73", "#CC79A7", "#E69F00")
 """Colours of the figures whose keys are shown, by Okabe and Ito."""
 
@@ -38,8 +40,7 @@ def parallel_figure(sweep: SweepSnapshot, verdict: Verdict) -> go.Figure | None:
     figure = go.Figure(
         go.Parcoords(
             dimensions=dimensions,
-            # The colour-blind see Cividis like everybody else. Dark is low, which is good.
-            line={"color": colors, "colorscale": "Cividis", "cmin": min(colors), "cmax": max(colors)},
+            line={"color": colors, "colorscale": LINES, "cmin": min(colors), "cmax": max(colors)},
             labelangle=0,
         )
     )

@@ -26,7 +26,7 @@ from tokconv.sweep.report.kinds import kind_fronts, readability
 from tokconv.sweep.report.text import winning_baselines
 
 # By Okabe and Ito, which the colour-blind can tell apart; https://jfly.uni-koeln.de/color/
-CHAMPION, TRIAL, STOPPED, FAILED = "#D55E00", "#56B4E9", "#999999", "#000000"
+CHAMPION, TRIAL, STOPPED, FAILED = "#D55E00", "#56B4E9", "#999999", "#CC79A7"
 CURVES = {
     "pruned": ("stopped early", STOPPED, "x"),
     "failed": ("failed", FAILED, "x"),
