@@ -25,9 +25,9 @@ sweep-real: $(READY)  ## sweep DINOv2 tokens of textiles, and with PHOTOS=folder
 	$(BIN)/tokconv sweep sweeps/textile.yaml
 	$(if $(PHOTOS),PHOTOS='$(PHOTOS)' $(BIN)/tokconv sweep sweeps/photographs.yaml)
 
-vlm: $(READY)  ## build a small LLaVA of public parts, train its projector (hours), measure what compression costs it
+vlm: $(READY)  ## build a small LLaVA of public parts and of weights in tools/assets, measure what compression costs it
 	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
-	$(BIN)/python tools/train_vlm.py
+	$(BIN)/python tools/train_vlm.py --trained tools/assets/vlm.safetensors --questions 900
 	$(BIN)/tokconv answers runs/vlm/model --tasks textile:runs/public/textile reading captions --store runs/vlm/store \
 		--out runs/vlm/answers
 
