@@ -154,15 +154,16 @@ class AnsweringModel:
             grid: k, to downsample each image or tile to k x k patches first; positions are interpolated.
         """
         pixels = torch.cat([self._pixels(image) for image in images]) if self.family.tiles else self._plain(images)
-        pixels = pixels.to(self.device, self.model.dtype)
+        pixels = pixels.to(self.device)
         request = {}
         if grid is not None and grid != self.token_grid:
             side = grid * self.patch_size
+            # In float32: torch has no such interpolation of bfloat16 on a CPU.
             pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
             asks = self._tower is not None and self._tower.asks_for_positions
             request = {"interpolate_pos_encoding": True} if asks else {}
         tower = self.model.get_submodule(self.family.tower)
-        states = tower(pixels, output_hidden_states=True, **request).hidden_states
+        states = tower(pixels.to(self.model.dtype), output_hidden_states=True, **request).hidden_states
         tokens: Tensor = states[self.layer][:, self._first_patch :]
         return tokens.float()
 
