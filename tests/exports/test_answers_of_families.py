@@ -170,3 +170,14 @@ def test_models_that_cannot_have_a_compressor_are_refused_with_the_reason(tmp_pa
     write_json(tmp_path / "config.json", {"model_type": "qwen2_vl"})
     with pytest.raises(DataError, match=r"'qwen2_vl' \(the number and shape of its tokens follow each image"):
         AnsweringModel(tmp_path, CPU)
+
+
+def test_a_model_in_bfloat16_reads_small_images_too(folder: Path) -> None:
+    image, grid = picture((60, 44)), GRID
+    exact, rounded = AnsweringModel(folder, torch.device("cpu")), AnsweringModel(folder, torch.device("cpu"))
+    rounded.model.to(torch.bfloat16)
+    wanted, found = exact.tower_tokens([image], grid), rounded.tower_tokens([image], grid)
+    assert found.dtype == torch.float32
+    assert found.shape == wanted.shape
+    assert float((found - wanted).square().mean()) < 1e-3 * float(wanted.var())
+    assert rounded.prefill(found, rounded.prompt(QUESTION, rounded.size_of(image))).hidden.isfinite().all()
