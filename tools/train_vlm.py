@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from assemble_vlm import assemble
-from torch import Tensor
+from torch import Tensor, nn
 from vlm_examples import Example, encode_once, make_examples, write_images
 from vlm_training import TRAINED, Settings, apply_trained, train
 
@@ -133,7 +133,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"trained model: {done}")
 
 
-def write_model(start: Path, trained: Path, device: torch.device, out: Path, compressor: Path | None = None) -> None:
+def write_model(
+    start: Path, trained: Path, device: torch.device, out: Path, compressor: nn.Module | None = None
+) -> None:
     """Write the model that a training made of another one, with a compressor beside it if one is given.
 
     Raises:
@@ -143,7 +145,7 @@ def write_model(start: Path, trained: Path, device: torch.device, out: Path, com
     apply_trained(model, trained)
     with ExitStack() as stack:
         if compressor is not None:
-            stack.enter_context(attach(model.model, load_compressor(compressor)))
+            stack.enter_context(attach(model.model, compressor))
         temporary = stack.enter_context(atomic_path(out))
         model.model.save_pretrained(temporary)
         model.processor.save_pretrained(temporary)
@@ -172,7 +174,7 @@ def adapt(
     place = args.out / "adapted" / f"{name}-{compressor.output_grid_size:02d}"
     training = place.with_name(f"{place.name}.training")
     train(model, store, examples, settings, training, args.save_every, read)
-    write_model(args.out / "model", training / TRAINED, model.device, place, folder)
+    write_model(args.out / "model", training / TRAINED, model.device, place, compressor)
     print(f"adapted model: {place}; measure it with: tokconv answers {args.out / 'model'} {place} --tasks ...")
 
 

@@ -58,8 +58,8 @@ class Trained:
     """What is trained of a model: its projector and, from rank 1 on, adapters that `merge` adds to its weights."""
 
     def __init__(self, model: AnsweringModel, settings: Settings) -> None:
-        self._dtype = getattr(torch, settings.precision)
-        model.model.to(self._dtype)
+        self.settings, self.precision = settings, getattr(torch, settings.precision)
+        model.model.to(self.precision)
         self.projector: nn.Module = model.model.model.multi_modal_projector.float().requires_grad_(True)
         self.parameters = {f"projector.{name}": value for name, value in self.projector.named_parameters()}
         self._adapted: Any = None
@@ -89,19 +89,18 @@ class Trained:
         """Add the adapters to the weights that they adapt, and take the model's precision for all of it."""
         if self._adapted is not None:
             self._adapted.merge_and_unload()
-        self.projector.to(self._dtype).requires_grad_(False)
+        self.projector.to(self.precision).requires_grad_(False)
 
 
-def write_trained(trained: Trained, settings: Settings, path: Path) -> None:
+def write_trained(trained: Trained, path: Path) -> None:
     """Write what was trained in the model's precision, with the settings: all that tells the model from its parts."""
-    precision = getattr(torch, settings.precision)
-    state = {name: value.to(precision).contiguous() for name, value in trained.state().items()}
+    state = {name: value.to(trained.precision).contiguous() for name, value in trained.state().items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={"settings": json.dumps(asdict(settings))})
+        save_file(state, temporary, metadata={"settings": json.dumps(asdict(trained.settings))})
 
 
-def apply_trained(model: AnsweringModel, path: Path) -> Settings:
-    """Give an untrained model what `write_trained` wrote, merged, and return the settings of its training.
+def apply_trained(model: AnsweringModel, path: Path) -> None:
+    """Give an untrained model what `write_trained` wrote, merged.
 
     Raises:
         DataError: the file is missing, or of another model.
@@ -115,7 +114,6 @@ def apply_trained(model: AnsweringModel, path: Path) -> Settings:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: not the trained part of this model ({first_line(error)})") from error
     trained.merge()
-    return settings
 
 
 def loss_of(model: AnsweringModel, tokens_BNC: Tensor, examples: Sequence[Example]) -> Tensor:
@@ -218,7 +216,7 @@ def train(
                     torch.save({**state, "step": step + 1, "identity": identity}, temporary)
             each = (time.monotonic() - started) / len(losses)
             line(step + 1, settings.steps, f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}, {each:.2f} s/step")
-    write_trained(trained, settings, out / TRAINED)
+    write_trained(trained, out / TRAINED)
     return losses
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,15 @@ def arguments(parts: Path, out: Path, *more: str) -> list[str]:
     return [*where, *tasks, "--steps", "12", "--batch-size", "3", "--save-every", "4", "--device", "cpu", *more]
 
 
+@contextmanager
+def stopped_after(steps: int, training: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every training within end after some steps, as one that is interrupted."""
+    batches = training.batches
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "batches", lambda *given: list(batches(*given))[:steps])
+        yield
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return AnsweringModel(out / "model", torch.device("cpu")).model.state_dict()  # type: ignore[no-any-return]
 
@@ -108,9 +119,7 @@ def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     assert read == ([4] * 8 + [16] * 4 if "--pooled-first" in more else [16] * 12)
     assert "s/step" in capsys.readouterr().out
 
-    batches = training.batches
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "batches", lambda *given: list(batches(*given))[:6])
+    with stopped_after(6, training, monkeypatch):
         assert tool.main(arguments(parts, interrupted, *more)) == 0
     assert tool.main(arguments(parts, interrupted, *more)) == 0
     found, wanted = weights(interrupted), weights(whole)
@@ -160,9 +169,7 @@ def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
     shutil.copytree(out, again)
     assert tool.main(arguments(parts, out, *more)) == 0
 
-    batches = training.batches
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "batches", lambda *given: list(batches(*given))[:5])
+    with stopped_after(5, training, monkeypatch):
         assert tool.main(arguments(parts, again, *more)) == 0
     assert tool.main(arguments(parts, again, *more)) == 0
     plain, adapted, resumed = out / "model", out / "adapted" / "mine-02", again / "adapted" / "mine-02"
