@@ -45,6 +45,8 @@ from tokconv.system.devices import resolve_device
 from tokconv.system.files import atomic_path, file_digest
 
 PRECISIONS = ("float32", "bfloat16")
+OF_TRAINING = ("steps", "batch_size", "learning_rate", "pooled_first", "lora_rank", "save_every", "compressor")
+"""Options that mean nothing without a training."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=20, metavar="STEPS", help="(default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda ... (default: cuda if there is one)")
     args = parser.parse_args(arguments)
+    unused = [f"--{name.replace('_', '-')}" for name in OF_TRAINING if getattr(args, name) != parser.get_default(name)]
+    if args.trained is not None and unused:
+        parser.error(f"--trained: nothing is trained; leave out {', '.join(unused)}")
     try:
         run(args)
     except (TokconvError, OSError) as error:
@@ -101,8 +106,6 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--lora-rank: got {args.lora_rank}; it must be at least 0")
     if args.lora_rank:
         require_extra("vlm", "peft")
-    if args.trained is not None and args.compressor is not None:
-        raise ConfigError("--trained: makes the plain model; leave it out with --compressor")
     device = resolve_device(args.device)
     raw, done = args.out / "untrained", args.out / "model"
     if args.compressor is not None and not done.is_dir():

@@ -73,9 +73,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(parts: Path, out: Path, *more: str) -> list[str]:
+    return [*places(parts, out), "--steps", "12", "--batch-size", "3", "--save-every", "4", *more]
+
+
+def places(parts: Path, out: Path) -> list[str]:
     where = ["--tower", str(parts / "tower"), "--language-model", str(parts / "language"), "--out", str(out)]
-    tasks = ["--tasks", f"classes:{parts / 'images'}", "--image-size", str(SIDE)]
-    return [*where, *tasks, "--steps", "12", "--batch-size", "3", "--save-every", "4", "--device", "cpu", *more]
+    return [*where, "--tasks", f"classes:{parts / 'images'}", "--image-size", str(SIDE), "--device", "cpu"]
 
 
 @contextmanager
@@ -137,7 +140,11 @@ def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     assert {value.dtype for value in wanted.values()} == {torch.bfloat16 if "bfloat16" in more else torch.float32}
 
     shutil.copytree(whole / "untrained", tmp_path / "copy" / "untrained")
-    words = arguments(parts, tmp_path / "copy", "--trained", str(whole / "trained.safetensors"))
+    words = [*places(parts, tmp_path / "copy"), "--trained", str(whole / "trained.safetensors")]
+    with pytest.raises(SystemExit):
+        tool.main([*words, "--steps", "3", "--lora-rank", "2"])
+    assert "nothing is trained; leave out --steps, --lora-rank" in capsys.readouterr().err
+    assert not (tmp_path / "copy" / "model").exists()
     assert tool.main(words) == 0
     assert all(torch.equal(value, wanted[name]) for name, value in weights(tmp_path / "copy").items())
     assert not (tmp_path / "copy" / "checkpoint.pt").exists(), "nothing is trained for it"
