@@ -128,14 +128,16 @@ def test_an_image_does_not_depend_on_its_batch(store: TokenStore) -> None:
     assert torch.allclose(decoder.decode(cells[3:4])[0], decoder.decode(cells)[3], atol=1e-10)
 
 
-def test_half_precision_leaves_the_factorisation_exact(store: TokenStore) -> None:
+@torch.no_grad()
+def test_half_precision_costs_the_factorisation_no_more_than_rounding(store: TokenStore) -> None:
     compressor, decoder = networks_of(store, "model.compressor.rank=2")
     tokens = store.standardise(store.tokens(store.val_indices))
+    exact = decoder.decode(compressor.compress(tokens))
     with torch.autocast("cpu", torch.bfloat16):
-        cells = compressor.compress(tokens)
-        reconstructed = decoder.decode(cells)
-    assert torch.equal(cells, compressor.compress(tokens))
-    assert torch.allclose(reconstructed, decoder.decode(cells), atol=1e-5)
+        half = decoder.decode(compressor.compress(tokens))
+    assert half.dtype == exact.dtype == torch.float32
+    # bfloat16 rounds to 1 in 256, four times on the way; Gram matrices rounded so would leave nothing of directions.
+    assert float((half - exact).square().mean() / exact.var()) < 4 * (1 / 256) ** 2
 
 
 def test_training_repeats_exactly_and_lowers_the_error(store: TokenStore) -> None:

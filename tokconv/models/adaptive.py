@@ -8,7 +8,6 @@ structure of the single image, which this start has, and the branches here see t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,17 @@ from torch import Tensor, nn
 from tokconv.models.blocks import ChannelMap
 from tokconv.models.compressor import Branch, Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.models.factorisation import Code, Factorisation, check_rank, factored, fold, num_local, num_shared, unfold
+from tokconv.models.factorisation import (
+    Code,
+    Factorisation,
+    check_rank,
+    exact,
+    factored,
+    fold,
+    num_local,
+    num_shared,
+    unfold,
+)
 from tokconv.models.network import ClosedForm
 
 
@@ -80,24 +89,15 @@ class FittedCode(ClosedForm):
         return Code(**{name: getattr(self, name).to(dtype) for name in names})
 
     def match(self, rows: Tensor) -> Tensor:
-        """Map codes to cells, or cells to codes."""
-        return F.linear(rows, self.weight.to(rows.dtype), self.bias.to(rows.dtype))
+        """Map codes to cells, or cells to codes; exact, for cells hold what cannot be rounded."""
+        with exact(rows):
+            return F.linear(rows, self.weight.to(rows.dtype), self.bias.to(rows.dtype))
 
 
 def _split(variances: Tensor, rank: int) -> list[tuple[Tensor, int]]:
     """Return the variances that A and R mostly hold, each with its number of channels; A first, unless it is empty."""
     of_rest = (variances[rank:] if rank < len(variances) else variances, len(variances))
     return [(variances[:rank], rank), of_rest] if rank else [of_rest]
-
-
-def _exact(tensor: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast: iterations on Gram matrices do not survive half precision.
-
-    It does nothing where autocast is off, so that exported graphs hold no trace of it.
-    """
-    device = tensor.device.type
-    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if is_on else nullcontext()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -153,14 +153,13 @@ class AdaptiveCompressor(Compressor):
 
     def compress(self, standardised_BNC: Tensor) -> Tensor:
         correction = None if self.branch is None else self.branch(standardised_BNC)
-        with _exact(standardised_BNC):
-            tokens = _at_least_float32(standardised_BNC)
-            code = self.fitted.code(tokens.dtype)
-            parts = factored(tokens @ code.axes, self.windows, self.rank)
-            if correction is not None:
-                both = parts.both + self.fitted.scale.to(tokens.dtype) * correction.to(tokens.dtype)
-                parts = parts._replace(both=both, rows=fold(both, self.windows))
-            cells = self.fitted.match(code.pack(*code.numbers(parts, self.windows)))
+        tokens = _at_least_float32(standardised_BNC)
+        code = self.fitted.code(tokens.dtype)
+        parts = factored(_at_least_float32(tokens @ code.axes), self.windows, self.rank)
+        if correction is not None:
+            both = parts.both + self.fitted.scale.to(tokens.dtype) * correction.to(tokens.dtype)
+            parts = parts._replace(both=both, rows=fold(both, self.windows))
+        cells = self.fitted.match(code.pack(*code.numbers(parts, self.windows)))
         return cells.to(standardised_BNC.dtype)
 
 
@@ -200,11 +199,10 @@ class AdaptiveDecoder(Decoder):
 
     def decode(self, standardised_BKC: Tensor) -> Tensor:
         correction = self.branch(self.whiten(standardised_BKC))
-        with _exact(standardised_BKC):
-            cells = _at_least_float32(standardised_BKC)
-            code = self.fitted.code(cells.dtype)
-            local, shared = code.unpack(self.fitted.match(cells))
-            both = code.unfold(local, self.windows)
-            both = both + self.fitted.scale.to(cells.dtype) * unfold(correction.to(cells.dtype), self.windows)
-            tokens = code.multiply(both, shared).to(standardised_BKC.dtype)
+        cells = _at_least_float32(standardised_BKC)
+        code = self.fitted.code(cells.dtype)
+        local, shared = code.unpack(self.fitted.match(cells))
+        both = code.unfold(local, self.windows)
+        both = both + self.fitted.scale.to(cells.dtype) * unfold(correction.to(cells.dtype), self.windows)
+        tokens = code.multiply(both, shared).to(standardised_BKC.dtype)
         return tokens + self.refine(tokens)

@@ -16,6 +16,7 @@ Everything here is matrix products, so that it runs on any device and exports to
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,17 @@ NEWTON_ITERATIONS = 20
 """Enough for eigenvalues down to 1e-6 of the trace; smaller ones count as about that large."""
 RIDGE = 1e-4
 """Share of a column's own power: keeps directions that a code has dropped from being fitted to noise."""
+
+
+def exact(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast: iterations on Gram matrices, and small differences of large tokens, do not
+    survive half precision. The large products, into windows' components and back, do.
+
+    It does nothing where autocast is off, so that exported graphs hold no trace of it.
+    """
+    device = tensor.device.type
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if is_on else nullcontext()
 
 
 def inverse_square_root(gram: Tensor) -> Tensor:
@@ -137,7 +149,7 @@ class Code:
 
         The shared ones are constants in a backward pass.
         """
-        local = (parts.rows - self.window_mean) @ self.window_basis
+        local = (parts.rows @ self.window_basis - self.window_mean @ self.window_basis).to(parts.rows.dtype)
         return local, self._fit_shared(local, parts, windows).detach()
 
     def pack(self, local_BKm: Tensor, shared_BF: Tensor) -> Tensor:
@@ -153,7 +165,8 @@ class Code:
         """Invert `pack`: local [B, K, m] and shared [B, F]."""
         if not self.rank:
             return code_BKC, code_BKC.new_zeros(code_BKC.shape[0], 0)
-        local, spread = code_BKC.tensor_split([self.window_basis.shape[1]], 2)
+        num_own = self.window_basis.shape[1]
+        local, spread = code_BKC.split([num_own, len(self.axes) - num_own], 2)
         return local, spread.flatten(1)[:, : len(self.shared_mean)] * self.shared_scale + self.shared_mean
 
     def tokens(self, local_BKm: Tensor, shared_BF: Tensor, windows: Windows) -> Tensor:
@@ -162,24 +175,27 @@ class Code:
 
     def multiply(self, both_BND: Tensor, shared_BF: Tensor) -> Tensor:
         """Return the standardised tokens [B, N, C] of [A | R], [B, N, r + C], and the shared numbers."""
-        coordinates, rest = both_BND.tensor_split([self.rank], 2)
+        coordinates, rest = both_BND.split([self.rank, len(self.axes)], 2)
         if self.rank:
             mean, directions = shared_BF.unflatten(1, (self.rank + 1, -1)).tensor_split([1], 1)
-            rest = coordinates @ directions + rest + mean
+            with exact(both_BND):
+                rest = coordinates @ directions + rest + mean
         return rest @ self.axes.T
 
     def unfold(self, local_BKm: Tensor, windows: Windows) -> Tensor:
         """Return what the local numbers say of [A | R], [B, N, r + C]."""
-        return unfold(local_BKm @ self.window_basis.T + self.window_mean, windows)
+        return unfold(F.linear(local_BKm, self.window_basis, self.window_mean).to(local_BKm.dtype), windows)
 
     def _fit_shared(self, local_BKm: Tensor, parts: Factored, windows: Windows) -> Tensor:
         """Return mean and B, fitted again to what the local numbers keep of A and R: [B, F]."""
         if not self.rank:
             return local_BKm.new_zeros(local_BKm.shape[0], 0)
-        coordinates, rest = self.unfold(local_BKm, windows).tensor_split([self.rank], 2)
-        offset, rest_mean = coordinates.mean(1, keepdim=True), rest.mean(1, keepdim=True)
-        directions = regressed(coordinates - offset, parts.centred - rest + rest_mean)
-        return torch.cat([parts.mean - offset @ directions - rest_mean, directions], 1).flatten(1)
+        coordinates, rest = self.unfold(local_BKm, windows).split([self.rank, len(self.axes)], 2)
+        with exact(local_BKm):
+            offset, rest_mean = coordinates.mean(1, keepdim=True), rest.mean(1, keepdim=True)
+            # The mean of what is left makes no difference: the coordinates have none.
+            directions = regressed(coordinates - offset, parts.centred - rest)
+            return torch.cat([parts.mean - offset @ directions - rest_mean, directions], 1).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -232,15 +248,16 @@ def factored(tokens_BNC: Tensor, windows: Windows, rank: int) -> Factored:
     In a backward pass B is a constant: next to a code that is fitted to it, its derivative changes nothing to first
     order, and in an image without variance it has none.
     """
-    mean = tokens_BNC.mean(1, keepdim=True)
-    centred = tokens_BNC - mean
-    if not rank:
-        return Factored(tokens_BNC, fold(tokens_BNC, windows), centred[:, :0], centred, mean)
-    directions = leading_directions(centred.detach(), rank)
-    coordinates = tokens_BNC @ directions.mT
-    inside = centred @ directions.mT @ directions
-    both = torch.cat([coordinates, centred - inside], 2)
-    return Factored(both, fold(both, windows), directions, centred, mean)
+    with exact(tokens_BNC):
+        mean = tokens_BNC.mean(1, keepdim=True)
+        centred = tokens_BNC - mean
+        if not rank:
+            return Factored(tokens_BNC, fold(tokens_BNC, windows), centred[:, :0], centred, mean)
+        directions = leading_directions(centred.detach(), rank)
+        coordinates = tokens_BNC @ directions.mT
+        inside = centred @ directions.mT @ directions
+        both = torch.cat([coordinates, centred - inside], 2)
+        return Factored(both, fold(both, windows), directions, centred, mean)
 
 
 def fold(both_BND: Tensor, windows: Windows) -> Tensor:
