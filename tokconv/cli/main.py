@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokconv.cli.arguments import TOUR, parse
 from tokconv.errors import TokconvError, printable
+from tokconv.system.memory import keep_freed_memory
 from tokconv.system.terminal import escape_unencodable
 
 COMMANDS = {
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             print(TOUR, end="")
             return 0
+        keep_freed_memory()
         return int(pkgutil.resolve_name(COMMANDS[args.command])(args) or 0)
     except TokconvError as error:
         print(f"tokconv: {error}", file=sys.stderr)

@@ -242,8 +242,8 @@ class Factored(NamedTuple):
         return self.mean - self.mean @ self.directions.mT @ self.directions
 
 
-def factored(tokens_BNC: Tensor, windows: Windows, rank: int) -> Factored:
-    """Factor standardised tokens given in the axes of `Code.axes`.
+def factored(tokens_BNC: Tensor, windows: Windows, rank: int, directions: Tensor | None = None) -> Factored:
+    """Factor standardised tokens given in the axes of `Code.axes`; directions: B, if they were found before.
 
     In a backward pass B is a constant: next to a code that is fitted to it, its derivative changes nothing to first
     order, and in an image without variance it has none.
@@ -253,7 +253,7 @@ def factored(tokens_BNC: Tensor, windows: Windows, rank: int) -> Factored:
         centred = tokens_BNC - mean
         if not rank:
             return Factored(tokens_BNC, fold(tokens_BNC, windows), centred[:, :0], centred, mean)
-        directions = leading_directions(centred.detach(), rank)
+        directions = leading_directions(centred.detach(), rank) if directions is None else directions
         coordinates = tokens_BNC @ directions.mT
         inside = centred @ directions.mT @ directions
         both = torch.cat([coordinates, centred - inside], 2)

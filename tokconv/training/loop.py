@@ -36,6 +36,7 @@ from tokconv.models.factorisation import check_rank
 from tokconv.models.windows import Windows, check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import check_varied
+from tokconv.system.memory import keep_freed_memory
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.best import BestEpochs
 from tokconv.training.networks import network_arguments, select_grid, shown_baselines
@@ -94,6 +95,7 @@ def run_trial(
         >>> store = encode(compose(["data.subset=64"]))                                   # doctest: +SKIP
         >>> run_trial(compose(["training.epochs=2"]), store, LocalRuntime(Path("run")))   # doctest: +SKIP
     """
+    keep_freed_memory()
     check_store(config, store)
     batches = _Batches(config, store, runtime)
     epochs = config.training.epochs

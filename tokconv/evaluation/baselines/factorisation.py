@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ def held_out_errors(
     is_held_out = torch.tensor([numbers[name] % 10 == 9 for name in of_images])
     errors = dict.fromkeys(ranks, 0.0)
     for rank in ranks if is_held_out.any() else ():
-        code = _fit_code(store, images[~is_held_out], windows, axes, rank, PER_COMPONENT_IN_A_CHOICE)
+        code = _fit_code(_Passes(store, images[~is_held_out], windows, axes, rank), PER_COMPONENT_IN_A_CHOICE)
         for tokens in standardised_batches(store, images[is_held_out]):
             errors[rank] += float((code.decode(code.encode(tokens, windows), windows) - tokens).square().sum())
     return errors
@@ -127,31 +128,49 @@ def fit_rank(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, 
 
     At rank 0 the first pass is the store's own window PCA.
     """
-    code = _fit_code(store, images, windows, axes, rank) if rank else _window_pca(store, windows, axes)
+    passes = _Passes(store, images, windows, axes, rank)
+    code = _fit_code(passes) if rank else _window_pca(store, windows, axes)
     moments = _CodeMoments(store.dim)
-    for tokens in standardised_batches(store, images):
-        moments.update(code.codes(tokens, windows), windows.split(tokens).mean(2), tokens)
+    for tokens, parts in passes:
+        moments.update(code.pack(*code.numbers(parts, windows)), windows.split(tokens).mean(2), tokens)
     return moments.matched(code)
 
 
-def _fit_code(
-    store: TokenStore,
-    images: Tensor,
-    windows: Windows,
-    axes: Tensor,
-    rank: int,
-    per_component: int = COORDINATES_PER_COMPONENT,
-) -> Factorisation:
+class _Passes:
+    """Passes over the tokens of some images, which yield them standardised and factored, batch by batch.
+
+    Every second pass takes the directions that the first one found: finding them is half of its time.
+    """
+
+    def __init__(self, store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, rank: int) -> None:
+        self.store, self.images, self.windows, self.axes, self.rank = store, images, windows, axes, rank
+        self._directions: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Factored]]:
+        known, self._directions = self._directions, []
+        batches = zip_longest(standardised_batches(self.store, self.images), known)
+        for tokens, directions in batches:
+            parts = factored(tokens @ self.axes, self.windows, self.rank, directions)
+            self._directions.append(parts.directions)
+            yield tokens, parts
+
+    def sample(self) -> Tensor:
+        """Return the windows of COORDINATE_IMAGES images."""
+        # Images are often stored class by class, so that the first of them are no sample.
+        chosen = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))[:COORDINATE_IMAGES]
+        few = _Passes(self.store, self.images[chosen].sort().values, self.windows, self.axes, self.rank)
+        return torch.cat([_windows(parts, self.windows) for _, parts in few])
+
+
+def _fit_code(passes: _Passes, per_component: int = COORDINATES_PER_COMPONENT) -> Factorisation:
     """Fit the code without its map to cells that look like tokens, which changes no error."""
-    # Images are often stored class by class, so that the first of them are no sample.
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:COORDINATE_IMAGES]
-    sample = [_windows(parts, windows) for parts in _factored(store, images[chosen].sort().values, windows, axes, rank)]
-    components = WindowComponents(torch.cat(sample), num_local(rank, store.dim, windows.num_cells), per_component)
-    shared = _Shared(rank, store.dim)
-    for parts in _factored(store, images, windows, axes, rank):
+    rank, dim, windows = passes.rank, passes.store.dim, passes.windows
+    components = WindowComponents(passes.sample(), num_local(rank, dim, windows.num_cells), per_component)
+    shared = _Shared(rank, dim)
+    for _, parts in passes:
         components.update(_windows(parts, windows))
         shared.update(parts)
-    return _unmatched(axes, components.mean, components.basis(), shared.mean, shared.scale)
+    return _unmatched(passes.axes, components.mean, components.basis(), shared.mean, shared.scale)
 
 
 def _window_pca(store: TokenStore, windows: Windows, axes: Tensor) -> Factorisation:
@@ -177,11 +196,6 @@ def _unmatched(axes: Tensor, mean: Tensor, basis: Tensor, shared_mean: Tensor, s
         decode_weight=identity,
         decode_bias=zero,
     )
-
-
-def _factored(store: TokenStore, images: Tensor, windows: Windows, axes: Tensor, rank: int) -> Iterator[Factored]:
-    for tokens in standardised_batches(store, images):
-        yield factored(tokens @ axes, windows, rank)
 
 
 def _windows(parts: Factored, windows: Windows) -> Tensor:

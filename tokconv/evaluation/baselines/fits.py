@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokconv.evaluation.baselines.merging import unmerge
 from tokconv.evaluation.baselines.pca import (
-    MAX_ITERATIONS,
+    MAX_PRODUCTS,
     Components,
     WindowMoments,
     exact_components,
@@ -167,7 +167,7 @@ class _WindowSums:
 
 
 def num_steps(store: TokenStore, windows: Windows, part: str) -> int:
-    """Return the steps of a fit: the batches of a pass and, at most, the iterations of a randomised PCA."""
+    """Return the steps of a fit: the batches of a pass and, at most, the products of a randomised PCA."""
     batches = -(-len(training_sample(store)) // BATCH)
     randomised = part == WINDOWS and windows.window_size * store.dim > MAX_DECOMPOSED
-    return batches + (MAX_ITERATIONS if randomised else 0)
+    return batches + (MAX_PRODUCTS if randomised else 0)
