@@ -52,8 +52,8 @@ def randomised_components(
     dtype: torch.dtype,
     progress: Callable[[], None] = lambda: None,
 ) -> Components:
-    """Compute them by Rayleigh-Ritz in a block Krylov space, which a random block X, S X, S^2 X ... span (Musco and Musco
-    2015, arXiv:1504.05477, alg. 2). It takes half the time of a subspace iteration, and misses a fiftieth as much.
+    """Compute them by Rayleigh-Ritz in a block Krylov space, the span of X, S X, S^2 X ... for a random block X (Musco and
+    Musco 2015, arXiv:1504.05477, alg. 2). It takes half the time of a subspace iteration, and misses a fiftieth as much.
 
     Args:
         multiply: [D, q] -> S times it.
@@ -65,7 +65,7 @@ def randomised_components(
 
     The shortfall is estimated from the progress. What is missing after t products falls geometrically if there is a gap
     behind the wanted components, and otherwise, as in noise, like 1/t^2 (theorem 1 there). A sum that falls like 1/t^2
-    still has t/2 times its last step ahead, a faster one has less. Tests compare the bound with the exact decomposition.
+    still has t/2 times its last step ahead, a faster one has less. Tests compare the bound with exact decompositions.
     """
     wanted = min(dim, rank)
     basis = block = _random_block(width, -(-wanted // BLOCKS), dtype)
