@@ -52,8 +52,8 @@ def randomised_components(
     dtype: torch.dtype,
     progress: Callable[[], None] = lambda: None,
 ) -> Components:
-    """Compute them by Rayleigh-Ritz in a block Krylov space, the span of X, S X, S^2 X ... for a random block X (Musco and
-    Musco 2015, arXiv:1504.05477, alg. 2). It takes half the time of a subspace iteration, and misses a fiftieth as much.
+    """Compute them by Rayleigh-Ritz in a block Krylov space, the span of X, S X, S^2 X ... for a random block X (Musco
+    and Musco 2015, arXiv:1504.05477, alg. 2): half the time of a subspace iteration, which misses fifty times as much.
 
     Args:
         multiply: [D, q] -> S times it.
