@@ -41,6 +41,8 @@ REAL = ["data=folder", f"model.clip.model_name={TOWER}"]
 TEXTILE = [*REAL, "data.root=runs/public/textile", "data.subset=900", "data.val_fraction=0.25"]
 VIEWS = ["data.views=4", "model.clip.precision=bfloat16", "training.precision=bfloat16"]
 """Each training image in four views; half precision, which recent CPUs multiply several times as fast."""
+WIDE = ["model.autoencoder.hidden_dim=256", "model.autoencoder.num_layers=4"]
+"""A larger decoder, which an exported compressor does not hold."""
 BEST = [
     "training.epochs=15",
     "training.learning_rate=3e-3",
@@ -109,11 +111,12 @@ def arms(photos: Path | None) -> Iterator[tuple[str, list[str]]]:
         salient = ["model.compressor.kind=salient", "model.autoencoder.hidden_dim=64", "training.epochs=6"]
         yield f"real/textile/salient/{grid:02d}", [*TEXTILE, *PUBLISHED, *PLUG_IN, *salient, at]
         yield f"real/textile/plug-in/{grid:02d}", [*TEXTILE, *PUBLISHED, *PLUG_IN, "training.epochs=10", at]
-        yield f"real/textile/views/{grid:02d}", [*TEXTILE, *VIEWS, "training.epochs=4", at]
+        yield f"real/textile/wide/{grid:02d}", [*TEXTILE, *VIEWS, *WIDE, "training.epochs=4", at]
         if photos is not None:
             photographs = [*REAL, f"data.root={photos}", "data.val_fraction=0.2", at]
             yield f"real/photographs/fidelity/{grid:02d}", photographs
             yield f"real/photographs/views/{grid:02d}", [*photographs, *VIEWS, "training.epochs=6"]
+            yield f"real/photographs/wide/{grid:02d}", [*photographs, *VIEWS, *WIDE, "training.epochs=6"]
 
 
 def _small_arms() -> Iterator[tuple[str, list[str]]]:
