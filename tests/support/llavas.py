@@ -70,3 +70,18 @@ def make_processor(tower: Path = TOWER) -> LlavaProcessor:
         num_additional_image_tokens=1,
         image_token=IMAGE,
     )
+
+
+def write_bundled_llava(folder: Path, *, noise: float = 0.0, strategy: str = "default", layer: int = -2) -> Path:
+    """Write a LLaVA with the bundled tower, whose weights are disturbed by this share, and a random language model."""
+    model = make_llava(width=32, layer=layer)
+    model.config.vision_feature_select_strategy = strategy
+    with torch.no_grad():
+        for parameter in model.model.vision_tower.parameters():
+            parameter += noise * parameter.std(correction=0) * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    processor = make_processor()
+    processor.vision_feature_select_strategy = strategy
+    processor.num_additional_image_tokens = 1 if strategy == "default" else 0
+    processor.save_pretrained(folder)
+    return folder

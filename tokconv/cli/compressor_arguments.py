@@ -63,7 +63,9 @@ def add_export(commands: Commands) -> None:
         "--out", type=local_path, help="the folder to write; without it, --format adds to an exported folder in place"
     )
     parser.add_argument(
-        "--last", action="store_true", help="of a train run: the last epoch instead of the best one (the lowest fvu)"
+        "--last",
+        action="store_true",
+        help="of a train run: the last epoch, not the best one (of lowest fvu, or VLM KL)",
     )
     parser.add_argument(
         "--format",

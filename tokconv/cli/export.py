@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokconv.errors import ConfigError, printable
-from tokconv.evaluation.epochs import LOWEST_FVU
 from tokconv.exports.artefact import export, read_config
 from tokconv.exports.card import compared_line
 from tokconv.exports.champions import find_champions, is_export
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.out is None:
         raise ConfigError("--out: missing; give the folder to write")
     else:
-        written = export(source, args.out, best=None if args.last else LOWEST_FVU.figure)
+        written = export(source, args.out, best=None if args.last else "")
     _finish(written, formats)
 
 

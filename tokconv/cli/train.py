@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokconv.cli.train_tracking import track
 from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
@@ -20,11 +20,11 @@ from tokconv.errors import CheckpointError, ConfigError, DivergedError, printabl
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.baselines.registry import SHOWN_DURING_TRAINING, title_of
 from tokconv.evaluation.curve import write_curve
-from tokconv.evaluation.epochs import LOWEST_FVU
+from tokconv.evaluation.epochs import LOWEST_FVU, LOWEST_KL, run_rule
 from tokconv.evaluation.figure import TRAIN, Figure
 from tokconv.evaluation.figures import FIGURES, shown_in
 from tokconv.evaluation.protocol import check_resumable, other_protocol
-from tokconv.evaluation.purposes import FIDELITY, PURPOSES
+from tokconv.evaluation.purposes import FIDELITY, PLUG_IN, PURPOSES
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
@@ -34,6 +34,11 @@ from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
 from tokconv.training.networks import OWN_STARTS, shown_baselines
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from tokconv.exports.answers.teacher import VlmTeacher
 
 RUNS = Path("runs/train")
 COLUMN = 13
@@ -90,8 +95,11 @@ def _train(
 ) -> None:
     """Train, and print the figures of every epoch; `times` takes when each was reported, in milliseconds since 1970."""
     grid, shown = config.model.compressor.output_grid_size, shown_baselines(config)
+    teacher = _teacher(config, store, resolve_device(device))
     with progress_line("baselines") as line:
         measured = baseline_figures(store, grid, shown, full=False, steps=line)
+    if teacher is not None:
+        measured = {name: {**row, **teacher.judge.baseline(grid, name)} for name, row in measured.items()}
     print(f"\nheld-out figures\n{_legend(measured['pooling'])}\n\n{_table_head(measured)}", flush=True)
     steps = 0
     with progress_line("training") as line, progress_line("baselines") as bar:
@@ -120,13 +128,30 @@ def _train(
             on_progress=progress,
             resume=resume,
         )
-        run_trial(config, store, runtime, baseline_steps=measuring)
-        final = baseline_figures(store, grid, shown)
+        if teacher is None:
+            run_trial(config, store, runtime, baseline_steps=measuring)
+        else:
+            run_trial(
+                config, store, runtime, (LOWEST_KL,), baseline_steps=measuring, judge=teacher.judge, teacher=teacher
+            )
+        final = {name: {**measured[name], **row} for name, row in baseline_figures(store, grid, shown).items()}
         if final != measured:
             for row in _baseline_rows(final, measured):
                 line.message(row)
         # The bar is completed below the last epoch's figures, not above them.
         line(steps, steps)
+
+
+def _teacher(config: Config, store: TokenStore, device: torch.device) -> VlmTeacher | None:
+    """Return the vision-language model that teaches, which has read all tokens; None for none."""
+    if not config.loss.weights.vlm:
+        return None
+    from tokconv.exports.answers.teacher import VlmTeacher  # Its imports take three seconds.
+
+    teacher = VlmTeacher(store, config, device)
+    with progress_line("what the language model makes of all tokens") as line:
+        teacher.prepare(line)
+    return teacher
 
 
 def _newest_run(name: str) -> Path:
@@ -191,8 +216,10 @@ def _conclude(run_dir: Path, ended: str, times: Mapping[int, int], *, tracks: bo
 
 def _judged(state: Mapping[str, Any]) -> str:
     """Return which epoch of a run is the best one, and whether it beats the best closed form."""
-    best = state.get("best", {}).get(LOWEST_FVU.figure, state["history"][-1])
-    compared = PURPOSES[FIDELITY].compared(best, state["baselines"])
+    rows = state.get("best", {})
+    rule = run_rule(rows)
+    best = rows.get(rule.figure, state["history"][-1])
+    compared = PURPOSES[FIDELITY if rule == LOWEST_FVU else PLUG_IN].compared(best, state["baselines"])
     start = ", the closed form that the run starts at" if not best["epoch"] else ""
     return f"best epoch: {best['epoch']:.0f} of {best['epochs']:.0f}{start}\n{compared}"
 

@@ -55,6 +55,11 @@ def check_combination(config: Config) -> None:
     """
     if not any(dataclasses.asdict(config.loss.weights).values()):
         raise ConfigError("loss.weights: all are 0, nothing would be trained; raise ae or another one")
+    if config.loss.weights.vlm > 0 and config.loss.vlm.model is None:
+        raise ConfigError(
+            f"loss.weights.vlm: got {config.loss.weights.vlm:g}, and no model that could teach; name the directory of "
+            "one with loss.vlm.model"
+        )
     _check_model(config.model)
     source = config.data.source
     if config.data.root is None and (root := SOURCES[source].root):

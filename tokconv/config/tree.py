@@ -158,12 +158,28 @@ class LossWeightsConfig:
     """1 - cosine between a compressed token and its window's tokens. Its optimum is average pooling: for comparison."""
     anchor: float = key(0.0, at_least(0))
     """The squared distance between a compressed token and its window's mean."""
+    vlm: float = key(0.0, at_least(0))
+    """What a frozen vision-language model, loss.vlm.model, makes of compressed tokens: the Kullback-Leibler divergence
+    of its next-token distribution from that with all tokens. Every step reads each image of the batch once."""
+
+
+@dataclass(kw_only=True)
+class VlmConfig:
+    """The frozen vision-language model that teaches if loss.weights.vlm is above 0."""
+
+    model: str | None = None
+    """The directory of a model and its processor, as `tokconv answers` reads one."""
+    prompts: str = "Describe the picture in one sentence."
+    """A prompt, or a text file (*.txt) with one per line, of which every step draws one."""
+    tokens: int = key(8, at_least(1))
+    """Tokens of the model's own answer at which distributions are compared, at most."""
 
 
 @dataclass(kw_only=True)
 class LossConfig:
     wgan: WganConfig = field(default_factory=WganConfig)
     weights: LossWeightsConfig = field(default_factory=LossWeightsConfig)
+    vlm: VlmConfig = field(default_factory=VlmConfig)
     reconstruction: str = key("mse", one_of("mse", "cosine", "hybrid"))
     """mse, cosine, or hybrid (their sum), on standardised tokens."""
     distribution: str = key("swd", one_of("swd", "sinkhorn"))

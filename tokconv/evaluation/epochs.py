@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from tokconv.evaluation.figures import FIGURES
+from tokconv.evaluation.figures import FIGURES, VLM_KL
 
 
 class Limit(Protocol):
@@ -25,7 +25,8 @@ class EpochRule:
     """Which epoch of a run is the best: of those within the limits, the one with the best figure.
 
     Args:
-        figure: one that every epoch has; equal ones are told apart by fvu, then the earlier epoch is taken.
+        figure: one that every epoch has, or the judge's (`tokconv.training.loop.run_trial`); equal ones are told apart
+            by fvu, then the earlier epoch is taken.
         limits: those on figures that only the last epoch has decide nothing here.
     """
 
@@ -40,4 +41,11 @@ class EpochRule:
 
 
 LOWEST_FVU = EpochRule("val/fvu")
-"""The rule of fidelity, and of every run outside a sweep."""
+"""The rule of fidelity, and of runs outside a sweep."""
+LOWEST_KL = EpochRule(VLM_KL)
+"""The rule of runs outside a sweep that a vision-language model teaches."""
+
+
+def run_rule(best: Container[str]) -> EpochRule:
+    """Return the rule that a run outside a sweep compared its epochs by; `best` has the figures of its best epochs."""
+    return LOWEST_KL if VLM_KL in best and LOWEST_FVU.figure not in best else LOWEST_FVU

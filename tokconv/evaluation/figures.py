@@ -270,7 +270,7 @@ _ENTRIES = (
         lower_is_better=True,
         form=".4f",
         unit="nats",
-        places=(CARD, SWEEP, TRIALS, MLFLOW, NOTE),
+        places=(CARD, SWEEP, TRIALS, TRAIN, MLFLOW, NOTE),
         needs=VLM,
         every_epoch=False,
     ),

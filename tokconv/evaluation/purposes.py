@@ -181,7 +181,7 @@ class Purpose:
         return f"{self.name}: left out, there is no {' and no '.join(figures)}"
 
 
-FIDELITY = "fidelity"
+FIDELITY, PLUG_IN = "fidelity", "plug-in"
 _ENTRIES = (
     Purpose(
         name=FIDELITY,
@@ -190,7 +190,7 @@ _ENTRIES = (
         advice="train longer (training.epochs), lower training.learning_rate, or try another model.compressor.kind",
     ),
     Purpose(
-        name="plug-in",
+        name=PLUG_IN,
         meaning="A reader of real tokens takes the compressed ones in their place, without being retrained.",
         figures=(VLM_KL, "val/reader_kept", "val/auc_token"),
         bound=Bound("val/fvu", "window_pca", "train longer (training.epochs), or lower loss.weights.wgan"),

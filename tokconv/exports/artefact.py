@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokconv.errors import CheckpointError
+from tokconv.evaluation.epochs import run_rule
 from tokconv.exports.card import model_card
 from tokconv.exports.champions import find_champion, is_export
 from tokconv.models.compressor import Compressor
@@ -62,15 +63,16 @@ def export(
     out: str | Path,
     *,
     evidence: Mapping[str, Any] | None = None,
-    best: str | None = "val/fvu",
+    best: str | None = "",
 ) -> Path:
     """Write the artefact of a trained compressor to the directory `out`; an older artefact there is replaced.
 
     Args:
         source: what `tokconv.train` returned, a train run's directory, or a checkpoint.
         evidence: what a sweep knows beyond this one run, with a `summary` in words; None outside a sweep.
-        best: the figure whose best epoch is written, which a run outside a sweep keeps for val/fvu; the start, epoch 0,
-            if no epoch was better. None writes the newest epoch, which may be worse than the start.
+        best: the figure whose best epoch is written; the start, epoch 0, if no epoch was better. "" is the figure that
+            a run outside a sweep compares its epochs by: val/fvu, and vlm/kl if a vision-language model taught. None
+            writes the newest epoch, which may be worse than the start.
 
     Returns:
         `out`.
@@ -82,7 +84,7 @@ def export(
         >>> tokconv.export(tokconv.train(config, store, "runs/first"), "my-compressor")    # doctest: +SKIP
     """
     saved = checkpoints.load(find_checkpoint(source))
-    saved = saved if best is None else saved.best(best)
+    saved = saved if best is None else saved.best(best or run_rule(saved.best_rows).figure)
     state = saved.state
     description = {
         "tokconv_format": FORMAT,

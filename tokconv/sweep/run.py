@@ -51,7 +51,7 @@ from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.baselines import Baselines, measure
 from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
-from tokconv.sweep.trials.vlm import open_judge
+from tokconv.sweep.trials.vlm import open_judge, prepare_teacher
 from tokconv.system.files import local_path, write_text
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
@@ -120,6 +120,7 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     spec = spec.with_objectives(figures_of(spec, store))
     check_figures(spec, store)
     vlm = open_judge(spec, config, store)
+    prepare_teacher(spec, config, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
             check_batch(size, len(store.train_indices), spec.resources.workers)

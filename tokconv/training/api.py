@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from tokconv.config.tree import Config
 from tokconv.errors import CheckpointError
+from tokconv.evaluation.epochs import LOWEST_KL
 from tokconv.evaluation.evaluator import Figures
 from tokconv.store.reader import TokenStore
+from tokconv.training.held_out import Judge
 from tokconv.training.loop import TrialResult, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
+from tokconv.training.step import Teacher
+
+
+class JudgingTeacher(Teacher, Protocol):
+    """A teacher, and the judge of what it has taught."""
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, on held-out images."""
 
 
 def train(
@@ -21,6 +33,7 @@ def train(
     device: str | None = None,
     resume: bool = False,
     on_epoch: Callable[[Figures], None] | None = None,
+    teacher: JudgingTeacher | None = None,
 ) -> TrialResult:
     """Train one compressor in this process and evaluate it on held-out images after every epoch.
 
@@ -31,6 +44,8 @@ def train(
         device: where tensors live; None takes CUDA if there is one.
         resume: continue from the newest checkpoint in `run_dir`, if there is one.
         on_epoch: called with each epoch's figures, after its checkpoint is on disk.
+        teacher: what `loss.weights.vlm` weighs, a `tokconv.exports.answers.teacher.VlmTeacher`; the best epoch is then
+            the one of the lowest `vlm/kl`.
 
     Returns:
         The figures of the last epoch and of every epoch, and the checkpoint that `tokconv.export` takes.
@@ -57,4 +72,6 @@ def train(
             on_epoch(dict(figures))
 
     runtime = LocalRuntime(Path(run_dir), device=device, resume=resume, on_report=on_report)
-    return run_trial(config, store, runtime)
+    if teacher is None:
+        return run_trial(config, store, runtime)
+    return run_trial(config, store, runtime, (LOWEST_KL,), judge=teacher.judge, teacher=teacher)

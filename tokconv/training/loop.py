@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,14 +24,10 @@ from torch import Tensor
 from tokconv.config.overrides import saved_values
 from tokconv.config.tree import Config, flatten, to_dict
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
-from tokconv.evaluation.baseline_figures import baseline_figures, is_measured
-from tokconv.evaluation.baselines.registry import BASELINES, BESIDE_A_TRIAL
-from tokconv.evaluation.codecs import NetworkCodec, codec_of
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
-from tokconv.evaluation.evaluator import Evaluator, Figures, add_gain
+from tokconv.evaluation.evaluator import Figures
+from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.protocol import PROTOCOL, check_resumable
-from tokconv.models.compressor import Compressor
-from tokconv.models.decoder import Decoder
 from tokconv.models.factorisation import check_rank
 from tokconv.models.windows import Windows, check_output_grid
 from tokconv.store.reader import TokenStore
@@ -39,17 +35,14 @@ from tokconv.store.sample import check_varied
 from tokconv.system.memory import keep_freed_memory
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.best import BestEpochs
-from tokconv.training.networks import network_arguments, select_grid, shown_baselines
+from tokconv.training.held_out import BaselineSteps, HeldOutFigures, Judge
+from tokconv.training.networks import network_arguments
 from tokconv.training.runtime import Runtime
-from tokconv.training.step import Trainer
+from tokconv.training.step import Teacher, Trainer
 from tokconv.training.workers import Workers
 
 _EPOCH_STREAM = 1 << 31
 """Keeps the seeds of epoch orders apart from those of steps."""
-
-BaselineSteps = Callable[[int, int, str], None]
-Judge = Callable[[NetworkCodec], Figures]
-"""Figures of a compressor that cost too much for every epoch and are no part of the evaluation protocol."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ def run_trial(
     *,
     baseline_steps: BaselineSteps = lambda done, total, what: None,
     judge: Judge | None = None,
+    teacher: Teacher | None = None,
 ) -> TrialResult:
     """Train one compressor and evaluate it on held-out images at its start, epoch 0, and after every epoch.
 
@@ -83,7 +77,9 @@ def run_trial(
         runtime: device, workers, checkpoints, and where figures go.
         rules: which epochs are the best ones; a run that starts at a closed form is never worse than it by any of them.
         baseline_steps: called while figures of baselines are computed, as `baseline_figures` does with `steps`.
-        judge: adds figures of its own to those of the last epoch, and of the best ones.
+        judge: adds figures of its own to those of the last epoch, and of the best ones; to those of every epoch if a
+            rule needs them.
+        teacher: what `loss.weights.vlm` weighs; needed if that is above 0.
 
     Raises:
         ConfigError, StoreError: see `check_store` and `check_batch`.
@@ -97,6 +93,8 @@ def run_trial(
     """
     keep_freed_memory()
     check_store(config, store)
+    if config.loss.weights.vlm > 0 and teacher is None:
+        raise ConfigError("loss.weights.vlm: is above 0, but nothing teaches; give run_trial a teacher, or set it to 0")
     batches = _Batches(config, store, runtime)
     epochs = config.training.epochs
     workers = Workers(runtime.rank, runtime.world_size)
@@ -107,9 +105,13 @@ def run_trial(
         wrap=runtime.wrap,
         total_steps=epochs * batches.steps_per_epoch,
         workers=workers,
+        teacher=teacher,
     )
     history, best = _resume(config, store, runtime, trainer, rules)
-    held_out = _HeldOutFigures(trainer, store, baseline_steps, judge) if runtime.rank == 0 else None
+    held_out = None
+    if runtime.rank == 0:
+        judges_epochs = not all(FIGURES[rule.figure].every_epoch for rule in rules)
+        held_out = HeldOutFigures(trainer, store, baseline_steps, judge, judges_epochs=judges_epochs)
     path, first = runtime.latest_checkpoint() if history and runtime.rank == 0 else None, 0
     if history:
         first = int(history[-1]["epoch"]) + 1
@@ -127,6 +129,7 @@ def run_trial(
             if epoch == epochs:
                 best.judge(figures, trainer.judged, partial(held_out.of, full=True))
             state = checkpoint_state(config, store, held_out.baselines, history) | {"best": best.rows}
+            state |= {} if teacher is None else {"teacher": teacher.name}
             place = runtime.checkpoint_dir(epoch)
             path = checkpoints.save(place, trainer.modules, trainer.optimizers, state, best.before(epoch))
         runtime.report(figures, path, best.rows if epoch == epochs else {})
@@ -193,9 +196,9 @@ class _Batches:
         self.first = runtime.rank * self.size
         self.steps_per_epoch = len(store.train_indices) // self.total
 
-    def epoch(self, epoch: int) -> Iterator[Tensor]:
-        """Yield tokens [b, N, C] in the order of this epoch, counted from 0; a batch is valid until the next one is
-        requested.
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images [b] and their tokens [b, N, C] in the order of this epoch, counted from 0; tokens are valid
+        until the next batch is requested.
 
         A worker reads only its own part of each batch from the store. Images that do not fill a batch are left out of
         this epoch.
@@ -203,52 +206,16 @@ class _Batches:
         generator = torch.Generator().manual_seed((self.seed << 32) + _EPOCH_STREAM + epoch)
         order = self.store.train_indices[torch.randperm(len(self.store.train_indices), generator=generator)]
         batches = order[: self.steps_per_epoch * self.total].split(self.total)
-        return self.store.batches([batch[self.first : self.first + self.size] for batch in batches], ahead=self.ahead)
-
-
-class _HeldOutFigures:
-    """The evaluation protocol at this trial's grid, with the gain over pooling.
-
-    The first step waits for the baselines that every epoch is shown with; the others, and the figures of all of them
-    that train networks, are measured before the last evaluation. For a compressor with several grids it also reports
-    fvu and swd of the others, as `val/grid-04/fvu` and so on.
-    """
-
-    def __init__(self, trainer: Trainer, store: TokenStore, steps: BaselineSteps, judge: Judge | None) -> None:
-        self._baseline_steps, self._judge = steps, judge
-        self.store, self.networks, self.grid = store, trainer.judged, trainer.compressor.output_grid_size
-        self.evaluators = {grid: Evaluator(store, grid, trainer.device) for grid in trainer.compressor.grids}
-        shown = shown_baselines(trainer.config)
-        self._names = tuple(dict.fromkeys((*BESIDE_A_TRIAL, *shown)))
-        names = [name for name in self._names if name in shown or is_measured(store, self.grid, BASELINES[name])]
-        self.baselines = baseline_figures(store, self.grid, names, full=False, steps=steps)
-
-    def __call__(self, *, full: bool) -> Figures:
-        if full:
-            self.baselines = baseline_figures(self.store, self.grid, self._names, steps=self._baseline_steps)
-        return self.of(*self.networks, full=full)
-
-    def of(self, compressor: Compressor, decoder: Decoder, *, full: bool) -> Figures:
-        """Return the figures of a compressor and its decoder, which have the grids of the trial's."""
-        found = {}
-        for grid, evaluator in self.evaluators.items():
-            select_grid(compressor, decoder, grid)
-            found[grid] = evaluator.evaluate(codec_of(compressor, decoder), full=full and grid == self.grid)
-        select_grid(compressor, decoder, self.grid)
-        figures = add_gain(found.pop(self.grid), self.baselines["pooling"])
-        for grid, others in found.items():
-            figures |= {f"val/grid-{grid:02d}/{name}": others[f"val/{name}"] for name in ("fvu", "swd")}
-        if full and self._judge is not None:
-            figures |= self._judge(codec_of(compressor, decoder))
-        return figures
+        own = [batch[self.first : self.first + self.size] for batch in batches]
+        return zip(own, self.store.batches(own, ahead=self.ahead), strict=True)
 
 
 def _train_epoch(trainer: Trainer, batches: _Batches, epoch: int, runtime: Runtime) -> Figures:
     """Train one epoch, counted from 1, and return the means of its losses."""
     epochs, before = trainer.config.training.epochs, (epoch - 1) * batches.steps_per_epoch
     start, sums = time.monotonic(), defaultdict[str, Tensor](lambda: torch.zeros((), device=trainer.device))
-    for step, tokens in enumerate(batches.epoch(epoch - 1), before):
-        terms = trainer.step(tokens, step)
+    for step, (images, tokens) in enumerate(batches.epoch(epoch - 1), before):
+        terms = trainer.step(tokens, step, images)
         runtime.progress(step + 1, epochs * batches.steps_per_epoch)
         for name, value in terms.items():
             sums[name] += value
@@ -286,6 +253,8 @@ def _resume(
             raise CheckpointError(
                 f"{path}: was trained with {key}={theirs.get(key)}, not {value}; use the same value or a new run"
             )
+    if saved.state.get("teacher") != (None if trainer.teacher is None else trainer.teacher.name):
+        raise CheckpointError(f"{path}: another model taught, or other prompts or images; use the same or a new run")
     saved.restore(trainer.modules)
     for name, optimizer in trainer.optimizers.items():
         try:

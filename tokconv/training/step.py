@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from tokconv.models.network import Scaled
 from tokconv.store.reader import TokenStore
 from tokconv.training.adversary import Adversaries
 from tokconv.training.averaging import Averages
-from tokconv.training.losses.terms import loss_terms
+from tokconv.training.losses.terms import LossTerm, loss_terms
 from tokconv.training.networks import TokenShape, build_networks, select_grid
 from tokconv.training.workers import SINGLE_PROCESS, Workers
 
@@ -30,6 +30,19 @@ WARM_UP = 0.1
 """Share of all steps in which the learning rate rises from 0."""
 LAST_LEARNING_RATE = 0.02
 """From its peak on the learning rate falls linearly to this share of it."""
+
+
+class Teacher(Protocol):
+    """A frozen model that reads compressed tokens, and says how far it is from what it makes of all tokens."""
+
+    name: str
+    """Tells apart what it teaches: a run that is resumed needs the same."""
+
+    def prepare(self, tell: Callable[[int, int], None] = ...) -> None:
+        """Read all tokens of every training image; `tell` is called with how many are done, and all."""
+
+    def __call__(self, compressed_bKC: Tensor, images_b: Tensor, generator: torch.Generator, /) -> Tensor:
+        """Return the mean distance over these images of the store, a scalar, from tokens in token units."""
 
 
 class Autoencoder(nn.Module):
@@ -73,6 +86,7 @@ class Trainer:
         wrap: `Runtime.wrap`.
         total_steps: length of the learning rate's schedule.
         workers: the group that takes each step together, and this process's place in it.
+        teacher: its distance is a loss if `loss.weights.vlm` is above 0.
     """
 
     def __init__(
@@ -84,8 +98,10 @@ class Trainer:
         wrap: Callable[[nn.Module], nn.Module],
         total_steps: int,
         workers: Workers = SINGLE_PROCESS,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.device, self.total_steps, self.workers = config, device, total_steps, workers
+        self.teacher = teacher
         # One worker fits the closed-form start and stores it next to the tokens; the others read it from there.
         compressor, decoder, critic = workers.first_then_others(lambda: build_networks(config, store))
         self.compressor, self.decoder, self.critic = compressor.to(device), decoder.to(device), critic.to(device)
@@ -124,7 +140,7 @@ class Trainer:
         """Go on with a config that has the same networks and adversarial loss."""
         self.config = self._adversaries.config = config
 
-    def step(self, tokens: Tensor, step: int) -> dict[str, Tensor]:
+    def step(self, tokens: Tensor, step: int, images: Tensor | None = None) -> dict[str, Tensor]:
         """Update the critics `n_critic` times, then compressor and decoder once.
 
         With W workers every random number is drawn for the whole batch of W * b images, and each worker takes its part.
@@ -132,6 +148,7 @@ class Trainer:
         Args:
             tokens: [b, N, C] float32, this worker's part of the batch, in token units.
             step: counted from 0; together with `training.seed` it fixes every random number.
+            images: [b] int64, their indices in the store, which a teacher needs.
 
         Returns:
             Scalars by name, detached; one process would get their mean over the workers.
@@ -164,6 +181,10 @@ class Trainer:
             generator=generator,
             workers=self.workers,
         )
+        if config.loss.weights.vlm > 0 and self.teacher is not None and images is not None:
+            cells = self.compressor.standardise.restore(compressed.float())
+            taught = partial(self.teacher, cells, images, generator)
+            terms.append(LossTerm("vlm", config.loss.weights.vlm, taught))
         losses = [term.function() for term in terms]
         loss = torch.stack([term.weight * value for term, value in zip(terms, losses, strict=True)]).sum()
         pull = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,17 @@ class LastEpochJudge:
 
     def __init__(self, store: TokenStore, settings: JudgeSettings, device: torch.device) -> None:
         self._arguments = store, settings, device
-        self._judge: VlmJudge | None = None
 
     def __call__(self, codec: Codec) -> Figures:
         """Return the figures of a codec."""
-        if self._judge is None:
-            from tokconv.exports.answers.judge import VlmJudge
+        return self._loaded(codec)
 
-            self._judge = VlmJudge(*self._arguments)
-        return self._judge(codec)
+    def baseline(self, grid: int, name: str) -> Figures:
+        """Return those of a baseline."""
+        return self._loaded.baseline(grid, name)
+
+    @cached_property
+    def _loaded(self) -> VlmJudge:
+        from tokconv.exports.answers.judge import VlmJudge
+
+        return VlmJudge(*self._arguments)

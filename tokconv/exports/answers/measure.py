@@ -75,6 +75,7 @@ class TaskTokens:
         return model.prompt(asked.text, self.sizes[asked.image])
 
 
+@torch.inference_mode()
 def refer(
     model: AnsweringModel, tokens: TaskTokens, method: Method, size: int, limit: int, tell: Callable[[int], None]
 ) -> Reference:
@@ -100,6 +101,7 @@ def refer(
     return Reference(answers, hidden)
 
 
+@torch.inference_mode()
 def measure(
     model: AnsweringModel,
     tokens: TaskTokens,
@@ -131,18 +133,18 @@ def measure(
                 text=text,
                 correct=None if answer is None else is_same(text, answer),
                 agrees=is_same(text, of_all),
-                kl=divergence(theirs, logits[place, :length]),
+                kl=float(divergence(theirs, logits[place, :length])),
                 nll=float(-mine.gather(1, said[:, None]).mean()),
             )
         tell(len(questions))
     return [answers[index] for index in range(len(answers))]
 
 
-def divergence(theirs: Tensor, mine: Tensor) -> float:
-    """Return the mean Kullback-Leibler divergence of `mine` from `theirs`, two sets of logits [T, vocabulary], in nats;
-    rounding never makes it negative."""
+def divergence(theirs: Tensor, mine: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of `mine` from `theirs`, two sets of logits [T, vocabulary], a scalar
+    in nats; rounding never makes it negative."""
     wanted, found = theirs.log_softmax(-1), mine.log_softmax(-1)
-    return max(0.0, float((wanted.exp() * (wanted - found)).sum(-1).mean()))
+    return (wanted.exp() * (wanted - found)).sum(-1).mean().clamp_min(0)
 
 
 def as_json(answers: list[Answer]) -> list[dict[str, Any]]:

@@ -191,9 +191,8 @@ class AnsweringModel:
         ids: list[int] = self._inputs(prompt, self.token_grid)["input_ids"][0].tolist()
         return ids
 
-    @torch.inference_mode()
     def prefill(self, tokens_MKC: Tensor, prompt: Prompt) -> Prefill:
-        """Read one prompt about b images, given as tokens before the projector, [b * T, K, C].
+        """Read one prompt about b images, given as tokens before the projector, [b * T, K, C], and keep their gradient.
 
         Raises:
             ConfigError: the model cannot read this number of tokens.
@@ -214,13 +213,15 @@ class AnsweringModel:
     @torch.inference_mode()
     def follow(self, prefill: Prefill, answers_bL: Tensor) -> Tensor:
         """Return the hidden states [b, L, D] that predict each token of given answers; the prefill stays as it is."""
+        return self.finish(Prefill(prefill.hidden, copy.deepcopy(prefill.cache), prefill.num_visual), answers_bL)
+
+    def finish(self, prefill: Prefill, answers_bL: Tensor) -> Tensor:
+        """Return the same as `follow`, with its gradient; the prefill is used up."""
         answers_bL = answers_bL.to(self.device)
         if answers_bL.shape[1] == 1:
             return prefill.hidden[:, None]
-        found = self.model.model(
-            input_ids=answers_bL[:, :-1], past_key_values=copy.deepcopy(prefill.cache), use_cache=True
-        ).last_hidden_state
-        return torch.cat([prefill.hidden[:, None], found], 1)
+        found = self.model.model(input_ids=answers_bL[:, :-1], past_key_values=prefill.cache, use_cache=True)
+        return torch.cat([prefill.hidden[:, None], found.last_hidden_state], 1)
 
     @torch.inference_mode()
     def answer(self, prefill: Prefill, limit: int) -> list[list[int]]:
@@ -239,7 +240,6 @@ class AnsweringModel:
             found = self.model.model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True)
             hidden, cache = found.last_hidden_state[:, -1], found.past_key_values
 
-    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the float32 logits of the next token, [..., D] to [..., vocabulary]."""
         found: Tensor = self.model.lm_head(hidden.to(self.device, self.model.dtype)).float()
@@ -259,6 +259,7 @@ class AnsweringModel:
         found: Tensor = self._processed(text, image)["pixel_values"]
         return found.flatten(0, -4) if found.dim() > 4 else found
 
+    @torch.inference_mode(False)
     def _make_inputs(self, prompt: Prompt, grid: int) -> dict[str, Tensor]:
         """Return what the model's forward pass takes for a blank image, on its device."""
         self.check_grid(grid)

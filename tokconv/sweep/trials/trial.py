@@ -33,6 +33,7 @@ from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec.sections import Resources
 from tokconv.sweep.trials.trainer import StoreTrainer, run_trainer
+from tokconv.sweep.trials.vlm import open_teacher
 from tokconv.sweep.trials.watchdog import Watchdog
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 from tokconv.system.storage import is_url
@@ -209,7 +210,7 @@ def _run(trial: Mapping[str, Any], job: TrialJob, runtime: Runtime, report_failu
         rules = job.best.get(config.model.compressor.output_grid_size, (LOWEST_FVU,))
         store = job.store.open()
         judge = None if job.judge is None else LastEpochJudge(store, job.judge, runtime.device)
-        run_trial(config, store, runtime, rules, judge=judge)
+        run_trial(config, store, runtime, rules, judge=judge, teacher=open_teacher(config, store, runtime.device))
     except (ConfigError, MissingExtraError, DivergedError) as error:
         report_failure({FAILURE: str(error)})
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -1,0 +1,119 @@
+"""What a vision-language model says about images of a store from all tokens, and how far it is from that with others.
+
+The model reads the compressed tokens of an image and a prompt. The distance is the Kullback-Leibler divergence of its
+next-token distribution from the one that it has with all tokens, in nats: averaged over the first tokens of its own
+greedy answer from all tokens. It needs no labels. What all tokens say is computed once beside the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokconv.errors import ConfigError
+from tokconv.exports.answers.last_epoch import JudgeSettings
+from tokconv.exports.answers.measure import divergence
+from tokconv.exports.answers.model import AnsweringModel, identity_of
+from tokconv.exports.answers.stores import check_store
+from tokconv.store.cache import Tensors, computed_once
+from tokconv.store.format import digest
+from tokconv.store.reader import TokenStore
+
+VERSION = 1
+"""Grows with every change of what is computed."""
+BATCH = 8
+"""Images that the language model reads at once."""
+PART = 128
+"""Images in one file of what all tokens say: so many are lost if the process ends."""
+
+
+class NextTokens:
+    """The next-token distributions of one model on images of one store.
+
+    Args:
+        store: holds the tokens that the model's projector reads.
+        settings: model, prompts, and tokens of an answer.
+        model: the model of the settings.
+        images: [n] int64, distinct.
+
+    Attributes:
+        name: tells apart what is computed from other models, prompts, answers and images.
+
+    Raises:
+        ConfigError: the store does not hold the tokens that the model's projector reads.
+    """
+
+    def __init__(self, store: TokenStore, settings: JudgeSettings, model: AnsweringModel, images: Tensor) -> None:
+        self._store, self._settings, self._model, self.images = store, settings, model, images
+        self.prompts = [model.prompt(text) for text in settings.prompts]
+        if (tiles := model.num_tiles(self.prompts[0].size)) > 1:
+            raise ConfigError(
+                f"{settings.model}: a {model.family.name} reads {tiles} grids of tokens of an image, and a store "
+                "holds one; a judge reads one per image"
+            )
+        check_store(store, model)
+        self.name = self._name(images)
+        self._parts: list[Mapping[str, Tensor]] = []
+
+    def prepare(self, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compute what all tokens say, unless it is known; `tell` is called with how many images are done, and all."""
+        parts = self.images.split(PART)
+        for number in range(len(self._parts), len(parts)):
+            tell(number * PART, len(self.images))
+            images = parts[number]
+            file = f"vlm-{self._name(images)}.safetensors"
+            self._parts.append(computed_once(self._store, file, lambda images=images: self._refer(images), Tensors()))
+        tell(len(self.images), len(self.images))
+
+    def divergence(self, compressed_bKC: Tensor, places: Tensor, prompt: int) -> Tensor:
+        """Return the mean divergence with these tokens, a scalar with their gradient.
+
+        Args:
+            compressed_bKC: in token units.
+            places: [b], of their images in `images`.
+            prompt: the number of the prompt.
+        """
+        self.prepare()
+        known = [
+            {key: values[prompt, place % PART] for key, values in self._parts[place // PART].items()}
+            for place in places.tolist()
+        ]
+        lengths = [int(one["lengths"]) for one in known]
+        ids = pad_sequence([one["ids"][:length] for one, length in zip(known, lengths, strict=True)], batch_first=True)
+        model = self._model
+        hidden = model.finish(model.prefill(compressed_bKC, self.prompts[prompt]), ids)
+        found = [
+            divergence(model.logits(one["hidden"][:length]), model.logits(mine[:length]))
+            for one, length, mine in zip(known, lengths, hidden, strict=True)
+        ]
+        return torch.stack(found).mean()
+
+    def _name(self, images: Tensor) -> str:
+        settings = self._settings
+        of_model = [VERSION, identity_of(settings.model), list(settings.prompts), images.tolist(), settings.tokens]
+        return digest(of_model)[:12]
+
+    @torch.inference_mode()
+    def _refer(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return the greedy answers from all tokens to P prompts about n images: `ids` [P, n, T] int64, zeros behind
+        the end of an answer, `lengths` [P, n], and the states that predicted each token, `hidden` [P, n, T, D]."""
+        answers: list[Tensor] = []
+        hidden: list[Tensor] = []
+        for prompt in self.prompts:
+            for some in images.split(BATCH):
+                prefill = self._model.prefill(self._store.tokens(some), prompt)
+                own = [torch.tensor(answer) for answer in self._model.answer(prefill, self._settings.tokens)]
+                hidden += self._model.follow(prefill, pad_sequence(own, batch_first=True)).float().cpu().unbind()
+                answers += own
+        shape = (len(self.prompts), len(images))
+        ids = pad_sequence(answers, batch_first=True)
+        lengths = torch.tensor([len(answer) for answer in answers])
+        states = pad_sequence(hidden, batch_first=True)
+        return {
+            "ids": ids.unflatten(0, shape),
+            "lengths": lengths.unflatten(0, shape),
+            "hidden": states.unflatten(0, shape),
+        }

@@ -1,0 +1,84 @@
+"""A frozen vision-language model as a teacher: a loss of compressed tokens, on the training images of a token store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tokconv.config.tree import Config, VlmConfig
+from tokconv.errors import ConfigError
+from tokconv.exports.answers.judge import VlmJudge
+from tokconv.exports.answers.last_epoch import JudgeSettings
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.next_tokens import NextTokens
+from tokconv.store.reader import TokenStore
+from tokconv.system.files import local_path
+
+JUDGED = 64
+"""Held-out images, at most, that epochs are compared on."""
+
+
+class VlmTeacher:
+    """The teacher of one store (`tokconv.training.loop.Teacher`), and the judge of what it has taught.
+
+    Args:
+        store: its training images are taught on, all of them.
+        config: `loss.vlm` names the model.
+        device: where the model runs.
+
+    Attributes:
+        name: a digest of model, prompts, answers and images.
+        judge: the same model on held-out images.
+
+    Raises:
+        DataError: the directory holds no model that can answer.
+        ConfigError: the prompts cannot be read, or the store does not hold the tokens that the model's projector reads.
+
+    Example:
+        >>> teacher = VlmTeacher(store, config, device)                                          # doctest: +SKIP
+        >>> tokconv.train(config, store, "runs/taught", teacher=teacher)                         # doctest: +SKIP
+    """
+
+    def __init__(self, store: TokenStore, config: Config, device: torch.device) -> None:
+        settings = teacher_settings(config.loss.vlm)
+        model = AnsweringModel(settings.model, device)
+        self._said = NextTokens(store, settings, model, store.train_indices)
+        self._places = {image: place for place, image in enumerate(store.train_indices.tolist())}
+        self.judge = VlmJudge(store, settings, device, model)
+        self.judge.check_tower(config)
+        self.name = self._said.name
+
+    def prepare(self, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read all tokens of every training image, once per store; `tell` is called with how many are done, and all."""
+        self._said.prepare(tell)
+
+    def __call__(self, compressed_bKC: Tensor, images_b: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean divergence over these images for one prompt that is drawn, a scalar.
+
+        Args:
+            compressed_bKC: in token units.
+            images_b: their indices in the store.
+        """
+        prompt = int(torch.randint(len(self._said.prompts), (1,), generator=generator))
+        places = torch.tensor([self._places[image] for image in images_b.tolist()])
+        return self._said.divergence(compressed_bKC, places, prompt)
+
+
+def teacher_settings(vlm: VlmConfig) -> JudgeSettings:
+    """Return the settings of a config. Raises ConfigError if its prompts cannot be read."""
+    assert vlm.model is not None
+    prompts = [vlm.prompts]
+    if vlm.prompts.endswith(".txt"):
+        try:
+            lines = local_path(vlm.prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"loss.vlm.prompts: {vlm.prompts} cannot be read ({type(error).__name__}); name a text file with one "
+                "per line, or write a prompt"
+            ) from error
+        prompts = [line.strip() for line in lines if line.strip()]
+    if not any(prompts):
+        raise ConfigError(f"loss.vlm.prompts: got {vlm.prompts!r}, which holds no prompt; write one")
+    return JudgeSettings(local_path(vlm.model).absolute(), tuple(prompts), JUDGED, vlm.tokens)
