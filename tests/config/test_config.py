@@ -158,7 +158,7 @@ def test_range_refuses_the_value_just_outside_and_accepts_the_edge(key: str, bou
         with pytest.raises(ConfigError) as from_value:
             with_values(Config(), {key: value})
         assert str(from_text.value) == str(from_value.value) == f"{key}: got {value!r}; {bound.rule}"
-    context = FEATURES if key == "data.extra_tokens" else {}
+    context = {"data.extra_tokens": FEATURES, "loss.weights.vlm": {"loss.vlm.model": "llava"}}.get(key, {})
     for value in inside:
         lines = [f"{name}={given}" for name, given in context.items()]
         assert get(compose([f"{key}={value!r}", *lines]), key) == value
@@ -223,8 +223,9 @@ def test_every_weight_has_its_loss() -> None:
         generator=torch.Generator(),
         workers=SINGLE_PROCESS,
     )
-    # The adversarial loss is weighed against the others: tests/training/test_adversary.py.
-    assert {term.name for term in terms} | {"wgan"} == {{"ae": "reconstruction"}.get(name, name) for name in weights}
+    # The adversarial loss is weighed against the others, and a teacher's comes from outside: test_adversary.py and
+    # test_teacher.py.
+    assert {term.name for term in terms} | {"wgan", "vlm"} == {{"ae": "reconstruction"}.get(name, name) for name in weights}
 
 
 def test_the_largest_seed_draws_and_the_next_is_refused_before_any_work() -> None:

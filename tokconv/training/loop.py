@@ -222,8 +222,8 @@ def _train_epoch(trainer: Trainer, batches: _Batches, epoch: int, runtime: Runti
     means = trainer.workers.mean(torch.stack(list(sums.values())))
     figures = {name: float(value) / batches.steps_per_epoch for name, value in zip(sums, means, strict=True)}
     seconds = time.monotonic() - start
-    images = batches.steps_per_epoch * batches.total
-    return {**figures, "epoch": epoch, "epochs": epochs, "train/images_per_second": images / seconds}
+    count = batches.steps_per_epoch * batches.total
+    return {**figures, "epoch": epoch, "epochs": epochs, "train/images_per_second": count / seconds}
 
 
 def _check_finite(figures: Figures, step: int) -> None:

@@ -8,6 +8,7 @@ greedy answer from all tokens. It needs no labels. What all tokens say is comput
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ VERSION = 1
 """Grows with every change of what is computed."""
 BATCH = 8
 """Images that the language model reads at once."""
-PART = 128
+PART = 32
 """Images in one file of what all tokens say: so many are lost if the process ends."""
 
 
@@ -65,7 +66,7 @@ class NextTokens:
             tell(number * PART, len(self.images))
             images = parts[number]
             file = f"vlm-{self._name(images)}.safetensors"
-            self._parts.append(computed_once(self._store, file, lambda images=images: self._refer(images), Tensors()))
+            self._parts.append(computed_once(self._store, file, partial(self._refer, images), Tensors()))
         tell(len(self.images), len(self.images))
 
     def divergence(self, compressed_bKC: Tensor, places: Tensor, prompt: int) -> Tensor:
