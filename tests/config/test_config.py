@@ -225,7 +225,8 @@ def test_every_weight_has_its_loss() -> None:
     )
     # The adversarial loss is weighed against the others, and a teacher's comes from outside: test_adversary.py and
     # test_teacher.py.
-    assert {term.name for term in terms} | {"wgan", "vlm"} == {{"ae": "reconstruction"}.get(name, name) for name in weights}
+    found = {term.name for term in terms} | {"wgan", "vlm"}
+    assert found == {{"ae": "reconstruction"}.get(name, name) for name in weights}
 
 
 def test_the_largest_seed_draws_and_the_next_is_refused_before_any_work() -> None:

@@ -50,8 +50,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def taught(model: Path, *more: str) -> Config:
-    named = [f"loss.vlm.model={model}", "loss.vlm.prompts='what is this ?'", "loss.vlm.tokens=3", "loss.weights.vlm=3000"]
-    return tokconv.compose([*SMALL, *named, *more])
+    named = [f"loss.vlm.model={model}", "loss.vlm.prompts='what is this ?'", "loss.vlm.tokens=3"]
+    return tokconv.compose([*SMALL, *named, "loss.weights.vlm=3000", *more])
 
 
 def pooled(tokens: Tensor, grid: int) -> Tensor:
