@@ -95,8 +95,8 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
     vlm = {"model": str(tmp_path / "llava"), "prompts": ["what is this ?"], "images": 4, "tokens": 2}
     tree = spec(
         tmp_path,
-        base=["training.epochs=2", "model.clip.image_size=null"],
-        search={"loss.weights.wgan": {"choice": [0, 0.01]}, "model.compressor.output_grid_size": {"choice": [4]}},
+        base=["training.epochs=2", "model.clip.image_size=null", f"loss.vlm.model={vlm['model']}", "loss.vlm.tokens=2"],
+        search={"loss.weights.vlm": {"float": [1, 2]}, "model.compressor.output_grid_size": {"choice": [4]}},
         objectives=OBJECTIVES,
         champions={"plug-in": {}},
         confirm={"seeds": 2},
@@ -109,6 +109,8 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
     for run in runs:
         assert [VLM_KL in row for row in run.history] == [False, False, True]
         assert run.figures[VLM_KL] > 0
+        # It also teaches.
+        assert run.history[-1]["train/vlm"] > 0
     [verdict] = result.verdicts
     assert all(row[VLM_KL] > 0 for row in verdict.baselines.values())
     award = verdict.award("plug-in")
@@ -128,5 +130,8 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
     make_processor().save_pretrained(tmp_path / "other")
     tree |= {"name": "refused", "vlm": {**vlm, "model": str(tmp_path / "other")}}
     with pytest.raises(ConfigError, match="its hidden layer is 3, that of the model's tower is 4"):
+        run_sweep(parse_spec(tree))
+    tree |= {"vlm": vlm, "base": tree["base"][:-2]}
+    with pytest.raises(ConfigError, match="no model that could teach"):
         run_sweep(parse_spec(tree))
     assert not (result.directory.parent / "refused-001").exists()

@@ -93,11 +93,12 @@ def _check_ends(key: str, kind: str, values: list[Any]) -> None:
 def _as_member(key: str, value: Any) -> Any:
     """Return the value as this key holds it.
 
-    A residual compressor allows every value of the other keys. Which values go together with a spec's base is checked
+    Beside these two, every value of the other keys is allowed. Which values go together with a spec's base is checked
     point by point.
     """
+    allowing = {"model.compressor.kind": "residual", "loss.vlm.model": "any"}
     try:
-        return get(with_values(Config(), {"model.compressor.kind": "residual", key: value}), key)
+        return get(with_values(Config(), {**allowing, key: value}), key)
     except ConfigError as error:
         raise SpecError(f"search.{error}") from error
 
