@@ -6,6 +6,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import NAME, NAME_RULE, new_numbered, newest_numbered, read_json_object, write_json
-from tokconv.system.terminal import progress_line
+from tokconv.system.terminal import ProgressLine, progress_line
 from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
 from tokconv.training.networks import OWN_STARTS, shown_baselines
@@ -102,7 +103,8 @@ def _train(
         measured = {name: {**row, **teacher.judge.baseline(grid, name)} for name, row in measured.items()}
     print(f"\nheld-out figures\n{_legend(measured['pooling'])}\n\n{_table_head(measured)}", flush=True)
     steps = 0
-    with progress_line("training") as line, progress_line("baselines") as bar:
+    with progress_line("training") as line, ExitStack() as bars:
+        bar: ProgressLine | None = None
 
         def progress(done: int, total: int) -> None:
             nonlocal steps
@@ -112,9 +114,10 @@ def _train(
 
         def measuring(done: int, total: int, what: str) -> None:
             nonlocal bar
-            if done == 0:
+            if bar is None or done == 0:
                 line.close()
-                bar = progress_line("baselines")
+                # Not before: it also says that its work goes on.
+                bar = bars.enter_context(progress_line("baselines"))
             bar(done, total, what)
 
         def report(figures: Metrics, _: Path | None) -> None:
