@@ -9,8 +9,8 @@ from typing import Any
 from tokconv.errors import printable
 from tokconv.evaluation.baselines.registry import title_of
 from tokconv.evaluation.figure import CARD
-from tokconv.evaluation.figures import shown_in
-from tokconv.evaluation.purposes import FIDELITY, PURPOSES
+from tokconv.evaluation.figures import VLM_KL, shown_in
+from tokconv.evaluation.purposes import FIDELITY, PLUG_IN, PURPOSES
 
 
 def model_card(description: Mapping[str, Any], place: Path) -> str:
@@ -71,8 +71,10 @@ def compared_line(description: Mapping[str, Any]) -> str:
         description: the content of config.json.
     """
     purpose = PURPOSES[FIDELITY]
-    wanted = description.get("evidence", {}).get("purpose", FIDELITY)
     figures, baselines = description["figures"], description["baselines"]
+    # A run that a vision-language model taught has its figure of the baselines, too.
+    own = PLUG_IN if any(VLM_KL in row for row in baselines.values()) else FIDELITY
+    wanted = description.get("evidence", {}).get("purpose", own)
     if wanted in PURPOSES and PURPOSES[wanted].figure(figures) is not None:
         purpose = PURPOSES[wanted]
     epochs = (
