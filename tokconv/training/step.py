@@ -38,9 +38,6 @@ class Teacher(Protocol):
     name: str
     """Tells apart what it teaches: a run that is resumed needs the same."""
 
-    def prepare(self, tell: Callable[[int, int], None] = ...) -> None:
-        """Read all tokens of every training image; `tell` is called with how many are done, and all."""
-
     def __call__(self, compressed_bKC: Tensor, images_b: Tensor, generator: torch.Generator, /) -> Tensor:
         """Return the mean distance over these images of the store, a scalar, from tokens in token units."""
 
@@ -86,7 +83,7 @@ class Trainer:
         wrap: `Runtime.wrap`.
         total_steps: length of the learning rate's schedule.
         workers: the group that takes each step together, and this process's place in it.
-        teacher: its distance is a loss if `loss.weights.vlm` is above 0.
+        teacher: its distance is a loss if `loss.weights.vlm` is above 0; None leaves that out, to time the other work.
     """
 
     def __init__(
@@ -181,7 +178,8 @@ class Trainer:
             generator=generator,
             workers=self.workers,
         )
-        if config.loss.weights.vlm > 0 and self.teacher is not None and images is not None:
+        if config.loss.weights.vlm > 0 and self.teacher is not None:
+            assert images is not None
             cells = self.compressor.standardise.restore(compressed.float())
             taught = partial(self.teacher, cells, images, generator)
             terms.append(LossTerm("vlm", config.loss.weights.vlm, taught))

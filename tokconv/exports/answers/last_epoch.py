@@ -1,4 +1,5 @@
-"""The judge of a trial's last epoch: light to import, because every process of a trial does, also without a judge."""
+"""The judge of a trial's last epoch, and where its teacher is: light to import, because every process of a trial does,
+also without either."""
 
 from __future__ import annotations
 
@@ -9,12 +10,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokconv.config.overrides import with_values
+from tokconv.config.tree import Config
 from tokconv.evaluation.codecs import Codec
 from tokconv.evaluation.evaluator import Figures
 from tokconv.store.reader import TokenStore
+from tokconv.system.files import local_path
 
 if TYPE_CHECKING:
     from tokconv.exports.answers.judge import VlmJudge
+
+PROMPTS_FILE = ".txt"
+"""The end of `loss.vlm.prompts` if that names a file."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +53,14 @@ class LastEpochJudge:
         from tokconv.exports.answers.judge import VlmJudge
 
         return VlmJudge(*self._arguments)
+
+
+def located(config: Config) -> Config:
+    """Return a config that names its teacher by whole paths, for processes that run elsewhere."""
+    vlm = config.loss.vlm
+    if vlm.model is None:
+        return config
+    whole = {"loss.vlm.model": str(local_path(vlm.model).absolute())}
+    if vlm.prompts.endswith(PROMPTS_FILE):
+        whole["loss.vlm.prompts"] = str(local_path(vlm.prompts).absolute())
+    return with_values(config, whole)

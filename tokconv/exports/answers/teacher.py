@@ -10,7 +10,7 @@ from torch import Tensor
 from tokconv.config.tree import Config, VlmConfig
 from tokconv.errors import ConfigError
 from tokconv.exports.answers.judge import VlmJudge
-from tokconv.exports.answers.last_epoch import JudgeSettings
+from tokconv.exports.answers.last_epoch import PROMPTS_FILE, JudgeSettings
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.next_tokens import NextTokens
 from tokconv.store.reader import TokenStore
@@ -21,7 +21,7 @@ JUDGED = 64
 
 
 class VlmTeacher:
-    """The teacher of one store (`tokconv.training.loop.Teacher`), and the judge of what it has taught.
+    """The teacher of one store (`tokconv.training.step.Teacher`), and the judge of what it has taught.
 
     Args:
         store: its training images are taught on, all of them.
@@ -70,7 +70,7 @@ def teacher_settings(vlm: VlmConfig) -> JudgeSettings:
     """Return the settings of a config. Raises ConfigError if its prompts cannot be read."""
     assert vlm.model is not None
     prompts = [vlm.prompts]
-    if vlm.prompts.endswith(".txt"):
+    if vlm.prompts.endswith(PROMPTS_FILE):
         try:
             lines = local_path(vlm.prompts).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:

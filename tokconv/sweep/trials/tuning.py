@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 from tokconv.config.tree import Config
 from tokconv.errors import SweepError
 from tokconv.evaluation.epochs import EpochRule
+from tokconv.exports.answers.last_epoch import located
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.events import FINISHED, Record
 from tokconv.sweep.record.layout import SweepDirectory
@@ -56,7 +57,7 @@ def tune(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with ray_cluster(dashboard=spec.resources.runner == "torch_trainer") as private:
         check_resources(spec.resources, private=private)
-        job = TrialJob(config, store, directory.trials, spec.resources, best, judge_settings(spec))
+        job = TrialJob(located(config), store, directory.trials, spec.resources, best, judge_settings(spec))
         if missing > 0:
             scheduler = None
             if spec.early_stopping is not None:
