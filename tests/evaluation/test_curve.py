@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tokconv.evaluation.curve import write_curve
+from tokconv.evaluation.figures import VLM_KL
 
 HISTORY = [
     {"epoch": 0, "epochs": 2, "val/fvu": 0.3, "val/swd": 0.2, "val/swd_floor": 0.01},
@@ -30,3 +32,12 @@ def test_without_matplotlib_there_is_the_table(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert write_curve(HISTORY, {}, tmp_path) == [tmp_path / "curve.csv"]
     assert not (tmp_path / "curve.png").exists()
+
+
+def test_what_a_language_model_taught_is_drawn_if_every_epoch_has_it(tmp_path: Path) -> None:
+    def width(history: list[dict[str, float]]) -> int:
+        return Image.open(write_curve(history, BASELINES, tmp_path)[1]).width
+
+    taught = [{**row, VLM_KL: 0.1 / (1 + row["epoch"])} for row in HISTORY]
+    assert width(taught) == pytest.approx(1.5 * width(HISTORY), abs=2)
+    assert width([*HISTORY[:2], taught[2]]) == width(HISTORY)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tokconv.errors import MissingExtraError, import_extra
 from tokconv.evaluation.baselines.registry import BASELINES
-from tokconv.evaluation.figures import FIGURES
+from tokconv.evaluation.figures import FIGURES, VLM_KL
 from tokconv.system.files import atomic_path, write_text
 
 CSV, PNG = "curve.csv", "curve.png"
-DRAWN = ("val/fvu", "val/swd")
-"""Every epoch has them."""
+DRAWN = (VLM_KL, "val/fvu", "val/swd")
+"""Those that every epoch has are drawn: the first one only where a vision-language model taught."""
 
 
 def write_curve(
@@ -39,10 +39,11 @@ def write_curve(
 
 
 def _draw(history: Sequence[Mapping[str, float]], baselines: Mapping[str, Mapping[str, float]], path: Path) -> Path:
-    figure = import_extra("matplotlib.figure", "sweep").Figure(figsize=(10, 4.2), layout="constrained")
+    drawn = [name for name in DRAWN if all(name in row for row in history)]
+    figure = import_extra("matplotlib.figure", "sweep").Figure(figsize=(5 * len(drawn), 4.2), layout="constrained")
     ticker = import_extra("matplotlib.ticker", "sweep")
     epochs = [row["epoch"] for row in history]
-    for axes, name in zip(figure.subplots(1, len(DRAWN)), DRAWN, strict=True):
+    for axes, name in zip(figure.subplots(1, len(drawn)), drawn, strict=True):
         entry = FIGURES[name]
         axes.plot(epochs, [row[name] for row in history], color="black", marker="o", markersize=4, label="this run")
         for baseline, figures in baselines.items():
