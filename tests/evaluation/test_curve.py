@@ -36,7 +36,8 @@ def test_without_matplotlib_there_is_the_table(tmp_path: Path, monkeypatch: pyte
 
 def test_what_a_language_model_taught_is_drawn_if_every_epoch_has_it(tmp_path: Path) -> None:
     def width(history: list[dict[str, float]]) -> int:
-        return Image.open(write_curve(history, BASELINES, tmp_path)[1]).width
+        with Image.open(write_curve(history, BASELINES, tmp_path)[1]) as image:
+            return image.width
 
     taught = [{**row, VLM_KL: 0.1 / (1 + row["epoch"])} for row in HISTORY]
     assert width(taught) == pytest.approx(1.5 * width(HISTORY), abs=2)
