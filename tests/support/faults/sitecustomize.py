@@ -26,13 +26,13 @@ def _break(module):
 
     step = module.Trainer.step
 
-    def faulty(self, tokens, number):
+    def faulty(self, tokens, number, images):
         kind = _fault(self.config.training.learning_rate)
         if kind is not None and number > 0:
             if kind == "hang":
                 time.sleep(3600)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return step(self, tokens, number)
+        return step(self, tokens, number, images)
 
     module.Trainer.step = faulty
 
