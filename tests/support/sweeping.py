@@ -125,7 +125,7 @@ class Driver:
             while not reached():
                 assert time.monotonic() < deadline
                 assert driver.poll() is None
-                time.sleep(0.2)
+                time.sleep(0.02)
         finally:
             driver.send_signal(signal.SIGKILL)
             driver.wait()

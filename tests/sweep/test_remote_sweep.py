@@ -30,7 +30,7 @@ from tokconv.system.storage import CACHE, Remote
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from botocore, Ray, MLflow and SQLAlchemy, in their own threads
 URL = "s3://tokconv/runs"
-EPOCHS = 16
+EPOCHS = 80
 
 
 @pytest.fixture
