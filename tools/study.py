@@ -42,7 +42,7 @@ TEXTILE = [*REAL, "data.root=runs/public/textile", "data.subset=900", "data.val_
 VIEWS = ["data.views=4", "model.clip.precision=bfloat16", "training.precision=bfloat16"]
 """Each training image in four views; half precision, which recent CPUs multiply several times as fast."""
 WIDE = ["model.autoencoder.hidden_dim=256", "model.autoencoder.num_layers=4"]
-"""A larger decoder, which an exported compressor does not hold."""
+"""A larger decoder, which using a compressor does not need."""
 BEST = [
     "training.epochs=15",
     "training.learning_rate=3e-3",

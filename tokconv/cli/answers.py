@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokconv.cli.options import Commands, add_device, command, place
 from tokconv.errors import ConfigError, MissingExtraError, StoreError, SweepError, printable
-from tokconv.system.files import local_path
+from tokconv.system.files import local_path, text_lines
 
 if TYPE_CHECKING:
     from tokconv.store.reader import TokenStore
@@ -173,9 +173,9 @@ def _store(named: Path | str | None, folders: Sequence[Path]) -> TokenStore:
 
 def _prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        found = text_lines(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--prompts: {path} cannot be read ({type(error).__name__}); name a text file") from error
-    if not (found := [line.strip() for line in lines if line.strip()]):
+    if not found:
         raise ConfigError(f"--prompts: {path} is empty; write one prompt per line")
     return found

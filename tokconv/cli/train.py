@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokconv.cli.train_tracking import track
 from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
@@ -26,6 +26,7 @@ from tokconv.evaluation.figure import TRAIN, Figure
 from tokconv.evaluation.figures import FIGURES, shown_in
 from tokconv.evaluation.protocol import check_resumable, other_protocol
 from tokconv.evaluation.purposes import FIDELITY, PLUG_IN, PURPOSES
+from tokconv.exports.answers.last_epoch import open_teacher
 from tokconv.models.windows import check_output_grid, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
@@ -35,11 +36,6 @@ from tokconv.training.checkpoint import load_state
 from tokconv.training.loop import check_store, run_trial
 from tokconv.training.networks import OWN_STARTS, shown_baselines
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
-
-if TYPE_CHECKING:
-    import torch
-
-    from tokconv.exports.answers.teacher import VlmTeacher
 
 RUNS = Path("runs/train")
 COLUMN = 13
@@ -96,7 +92,9 @@ def _train(
 ) -> None:
     """Train, and print the figures of every epoch; `times` takes when each was reported, in milliseconds since 1970."""
     grid, shown = config.model.compressor.output_grid_size, shown_baselines(config)
-    teacher = _teacher(config, store, resolve_device(device))
+    teacher = open_teacher(config, store, resolve_device(device))
+    if teacher is not None:
+        teacher.prepare_and_print()
     with progress_line("baselines") as line:
         measured = baseline_figures(store, grid, shown, full=False, steps=line)
     if teacher is not None:
@@ -131,30 +129,14 @@ def _train(
             on_progress=progress,
             resume=resume,
         )
-        if teacher is None:
-            run_trial(config, store, runtime, baseline_steps=measuring)
-        else:
-            run_trial(
-                config, store, runtime, (LOWEST_KL,), baseline_steps=measuring, judge=teacher.judge, teacher=teacher
-            )
+        rule, judge = (LOWEST_FVU, None) if teacher is None else (LOWEST_KL, teacher.judge)
+        run_trial(config, store, runtime, (rule,), baseline_steps=measuring, judge=judge, teacher=teacher)
         final = {name: {**measured[name], **row} for name, row in baseline_figures(store, grid, shown).items()}
         if final != measured:
             for row in _baseline_rows(final, measured):
                 line.message(row)
         # The bar is completed below the last epoch's figures, not above them.
         line(steps, steps)
-
-
-def _teacher(config: Config, store: TokenStore, device: torch.device) -> VlmTeacher | None:
-    """Return the vision-language model that teaches, which has read all tokens; None for none."""
-    if not config.loss.weights.vlm:
-        return None
-    from tokconv.exports.answers.teacher import VlmTeacher  # Its imports take three seconds.
-
-    teacher = VlmTeacher(store, config, device)
-    with progress_line("what the language model makes of all tokens") as line:
-        teacher.prepare(line)
-    return teacher
 
 
 def _newest_run(name: str) -> Path:

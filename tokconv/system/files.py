@@ -31,6 +31,12 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111 (see above)
 
 
+def text_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not blank, stripped. Raises OSError, ValueError."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to `path`; if the block succeeds, what was written there becomes `path`.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tokconv.config.tree import Config
 from tokconv.errors import CheckpointError
-from tokconv.evaluation.epochs import LOWEST_KL
+from tokconv.evaluation.epochs import LOWEST_FVU, LOWEST_KL
 from tokconv.evaluation.evaluator import Figures
 from tokconv.store.reader import TokenStore
 from tokconv.training.held_out import Judge
@@ -72,6 +72,5 @@ def train(
             on_epoch(dict(figures))
 
     runtime = LocalRuntime(Path(run_dir), device=device, resume=resume, on_report=on_report)
-    if teacher is None:
-        return run_trial(config, store, runtime)
-    return run_trial(config, store, runtime, (LOWEST_KL,), judge=teacher.judge, teacher=teacher)
+    rule, judge = (LOWEST_FVU, None) if teacher is None else (LOWEST_KL, teacher.judge)
+    return run_trial(config, store, runtime, (rule,), judge=judge, teacher=teacher)

@@ -19,6 +19,7 @@ from tokconv.system.files import local_path
 
 if TYPE_CHECKING:
     from tokconv.exports.answers.judge import VlmJudge
+    from tokconv.exports.answers.teacher import VlmTeacher
 
 PROMPTS_FILE = ".txt"
 """The end of `loss.vlm.prompts` if that names a file."""
@@ -53,6 +54,19 @@ class LastEpochJudge:
         from tokconv.exports.answers.judge import VlmJudge
 
         return VlmJudge(*self._arguments)
+
+
+def open_teacher(config: Config, store: TokenStore, device: torch.device) -> VlmTeacher | None:
+    """Return the teacher that a config names; None for none.
+
+    Raises:
+        DataError, ConfigError: as `VlmTeacher`.
+    """
+    if not config.loss.weights.vlm:
+        return None
+    from tokconv.exports.answers.teacher import VlmTeacher  # Its imports take three seconds.
+
+    return VlmTeacher(store, config, device)
 
 
 def located(config: Config) -> Config:

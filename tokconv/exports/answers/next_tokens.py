@@ -56,6 +56,7 @@ class NextTokens:
                 "holds one; a judge reads one per image"
             )
         check_store(store, model)
+        self._identity = identity_of(settings.model)
         self.name = self._name(images)
         self._parts: list[Mapping[str, Tensor]] = []
 
@@ -94,7 +95,7 @@ class NextTokens:
 
     def _name(self, images: Tensor) -> str:
         settings = self._settings
-        of_model = [VERSION, identity_of(settings.model), list(settings.prompts), images.tolist(), settings.tokens]
+        of_model = [VERSION, self._identity, list(settings.prompts), images.tolist(), settings.tokens]
         return digest(of_model)[:12]
 
     @torch.inference_mode()

@@ -14,7 +14,8 @@ from tokconv.exports.answers.last_epoch import PROMPTS_FILE, JudgeSettings
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.next_tokens import NextTokens
 from tokconv.store.reader import TokenStore
-from tokconv.system.files import local_path
+from tokconv.system.files import local_path, text_lines
+from tokconv.system.terminal import progress_line
 
 JUDGED = 64
 """Held-out images, at most, that epochs are compared on."""
@@ -54,6 +55,11 @@ class VlmTeacher:
         """Read all tokens of every training image, once per store; `tell` is called with how many are done, and all."""
         self._said.prepare(tell)
 
+    def prepare_and_print(self) -> None:
+        """Do the same with its progress on the console."""
+        with progress_line("what the language model makes of all tokens") as line:
+            self.prepare(line)
+
     def __call__(self, compressed_bKC: Tensor, images_b: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean divergence over these images for one prompt that is drawn, a scalar.
 
@@ -72,13 +78,12 @@ def teacher_settings(vlm: VlmConfig) -> JudgeSettings:
     prompts = [vlm.prompts]
     if vlm.prompts.endswith(PROMPTS_FILE):
         try:
-            lines = local_path(vlm.prompts).read_text(encoding="utf-8").splitlines()
+            prompts = text_lines(local_path(vlm.prompts))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"loss.vlm.prompts: {vlm.prompts} cannot be read ({type(error).__name__}); name a text file with one "
                 "per line, or write a prompt"
             ) from error
-        prompts = [line.strip() for line in lines if line.strip()]
     if not any(prompts):
         raise ConfigError(f"loss.vlm.prompts: got {vlm.prompts!r}, which holds no prompt; write one")
     return JudgeSettings(local_path(vlm.model).absolute(), tuple(prompts), JUDGED, vlm.tokens)

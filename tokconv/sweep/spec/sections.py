@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from tokconv.errors import SpecError, suggest
 from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.sweep.spec.outline import DEFAULT_SEEDS, MIN_SEEDS
-from tokconv.system.files import local_path
+from tokconv.system.files import local_path, text_lines
 
 LARGEST_SAMPLER_SEED = 2**31 - 1
 """numpy's generators take twice as much; a resumed sweep adds its number of trials."""
@@ -116,9 +116,8 @@ class Vlm(Section):
         if not isinstance(raw, str):
             return raw
         try:
-            lines = local_path(raw).read_text(encoding="utf-8").splitlines()
+            return text_lines(local_path(raw))
         except (OSError, ValueError) as error:
             raise SpecError(
                 f"vlm.prompts: {raw} cannot be read ({type(error).__name__}); name a text file, or write a list"
             ) from error
-        return [line.strip() for line in lines if line.strip()]

@@ -26,14 +26,13 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, DivergedError, MissingExtraError, SweepError, first_line
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
-from tokconv.exports.answers.last_epoch import JudgeSettings, LastEpochJudge
+from tokconv.exports.answers.last_epoch import JudgeSettings, LastEpochJudge, open_teacher
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.record.events import BEST
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec.sections import Resources
 from tokconv.sweep.trials.trainer import StoreTrainer, run_trainer
-from tokconv.sweep.trials.vlm import open_teacher
 from tokconv.sweep.trials.watchdog import Watchdog
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 from tokconv.system.storage import is_url

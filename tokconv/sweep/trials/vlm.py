@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING
 
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
-from tokconv.exports.answers.last_epoch import JudgeSettings
+from tokconv.exports.answers.last_epoch import JudgeSettings, open_teacher
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.spec.schema import Spec
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import local_path
-from tokconv.system.terminal import progress_line
 
 if TYPE_CHECKING:
-    import torch
-
     from tokconv.exports.answers.judge import VlmJudge
-    from tokconv.exports.answers.teacher import VlmTeacher
 
 
 def judge_settings(spec: Spec) -> JudgeSettings | None:
@@ -44,19 +40,6 @@ def open_judge(spec: Spec, config: Config, store: TokenStore) -> VlmJudge | None
     return judge
 
 
-def open_teacher(config: Config, store: TokenStore, device: torch.device) -> VlmTeacher | None:
-    """Return the teacher that a trial's config names; None for none.
-
-    Raises:
-        DataError, ConfigError: as `open_judge`.
-    """
-    if not config.loss.weights.vlm:
-        return None
-    from tokconv.exports.answers.teacher import VlmTeacher
-
-    return VlmTeacher(store, config, device)
-
-
 def prepare_teacher(spec: Spec, config: Config, store: TokenStore) -> None:
     """Let the teacher of a sweep's trials read all tokens before they start: they would wait for one another."""
     weight = "loss.weights.vlm"
@@ -65,5 +48,4 @@ def prepare_teacher(spec: Spec, config: Config, store: TokenStore) -> None:
     taught = with_values(config, {weight: config.loss.weights.vlm or 1.0})
     teacher = open_teacher(taught, store, resolve_device(None))
     assert teacher is not None
-    with progress_line("what the language model makes of all tokens") as line:
-        teacher.prepare(line)
+    teacher.prepare_and_print()
