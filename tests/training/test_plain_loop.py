@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokconv.config.overrides import compose
 from tokconv.store.reader import TokenStore
-from tokconv.training.step import Trainer
+from tokconv.training.step import Trainer, random_stream
 
 STEPS, IMAGES = 8, 10
 SMALL = [
@@ -41,7 +41,7 @@ def test_every_loss_of_every_step_equals_the_plain_one(tmp_path: Path, waste: Wa
         for own, other_own in zip(ours, theirs, strict=True):
             for group, other_group in zip(own.param_groups, other_own.param_groups, strict=True):
                 other_group["lr"] = group["lr"]
-        generator = torch.Generator().manual_seed((config.training.seed << 32) + step)
+        generator = random_stream(config.training.seed, step)
         standardised = other.compressor.standardise(tokens)
 
         def draw(generator: torch.Generator = generator, standardised: Tensor = standardised) -> tuple[Tensor, Tensor]:

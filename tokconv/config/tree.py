@@ -19,7 +19,7 @@ from tokconv.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 LARGEST_SEED = 2**32 - 1
-"""Random numbers of a step are drawn with `torch.Generator.manual_seed((seed << 32) + step)`, which takes 64 bits."""
+"""torch's CPU generator takes 32 bits of a seed, and would draw the same for one that differs in higher ones only."""
 
 
 @dataclass(kw_only=True)
@@ -193,7 +193,8 @@ class TrainingConfig:
     batch_size: int = key(16, at_least(1))
     """Images per step, of all workers together."""
     learning_rate: float = key(2e-3, above(0))
-    """Peak for compressor and decoder: it rises over the first tenth of the steps, then falls linearly to 2 %."""
+    """For compressor and decoder: it falls linearly to 2 %, and the first tenth of the steps warms up to it, so that at
+    most nine tenths of it are reached."""
     critic_learning_rate: float | None = key(None, above(0))
     """Peak for the critic; None is the learning rate."""
     critic_schedule: str = key("constant", one_of("constant", "linear"))

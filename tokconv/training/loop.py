@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokconv.config.overrides import saved_values
 from tokconv.config.tree import Config, flatten, to_dict
-from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError
+from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError, require_extra
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.evaluation.evaluator import Figures
 from tokconv.evaluation.figures import FIGURES
@@ -31,14 +31,14 @@ from tokconv.evaluation.protocol import PROTOCOL, check_resumable
 from tokconv.models.factorisation import check_rank
 from tokconv.models.windows import Windows, check_output_grid
 from tokconv.store.reader import TokenStore
-from tokconv.store.sample import check_varied
+from tokconv.store.sample import check_varied, check_windows
 from tokconv.system.memory import keep_freed_memory
 from tokconv.training import checkpoint as checkpoints
 from tokconv.training.best import BestEpochs
 from tokconv.training.held_out import BaselineSteps, HeldOutFigures, Judge
 from tokconv.training.networks import network_arguments
 from tokconv.training.runtime import Runtime
-from tokconv.training.step import Teacher, Trainer
+from tokconv.training.step import Teacher, Trainer, random_stream
 from tokconv.training.workers import Workers
 
 _EPOCH_STREAM = 1 << 31
@@ -93,6 +93,8 @@ def run_trial(
     """
     keep_freed_memory()
     check_store(config, store)
+    if config.loss.distribution == "sinkhorn" and config.loss.weights.distribution > 0:
+        require_extra("sinkhorn", "geomloss")
     if config.loss.weights.vlm > 0 and teacher is None:
         raise ConfigError("loss.weights.vlm: is above 0, but nothing teaches; give run_trial a teacher, or set it to 0")
     batches = _Batches(config, store, runtime)
@@ -159,7 +161,7 @@ def check_store(config: Config, store: TokenStore) -> None:
 
     Raises:
         ConfigError: the output grid does not fit the token grid, or the rank the output grid.
-        StoreError: the store has no training or no validation images, or no variance.
+        StoreError: the store has no training or no validation images, no variance, or a single window to learn from.
     """
     compressor = config.model.compressor
     check_output_grid(compressor.output_grid_size, store.token_grid)
@@ -168,6 +170,7 @@ def check_store(config: Config, store: TokenStore) -> None:
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: needs training and validation images; encode more of them")
     check_varied(store)
+    check_windows(store, compressor.output_grid_size)
 
 
 def check_batch(batch_size: int, num_images: int, workers: int) -> int:
@@ -203,7 +206,7 @@ class _Batches:
         A worker reads only its own part of each batch from the store. Images that do not fill a batch are left out of
         this epoch.
         """
-        generator = torch.Generator().manual_seed((self.seed << 32) + _EPOCH_STREAM + epoch)
+        generator = random_stream(self.seed, _EPOCH_STREAM + epoch)
         order = self.store.train_indices[torch.randperm(len(self.store.train_indices), generator=generator)]
         batches = order[: self.steps_per_epoch * self.total].split(self.total)
         own = [batch[self.first : self.first + self.size] for batch in batches]

@@ -29,7 +29,17 @@ from tokconv.training.workers import SINGLE_PROCESS, Workers
 WARM_UP = 0.1
 """Share of all steps in which the learning rate rises from 0."""
 LAST_LEARNING_RATE = 0.02
-"""From its peak on the learning rate falls linearly to this share of it."""
+"""The learning rate falls linearly, from the first step on, to this share of it after the last one."""
+_GOLDEN = 0x9E3779B1
+"""2**32 over the golden ratio: products with small numbers lie far apart."""
+
+
+def random_stream(seed: int, number: int) -> torch.Generator:
+    """Return the random numbers of one step or epoch order of a run with this `training.seed`.
+
+    Both are mixed into 32 bits, which is all that torch's CPU generator (mt19937) takes of a seed.
+    """
+    return torch.Generator().manual_seed((seed * _GOLDEN + number) % 2**32)
 
 
 class Teacher(Protocol):
@@ -156,7 +166,7 @@ class Trainer:
         """
         self._set_learning_rate(step)
         config = self.config
-        generator = torch.Generator().manual_seed((config.training.seed << 32) + step)
+        generator = random_stream(config.training.seed, step)
         if len(self.compressor.grids) > 1:
             drawn = torch.randint(len(self.compressor.grids), (1,), generator=generator)
             select_grid(self.compressor, self.decoder, self.compressor.grids[int(drawn)])
