@@ -59,8 +59,9 @@ def with_a_wrong_channel(sides: Sides) -> Sides:
 
 def aucs(compressed: Sides) -> tuple[float, float, float]:
     real = tokens(1)
-    mean, matrix = whitening_of(real.train.flatten(0, 1))
-    white = real.mapped(mean, matrix).tokens(), compressed.mapped(mean, matrix).tokens()
+    flat = real.train.flatten(0, 1).double()
+    found = whitening_of(flat.mean(0), torch.cov(flat.T, correction=0))
+    white = real.mapped(*found.values()).tokens(), compressed.mapped(*found.values()).tokens()
     return (
         two_sample_auc(real.tokens(), compressed.tokens(), TOKENS),
         two_sample_auc(*white, TOKENS),

@@ -97,3 +97,15 @@ def test_a_value_that_the_caller_rejects_is_damage(store: TokenStore) -> None:
 
     with pytest.raises(StoreError, match=r"damaged \(a row is missing\); remove it"):
         computed_once(store, "f.json", lambda: ROWS, FORM, check=reject)
+
+
+def test_what_is_there_is_read_without_writing(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared store may be read-only."""
+    computed_once(store, "f.json", lambda: ROWS, FORM)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("tokconv.store.cache.FileLock", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert computed_once(store, "f.json", not_again, FORM) == ROWS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import multiprocessing
@@ -117,11 +116,15 @@ def test_zero_tokens_survive_int8() -> None:
     assert out.eq(0).all()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "value"), [("float16", 1e5), *itertools.product(["float16", "int8"], [math.nan, math.inf])]
-)
-def test_tokens_that_do_not_fit_are_refused(dtype: str, value: float) -> None:
-    with pytest.raises(StoreError, match=r"data\.dtype"):
+def test_tokens_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(StoreError, match=r"data\.dtype=bfloat16"):
+        pack(torch.full((1, 1, 2), 1e5), "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_tokens_that_are_not_finite_are_refused_for_what_they_are(dtype: str, value: float) -> None:
+    with pytest.raises(StoreError, match=r"not finite; use model\.clip\.precision=float32"):
         pack(torch.full((1, 1, 2), value), dtype)
 
 

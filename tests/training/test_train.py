@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from support.stores import write_store
 
 from tokconv.config.overrides import compose, from_dict, with_values
 from tokconv.config.tree import Config
-from tokconv.errors import CheckpointError, ConfigError, DivergedError
+from tokconv.errors import CheckpointError, ConfigError, DivergedError, MissingExtraError, StoreError
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.figure import VLM
 from tokconv.evaluation.figures import FIGURES, OBJECTIVES
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.store.reader import TokenStore
 from tokconv.training import checkpoint as checkpoints
-from tokconv.training.loop import run_trial
+from tokconv.training.loop import check_store, run_trial
 from tokconv.training.runtime import LocalRuntime, Metrics, checkpoints_of
-from tokconv.training.step import Trainer
+from tokconv.training.step import Trainer, random_stream
 
 SMALL = [*networks.SMALL, "training.epochs=4", "loss.weights.wgan=0.05"]
 
@@ -202,3 +203,37 @@ def test_state_is_plain_json(store: TokenStore, config: Config, tmp_path: Path) 
     state = json.loads((path / "state.json").read_text())
     assert from_dict(state["config"]) == config
     assert state["store_fingerprint"] == store.fingerprint
+
+
+def test_seeds_differ_in_the_order_of_images_and_in_every_draw(store: TokenStore, tmp_path: Path) -> None:
+    """Also where no weight starts at random: torch takes only 32 bits of a seed."""
+    linear = ["model.compressor.use_residual=false", "model.autoencoder.kind=linear", "loss.weights.wgan=0"]
+    found = []
+    for seed in (0, 1):
+        config = compose([*SMALL, *linear, "training.epochs=1", f"training.seed={seed}"])
+        found.append(run_trial(config, store, LocalRuntime(tmp_path / str(seed), device="cpu")).figures["val/fvu"])
+    assert found[0] != found[1]
+    draws = {tuple(torch.randperm(64, generator=random_stream(seed, 5)).tolist()) for seed in range(50)}
+    assert len(draws) == 50
+
+
+def test_a_loss_whose_package_is_missing_is_refused_before_anything_is_written(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "geomloss", None)
+    with pytest.raises(MissingExtraError, match="sinkhorn"):
+        run_trial(
+            compose([*SMALL, "loss.distribution=sinkhorn", "loss.weights.distribution=1"]),
+            store,
+            LocalRuntime(tmp_path / "run", device="cpu"),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_single_window_is_refused(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", num_images=2)
+    assert len(store.train_indices) == 1
+    with pytest.raises(StoreError, match="a single window"):
+        check_store(compose([*SMALL, "model.compressor.output_grid_size=1"]), store)
+    with pytest.raises(StoreError, match="a single window"):
+        baseline_figures(store, 1)

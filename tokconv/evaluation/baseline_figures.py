@@ -14,7 +14,7 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import check_output_grid
 from tokconv.store.cache import JsonFigures, Rows, computed_once
 from tokconv.store.reader import TokenStore
-from tokconv.store.sample import check_varied
+from tokconv.store.sample import check_varied, check_windows
 
 SHORTFALL = "pca_shortfall"
 """Figure of both window PCAs: the estimated share of the optimum's captured variance that a randomised fit misses."""
@@ -59,6 +59,7 @@ def baseline_figures(
     if not len(store.train_indices) or not len(store.val_indices):
         raise StoreError(f"{store.path}: baselines need training and validation images; encode more of them")
     check_varied(store)
+    check_windows(store, output_grid)
     wanted = available(store, output_grid) if names is None else [BASELINES[name] for name in names]
     evaluator = cache(partial(Evaluator, store, output_grid))
 

@@ -6,7 +6,6 @@ floors are the AUCs of a second such draw against the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
@@ -18,8 +17,9 @@ from tokconv.evaluation.heldout import Batch
 from tokconv.evaluation.two_sample import JudgeSize, Sides, two_sample_auc
 from tokconv.models.windows import Windows
 from tokconv.store.cache import JsonFigures, Rows, Tensors, computed_once, has_shapes
+from tokconv.store.covariance import token_moments
 from tokconv.store.reader import TokenStore
-from tokconv.store.sample import standardised_batches, training_sample
+from tokconv.store.sample import training_sample
 
 TOKENS = JudgeSize(width=64, steps=600, batch=256, rate=1.5e-2)
 WHITE = JudgeSize(width=64, steps=300, batch=256, rate=1e-2)
@@ -132,9 +132,10 @@ class TokenLikeness:
     def _whitening(self) -> tuple[Tensor, Tensor]:
         """Mean [C] and matrix [C, C]: (tokens - mean) @ matrix are uncorrelated with unit variance."""
         store = self.store
+        # The same on every machine and for any number of threads, as the signs of computed eigenvectors are not.
         check = has_shapes({"mean": (store.dim,), "matrix": (store.dim, store.dim)})
         name = f"whitening-p{protocol.PROTOCOL}.safetensors"
-        tensors = computed_once(store, name, lambda: _whiten(store), Tensors(), check=check)
+        tensors = computed_once(store, name, lambda: whitening_of(*token_moments(store)), Tensors(), check=check)
         return tensors["mean"].to(self.device), tensors["matrix"].to(self.device)
 
 
@@ -154,25 +155,12 @@ def quick_auc(real_nC: Tensor, compressed_nC: Tensor, images_n: Tensor) -> float
     return sum(values) / 2
 
 
-def whitening_of(tokens_nC: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean [C] and matrix [C, C]: of (tokens - mean) @ matrix the channels are uncorrelated, with variance 1."""
-    return _whitening([tokens_nC])
-
-
-def _whitening(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    count, total, square = 0, torch.zeros(()), torch.zeros(())
-    for rows in batches:
-        count, total = count + len(rows), total + rows.sum(0, dtype=torch.float64)
-        square = square + (rows.T @ rows).double()
-    mean = total / count
-    variances, axes = torch.linalg.eigh(square / count - torch.outer(mean, mean))
+def whitening_of(mean: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+    """Return `mean` [C] and `matrix` [C, C], float32: after (tokens - mean) @ matrix the channels of tokens with these
+    moments (float64) are uncorrelated, with variance 1."""
+    variances, axes = torch.linalg.eigh(covariance)
     smallest = max(float(SMALLEST_VARIANCE * variances.max()), torch.finfo(torch.float32).tiny)
-    return mean.float(), (axes / variances.clamp_min(smallest).sqrt()).float()
-
-
-def _whiten(store: TokenStore) -> dict[str, Tensor]:
-    mean, matrix = _whitening(batch.flatten(0, 1) for batch in standardised_batches(store, training_sample(store)))
-    return {"mean": mean, "matrix": matrix}
+    return {"mean": mean.float(), "matrix": (axes / variances.clamp_min(smallest).sqrt()).float()}
 
 
 def _check(rows: Rows) -> None:

@@ -111,15 +111,17 @@ def computed_once(
         StoreError: the file is damaged, or has another origin.
     """
     path, wanted = store.derived_dir / name, {**(origin or {}), "store": store.fingerprint}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            with atomic_path(path) as temporary:
-                form.write(temporary, compute(), wanted)
-        try:
-            value, found = form.read(path)
-        except DAMAGE as error:
-            raise StoreError(f"{path}: damaged ({first_line(error)}); {ADVICE}") from error
+    # A store that is full of what it needs may be read-only.
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                with atomic_path(path) as temporary:
+                    form.write(temporary, compute(), wanted)
+    try:
+        value, found = form.read(path)
+    except DAMAGE as error:
+        raise StoreError(f"{path}: damaged ({first_line(error)}); {ADVICE}") from error
     if found != wanted:
         others = [
             f"{key} {found.get(key)!r}, not {wanted.get(key)!r}"

@@ -13,14 +13,19 @@ from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-VERSION = 1
+VERSION = 2
 """Grows with every change of what is computed, so that older files are not read."""
 SMALLEST_VARIANCE = 1e-6
 """Share of the largest variance below which a direction is treated as noise and not enlarged further."""
 
 
 def token_covariance(store: TokenStore) -> Tensor:
-    """Return the covariance of standardised tokens, [C, C] float64, computed once beside the store.
+    """Return the covariance of standardised tokens, [C, C] float64. Raises StoreError as `token_moments`."""
+    return token_moments(store)[1]
+
+
+def token_moments(store: TokenStore) -> tuple[Tensor, Tensor]:
+    """Return mean [C] and covariance [C, C] of standardised tokens, float64, computed once beside the store.
 
     Raises:
         StoreError: the file is damaged.
@@ -28,21 +33,22 @@ def token_covariance(store: TokenStore) -> Tensor:
     tensors = computed_once(
         store,
         f"covariance-v{VERSION}.safetensors",
-        lambda: {"covariance": _measure(store)},
+        lambda: _measure(store),
         Tensors(),
-        check=has_shapes({"covariance": (store.dim, store.dim)}),
+        check=has_shapes({"mean": (store.dim,), "covariance": (store.dim, store.dim)}),
     )
-    return tensors["covariance"]
+    return tensors["mean"], tensors["covariance"]
 
 
-def _measure(store: TokenStore) -> Tensor:
+def _measure(store: TokenStore) -> dict[str, Tensor]:
     square, total, count = torch.zeros(store.dim, store.dim, dtype=torch.float64), torch.zeros(store.dim).double(), 0
     for tokens_BNC in standardised_batches(store, training_sample(store)):
         flat = tokens_BNC.flatten(0, 1)
         square += flat.T @ flat
         total += flat.sum(0, dtype=torch.float64)
         count += len(flat)
-    return square / count - torch.outer(total / count, total / count)
+    mean = total / count
+    return {"mean": mean, "covariance": square / count - torch.outer(mean, mean)}
 
 
 def whitening(covariance: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -151,6 +151,8 @@ def pack(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
     Raises:
         StoreError: a value is not finite, or too large for the dtype.
     """
+    if not torch.isfinite(tokens).all():
+        raise StoreError("the tower makes tokens that are not finite; use model.clip.precision=float32")
     if dtype == "int8":
         # One scale per token: CLIP's tokens differ in norm far more than their channels do.
         scale = tokens.float().abs().amax(dim=-1, keepdim=True) / 127

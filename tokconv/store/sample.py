@@ -42,6 +42,12 @@ def check_varied(store: TokenStore) -> None:
     )
 
 
+def check_windows(store: TokenStore, output_grid: int) -> None:
+    """Raise StoreError if the training images have a single window at this grid: one has no variance."""
+    if len(store.train_indices) * output_grid**2 < 2:
+        raise StoreError(f"{store.path}: its only training image is a single window at grid 1; encode more images")
+
+
 def standardised_batches(store: TokenStore, indices: Tensor) -> Iterator[Tensor]:
     """Yield the standardised tokens [b, N, C] float32 of these images, in order."""
     for tokens in store.batches(indices.split(BATCH)):
