@@ -106,7 +106,7 @@ def writer(root: Path, uri: str | None = None, messages: list[str] | None = None
 
 
 def deliver(root: Path, uri: str | None = None) -> Delivery:
-    delivery = writer(root, uri).close(30)
+    delivery = writer(root, uri).close(60)
     assert delivery.complete, delivery
     return delivery
 
@@ -189,8 +189,8 @@ class Flaky:
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             when = self._numbers.random()
-            result = None if when < 0.08 else getattr(self._inner, name)(*args, **kwargs)
-            if when < 0.16:
+            result = None if when < 0.05 else getattr(self._inner, name)(*args, **kwargs)
+            if when < 0.1:
                 self.failures += 1
                 raise ConnectionError("lost")
             return result

@@ -39,6 +39,7 @@ from support.tracked import (
 
 from tokconv import load_compressor
 from tokconv.errors import SweepError
+from tokconv.exports.artefact import FILES
 from tokconv.sweep.tracking import follower, mlflow_runs
 from tokconv.sweep.tracking import mlflow_writer as tracking
 from tokconv.sweep.tracking.mlflow_connection import (
@@ -379,7 +380,7 @@ def test_a_run_that_wins_twice_is_one_version_with_an_alias_per_purpose(root: Pa
     start_sweep(record)
     for uid in ("00000", "00003"):
         run_trial(record, uid)
-    known = {"export": str(export), "meets_targets": True, "evidence": "proven"}
+    known = {"export": str(export), "meets_targets": True, "evidence": "proven", "epoch": 3}
     both = {purpose: {**known, "trial": "00003", "run": "00003"} for purpose in ("fidelity", "plug-in")}
     adapted = {**known, "trial": "00000", "run": "00000"}
     for champions in ({"2": {**both, "adapted": adapted}}, {"2": {"fidelity": both["fidelity"]}}):
@@ -589,3 +590,24 @@ def test_a_slow_server_that_answers_500_gets_everything_once(root: Path, export:
     finally:
         proxy.close()
         server.kill()
+
+
+def test_a_run_that_wins_at_two_epochs_is_a_version_for_each(root: Path, export: Path) -> None:
+    record, best = new_record(root), write_export(root / "best", seed=1)
+    start_sweep(record)
+    run_trial(record, "00003")
+    known = {"trial": "00003", "run": "00003", "meets_targets": True, "evidence": "proven"}
+    champions = {
+        "fidelity": {**known, "export": str(best), "epoch": 2},
+        "plug-in": {**known, "export": str(export), "epoch": 3},
+    }
+    for _ in range(2):
+        record.append("sweep_ended", state="finished", champions={"2": champions}, evidence={}, artifacts=None)
+        deliver(root)
+    reader = client(root)
+    assert len(reader.search_model_versions("")) == 2
+    for alias, folder, epoch in (("champion", best, "2"), ("plug-in", export, "3")):
+        version = reader.get_model_version_by_alias("tokconv-demo-2x2", alias)
+        assert version.tags["tokconv.epoch"] == epoch
+        held = next(Path(path_of(version.source)).rglob(FILES["compressor"]))
+        assert held.read_bytes() == (folder / FILES["compressor"]).read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokconv import __version__
 from tokconv.errors import printable
 from tokconv.evaluation.protocol import protocol_of
-from tokconv.evaluation.purposes import FIDELITY
+from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
 from tokconv.sweep.record.events import Event, relative_place
 from tokconv.sweep.tracking.mlflow_runs import MISSING
@@ -27,14 +27,16 @@ ALIASES = {FIDELITY: (FIDELITY, "champion")}
 """Purpose -> the aliases of its champion, if they are not its name alone. Earlier versions knew one purpose and called
 its champion `champion`."""
 PURPOSES_TAG = "tokconv.purposes"
-"""Tag of a version: the purposes that its run was judged for, separated by spaces."""
+"""Tag of a version: the purposes that it was judged for, separated by spaces."""
+EPOCH_TAG = "tokconv.epoch"
+"""Tag of a version: the epoch of its run that was exported. Versions of earlier tokconvs lack it."""
 MOST_TAG = 5000
 """Characters that a tag holds."""
 WON_TAG = "tokconv.champion"
 """Tag of a trial's run: what the trial won, with the evidence, as in `fidelity: proven (3)`."""
 MOST_WINNERS = 10_000
 MODEL_PATH = "model"
-"""The model's directory among the artifacts of the trial's run."""
+"""The model's directory among the artifacts of the trial's run; other epochs of the run have their number behind it."""
 SERVING = Path(__file__).with_name("serving.py")
 
 
@@ -77,8 +79,8 @@ def register_all(
     for grid, evidence in evidence_of(event).items():
         for purpose, words in evidence.items():
             client.set_tag(sweep_run, f"tokconv.evidence.{grid}x{grid}.{purpose}", words[:MOST_TAG])
-            if purpose not in champions.get(grid, {}):
-                withdraw(client, f"tokconv-{experiment}-{grid}x{grid}", sweep_run, purpose)
+        others = PURPOSES.keys() - champions.get(grid, {}).keys()
+        withdraw(client, f"tokconv-{experiment}-{grid}x{grid}", sweep_run, others)
 
 
 def mark_winners(
@@ -113,16 +115,16 @@ def register(
 ) -> None:
     """Register the compressor of a trial's run, and let the alias of its purpose point at it.
 
-    A run has one version, however often this is called and for however many purposes. The alias stays where it is if
-    another sweep has a newer version for this purpose: delivering an old sweep again must not replace the present
-    champion. Only a proven champion gets the alias.
+    An epoch of a run has one version, however often this is called; purposes that are judged at the same epoch share
+    it. The alias stays where it is if another sweep has a newer version for this purpose: delivering an old sweep again
+    must not replace the present champion. Only a proven champion gets the alias.
 
     Args:
         name: the name of the registered model.
         run_id: the id of the trial's run.
         sweep_run: the id of its parent run.
-        champion: `export` (the directory that `tokconv.export` wrote), `meets_targets` and `evidence`. An export
-            that is gone is named in a tag of the run.
+        champion: `export` (the directory that `tokconv.export` wrote), its `epoch`, `meets_targets` and `evidence`. An
+            export that is gone is named in a tag of the run.
         purpose: what it is the champion for.
 
     Raises:
@@ -134,7 +136,9 @@ def register(
         client.set_tag(run_id, MISSING, printable(export))
         return
     description = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    epoch = str(champion.get("epoch", ""))
     tags = {
+        EPOCH_TAG: epoch,
         "ratio": shown(description["figures"]["compression_ratio"]),
         "fvu": shown(description["figures"]["val/fvu"]),
         "meets_targets": str(champion["meets_targets"]).lower(),
@@ -145,17 +149,19 @@ def register(
     client.set_tag(run_id, f"tokconv.evidence.{purpose}", champion["evidence"])
     _create_model(client, name, _note(description, name))
     versions = client.search_model_versions(f"name = '{name}'")
-    version = next((found for found in versions if found.run_id == run_id), None)
+    of_run = [found for found in versions if found.run_id == run_id]
+    version = next((found for found in of_run if found.tags.get(EPOCH_TAG, epoch) == epoch), None)
     judged_for = set() if version is None else set(version.tags.get(PURPOSES_TAG, "").split())
     tags[PURPOSES_TAG] = " ".join(sorted({*judged_for, purpose}))
     if version is None:
-        source = upload_model(client, run_id, export, description)
+        place = f"{MODEL_PATH}-epoch-{epoch}" if of_run else MODEL_PATH
+        source = upload_model(client, run_id, export, description, place)
         version = client.create_model_version(name, source, run_id, tags)
     else:
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
     if champion["evidence"] != PROVEN:
-        withdraw(client, name, sweep_run, purpose)
+        withdraw(client, name, sweep_run, [purpose])
         return
     # Versions of earlier tokconvs have no such tag, and were for fidelity.
     others = [found for found in versions if found.tags.get("tokconv.sweep_run") != sweep_run]
@@ -165,17 +171,21 @@ def register(
             client.set_registered_model_alias(name, alias, version.version)
 
 
-def withdraw(client: MlflowClient, name: str, sweep_run: str, purpose: str = FIDELITY) -> None:
-    """Remove the aliases of a purpose from a version of this sweep, which an earlier judgement gave them."""
+def withdraw(client: MlflowClient, name: str, sweep_run: str, purposes: Collection[str]) -> None:
+    """Remove the aliases of these purposes from versions of this sweep, which an earlier judgement gave them."""
+    aliases = {alias for purpose in purposes for alias in ALIASES.get(purpose, (purpose,))}
     for model in client.search_registered_models(f"name = '{name}'"):
-        for alias in ALIASES.get(purpose, (purpose,)):
-            version = model.aliases.get(alias)
-            if version and client.get_model_version(name, version).tags.get("tokconv.sweep_run") == sweep_run:
+        for alias in sorted(aliases & model.aliases.keys()):
+            version = client.get_model_version(name, model.aliases[alias])
+            if version.tags.get("tokconv.sweep_run") == sweep_run:
                 client.delete_registered_model_alias(name, alias)
 
 
-def upload_model(client: MlflowClient, run_id: str, export: Path, description: Mapping[str, Any]) -> str:
+def upload_model(client: MlflowClient, run_id: str, export: Path, description: Mapping[str, Any], place: str) -> str:
     """Add the pyfunc model to a run: the code of `serving.py`, the export as its artifact, nothing pickled.
+
+    Args:
+        place: its directory among the run's artifacts.
 
     Returns:
         The URI of the model.
@@ -191,7 +201,7 @@ def upload_model(client: MlflowClient, run_id: str, export: Path, description: M
     float32, dim = np.dtype(np.float32), sizes["dim"]
     with tempfile.TemporaryDirectory(prefix="tokconv-") as scratch:
         save_model(
-            f"{scratch}/{MODEL_PATH}",
+            f"{scratch}/{place}",
             python_model=str(SERVING),
             # A plain path would be unquoted, and MLflow would look for another folder.
             artifacts={"model_dir": file_uri(export)},
@@ -203,7 +213,7 @@ def upload_model(client: MlflowClient, run_id: str, export: Path, description: M
             pip_requirements=[f"tokconv=={__version__}", f"torch=={installed('torch').split('+')[0]}"],
         )
         client.log_artifacts(run_id, scratch)
-    return f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
+    return f"{client.get_run(run_id).info.artifact_uri}/{place}"
 
 
 def _note(description: Mapping[str, Any], name: str) -> str:

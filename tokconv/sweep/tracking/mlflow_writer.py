@@ -2,7 +2,7 @@
 
 One writer, in the driver, follows the sweep's own record. A tracking server that is away therefore neither holds up the
 sweep nor loses anything, and delivering the record twice adds nothing: a run is identified by its tags, a metric point
-by (key, time, step, value), a model version by its run.
+by (key, time, step, value), a model version by run and epoch.
 
     tags of a run   tokconv.kind (sweep | trial | confirm | baseline), tokconv.sweep, tokconv.protocol, tokconv.state,
                     tokconv.reason; tokconv.champion on the runs of winners, tokconv.evidence.PURPOSE on the run of an
