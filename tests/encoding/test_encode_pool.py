@@ -188,3 +188,14 @@ def test_ray_is_imported_only_for_a_pool(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+
+
+def test_a_cluster_of_other_versions_is_reported_with_them(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_version(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.11.1")
+
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setattr(ray, "init", other_version)
+    with pytest.raises(ClusterError, match=r"Version mismatch: The cluster was started with: Ray: 2\.9\.0"):
+        encode_with_pool(config, Encoders())

@@ -140,7 +140,6 @@ def snapshot(
         epochs=EPOCHS,
         started=0,
         last=0,
-        epochs_in_run=0,
         trials={trial.uid: trial for trial in trials},
         confirmations={},
         refused={},

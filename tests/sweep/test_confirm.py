@@ -10,20 +10,24 @@ import pytest
 import yaml
 from scipy.special import stdtrit
 from scipy.stats import ttest_1samp
+from support.artefacts import write_export
 from support.one_ray import one_ray
 from support.sweeping import WINS, champions, events, spec
 from support.trials import TOKEN_GRID, baselines, trial
 
 from tokconv.errors import SpecError
 from tokconv.exports.artefact import read_config
-from tokconv.sweep.judge.confirmations import missing_confirmations
+from tokconv.exports.champions import champions_in
+from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
 from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN, gather_evidence, intervals
+from tokconv.sweep.judge.exports import export_champions
 from tokconv.sweep.judge.student import two_sided_quantile
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
-from tokconv.sweep.spec.rules import Rules
+from tokconv.sweep.spec.rules import Rule, Rules
 
 SEED = "training.seed"
 WINNER = trial("00000", fvu=0.02, swd=0.09)
@@ -124,6 +128,26 @@ def test_fresh_seeds_are_asked_for_once() -> None:
     again = missing_confirmations(verdicts, trials, done, seeds=3, base_seed=0)
     assert [(config["uid"], config["values"][SEED]) for config in again] == [("c06-2", 2), ("c06-3", 3)]
     assert missing_confirmations(verdicts, trials, {}, seeds=0, base_seed=0) == []
+
+
+def test_confirmations_that_are_no_longer_wanted_end(tmp_path: Path) -> None:
+    for seeds, state in ((3, "running"), (0, "pruned")):
+        record = Record(tmp_path / f"{seeds}.jsonl")
+        record.append("sweep_started", token_grid=TOKEN_GRID)
+        record.append("trial_started", trial="c06-1", values={SEED: 1}, grid=6, ratio=16.0, confirms=WINNER.uid)
+        verdicts = judge([WINNER], Rules(), TOKEN_GRID, baselines(6), seeds=seeds)
+        end_stale_confirmations(record, verdicts, seeds=seeds)
+        assert record.confirmations["c06-1"].state == state
+        record.close()
+
+
+def test_a_purpose_that_is_no_longer_judged_keeps_no_export(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path)
+    for purpose in ("fidelity", "plug-in"):
+        write_export(directory.champion(6, purpose))
+    waiting = judge([WINNER], Rules({"fidelity": Rule()}), TOKEN_GRID, baselines(6), seeds=3)
+    assert export_champions(waiting, directory, allow_unproven=False) == {}
+    assert [purpose for _, purpose in champions_in(tmp_path)] == ["fidelity"]
 
 
 @pytest.mark.parametrize("confirm", [{"seeds": 1}, {"seeds": "many"}, {"sees": 3}, 3, {"seeds": math.inf}])

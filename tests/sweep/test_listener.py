@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,7 @@ class Desk:
         self.finished: list[tuple[str, dict[str, float], str]] = []
         self.broken: dict[str, Exception] = {}
         self.seen: list[int] = []
+        self.before_finish: Callable[[], None] = lambda: None
         self.listener = Listener(
             self.record,
             token_grid=24,
@@ -40,6 +41,7 @@ class Desk:
         )
 
     def finish(self, trial: TrialRecord) -> Path:
+        self.before_finish()
         self.finished.append((trial.uid, trial.figures, threading.current_thread().name))
         if trial.uid in self.broken:
             raise self.broken[trial.uid]
@@ -179,6 +181,26 @@ def test_a_failed_export_is_raised_at_the_end_and_spares_the_others(desk: Desk) 
         desk.listener.close()
     assert [event["trial"] for event in desk.events("trial_artifacts")] == ["00001", "00003"]
     assert [event["state"] for event in desk.events("trial_ended")] == ["complete"] * 4
+
+
+def test_after_an_error_the_exports_that_wait_are_left_to_the_next_driver(desk: Desk) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        at_work.set()
+        assert go_on.wait(10)
+
+    def interrupted() -> None:
+        for number in range(3):
+            desk.run(f"{number:05d}")
+        assert at_work.wait(10)
+        threading.Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
+
+    desk.before_finish = wait
+    with pytest.raises(KeyboardInterrupt), desk.listener:
+        interrupted()
+    assert [event["trial"] for event in desk.events("trial_artifacts")] == ["00000"]
 
 
 def test_tune_may_pickle_it(desk: Desk) -> None:

@@ -140,3 +140,14 @@ def test_what_is_hidden_does_not_widen_an_axis_until_it_is_shown() -> None:
     set_axes(figure, x="linear", y="linear")
     assert figure.layout.yaxis.range[1] < 3
     assert figure.layout.meta["wide"]["yaxis"]["range"][1] > 1000
+
+
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_an_axis_has_room_for_whole_intervals(scale: str) -> None:
+    figure = go.Figure()
+    figure.add_scatter(x=[1, 2], y=[0.02, 0.03])
+    figure.add_scatter(x=[1], y=[0.03], error_y={"type": "data", "array": [0.02]})
+    set_axes(figure, x=None, y=scale)  # type: ignore[arg-type]
+    low, high = (10**end if scale == "log" else end for end in figure.layout.yaxis.range)
+    assert low < 0.01
+    assert high > 0.05

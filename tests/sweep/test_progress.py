@@ -200,6 +200,26 @@ def test_the_live_view_runs_on_a_terminal_and_leaves_one_line(clock: Clock) -> N
     assert text.rstrip().endswith("sweep demo-001: 1/4 trials finished: 1 complete (0 s)")
 
 
+def test_the_champions_so_far_compete_as_the_trials_they_are(log: Console, clock: Clock) -> None:
+    """A champion by its best epoch has other figures than the trial as it ended."""
+    adapted = "val/adapted_kept"
+    known = {6: {name: {**row, adapted: 0.5} for name, row in baselines(6)[6].items()}}
+    found = SweepDisplay(
+        name="x", total=3, epochs=EPOCHS, judge=lambda t: judge(t, Rules(), TOKEN_GRID, known), console=log, clock=clock
+    )
+    first, second, third = (
+        trial(uid, fvu=fvu, **{adapted: kept})
+        for uid, fvu, kept in (("0", 0.028, 0.93), ("1", 0.025, 0.90), ("2", 0.029, 0.7))
+    )
+    second.best = {"val/fvu": {**second.figures, "epoch": 5, "val/fvu": 0.020, adapted: 0.99}}
+    record = Trials()
+    for one in (first, second, third):
+        found.update(record.put(one))  # type: ignore[arg-type]
+    [expected] = judge(record.trials.values(), Rules(), TOKEN_GRID, known)
+    [shown] = found._progress.verdicts
+    assert shown.award("adapted").champion == expected.award("adapted").champion == first  # type: ignore[union-attr]
+
+
 def test_names_of_values_are_as_short_as_possible() -> None:
     values = {
         "model.compressor.output_grid_size": 6,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from support.records import snapshot
 from support.trials import TOKEN_GRID, figures, trial
 
 from tokconv.evaluation.figures import FIGURES
@@ -14,9 +16,13 @@ from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN
 from tokconv.sweep.judge.exports import unproven_notes
 from tokconv.sweep.judge.verdicts import Award, Verdict, competitors, judge
 from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.report.results import results_frame
+from tokconv.sweep.report.table import result_rows
 from tokconv.sweep.spec.rules import Rule, Rules
+from tokconv.sweep.spec.schema import Spec
 
 SEED = "training.seed"
+SPEC = Spec(name="demo", trials=1).with_objectives(())
 KEPT, ADAPTED, AUC = "val/reader_kept", "val/adapted_kept", "val/auc_token"
 
 
@@ -74,6 +80,25 @@ def test_every_purpose_has_the_champion_of_its_own_figure() -> None:
     }
     assert [one.evidence and one.evidence.status for one in found.awards] == [PROVEN] * 3
     assert [one.finding for one in found.awards] == [""] * 3
+
+
+def test_a_trial_that_wins_at_two_epochs_has_a_row_for_each() -> None:
+    def of_two_epochs(uid: str, luck: float = 0.0, **more: Any) -> TrialRecord:
+        found = run(uid, 0.021 + luck, kept=0.97, adapted=0.99)
+        early = {**found.figures, "epoch": 5, "val/fvu": 0.020 + luck, KEPT: 0.93}
+        return replace(found, best={"val/fvu": early, KEPT: dict(found.figures)}, **more)
+
+    repeats = [of_two_epochs(f"c06-{seed}", seed / 10_000, values={SEED: seed}, confirms="00003") for seed in (1, 2, 3)]
+    [found] = judge([of_two_epochs("00003")], Rules(), TOKEN_GRID, baselines(), confirmations=repeats, seeds=3)
+    figures_shown = [FIGURES["val/fvu"], FIGURES[KEPT]]
+    rows = {cells[3]: cells[4:6] for cells, won in result_rows(found, figures_shown) if won}
+    assert rows == {
+        "fidelity: 00003": [FIGURES["val/fvu"].text(0.0202), FIGURES[KEPT].text(0.93)],
+        "plug-in, adapted: 00003": [FIGURES["val/fvu"].text(0.0212), FIGURES[KEPT].text(0.97)],
+    }
+    [kept] = results_frame(snapshot([found.trials[0]], [found], SPEC)).to_dict("records")
+    assert kept["val/fvu_mean"] == pytest.approx(0.0202)
+    assert kept[f"{KEPT}_mean"] == pytest.approx(0.97)
 
 
 def test_a_baseline_that_wins_at_the_figure_is_named_with_it_and_with_what_to_do() -> None:
@@ -227,3 +252,13 @@ def test_purposes_name_figures_of_the_registry(name: str) -> None:
     entry = PURPOSES[name]
     named = [*entry.figures, *entry.proxies, *([entry.bound.figure] if entry.bound else [])]
     assert all(FIGURES[figure].objective for figure in named)
+
+
+def test_the_closed_form_itself_does_not_break_the_bound_by_rounding() -> None:
+    known = baselines()[6]
+    known["matched_window_pca"]["val/fvu"] = known["window_pca"]["val/fvu"] * (1 + 2e-9)
+    purpose = PURPOSES["plug-in"]
+    start = known["matched_window_pca"]
+    assert purpose.standing(start, known)[0] is None
+    assert "matched_window_pca" in purpose.standing(start, known)[1]
+    assert purpose.standing({**start, "val/fvu": 0.0301}, known)[0] is not None

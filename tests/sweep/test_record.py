@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tokconv.errors import SweepError
-from tokconv.sweep.record.events import Record, finite, read_events, relative_place
+from tokconv.sweep.record.events import Record, Trials, finite, read_events, relative_place
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.system.storage import Remote
 
@@ -98,6 +98,21 @@ def test_a_trial_that_starts_again_is_running_with_its_history(open_record: Open
     start(record)
     trial = record.trials["00000"]
     assert (trial.state, trial.reason, trial.ended, len(trial.history)) == ("running", "", None, 1)
+
+
+def test_the_time_of_a_trial_has_no_pauses() -> None:
+    hour = 3_600_000
+    started = {"event": "trial_started", "trial": "0", "values": {}, "grid": 6, "ratio": 16.0}
+    trials = Trials(Path("events.jsonl"))
+    for event in (
+        {**started, "time": 0},
+        {"event": "trial_reported", "trial": "0", "epoch": 1, "figures": {}, "time": 60_000},
+        {**started, "time": 10 * hour},
+        {"event": "trial_ended", "trial": "0", "state": "complete", "time": 10 * hour + 30_000},
+        {"event": "trial_artifacts", "trial": "0", "time": 20 * hour},
+    ):
+        trials.apply(event)
+    assert trials.trials["0"].seconds == 90
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 10_000])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from support.sweeping import DIM, TOKEN_GRID, Driver, shared_store, spec, write_
 import tokconv
 from tokconv.cli.main import main
 from tokconv.errors import StorageError, SweepError
+from tokconv.sweep.judge.snapshot import all_sweeps, find_sweep
 from tokconv.sweep.record import lease as leases
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
@@ -179,6 +182,31 @@ def test_two_drivers_do_not_work_on_one_sweep(
     assert json.loads((place / LEASE).read() or b"")["id"] == "x"
 
 
+def test_a_lease_outlives_a_moment_without_room_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
+    refused, write = threading.Event(), Remote.write
+
+    def full(self: Remote, content: bytes) -> None:
+        refused.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def beats() -> int:
+        return int(json.loads((tmp_path / LEASE).read_bytes())["beat"])
+
+    with Lease(Remote(f"file://{tmp_path}")) as held:
+        monkeypatch.setattr(Remote, "write", full)
+        assert refused.wait(10)
+        before = beats()
+        monkeypatch.setattr(Remote, "write", write)
+        deadline = time.monotonic() + 10
+        while beats() == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert held.held
+        assert beats() > before
+
+
 def test_checkpoints_without_their_last_file_do_not_count(server: ObjectServer, tmp_path: Path) -> None:
     for epoch in (1, 2):
         folder = tmp_path / f"epoch-{epoch:04d}"
@@ -240,6 +268,30 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepDirectory:
         pass
     record.close()
     return directory
+
+
+def test_a_sweep_at_a_url_is_read_without_disturbing_its_driver(
+    shared: SweepDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"file://{tmp_path}/shared"
+    assert find_sweep("tiny", url) == find_sweep("tiny-001", url) == shared
+    assert all_sweeps(url) == [shared]
+    with pytest.raises(SweepError, match=r"other: no such sweep in file://.*there are: tiny-001$"):
+        find_sweep("other", url)
+    record = Record(shared.events)
+    with shared.lock(), mirrored(shared, record):
+        assert find_sweep("tiny", url) == shared
+        assert capsys.readouterr().err == ""
+        # Another machine has no other sign of the driver than its lease.
+        monkeypatch.setenv(CACHE, str(tmp_path / "two"))
+        monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+        other = find_sweep("tiny", url)
+        assert other.path.is_relative_to(tmp_path / "two")
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "has not signed off" in printed.err
+        assert "downloaded from" in printed.err
+    record.close()
 
 
 def test_a_sweep_goes_on_from_its_newest_state(

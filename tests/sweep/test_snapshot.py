@@ -8,13 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 import yaml
-from support.records import EPOCHS, GRIDS, write_sweep
+from support.records import EPOCHS, GRIDS, baseline, write_sweep
 from support.sweeping import spec
 
 import tokconv.sweep
@@ -27,7 +28,7 @@ from tokconv.sweep.report.importance import MIN_TRIALS, importance
 from tokconv.sweep.report.page import page
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.spec.file import load_spec, parse_spec, to_yaml
-from tokconv.sweep.spec.outline import Outline, read_outline
+from tokconv.sweep.spec.outline import GRID_KEY, Outline, read_outline
 
 CHANGES = [{}, {"confirm": "none"}, {"champions": {"fidelity": {}}}, {"constraints": ["val/fvu <= 0.1"]}]
 
@@ -266,3 +267,32 @@ def test_a_command_imports_only_what_it_needs(tmp_path: Path, commands: list[lis
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_the_time_left_counts_starts_epochs_and_ends_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials of 30 s of start, EPOCHS of 1 s and 20 s of end, one after another; a pause before this run."""
+    directory = write_sweep(tmp_path, trials=1, ended=False)
+    trials, whole = 8, 30.0 + EPOCHS + 20.0
+    tree = yaml.safe_load(directory.spec.read_text()) | {"trials": trials, "confirm": "none"}
+    directory.spec.write_text(yaml.safe_dump(tree))
+    started, *_ = (json.loads(line) for line in directory.events.read_text().splitlines())
+    events, done = [], 3
+    start = time.time() - done * whole - 30.0 - 1.5
+    for number in range(done + 1):
+        uid, at = f"{number:05d}", start + number * whole
+        seen = [{"event": "trial_started", "values": {GRID_KEY: 4}, "ratio": 36.0, "time": at}]
+        epochs = EPOCHS + 1 if number < done else 2
+        for epoch in range(epochs):
+            late = 20.0 if epoch == EPOCHS else 0.0
+            figures = {**baseline(0.1, 0.05), "epochs": EPOCHS, "compression_ratio": 36.0}
+            reported = {"event": "trial_reported", "epoch": epoch, "figures": figures, "checkpoint": None}
+            seen.append({**reported, "time": at + 30.0 + epoch + late})
+        if number < done:
+            seen.append({"event": "trial_ended", "state": "complete", "reason": "", "time": at + whole})
+        events += [{**event, "trial": uid, "time": int(1000 * event["time"])} for event in seen]
+    lines = [{**started, "time": int(1000 * start)}, *events]
+    directory.events.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    left = (trials - done) * whole - 31.5
+    with directory.lock():
+        assert main(["status", "tiny", "--json", "--storage", str(tmp_path / "runs")]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds_left"] == pytest.approx(left, rel=0.15)

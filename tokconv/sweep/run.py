@@ -6,7 +6,6 @@ This process, the driver, holds the study, the record and the tracking writers; 
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +34,7 @@ from tokconv.sweep.record.checks import (
     figures_of,
     trained_on,
 )
+from tokconv.sweep.record.driver import git_commit
 from tokconv.sweep.record.events import Record, TrialRecord
 from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
 from tokconv.sweep.record.remote import mirrored, open_root
@@ -152,19 +152,25 @@ class _Sweep:
         self.uri, self.experiment = tracking_uri(spec.tracking.uri, root), spec.tracking.experiment or spec.name
 
     def run(self) -> SweepResult:
+        try:
+            return self._run()
+        except BaseException:
+            kept = printable(self.directory.path)
+            print(f"Stopped. Everything finished is kept in {kept}; go on with: --resume", flush=True)
+            raise
+
+    def _run(self) -> SweepResult:
         baselines = self._measure_baselines()
         self._record_start(baselines)
         writers = self._start_writers()
         try:
             self._search_and_confirm(baselines)
         except BaseException:
-            self._conclude("interrupted")
-            for writer in writers:
-                writer.close(DRAIN_SECONDS)
-            print(
-                f"Stopped. Everything finished is kept in {printable(self.directory.path)}; go on with: --resume",
-                flush=True,
-            )
+            try:
+                self._conclude("interrupted")
+            finally:
+                for writer in writers:
+                    writer.close(DRAIN_SECONDS)
             raise
         print("exporting champions, writing tables and page", flush=True)
         with progress_line("still writing"):
@@ -194,7 +200,7 @@ class _Sweep:
             sweep=self.directory.name,
             experiment=self.experiment,
             spec=spec_to_dict(self.spec),
-            git_commit=_git_commit(),
+            git_commit=git_commit(),
             store_fingerprint=self.store.fingerprint,
             protocol=PROTOCOL,
             token_grid=self.store.token_grid,
@@ -240,16 +246,15 @@ class _Sweep:
             trial_timeout=self.spec.resources.trial_timeout,
         )
         place = place_of(self.store)
-        with display:
+        with display, listener:
             display.update(self.record)
             missing = partial(self._missing_confirmations, display)
             best = best_epoch_rules(self.spec.rules, baselines)
             tune(self.spec, self.config, place, self.directory, self.record, listener, missing, best)
-            listener.close()
 
     def _missing_confirmations(self, display: SweepDisplay) -> list[dict[str, Any]]:
         verdicts = read_sweep(self.directory).verdicts
-        end_stale_confirmations(self.record, verdicts)
+        end_stale_confirmations(self.record, verdicts, seeds=self.spec.confirm_seeds)
         configs = missing_confirmations(
             verdicts,
             self.record.trials,
@@ -290,11 +295,3 @@ class _Sweep:
         usual = local_path(DEFAULT_STORAGE).resolve() == self.directory.path.parents[1].resolve()
         name = self.directory.name if usual else shlex.quote(str(self.directory.path))
         print(f"its trials in MLflow: tokconv ui {printable(name)}")
-
-
-def _git_commit() -> str | None:
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

@@ -47,6 +47,8 @@ DRIVER_RESOURCE = "tokconv_driver"
 UPLOADED = "working_dir_files"
 """Ray unpacks the upload of a job below a directory of this name, and deletes it when the job is over."""
 
+VERSIONS_DIFFER = "Version mismatch"
+"""In Ray's message if driver and cluster have other versions of Ray or Python, which it names."""
 TOKEN_ADVICE = (
     "the cluster refuses this token, or needs one and none is set; put the cluster's token into RAY_AUTH_TOKEN, into "
     "the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token"
@@ -80,6 +82,8 @@ def ray_cluster(*, dashboard: bool) -> Iterator[bool]:
         except AuthenticationError as error:
             raise ClusterError(f"RAY_ADDRESS={address}: {TOKEN_ADVICE}") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
+            if VERSIONS_DIFFER in str(error):
+                raise ClusterError(f"RAY_ADDRESS={address}: {' '.join(str(error).split())}") from error
             raise ClusterError(
                 f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset RAY_ADDRESS to use this "
                 "machine"

@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
 def data_size(count: float) -> str:
     """Format a number of bytes with three digits: `274 kB`, `94.5 GB`."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
+        if count >= 0.9995 * size:  # what would round to 1000 of the next smaller unit
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e3:.3g} kB"
 

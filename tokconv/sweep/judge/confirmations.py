@@ -58,10 +58,10 @@ def missing_confirmations(
     return configs
 
 
-def end_stale_confirmations(record: Record, verdicts: Iterable[Verdict]) -> None:
-    """End interrupted confirmations of trials that a longer search has replaced as winners."""
-    winners = {uid for verdict in verdicts for uid in verdict.champions}
+def end_stale_confirmations(record: Record, verdicts: Iterable[Verdict], *, seeds: int) -> None:
+    """End interrupted confirmations of trials that a longer search has replaced as winners; all if none are wanted."""
+    winners = {uid for verdict in verdicts for uid in verdict.champions} if seeds else set()
     for run in list(record.confirmations.values()):
         if run.state == "running" and run.confirms not in winners:
-            reason = f"not needed: trial {run.confirms} is no longer a winner of its grid"
-            record.append("trial_ended", trial=run.uid, state="pruned", reason=reason)
+            why = f"trial {run.confirms} is no longer a winner of its grid" if seeds else "confirm is none now"
+            record.append("trial_ended", trial=run.uid, state="pruned", reason=f"not needed: {why}")

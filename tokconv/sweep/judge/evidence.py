@@ -91,6 +91,11 @@ class Evidence:
     """Baselines that are better at the figure and do not compete."""
 
     @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epochs of the runs that the figures are of."""
+        return tuple(run.epochs_done for run in (self.runs if self.half_widths else (self.champion,)))
+
+    @property
     def label(self) -> str:
         """The status with the number of seeds, as a cell of the table: `proven (3)`."""
         if self.status == PENDING:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokconv.errors import StoreError, SweepError
 from tokconv.evaluation.pictures import draw_compression
+from tokconv.evaluation.purposes import PURPOSES
 from tokconv.exports.artefact import export, load_compressor, load_decoder
 from tokconv.exports.champions import is_export
 from tokconv.exports.dynamic.fit import fit_dynamic
@@ -56,13 +57,17 @@ def export_champions(
     """Write `champions/grid-NN/PURPOSE` and return what was exported, by grid and purpose, with its place in the sweep.
 
     An unproven champion is exported only if that is allowed; otherwise an export that an earlier judgement left in its
-    place is removed, since the sweep no longer stands by it. While confirmation is pending nothing is touched.
+    place is removed, since the sweep no longer stands by it; so is one for a purpose that is no longer judged. While
+    confirmation is pending nothing is touched.
     """
     exported: dict[str, dict[str, dict[str, Any]]] = {}
     for verdict in verdicts:
         for award in verdict.awards:
             if (found := _export_champion(verdict.grid, award, directory, allow_unproven)) is not None:
                 exported.setdefault(str(verdict.grid), {})[award.purpose.name] = found
+        for purpose in PURPOSES.keys() - {award.purpose.name for award in verdict.awards}:
+            # Of a spec that asked for it before this sweep was resumed.
+            shutil.rmtree(directory.champion(verdict.grid, purpose), ignore_errors=True)
     return exported
 
 

@@ -22,6 +22,7 @@ from tokconv.system.files import local_path, newest_numbered
 from tokconv.system.storage import is_url
 
 if TYPE_CHECKING:
+    from tokconv.sweep.record.remote import Root
     from tokconv.sweep.spec.schema import Spec
 
 
@@ -41,8 +42,6 @@ class SweepSnapshot:
     """When its present or last run began, in milliseconds since 1970."""
     last: int
     """When the last event was written, in milliseconds since 1970."""
-    epochs_in_run: int
-    """Epochs that were trained and reported since `started`."""
     trials: Mapping[str, TrialRecord]
     """The trials of the search, by uid."""
     confirmations: Mapping[str, TrialRecord]
@@ -88,20 +87,36 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         if (path / "events.jsonl").is_file():
             return SweepDirectory(path.resolve())
     if is_url(storage):
-        from tokconv.sweep.record.remote import open_root
-
-        return open_root(storage).newest(str(name))
-    newest = newest_numbered(sweeps, str(name))
-    if newest is not None:
-        return SweepDirectory(newest.resolve())
-    there = ", ".join(found.name for found in all_sweeps(storage)) or "none"
-    raise SweepError(f"{name}: no such sweep in {sweeps}; there are: {there}")
+        root = _opened(storage)
+        if (run := root.run_of(str(name))) is not None:
+            return root.to_read(run)
+        place, there = f"{root.remote}/sweeps", root.runs()
+    else:
+        newest = newest_numbered(sweeps, str(name))
+        if newest is not None:
+            return SweepDirectory(newest.resolve())
+        place, there = str(sweeps), [found.name for found in all_sweeps(storage)]
+    raise SweepError(f"{name}: no such sweep in {place}; there are: {', '.join(there) or 'none'}")
 
 
 def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
-    """Return every sweep in a storage on this machine, by name."""
+    """Return every sweep in a storage, by name; those at a URL are downloaded.
+
+    Raises:
+        StorageError: `storage` is a URL that cannot be read.
+    """
+    if is_url(storage):
+        root = _opened(storage)
+        return [root.to_read(run) for run in root.runs()]
     found = sorted((local_path(storage) / "sweeps").glob("*/events.jsonl"))
     return [SweepDirectory(path.parent.resolve()) for path in found]
+
+
+def _opened(storage: str) -> Root:
+    """Return a storage at a URL, to read from."""
+    from tokconv.sweep.record.remote import open_root  # Its imports take time, and most sweeps need none of them.
+
+    return open_root(storage, to_write=False)
 
 
 def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
@@ -114,14 +129,12 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
     found = Trials(directory.events)
     started: dict[str, Any] | None = None
     ended: dict[str, Any] | None = None
-    last = epochs = 0
+    last = 0
     for event, _ in read_events(directory.events):
         found.apply(event)
         last = event["time"]
-        if "trial" in event:
-            epochs += event["event"] == "trial_reported" and event["epoch"] > 0
-        elif event["event"] == "sweep_started":
-            started, ended, epochs = event, None, 0
+        if event["event"] == "sweep_started":
+            started, ended = event, None
         elif event["event"] == "sweep_ended":
             ended = event
     if started is None:
@@ -135,7 +148,6 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         epochs=_epochs(started, (*found.trials.values(), *found.confirmations.values()), directory),
         started=started["time"],
         last=last,
-        epochs_in_run=epochs,
         trials=found.trials,
         confirmations=found.confirmations,
         refused=found.refused,

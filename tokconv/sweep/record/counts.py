@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
-from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
+from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials
 
 
 class TrialCounts:
@@ -19,7 +19,7 @@ class TrialCounts:
         self._known = [0, 0]
         self._running: list[str] = []
 
-    def update(self, record: Record) -> tuple[list[TrialRecord], list[TrialRecord]]:
+    def update(self, record: Trials) -> tuple[list[TrialRecord], list[TrialRecord]]:
         """Return the trials that ended since the last update, and those that run; the search's before confirmations."""
         uids = list(self._running)
         for number, started in enumerate((record.trials, record.confirmations)):

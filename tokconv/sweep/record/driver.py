@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -123,3 +124,12 @@ def stop(directory: Path, *, timeout: float) -> None:
         raise SweepError(
             f"{directory.name}: process {driver.pid} has not ended after {timeout:g} s; it may still be writing"
         ) from error
+
+
+def git_commit() -> str | None:
+    """Return the commit of the repository that the driver works in; None outside of one, or without git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -79,6 +79,10 @@ class TrialRecord:
     checkpoint: str | None = None
     """Relative to the sweep, see `SweepDirectory.place`."""
     ended: int | None = None
+    paused: int = 0
+    """Milliseconds from its last event before an interruption to its next start, over all interruptions."""
+    last: int | None = None
+    """When its last event was written; None before the first."""
     has_artifacts: bool = False
     """Whether its compressor was exported and its picture drawn."""
 
@@ -94,12 +98,13 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from its first start to its end, pauses included; None until it ends."""
-        return None if self.ended is None else (self.ended - self.started) / 1000
+        """Seconds from its first start to its end, without pauses; None until it ends."""
+        return None if self.ended is None else (self.ended - self.started - self.paused) / 1000
 
     def apply(self, event: Event) -> None:
         """Change the trial by one of its events."""
         if event["event"] == "trial_started":
+            self.paused += 0 if self.last is None else event["time"] - self.last
             self.state, self.reason, self.ended = "running", "", None
         elif event["event"] == "trial_reported":
             # A trial that resumed from an older checkpoint reports some epochs again.
@@ -112,6 +117,9 @@ class TrialRecord:
             self.has_artifacts = True
         elif event["event"] == "trial_ended":
             self.state, self.reason, self.ended = event["state"], event.get("reason", ""), event["time"]
+        # Exports and pictures are made while other trials run.
+        if event["event"] != "trial_artifacts":
+            self.last = event["time"]
 
 
 class Trials:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from tokconv.errors import StorageError, SweepError, printable
+from tokconv.errors import SweepError, printable
 from tokconv.sweep.record.driver import stop_signal
 from tokconv.system.storage import Remote
 
@@ -55,7 +55,7 @@ class Lease:
             self.held = False
             try:
                 self._object.write(json.dumps({"id": self._id, "ended": True}).encode())
-            except StorageError as late:
+            except OSError as late:  # a StorageError, or no room for a temporary file
                 print(f"{late}; the next driver waits {WATCH_SECONDS:g} s to see that this one has ended")
 
     def _wait_for_others(self) -> None:
@@ -82,16 +82,12 @@ class Lease:
                     _thread.interrupt_main(stop_signal())
                     return
                 self._write()
-            except StorageError:
+            except OSError:  # a StorageError, or no room for a temporary file
                 # The mirror reports the outage; afterwards this loop sees whether another driver took over.
                 continue
 
     def _read(self) -> dict[str, Any] | None:
-        try:
-            found = json.loads(self._object.read() or b"null")
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
+        return _read(self._object)
 
     def _write(self) -> None:
         self._count += 1
@@ -104,6 +100,20 @@ class Lease:
     def _refusal(self, found: dict[str, Any] | None) -> SweepError:
         who = f"process {found.get('pid')} on {found.get('host')}" if found else "another process"
         return SweepError(f"{self._object.url}: {who} is running this sweep; wait for it or end it")
+
+
+def host_at_work(remote: Remote) -> str | None:
+    """Return the machine whose driver has not signed off from a sweep at a URL; None if there is none."""
+    found = _read(remote / LEASE)
+    return None if found is None or found.get("ended") or _has_died_here(found) else str(found.get("host"))
+
+
+def _read(place: Remote) -> dict[str, Any] | None:
+    try:
+        found = json.loads(place.read() or b"null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _has_died_here(found: dict[str, Any]) -> bool:

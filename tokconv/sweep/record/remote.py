@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokconv.errors import SpecError, SweepError, printable
+from tokconv.sweep.record.driver import driver_of
 from tokconv.sweep.record.events import BEST, Record
 from tokconv.sweep.record.layout import SweepDirectory
-from tokconv.sweep.record.lease import Lease
+from tokconv.sweep.record.lease import Lease, host_at_work
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
 from tokconv.system.files import local_path, new_numbered, newest_numbered, number_of
 from tokconv.system.mirror import Mirror, fetch_log, signatures, write_state
@@ -53,12 +55,45 @@ class Root:
             found = newest_numbered(self.local / "sweeps", name)
             taken = None if found is None else found.name
         else:
-            runs = [folder for folder in (self.remote / "sweeps").folders() if number_of(folder, name)]
-            taken = max(runs, key=lambda folder: number_of(folder, name) or 0, default=None)
+            taken = self._newest(name)
         if taken is None:
             place = (self.remote or self.local) / "sweeps"
             raise SweepError(f"{place}: holds no run of {name!r} to resume; start it without --resume")
-        directory = self._directory(taken)
+        return self._restored(taken)
+
+    def runs(self) -> list[str]:
+        """Return the names of the runs at the URL, sorted."""
+        assert self.remote is not None
+        return (self.remote / "sweeps").folders()
+
+    def run_of(self, name: str) -> str | None:
+        """Return the run at the URL of this name, or the last run of the spec of this name."""
+        return name if name in self.runs() else self._newest(name)
+
+    def to_read(self, run: str) -> SweepDirectory:
+        """Return a run at the URL to read from, downloaded unless a driver of this machine works on it.
+
+        One line on standard error says if a driver of another machine may be at work.
+        """
+        directory = self._directory(run)
+        if driver_of(directory.path) is not None:
+            return directory
+        assert directory.remote is not None
+        if (host := host_at_work(directory.remote)) is not None:
+            print(
+                f"{printable(run)}: a driver on {printable(host)} has not signed off; what follows is what it has "
+                "uploaded",
+                file=sys.stderr,
+                flush=True,
+            )
+        return self._restored(run)
+
+    def _newest(self, name: str) -> str | None:
+        runs = [run for run in self.runs() if number_of(run, name)]
+        return max(runs, key=lambda run: number_of(run, name) or 0, default=None)
+
+    def _restored(self, run: str) -> SweepDirectory:
+        directory = self._directory(run)
         if directory.remote is not None:
             directory.path.mkdir(parents=True, exist_ok=True)
             with directory.lock():
@@ -69,8 +104,11 @@ class Root:
         return SweepDirectory((self.local / "sweeps" / name).resolve(), self.remote and self.remote / "sweeps" / name)
 
 
-def open_root(storage: str) -> Root:
-    """Return the place that a spec's `storage` names; a URL is checked to be writable.
+def open_root(storage: str, *, to_write: bool = True) -> Root:
+    """Return the place that a spec's `storage` names.
+
+    Args:
+        to_write: check that a URL is writable.
 
     Raises:
         SpecError: it is a file.
@@ -79,7 +117,8 @@ def open_root(storage: str) -> Root:
     """
     if is_url(storage):
         remote = Remote(storage.rstrip("/"))
-        remote.check_writable("storage")
+        if to_write:
+            remote.check_writable("storage")
         protocol, place = remote.url.split("://", 1)
         name = "".join(letter if letter.isalnum() else "-" for letter in place)
         return Root(cache_dir() / "sweeps" / f"{protocol}-{name}", remote)
@@ -109,7 +148,8 @@ def restore(directory: SweepDirectory, remote: Remote) -> None:
     directory.journal.write_bytes(logs[directory.journal.name])
     # The record comes last: a directory without it is not a sweep yet and is restored again.
     directory.events.write_bytes(logs[directory.events.name])
-    print(f"downloaded from {printable(remote)}: {printable(directory.path)}", flush=True)
+    # Not to standard output, where commands print JSON.
+    print(f"downloaded from {printable(remote)}: {printable(directory.path)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ on an axis that spans less than that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import plotly.graph_objects as go
@@ -20,6 +20,8 @@ FEWEST, MOST = 3, 7
 """Ticks of an axis."""
 LEAST_SPAN = math.log10(1.2)
 """An axis of a single value still has a width."""
+LEAST_SHARE = 0.1
+"""Of a value: a log axis shows its error bar down to here."""
 MARGIN = 0.07
 """Share of an axis that stays free on either side."""
 
@@ -38,7 +40,7 @@ def set_axes(figure: go.Figure, *, x: Scale | None, y: Scale) -> None:
     for name, scale in (("x", x), ("y", y)):
         if scale is None:
             continue
-        shown = _values(figure, name, scale, (trace for trace in figure.data if trace.visible != "legendonly"))
+        shown = _values(figure, name, scale, [trace for trace in figure.data if trace.visible != "legendonly"])
         every = _values(figure, name, scale, figure.data)
         if every:
             wide[f"{name}axis"] = axis(every, scale)
@@ -82,12 +84,14 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _values(figure: go.Figure, name: str, scale: Scale, traces: Iterable[Any]) -> list[float]:
+def _values(figure: go.Figure, name: str, scale: Scale, traces: Sequence[Any]) -> list[float]:
     found = [value for trace in traces for value in (trace[name] or ()) if value is not None]
-    # Error bars need room as well.
-    for trace in traces if isinstance(traces, tuple) else ():
+    # Error bars need room as well, but a log axis cannot follow one that goes down to almost 0.
+    for trace in traces:
         widths = trace[f"error_{name}"].array if trace.type == "scatter" else None
-        found += [v + w for v, w in zip(trace[name], widths, strict=True)] if widths is not None else []
+        for value, width in zip(trace[name], widths, strict=True) if widths is not None else ():
+            low = value - width
+            found += [max(low, LEAST_SHARE * value) if scale == "log" else low, value + width]
     # Lines across the panel, such as a floor.
     for shape in figure.layout.shapes:
         ends = {shape[f"{name}0"], shape[f"{name}1"]}

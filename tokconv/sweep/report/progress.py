@@ -169,7 +169,7 @@ class SweepDisplay:
         counts["running"] = sum(trial.confirms is None for trial in running)
         counts[INVALID] = len(record.refused)
         complete = [trial for trial in ended if trial.state == "complete" and trial.confirms is None]
-        won = {award.champion.uid: award.champion for v in before.verdicts for award in v.awards if award.champion}
+        won = {uid: record.trials[uid] for verdict in before.verdicts for uid in verdict.champions}
         failed = [trial for trial in (before.last_failure, *ended) if trial is not None and trial.state == "failed"]
         # The best of all trials is the best of the champions so far and the new trials.
         verdicts = self._judge([*won.values(), *complete]) if complete else before.verdicts

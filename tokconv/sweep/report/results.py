@@ -65,7 +65,8 @@ def results_frame(sweep: SweepSnapshot) -> pandas.DataFrame:
     rows; a trial that breaks a constraint is not on the front, and `feasible` is false. `champion` is true for a winner
     of its grid, and `purposes` names what for, as in "fidelity plug-in". Such a row also has its `evidence`, one word
     per purpose, and for each figure that decides the mean over fresh seeds and half of the 95 % interval, as in
-    `val/fvu_mean` and `val/fvu_half_width`; NaN without confirmations.
+    `val/fvu_mean` and `val/fvu_half_width`, at the epochs that the purpose with this figure is judged at (or the first
+    purpose that was won); NaN without confirmations.
     """
     import pandas
 
@@ -102,10 +103,12 @@ def _evidence_columns(awards: Sequence[Award], figures: Sequence[str]) -> dict[s
     known = [award.evidence for award in awards if award.evidence is not None]
     row: dict[str, Any] = {"evidence": " ".join(evidence.status for evidence in known) or None}
     for name in figures:
-        # All awards of a trial rest on the same runs.
-        width = known[0].half_widths.get(name) if known else None
-        row[f"{name}_mean"] = math.nan if width is None else known[0].figures[name]
-        row[f"{name}_half_width"] = math.nan if width is None else width
+        # Awards of a trial may rest on different epochs of the same runs.
+        own = next((evidence for evidence in known if evidence.criterion.figure == name), next(iter(known), None))
+        if own is None or name not in own.half_widths:
+            row |= {f"{name}_mean": math.nan, f"{name}_half_width": math.nan}
+        else:
+            row |= {f"{name}_mean": own.figures[name], f"{name}_half_width": own.half_widths[name]}
     return row
 
 

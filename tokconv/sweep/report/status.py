@@ -18,9 +18,11 @@ from tokconv.errors import SpecError, SweepError, printable
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.evidence import PROVEN, judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot, all_sweeps, find_sweep, read_sweep
+from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.driver import stop as stop_driver
-from tokconv.sweep.record.events import FINISHED
+from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials, read_events
 from tokconv.sweep.report.brief_tables import best_table
+from tokconv.sweep.report.pace import Pace
 from tokconv.sweep.report.table import widen
 from tokconv.sweep.report.text import cell, moment, states_text
 from tokconv.system.terminal import duration
@@ -198,12 +200,16 @@ def _left(sweep: SweepSnapshot) -> str:
 
 
 def _seconds_left(sweep: SweepSnapshot) -> float | None:
-    """Return the time left at the pace of the present run: an upper estimate while trials are stopped early."""
-    if sweep.state != "running" or not sweep.epochs_in_run:
+    """Return the time left, by the pace of the present run."""
+    if sweep.state != "running":
         return None
-    every = (*sweep.trials.values(), *sweep.confirmations.values())
-    waiting = sweep.outline.trials - len(sweep.trials)
-    waiting += sum(one.wanted - len(one.runs) for verdict in sweep.verdicts for one in verdict.pending.values())
-    left = max(0, waiting) * sweep.epochs
-    left += sum(sweep.epochs - trial.epochs_done for trial in every if trial.state == "running")
-    return (sweep.last - sweep.started) / 1000 / sweep.epochs_in_run * left
+    trials, counts, pace = Trials(sweep.directory.events), TrialCounts(), Pace(sweep.epochs)
+    running: list[TrialRecord] = []
+    for event, _ in read_events(sweep.directory.events):
+        trials.apply(event)
+        if event["time"] >= sweep.started:
+            ended, running = counts.update(trials)
+            pace.update(ended, running, event["time"] / 1000)
+    repeats = sum(one.wanted - len(one.runs) for verdict in sweep.verdicts for one in verdict.pending.values())
+    searches = max(0, sweep.outline.trials - len(trials.trials))
+    return pace.seconds_left(running, time.time(), searches=searches, confirmations=repeats)

@@ -115,8 +115,8 @@ def notes(verdicts: Sequence[Verdict], *, findings: bool = True) -> list[str]:
             if award.evidence is not None:
                 found += [f"{where}: {text}" for text in (_comparison(award, verdict), _epoch(award)) if text]
                 found += [f"{where}: {remark}" for remark in award.evidence.remarks]
-        missed = {uid: awards[0].missed for uid, awards in verdict.champions.items() if awards[0].missed}
-        found += [f"{verdict.name}: trial {uid} misses {', '.join(targets)}" for uid, targets in missed.items()]
+        missed = {(uid, award.missed): None for uid, won in verdict.champions.items() for award in won if award.missed}
+        found += [f"{verdict.name}: trial {uid} misses {', '.join(targets)}" for uid, targets in missed]
     return found + list(dict.fromkeys(line for verdict in verdicts for line in verdict.left_out))
 
 
@@ -168,16 +168,19 @@ def result_rows(
 ) -> Iterator[tuple[list[str], bool]]:
     """Yield the cells of every champion, of its evidence and of baselines, and whether it is a champion's row.
 
-    A trial that wins for several purposes has one row. Besides the registry's baselines for this table there are those
-    that win at a figure that decides, or `every` one.
+    A trial that wins for several purposes has one row, or one for each epoch that it is judged at. Besides the
+    registry's baselines for this table there are those that win at a figure that decides, or `every` one.
     """
     grid, blank = [verdict.name, str(verdict.grid**2), f"{verdict.ratio:.3g}x"], ["", "", ""]
-    champions = verdict.champions
+    champions: dict[tuple[str, tuple[int, ...]], list[Award]] = {}
+    for uid, won in verdict.champions.items():
+        for award in won:
+            assert award.evidence is not None
+            champions.setdefault((uid, award.evidence.epochs), []).append(award)
     if not champions:
         what = "no champion" if verdict.trials else "none finished"
         yield [*grid, what, *[""] * len(figures), ""], True
-    for number, (uid, awards) in enumerate(champions.items()):
-        # All awards of a trial rest on the same runs.
+    for number, ((uid, _), awards) in enumerate(champions.items()):
         evidence = awards[0].evidence
         assert evidence is not None
         cells = [cell(figure, evidence.figures) for figure in figures]

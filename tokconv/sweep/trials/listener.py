@@ -138,6 +138,16 @@ class Listener(Callback):
         """Return nothing: Tune pickles its callbacks for a restore that the sweep's own record replaces."""
         return {}
 
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Wait for all exports; after an error for the one at work only: the next driver makes the others."""
+        if kind is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        else:
+            self.close()
+
     def close(self) -> None:
         """Wait for exports and pictures, and raise the first error among them."""
         self._pool.shutdown(wait=True)
