@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +179,18 @@ def test_imagenet_is_planned_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_that_are_neither_here_nor_published_are_refused() -> None:
     with pytest.raises(DataError, match=r"data\.root"):
         plan_tokens(compose(["data=folder", "data.root=/nowhere"]))
+
+
+def test_a_plan_says_that_it_leaves_out_what_a_language_model_reads(tiny: dict[str, Any]) -> None:
+    said = "nothing is counted of what the vision-language model reads"
+    assert said not in plan_text(plan_sweep(parse_spec(tiny), GPU))
+    model = {"base": [*tiny["base"], "loss.vlm.model=llava"]}
+    for change in (
+        {"base": [*model["base"], "loss.weights.vlm=1"]},
+        {"search": {**tiny["search"], "loss.weights.vlm": {"float": [0, 1]}}, **model},
+        {"vlm": {"model": "llava"}},
+    ):
+        assert said in plan_text(plan_sweep(parse_spec(tiny | change), GPU))
 
 
 @pytest.mark.slow

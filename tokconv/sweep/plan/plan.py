@@ -226,6 +226,8 @@ def _assumed(spec: Spec, accelerator: Accelerator, device: torch.device, measure
         yield f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)"
     elif spec.resources.gpus_per_worker and device.type == "cpu":
         yield "the spec asks for GPUs and this machine has none: the hours are those of its CPU; give --tflops"
+    if spec.vlm is not None or spec.may_be_taught:
+        yield "nothing is counted of what the vision-language model reads; as a teacher, that is most of a step"
     yield f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start"
 
 

@@ -44,6 +44,7 @@ from tokconv.system.files import NAME, NAME_RULE
 from tokconv.system.storage import check_url, is_url
 
 BATCH_KEY = "training.batch_size"
+TEACHER_KEY = "loss.weights.vlm"
 
 
 def _name(raw: Any) -> str:
@@ -225,6 +226,11 @@ class Spec(Section):
     def batch_sizes(self) -> Sequence[int]:
         """Return every `training.batch_size` that a trial may have."""
         return self._values(BATCH_KEY)
+
+    @property
+    def may_be_taught(self) -> bool:
+        """Whether a trial may have a vision-language model as its teacher."""
+        return TEACHER_KEY in self.search or get(self.base_config(), TEACHER_KEY) > 0
 
     def _values(self, key: str) -> Sequence[int]:
         """Return every value that trials may have for a key of whole numbers."""

@@ -9,7 +9,7 @@ from tokconv.config.overrides import with_values
 from tokconv.config.tree import Config
 from tokconv.exports.answers.last_epoch import JudgeSettings, open_teacher
 from tokconv.store.reader import TokenStore
-from tokconv.sweep.spec.schema import Spec
+from tokconv.sweep.spec.schema import TEACHER_KEY, Spec
 from tokconv.system.devices import resolve_device
 from tokconv.system.files import local_path
 
@@ -42,10 +42,9 @@ def open_judge(spec: Spec, config: Config, store: TokenStore) -> VlmJudge | None
 
 def prepare_teacher(spec: Spec, config: Config, store: TokenStore) -> None:
     """Let the teacher of a sweep's trials read all tokens before they start: they would wait for one another."""
-    weight = "loss.weights.vlm"
-    if not (config.loss.weights.vlm or weight in spec.search):
+    if not spec.may_be_taught:
         return
-    taught = with_values(config, {weight: config.loss.weights.vlm or 1.0})
+    taught = with_values(config, {TEACHER_KEY: config.loss.weights.vlm or 1.0})
     teacher = open_teacher(taught, store, resolve_device(None))
     assert teacher is not None
     teacher.prepare_and_print()
