@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -334,6 +335,26 @@ def test_a_folder_declares_its_split(photos: Path) -> None:
     assert len(train.questions) == len(test.questions) == 6
     assert {question.answer for question in test.questions} == {"a", "b"}
     assert "a or b" in test.questions[0].text
+
+
+@pytest.mark.parametrize("task", ["classes", "captions"])
+def test_a_limit_leaves_images_of_all_classes(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"tokconv.exports.answers.{task}")
+    monkeypatch.setattr(module, "TEST_QUESTIONS" if task == "classes" else "IMAGES", 20)
+    for number in range(120):
+        name, color = (("cat", "red"), ("dog", "blue"))[number % 2]
+        path = tmp_path / "test" / name / f"{name}.{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2), color).save(path)
+        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2), color).save(tmp_path / "train" / name / "one.png")
+    asked = make_task(f"{task}:{tmp_path}")
+    assert asked.num_images == 20
+    colors = [asked.load(image).getpixel((0, 0)) for image in range(20)]
+    assert 5 <= colors.count((255, 0, 0)) <= 15
+    assert len(set(colors[:6])) == 2, "also the first few, which --questions takes"
+    again = make_task(f"{task}:{tmp_path}")
+    assert [again.load(image).getpixel((0, 0)) for image in range(20)] == colors
 
 
 def test_textiles_have_their_own_classes(photos: Path) -> None:
