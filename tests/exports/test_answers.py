@@ -7,11 +7,13 @@ import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from support.artefacts import write_export
 from support.llavas import TOWER, make_llava, make_processor
 from support.stores import write_store
@@ -20,6 +22,7 @@ from torch import Tensor
 from tokconv.cli.main import main
 from tokconv.errors import ConfigError, DataError
 from tokconv.exports.answers.figures import summary_of
+from tokconv.exports.answers.identity import identity_of
 from tokconv.exports.answers.measure import TaskTokens, measure, refer
 from tokconv.exports.answers.methods import AllTokens, Batch, Exported, Method
 from tokconv.exports.answers.model import AnsweringModel
@@ -135,6 +138,28 @@ def test_the_divergence_is_that_of_the_whole_distributions(model: AnsweringModel
     assert answer.kl == pytest.approx(wanted, rel=1e-4)
     assert answer.kl > 1e-4
     assert answer.nll == pytest.approx(-float(mine[reference.answers[0][0]]), rel=1e-4)
+
+
+# Which model it is
+
+
+def test_a_model_with_one_retrained_tensor_is_another_one(tmp_path: Path) -> None:
+    """Also a small tensor among large ones, as a projector is; a copy of the files is the same model."""
+    shapes = {f"{kind}.{layer}": size for layer in range(4) for kind, size in (("large", 2**20), ("small", 2**12))}
+    weights = {name: torch.zeros(size) for name, size in shapes.items()}
+    write_json(tmp_path / "model" / "config.json", {"model_type": "llava"})
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    found = {identity_of(tmp_path / "model")}
+    shutil.copytree(tmp_path / "model", tmp_path / "again")
+    assert identity_of(tmp_path / "again") in found
+    for name in ("small.0", "small.2", "large.3"):
+        noise = torch.randn(shapes[name], generator=torch.Generator().manual_seed(0))
+        save_file({**weights, name: weights[name] + noise}, tmp_path / "again" / "model.safetensors")
+        found.add(identity_of(tmp_path / "again"))
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "again")
+    (tmp_path / "again" / "tokenizer.json").write_text("{}")
+    assert identity_of(tmp_path / "again") not in found
+    assert len(found) == 4
 
 
 # Properties of the figures
