@@ -298,6 +298,11 @@ def test_bad_input_is_refused_before_any_work(
     refused("its width is 8, that of the model's tower is 64", str(folder), *task, "--store", str(store.path))
     write_export(tmp_path / "other", token_grid=24, dim=32, grid=4)
     refused("the compressor's width is 32", str(folder), str(tmp_path / "other"), *task, *none)
+    described = read_config(compressor)
+    encoder = {**described["encoder"], "preprocessing": {"image_mean": [0.1, 0.1, 0.1]}}
+    shutil.copytree(compressor, tmp_path / "normalised")
+    write_json(tmp_path / "normalised" / "config.json", {**described, "encoder": encoder})
+    refused("whose image_mean is", str(folder), str(tmp_path / "normalised"), *task, *none)
     refused("two compressors are called mine", str(folder), str(compressor), str(compressor), *task, *none)
 
 
