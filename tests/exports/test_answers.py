@@ -19,6 +19,7 @@ from support.llavas import TOWER, make_llava, make_processor
 from support.stores import write_store
 from torch import Tensor
 
+from tokconv.cli.answers import _sweep_of
 from tokconv.cli.main import main
 from tokconv.errors import ConfigError, DataError
 from tokconv.exports.answers.figures import summary_of
@@ -304,6 +305,11 @@ def test_bad_input_is_refused_before_any_work(
     write_json(tmp_path / "normalised" / "config.json", {**described, "encoder": encoder})
     refused("whose image_mean is", str(folder), str(tmp_path / "normalised"), *task, *none)
     refused("two compressors are called mine", str(folder), str(compressor), str(compressor), *task, *none)
+
+
+def test_an_export_at_the_root_of_a_disk_is_of_no_sweep() -> None:
+    """Nothing is there, but resolving its path needs no file."""
+    assert _sweep_of([Path("/compressor")]) is None
 
 
 def test_another_class_of_model_is_refused(tmp_path: Path) -> None:

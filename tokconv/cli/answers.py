@@ -133,7 +133,7 @@ def _sweep_of(folders: Sequence[Path]) -> Path | None:
     """Return the directory of the one sweep that all of these are champions of; None if there is none."""
     found = {folder.resolve().parents[2] for folder in folders if len(folder.resolve().parents) > 3}
     sweep = next(iter(found), None)
-    champions = all(folder.resolve().parents[1].name == "champions" for folder in folders)
+    champions = all(folder.resolve().parent.parent.name == "champions" for folder in folders)
     return sweep if len(found) == 1 and champions and sweep and (sweep / "events.jsonl").is_file() else None
 
 
