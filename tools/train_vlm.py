@@ -15,7 +15,8 @@ the time. `--precision bfloat16` takes less than half the time on a processor th
 GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a compressor makes of
 the tokens. The result is a model of its own with that compressor beside it; the plain model stays as it is.
 `trained.safetensors` beside a model holds all that was trained of it; `--trained` makes the model of it without
-training, and still encodes the store, which baselines are fitted on.
+training, and still encodes the store, which baselines are fitted on. All runs with one `--out` share images and tokens:
+another run needs the same `--tasks`, `--questions`, `--image-size` and `--precision`, or an `--out` of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ from pathlib import Path
 import torch
 from assemble_vlm import assemble
 from torch import Tensor, nn
-from vlm_examples import Example, encode_once, make_examples, write_images
+from vlm_examples import (
+    IMAGES,
+    OPTIONS,
+    STORE,
+    Example,
+    check_options,
+    encode_once,
+    make_examples,
+    options_of,
+    write_images,
+)
 from vlm_training import TRAINED, Settings, apply_trained, train
 
 from tokconv.errors import ConfigError, TokconvError, require_extra
@@ -42,8 +53,10 @@ from tokconv.exports.champions import find_champion
 from tokconv.exports.integrations.attach import attach
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
-from tokconv.system.files import atomic_path, file_digest
+from tokconv.system.files import atomic_path, file_digest, read_json_object, write_json
 
+MADE_OF = "made_of.json"
+"""The file in a model's folder with the digest of what was trained of it."""
 PRECISIONS = ("float32", "bfloat16")
 OF_TRAINING = ("steps", "batch_size", "learning_rate", "pooled_first", "lora_rank", "save_every", "compressor")
 """Options that mean nothing without a training."""
@@ -110,16 +123,19 @@ def run(args: argparse.Namespace) -> None:
     raw, done = args.out / "untrained", args.out / "model"
     if args.compressor is not None and not done.is_dir():
         raise ConfigError(f"--compressor: there is no trained model {done}; run this without --compressor first")
+    tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
+    options = options_of(tasks, args.image_size, args.precision)
+    check_options(args.out, options)
+    if args.trained is not None and done.is_dir():
+        check_made_of(done, args.trained)
     if not raw.is_dir():
         assemble(args.tower, args.language_model, raw, image_size=args.image_size, seed=args.seed)
     if args.trained is not None and not done.is_dir():
         write_model(raw, args.trained, device, done)
         print(f"trained model: {done}, of {args.trained}")
-    tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
-    write_images(tasks, args.out / "images")
-    store = encode_once(
-        args.tower, args.out / "images", args.out / "store", args.device, args.image_size, args.precision
-    )
+    write_json(args.out / OPTIONS, options)
+    write_images(tasks, args.out / IMAGES)
+    store = encode_once(args.tower, args.out / IMAGES, args.out / STORE, args.device, args.image_size, args.precision)
     if args.trained is not None:
         return
     model = AnsweringModel(raw if args.compressor is None else done, device)
@@ -152,6 +168,14 @@ def write_model(
         temporary = stack.enter_context(atomic_path(out))
         model.model.save_pretrained(temporary)
         model.processor.save_pretrained(temporary)
+        write_json(temporary / MADE_OF, {"sha256": file_digest(trained)})
+
+
+def check_made_of(model: Path, trained: Path) -> None:
+    """Raise ConfigError unless a model was made of this file."""
+    made_of = model / MADE_OF
+    if not made_of.is_file() or read_json_object(made_of).get("sha256") != file_digest(trained):
+        raise ConfigError(f"--trained: {model} is there, and was not made of {trained}; choose another --out")
 
 
 def adapt(

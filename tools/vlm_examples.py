@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from assemble_vlm import LAYER
 
 import tokconv
+from tokconv.encoding.console import encode_and_print
+from tokconv.errors import ConfigError
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import Task
+from tokconv.store.format import digest
 from tokconv.store.reader import TokenStore
-from tokconv.system.files import atomic_path
+from tokconv.system.files import atomic_path, read_json_object
 from tokconv.system.terminal import progress_line
+
+IMAGES, STORE, OPTIONS = "images", "store", "images.json"
+"""The images of a folder's tasks, their tokens, and the options that both depend on."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,32 @@ class Example:
     before: list[int]
     after: list[int]
     answer: list[int]
+
+
+def options_of(tasks: Sequence[Task], image_size: int | None, precision: str) -> dict[str, Any]:
+    """Return JSON, by option, of what images and tokens depend on."""
+    return {
+        "--tasks": {task.name: digest({**task.identity, "questions": None}) for task in tasks},
+        "--questions": {task.name: len(task.questions) for task in tasks},
+        "--image-size": image_size,
+        "--precision": precision,
+    }
+
+
+def check_options(out: Path, options: dict[str, Any]) -> None:
+    """Raise ConfigError if images or tokens are there already that were made with other options."""
+    if not (out / IMAGES).exists() and not (out / STORE).exists():
+        return
+    try:
+        found = read_json_object(out / OPTIONS)
+    except (OSError, ValueError):
+        found = {}
+    if different := [name for name, value in options.items() if name not in found or found[name] != value]:
+        known = f"{out / OPTIONS} has them" if found else "of an earlier version, which noted none"
+        raise ConfigError(
+            f"{', '.join(different)}: the images and tokens in {out} were made with other values ({known}); repeat "
+            "those, or choose another --out"
+        )
 
 
 def write_images(tasks: Sequence[Task], folder: Path) -> None:
@@ -43,10 +76,10 @@ def write_images(tasks: Sequence[Task], folder: Path) -> None:
 def encode_once(
     tower: Path, images: Path, store: Path, device: str | None, image_size: int | None, precision: str
 ) -> TokenStore:
-    """Return the store of the images' tokens; encodes what is missing."""
+    """Return the store of the images' tokens; encodes what is missing, with its progress on the console."""
     size = [] if image_size is None else [f"model.clip.image_size={image_size}"]
     names = [f"model.clip.model_name={tower}", f"model.clip.layer={LAYER}", f"model.clip.precision={precision}", *size]
-    return tokconv.encode(
+    return encode_and_print(
         tokconv.compose(["data=folder", f"data.root={images}", f"data.store={store}", *names]), device=device
     )
 

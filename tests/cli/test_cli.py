@@ -288,6 +288,16 @@ def test_export_refuses(capsys: pytest.CaptureFixture[str], artefact: Path) -> N
         _refused(capsys, ["export", run, "--out", kept], "exists and is no exported compressor")
 
 
+def test_a_train_run_in_place_of_an_export_is_named(capsys: pytest.CaptureFixture[str], artefact: Path) -> None:
+    run = str(artefact.parent / "runs/train/train-001")
+    expected = f"train-001: a train run, and no exported compressor; export it first: tokconv export {run} --out FOLDER"
+    _refused(capsys, ["evaluate", run], expected)
+    _refused(capsys, ["compress", "--tokens", "x", "--compressor", run, "--out", "y"], "x: there is no such file")
+    Path("x").touch()
+    _refused(capsys, ["compress", "--tokens", "x", "--compressor", run, "--out", "y"], expected)
+    _refused(capsys, ["merge", "llava", run, "--out", "y"], expected)
+
+
 def test_compress_refuses(capsys: pytest.CaptureFixture[str], artefact: Path, images: list[str]) -> None:
     to = ["--compressor", str(artefact), "--out", "out.safetensors"]
     _refused(capsys, ["compress", "cat.jpg", *to], "cat.jpg: there is no such image")

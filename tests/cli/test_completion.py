@@ -1,9 +1,10 @@
-"""Completion in a real bash: commands, options, config keys."""
+"""Completion in a real bash: commands, options, files, config keys."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,21 @@ def test_bash_completes_commands_options_and_keys() -> None:
     assert asked("tokconv train training.n_c") == ["training.n_critic="]
 
 
-@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
-def test_other_shells_have_a_script(shell: str) -> None:
-    assert "tokconv" in completion(shell)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize("words", ["compress", "sweep", "compress a.png --out", "answers m --store"])
+def test_bash_completes_file_names(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos-of-cats").mkdir()
+    (tmp_path / "photos.yaml").touch()
+    found = {name.rstrip("/") for name in asked(f"tokconv {words} phot")}
+    assert found == {"photos-of-cats", "photos.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("shell", "files"),
+    [("zsh", "or folders of them, whose unreadable ones are skipped:_files"), ("tcsh", "n/compress/f/")],
+)
+def test_other_shells_complete_files_and_zsh_keys(shell: str, files: str) -> None:
+    script = completion(shell)
+    assert files in script
+    assert ("training.n_critic=" in script) == (shell == "zsh")

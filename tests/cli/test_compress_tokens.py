@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,36 @@ def tokens(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     monkeypatch.chdir(home)
     tower = VisionTower(ClipConfig(model_name=str(home / "tower")), "cpu")
     return tower.encode(tower.preprocess([open_image(Path(f"{number}.png")) for number in range(3)]))
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "8"])
+def test_unreadable_images_of_a_folder_are_skipped_and_listed(
+    home: Path, tokens: Tensor, batch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    folder, out = tmp_path / "photos", tmp_path / "out.safetensors"
+    folder.mkdir()
+    for name, content in (("0", b"no image"), ("1", (home / "0.png").read_bytes()), ("2", b""), ("3", b"")):
+        (folder / f"{name}.png").write_bytes(content)
+    shutil.copy(home / "1.png", folder / "4.png")
+    command = ["compress", str(folder), "--compressor", "mine", "--out", str(out), "--batch-size", batch]
+    assert main([*command, "--picture", str(tmp_path / "picture.png")]) == 0
+    text = capsys.readouterr().out
+    assert "3 images could not be read" in text
+    assert re.findall(r"photos/(\d)\.png: ", text) == ["0", "2", "3"]
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["images"]) == [str(folder / name) for name in ("1.png", "4.png")]
+    wanted = load_file("images.safetensors")["tokens"][:2]
+    torch.testing.assert_close(load_file(out)["tokens"], wanted, rtol=1e-4, atol=1e-5)
+
+    out.unlink()
+    assert main([*command, str(folder / "0.png")]) == 2
+    assert "0.png: cannot be read as an image" in capsys.readouterr().err, "one that is named is needed"
+    for name in ("1.png", "4.png"):
+        (folder / name).write_bytes(b"")
+    assert main(command) == 2
+    assert "none of 5 images can be read (the first: " in capsys.readouterr().err
+    assert not out.exists()
 
 
 def save(path: str, tokens: Tensor) -> str:

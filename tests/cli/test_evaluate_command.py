@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from support.artefacts import write_export
 from support.stores import write_store
@@ -86,6 +87,23 @@ def test_unusable_stores_and_grids_are_refused(store: TokenStore, tmp_path: Path
     _refused(capsys, ["--baselines", str(store.path), "--grids", "2,7"], "got 7; must be between 1 and", "6")
     _refused(capsys, ["--baselines", str(tmp_path / "nowhere")], "there is no token store")
     _refused(capsys, ["--baselines", str(store.path), "--plot", str(tmp_path)], "is a folder")
+    _refused(capsys, ["--baselines", str(store.path), "--device", "frog"], "device 'frog' is not available")
+
+
+def test_downsampled_images_are_encoded_on_the_device_that_is_named(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[object] = []
+
+    def on(*_: object, device: object, **__: object) -> str:
+        used.append(device)
+        return "no images"
+
+    monkeypatch.setattr("tokconv.training.baselines.add_downsampled", on)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    words = ["evaluate", "--baselines", str(store.path), "--grids", "2", "--plot", str(tmp_path / "plot.png")]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert used == ["cpu"]
 
 
 # An exported compressor

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from support.artefacts import write_export
 from support.llavas import TOWER, make_llava, make_processor
 from support.stores import write_store
 from torch import Tensor
 
+from tokconv.cli.answers import _sweep_of
 from tokconv.cli.main import main
 from tokconv.errors import ConfigError, DataError
 from tokconv.exports.answers.figures import summary_of
+from tokconv.exports.answers.identity import identity_of
 from tokconv.exports.answers.measure import TaskTokens, measure, refer
 from tokconv.exports.answers.methods import AllTokens, Batch, Exported, Method
 from tokconv.exports.answers.model import AnsweringModel
@@ -134,6 +139,28 @@ def test_the_divergence_is_that_of_the_whole_distributions(model: AnsweringModel
     assert answer.kl == pytest.approx(wanted, rel=1e-4)
     assert answer.kl > 1e-4
     assert answer.nll == pytest.approx(-float(mine[reference.answers[0][0]]), rel=1e-4)
+
+
+# Which model it is
+
+
+def test_a_model_with_one_retrained_tensor_is_another_one(tmp_path: Path) -> None:
+    """Also a small tensor among large ones, as a projector is; a copy of the files is the same model."""
+    shapes = {f"{kind}.{layer}": size for layer in range(4) for kind, size in (("large", 2**20), ("small", 2**12))}
+    weights = {name: torch.zeros(size) for name, size in shapes.items()}
+    write_json(tmp_path / "model" / "config.json", {"model_type": "llava"})
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    found = {identity_of(tmp_path / "model")}
+    shutil.copytree(tmp_path / "model", tmp_path / "again")
+    assert identity_of(tmp_path / "again") in found
+    for name in ("small.0", "small.2", "large.3"):
+        noise = torch.randn(shapes[name], generator=torch.Generator().manual_seed(0))
+        save_file({**weights, name: weights[name] + noise}, tmp_path / "again" / "model.safetensors")
+        found.add(identity_of(tmp_path / "again"))
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "again")
+    (tmp_path / "again" / "tokenizer.json").write_text("{}")
+    assert identity_of(tmp_path / "again") not in found
+    assert len(found) == 4
 
 
 # Properties of the figures
@@ -272,7 +299,17 @@ def test_bad_input_is_refused_before_any_work(
     refused("its width is 8, that of the model's tower is 64", str(folder), *task, "--store", str(store.path))
     write_export(tmp_path / "other", token_grid=24, dim=32, grid=4)
     refused("the compressor's width is 32", str(folder), str(tmp_path / "other"), *task, *none)
+    described = read_config(compressor)
+    encoder = {**described["encoder"], "preprocessing": {"image_mean": [0.1, 0.1, 0.1]}}
+    shutil.copytree(compressor, tmp_path / "normalised")
+    write_json(tmp_path / "normalised" / "config.json", {**described, "encoder": encoder})
+    refused("whose image_mean is", str(folder), str(tmp_path / "normalised"), *task, *none)
     refused("two compressors are called mine", str(folder), str(compressor), str(compressor), *task, *none)
+
+
+def test_an_export_at_the_root_of_a_disk_is_of_no_sweep() -> None:
+    """Nothing is there, but resolving its path needs no file."""
+    assert _sweep_of([Path("/compressor")]) is None
 
 
 def test_another_class_of_model_is_refused(tmp_path: Path) -> None:
@@ -334,6 +371,26 @@ def test_a_folder_declares_its_split(photos: Path) -> None:
     assert len(train.questions) == len(test.questions) == 6
     assert {question.answer for question in test.questions} == {"a", "b"}
     assert "a or b" in test.questions[0].text
+
+
+@pytest.mark.parametrize("task", ["classes", "captions"])
+def test_a_limit_leaves_images_of_all_classes(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"tokconv.exports.answers.{task}")
+    monkeypatch.setattr(module, "TEST_QUESTIONS" if task == "classes" else "IMAGES", 20)
+    for number in range(120):
+        name, color = (("cat", "red"), ("dog", "blue"))[number % 2]
+        path = tmp_path / "test" / name / f"{name}.{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2), color).save(path)
+        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2), color).save(tmp_path / "train" / name / "one.png")
+    asked = make_task(f"{task}:{tmp_path}")
+    assert asked.num_images == 20
+    colors = [asked.load(image).getpixel((0, 0)) for image in range(20)]
+    assert 5 <= colors.count((255, 0, 0)) <= 15
+    assert len(set(colors[:6])) == 2, "also the first few, which --questions takes"
+    again = make_task(f"{task}:{tmp_path}")
+    assert [again.load(image).getpixel((0, 0)) for image in range(20)] == colors
 
 
 def test_textiles_have_their_own_classes(photos: Path) -> None:

@@ -157,6 +157,28 @@ def test_a_grid_that_a_family_cannot_read_is_refused(model: AnsweringModel) -> N
         model.check_grid(3)
 
 
+@pytest.mark.parametrize(("packs", "read"), [(2, {4, 6}), (4, {4}), (8, set())])
+def test_the_usual_grids_are_those_that_the_model_can_read(
+    packs: int, read: set[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm = make_vlm("smolvlm", scale_factor=packs)
+    vlm.model.save_pretrained(tmp_path / "model")
+    vlm.processor.save_pretrained(tmp_path / "model")
+    for split in ("train", "test"):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        picture(SIZES[0]).save(tmp_path / "photos" / split / "0.png")
+    words = ["answers", str(tmp_path / "model"), "--tasks", f"captions:{tmp_path / 'photos'}", "--max-tokens", "1"]
+    command = [*words, "--baselines", "downsampled", "--device", "cpu", "--out", str(tmp_path / "out")]
+    if read:
+        assert main(command) == 0
+        found = json.loads((tmp_path / "out" / "answers.json").read_text())
+        assert {method["grid"] for method in found if method["series"] == "downsampled"} == read
+    else:
+        assert main(command) == 2
+        assert "--grids: this model reads none of 4, 6; name others" in capsys.readouterr().err
+        assert main([*words, "--baselines", "none", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+
+
 def test_a_judge_reads_one_grid_per_image(folder: Path, model: AnsweringModel, tmp_path: Path) -> None:
     kind = model.model.config.model_type
     expected = (

@@ -120,6 +120,10 @@ def test_one_folder_serves_tokconv_and_transformers(tmp_path: Path) -> None:
     assert torch.equal(tokconv.load_compressor(tmp_path / "again")(tokens), changed)
     assert torch.equal(AutoModel.from_pretrained(tmp_path / "again")(tokens).last_hidden_state, changed)
     assert "saved again" in (tmp_path / "again" / "README.md").read_text()
+    halved = {name: tensor / 2 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "given", state_dict=halved)
+    model.load_state_dict(halved)
+    assert torch.equal(tokconv.load_compressor(tmp_path / "given")(tokens), model(tokens).last_hidden_state)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").write_text("mine")
     with pytest.raises(CheckpointError, match="is no exported compressor"):

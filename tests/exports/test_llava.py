@@ -199,6 +199,28 @@ def test_a_layer_counted_from_the_end_is_known_too(exported: Path, llava: LlavaF
     attach(llava, compressor).detach()
 
 
+def test_a_compressor_of_another_tower_is_refused_as_far_as_its_export_tells(
+    exported: Path, llava: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    compressor = load_compressor(exported)
+    assert compressor.description is not None
+    encoder = compressor.description["encoder"]
+    own = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    assert {name: encoder["preprocessing"][name] for name in own} == own
+    for name, other in (("image_mean", [0.4814, 0.4578, 0.4082]), ("image_std", [0.2686, 0.2613, 0.2757])):
+        encoder["preprocessing"] = {**own, name: other}
+        with pytest.raises(ConfigError, match=rf"whose {name} is \[0.*that of this model is .*model\.clip\.model_name"):
+            attach(llava, compressor, processor)
+        attach(llava, compressor).detach()  # Without a processor, nothing is known of it.
+    encoder["preprocessing"] = {**own, "image_mean": [0.5, 0.5, 0.50001]}
+    attach(llava, compressor, processor).detach()
+    encoder["image_size"] = 384  # As patches of 16 px make the same grid.
+    with pytest.raises(ConfigError, match="whose image_size is 384; that of this model is 96"):
+        attach(llava, compressor)
+    del encoder["image_size"], encoder["preprocessing"]
+    attach(llava, compressor, processor).detach()
+
+
 def test_nothing_is_disabled_silently(
     exported: Path, llava: LlavaForConditionalGeneration, processor: LlavaProcessor, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ import tokconv.hf  # noqa: F401 (registers the classes)
 from tokconv.cli.main import main
 from tokconv.errors import CheckpointError, ConfigError
 from tokconv.exports.artefact import load_compressor
+from tokconv.exports.integrations.pretrained import load_vlm
 from tokconv.integrations import attach, merge
 from tokconv.models.compressor import ResidualCompressor
 
@@ -106,3 +108,51 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, capsys: pytest.Capture
     compressor = write_export(tmp_path / "export")
     assert main(["merge", str(tmp_path / "full"), str(compressor), "--out", str(tmp_path / "new")]) == 2
     assert "cannot be loaded as a vision-language model" in capsys.readouterr().err
+
+
+@pytest.fixture
+def llava(tmp_path: Path) -> Path:
+    """The folder of a LLaVA, beside a compressor for it."""
+    tower = write_tower(tmp_path / "tower")
+    write_export(tmp_path / "compressor", token_grid=4, dim=32, grid=2)
+    make_llava(tower=tower, width=16, layers=1).save_pretrained(tmp_path / "llava")
+    make_processor(tower).save_pretrained(tmp_path / "llava")
+    return tmp_path / "llava"
+
+
+def test_damaged_weights_are_one_sentence(llava: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for damage in (lambda content: content[:-9], lambda content: b"\xff" * 8 + content[8:]):
+        weights = llava / "model.safetensors"
+        weights.write_bytes(damage(weights.read_bytes()))
+        assert main(["merge", str(llava), str(llava.parent / "compressor"), "--out", str(llava.parent / "new")]) == 2
+        text = capsys.readouterr().err
+        assert re.fullmatch(r"tokconv: [^\n]+cannot be loaded as a vision-language model[^\n]+\n", text), text
+
+
+def test_what_does_not_fit_is_found_before_the_model_is_loaded(
+    llava: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr("tokconv.exports.integrations.pretrained.load_vlm", never)
+    home = llava.parent
+    for words, expected in (
+        ([str(home / "compressor"), "--out", str(home / "tower")], "tower: exists; choose another place"),
+        ([str(home / "missing"), "--out", str(home / "new")], "missing: not an exported compressor"),
+    ):
+        assert main(["merge", str(llava), *words]) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_a_merged_folder_is_written_whole_or_not_at_all(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = load_vlm(str(llava))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(processor, "save_pretrained", full)
+    before = sorted(llava.parent.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        merge(model, llava.parent / "compressor", processor, llava.parent / "new")
+    assert sorted(llava.parent.iterdir()) == before

@@ -198,6 +198,36 @@ def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
     assert "--pooled-first: is for the first training" in capsys.readouterr().err
 
 
+def test_images_and_tokens_of_other_options_are_refused_before_anything_is_written(
+    tool: Any, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that the first command can be repeated after any other one."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    first = arguments(parts, out, "--questions", "8", "--steps", "1")
+    assert tool.main(first) == 0
+    assert f"token store: {out / 'store'}" in capsys.readouterr().out
+    trained = out / "trained.safetensors"
+    assert tool.main(arguments(parts, other, "--steps", "1", "--seed", "1")) == 0
+    shutil.copytree(parts / "images", tmp_path / "renamed", copy_function=lambda a, b: shutil.copy(a, f"{b}.png"))
+    there = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    def refused(expected: str, *words: str) -> None:
+        capsys.readouterr()
+        assert tool.main(list(words)) == 1
+        text = capsys.readouterr().err
+        assert expected in text
+        assert "another --out" in text
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == there
+
+    same = [*places(parts, out), "--questions", "8"]
+    refused("error: --questions: the images and tokens in", *arguments(parts, out, "--steps", "1"))
+    refused("error: --precision: the images", *first, "--precision", "bfloat16")
+    refused("error: --tasks: the images", *first, "--tasks", f"classes:{tmp_path / 'renamed'}")
+    refused("was not made of", *same, "--trained", str(other / "trained.safetensors"))
+    assert tool.main([*same, "--trained", str(trained)]) == 0
+    assert tool.main(first) == 0
+
+
 def test_the_loss_falls(tool: Any, parts: Path, tmp_path: Path) -> None:
     assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
     model = AnsweringModel(tmp_path / "untrained", torch.device("cpu"))

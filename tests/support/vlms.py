@@ -71,11 +71,11 @@ class Vlm:
         return found
 
 
-def make_vlm(name: str) -> Vlm:
-    """Return the model of a family, with seed 0 and norms that are not the identity."""
+def make_vlm(name: str, **more: Any) -> Vlm:
+    """Return the model of a family, with seed 0 and norms that are not the identity; `more` goes to its maker."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vlm = MAKERS[name]()
+        vlm = MAKERS[name](**more)
         vlm.model.eval()
         for path, parameter in vlm.model.named_parameters():
             if "norm" in path:
@@ -182,26 +182,28 @@ def _gemma3() -> Vlm:
     return Vlm(Gemma3ForConditionalGeneration(config), processor, grid=3, placeholder="<boi>")
 
 
-def _idefics3(config_class: Any = Idefics3Config, model_class: Any = Idefics3ForConditionalGeneration) -> Vlm:
+def _idefics3(
+    config_class: Any = Idefics3Config, model_class: Any = Idefics3ForConditionalGeneration, *, scale_factor: int = 2
+) -> Vlm:
     config = config_class(
         vision_config=_vision(),
         text_config=_text("llama"),
-        scale_factor=2,
+        scale_factor=scale_factor,
         image_token_id=IDS["<image>"],
         pad_token_id=3,
     )
     edge = {"longest_edge": IMAGE_SIZE}
     images = Idefics3ImageProcessor(size={"longest_edge": 2 * IMAGE_SIZE}, max_image_size=edge)
-    processor = Idefics3Processor(images, _tokenizer(), image_seq_len=16)
-    return Vlm(model_class(config), processor, grid=4, packed=4)
+    processor = Idefics3Processor(images, _tokenizer(), image_seq_len=(TOKEN_GRID // scale_factor) ** 2)
+    return Vlm(model_class(config), processor, grid=4, packed=scale_factor**2)
 
 
-def _smolvlm() -> Vlm:
+def _smolvlm(**more: Any) -> Vlm:
     """With Idefics3's processor, which writes the same prompt: SmolVLM's own one needs another package for videos."""
-    return _idefics3(SmolVLMConfig, SmolVLMForConditionalGeneration)
+    return _idefics3(SmolVLMConfig, SmolVLMForConditionalGeneration, **more)
 
 
-MAKERS: dict[str, Callable[[], Vlm]] = {
+MAKERS: dict[str, Callable[..., Vlm]] = {
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "paligemma": _paligemma,

@@ -230,6 +230,8 @@ def test_memory_and_storage_grow_with_what_there_is(tiny: dict[str, object]) -> 
         (["--plan", "--utilisation", "30"], "--utilisation: got 30.0"),
         (["--plan", "--gpus", "-1"], "--gpus: got -1.0"),
         (["--tflops", "312"], "--tflops: goes with --plan"),
+        (["--tflops", "312", "--submit", "http://127.0.0.1:9"], "--tflops: goes with --plan"),
+        (["--plan", "--submit", "http://127.0.0.1:9"], "--plan: starts nothing, and --submit starts a job"),
     ],
 )
 def test_impossible_values_are_refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

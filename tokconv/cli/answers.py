@@ -12,6 +12,7 @@ from tokconv.errors import ConfigError, MissingExtraError, StoreError, SweepErro
 from tokconv.system.files import local_path, text_lines
 
 if TYPE_CHECKING:
+    from tokconv.exports.answers.model import AnsweringModel
     from tokconv.store.reader import TokenStore
 
 EXAMPLES = (
@@ -48,7 +49,10 @@ def add_answers(commands: Commands) -> None:
     parser.add_argument(
         "--baselines", metavar="NAMES", help="with commas between; none for no baseline (default: all of them)"
     )
-    parser.add_argument("--grids", help="of the baselines (default: those of the compressors, else 4,6,8,12)")
+    parser.add_argument(
+        "--grids",
+        help="of the baselines (default: those of the compressors, else those of 4,6,8,12 that the model can read)",
+    )
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="questions at once (default: %(default)s)"
     )
@@ -87,7 +91,6 @@ def run(args: argparse.Namespace) -> None:
     from tokconv.exports.answers.run import AnswersRun
     from tokconv.exports.answers.table import PLOT, TEXT, answers_text
     from tokconv.exports.answers.tasks import make_task
-    from tokconv.models.windows import chosen_grids
     from tokconv.sweep.record.layout import SweepDirectory
     from tokconv.system.devices import resolve_device
     from tokconv.system.files import write_json, write_text
@@ -107,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     model = AnsweringModel(args.model, device)
     own = sorted({_grid(export_of(folder)) for _, folder in exports})
-    grids = own if own and args.grids is None else chosen_grids(args.grids, model.token_grid)
+    grids = own if own and args.grids is None else _grids(args.grids, model, needed=bool(names))
     methods = all_methods(model, exports, store, grids, names)
     model.prompt(tasks[0].questions[0].text)
     work = AnswersRun(model, args.model, tasks, out, batch_size=args.batch_size, limit=args.max_tokens)
@@ -130,7 +133,7 @@ def _sweep_of(folders: Sequence[Path]) -> Path | None:
     """Return the directory of the one sweep that all of these are champions of; None if there is none."""
     found = {folder.resolve().parents[2] for folder in folders if len(folder.resolve().parents) > 3}
     sweep = next(iter(found), None)
-    champions = all(folder.resolve().parents[1].name == "champions" for folder in folders)
+    champions = all(folder.resolve().parent.parent.name == "champions" for folder in folders)
     return sweep if len(found) == 1 and champions and sweep and (sweep / "events.jsonl").is_file() else None
 
 
@@ -150,6 +153,26 @@ def _tell_sweep(sweep: Path, exports: Sequence[tuple[str, Path]], figures: Seque
 
 def _names(text: str) -> list[str]:
     return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _grids(text: str | None, model: AnsweringModel, *, needed: bool) -> list[int]:
+    """Return the grids that a text names; for None those of the usual ones that the model can read."""
+    from tokconv.models.windows import chosen_grids
+
+    grids = chosen_grids(text, model.token_grid)
+    if text is not None:
+        return grids
+    readable, why = [], ""
+    for grid in grids:
+        try:
+            model.check_grid(grid)
+        except ConfigError as error:
+            why = str(error)
+        else:
+            readable.append(grid)
+    if needed and not readable:
+        raise ConfigError(f"--grids: this model reads none of {', '.join(map(str, grids))}; name others ({why})")
+    return readable
 
 
 def _grid(folder: Path) -> int:

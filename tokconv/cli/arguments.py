@@ -172,7 +172,7 @@ def _add_completion(commands: Commands) -> None:
     parser = command(
         commands,
         "completion",
-        "print the script that completes tokconv's commands, options and config keys in a shell",
+        "print the script that completes commands, options, files and (not in tcsh) config keys in a shell",
         'eval "$(tokconv completion bash)"',
         "tokconv completion zsh > ~/.zfunc/_tokconv",
     )

@@ -1,4 +1,4 @@
-"""`tokconv completion`: commands, options and files by shtab, config keys by our own functions."""
+"""`tokconv completion`: commands, options and files by shtab, config keys by our own functions, which tcsh lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import shtab
 
 from tokconv.cli.arguments import make_parser
+from tokconv.cli.options import place
 from tokconv.config.tree import KEYS
+from tokconv.system.files import local_path
 
 KEYS_FUNCTION = "_tokconv_keys"
 
@@ -28,7 +30,7 @@ def completion(shell: str) -> str:
     for action in _actions(parser):
         if action.metavar == "key=value":
             action.complete = {"bash": KEYS_FUNCTION, "zsh": KEYS_FUNCTION}  # type: ignore[attr-defined]
-        elif getattr(action.type, "__name__", "") in ("Path", "place"):
+        elif action.type in (local_path, place):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     keys = " ".join(f"{key}=" for key in sorted(KEYS))
     preamble = {

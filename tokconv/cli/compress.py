@@ -16,6 +16,7 @@ from torch import Tensor
 from tokconv.cli.compress_inputs import ImageInput, Input, TokenInput, image_files
 from tokconv.cli.options import refuse
 from tokconv.config.tree import ClipConfig
+from tokconv.encoding.console import MAX_LISTED
 from tokconv.encoding.sources.features import GIVEN
 from tokconv.encoding.towers.families import layer_from_start
 from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
@@ -36,7 +37,7 @@ PICTURED_IMAGES = 8
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
     """Compress images or tokens with one compressor, or with those of a folder. Raises TokconvError."""
-    args.images = image_files(args.images)
+    args.named, args.images = set(args.images), image_files(args.images)
     _check_files(args)
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: got {args.batch_size}; must be at least 1")
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         network = load_compressor(path)
         given = _open_input(args, path, network)
         compressors = _compress_fixed(given, path, network, args.out)
+    _list_skipped(given.skipped)
     if args.picture is not None:
         _draw(given, compressors, args.picture)
 
@@ -67,7 +69,8 @@ def _open_input(args: argparse.Namespace, path: Path, network: Compressor | Dyna
     """Open the images or the tokens that a compressor at `path` is given."""
     pictured = PICTURED_IMAGES if args.picture is not None else 0
     if args.tokens is None:
-        return ImageInput(args.images, args.batch_size, pictured, _tower_of(path, args.encoder, args.device))
+        tower = _tower_of(path, args.encoder, args.device)
+        return ImageInput(args.images, args.named, args.batch_size, pictured, tower)
     given = TokenInput(
         args.tokens,
         args.extra_tokens,
@@ -116,6 +119,15 @@ def _compress_dynamic(given: Input, network: DynamicCompressor, out: Path) -> li
             f"they got the largest, {largest} x {largest}"
         )
     return [network.paths[number] for number in chosen]
+
+
+def _list_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    if skipped:
+        print(f"  {len(skipped)} images could not be read:")
+    for name, reason in skipped[:MAX_LISTED]:
+        print(f"    {printable(name)}: {printable(reason)}")
+    if len(skipped) > MAX_LISTED:
+        print(f"    and {len(skipped) - MAX_LISTED} more; the names of all others are in the file")
 
 
 def _draw(given: Input, compressors: Sequence[Path], picture: Path) -> None:

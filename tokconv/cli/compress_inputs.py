@@ -6,7 +6,7 @@ Shapes: b images per batch, N = G * G tokens, C channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -30,16 +30,26 @@ class Input(ABC):
     Args:
         names: of the images, in order.
         batch_size: images per batch.
-        pictured: how many images the picture shows.
+        pictured: how many images the picture shows at most.
         device: of the tokens.
+
+    Attributes:
+        names: of the images that have been read.
+        skipped: the names of images that cannot be read, each with the reason.
     """
 
     def __init__(self, names: Sequence[str], batch_size: int, pictured: int, device: torch.device) -> None:
-        self.names, self.batch_size, self.device = list(names), batch_size, device
-        self.num_pictured = min(pictured, len(self.names))
+        self._given, self.batch_size, self._pictured, self.device = list(names), batch_size, pictured, device
+        self.names: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
         self.pictures: list[Image.Image] | None = None
         """The images of the picture, as far as they are read; None for tokens without images."""
         self._kept: list[Tensor] = []
+
+    @property
+    def num_pictured(self) -> int:
+        """How many images the picture shows."""
+        return min(self._pictured, len(self.names))
 
     @property
     def pictured_tokens(self) -> Tensor:
@@ -47,20 +57,30 @@ class Input(ABC):
         return torch.cat(self._kept)[: self.num_pictured]
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the tokens [b, N, C] of all images in order, on the device."""
+        """Yield the tokens [b, N, C] of all images in order, on the device; one batch after the other is read.
+
+        Raises:
+            DataError: an image that was named cannot be read, or none can.
+        """
+        total = len(self._given)
         with progress_line("compressing") as line:
-            for first in range(0, len(self.names), self.batch_size):
-                numbers = range(first, min(first + self.batch_size, len(self.names)))
+            for first in range(0, total, self.batch_size):
+                numbers = range(first, min(first + self.batch_size, total))
+                before = len(self.names)
                 tokens = self._read(numbers)
-                if first < self.num_pictured:
+                if before < self.num_pictured:
                     self._kept.append(tokens.cpu())
-                yield tokens
-                if len(self.names) > self.batch_size:
-                    line(numbers.stop, len(self.names))
+                if len(tokens):
+                    yield tokens
+                if total > self.batch_size:
+                    line(numbers.stop, total, f"{len(self.skipped)} skipped" if self.skipped else "")
+        if not self.names:
+            name, reason = self.skipped[0]
+            raise DataError(f"none of {total} images can be read (the first: {name}: {reason}); repair them")
 
     @abstractmethod
     def _read(self, numbers: range) -> Tensor:
-        """Return the tokens of some images."""
+        """Return the tokens of those of some images that can be read, and note their names and the others'."""
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -83,23 +103,32 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 class ImageInput(Input):
-    """Image files, which a tower encodes. Raises DataError for one that cannot be read."""
+    """Image files, which a tower encodes; those that cannot be read are skipped, except those that were named."""
 
-    def __init__(self, images: Sequence[Path], batch_size: int, pictured: int, tower: VisionTower) -> None:
+    def __init__(
+        self, images: Sequence[Path], named: Collection[Path], batch_size: int, pictured: int, tower: VisionTower
+    ) -> None:
         super().__init__([str(path) for path in images], batch_size, pictured, tower.device)
-        self._images, self._tower = images, tower
+        self._images, self._named, self._tower = images, named, tower
         self.pictures = []
 
     def _read(self, numbers: range) -> Tensor:
         assert self.pictures is not None
         pixels = []
-        for number in numbers:
-            image = _open(self._images[number])
-            pixels.append(self._tower.preprocess([image]))
-            if number < self.num_pictured:
+        for path in (self._images[number] for number in numbers):
+            try:
+                image = open_image(path)
+                pixels.append(self._tower.preprocess([image]))
+            except Exception as error:  # Pillow raises many kinds of errors for a damaged file
+                if path in self._named:
+                    raise DataError(f"{path}: cannot be read as an image ({first_line(error)})") from error
+                self.skipped.append((str(path), first_line(error)))
+                continue
+            self.names.append(str(path))
+            if len(self.pictures) < self._pictured:
                 image.thumbnail(PICTURED_SIZE)
                 self.pictures.append(image)
-        return self._tower.encode(torch.cat(pixels))
+        return self._tower.encode(torch.cat(pixels)) if pixels else torch.zeros(0)
 
 
 class TokenInput(Input):
@@ -137,12 +166,6 @@ class TokenInput(Input):
             try:
                 tokens.append(self._source.load(number))
             except ValueError as error:
-                raise DataError(f"--tokens: {self.names[number]}: {error}; write it again") from error
+                raise DataError(f"--tokens: {self._given[number]}: {error}; write it again") from error
+            self.names.append(self._given[number])
         return torch.stack(tokens).to(self.device)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return open_image(path)
-    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
-        raise DataError(f"{path}: cannot be read as an image ({first_line(error)})") from error

@@ -100,7 +100,9 @@ def add_compress(commands: Commands) -> None:
         "tokconv compress photos --compressor demo:6 --out tokens.safetensors",
         "tokconv compress --tokens features.npy --compressor my-compressor --out tokens.safetensors",
     )
-    parser.add_argument("images", nargs="*", type=local_path, help="image files, or folders of them")
+    parser.add_argument(
+        "images", nargs="*", type=local_path, help="image files, or folders of them, whose unreadable ones are skipped"
+    )
     parser.add_argument(
         "--tokens",
         type=local_path,

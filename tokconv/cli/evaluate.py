@@ -22,6 +22,7 @@ from tokconv.exports.evaluate import evaluate, find_store
 from tokconv.models.windows import chosen_grids, compression_ratio
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import open_place
+from tokconv.system.devices import resolve_device
 from tokconv.system.files import file_digest
 from tokconv.training.baselines import measure_baselines
 
@@ -34,7 +35,7 @@ SIDE_INFORMATION = (
 def run(args: argparse.Namespace) -> None:
     """Evaluate baselines or a compressor. Raises TokconvError."""
     if args.baselines is not None:
-        _evaluate_baselines(args.baselines, grids=args.grids, plot=args.plot)
+        _evaluate_baselines(args.baselines, grids=args.grids, plot=args.plot, device=args.device)
     else:
         for number, folder in enumerate(_different(find_champions(args.compressor, args.grid, args.purpose))):
             print("\n" if number else "", end="")
@@ -53,15 +54,17 @@ def _different(champions: Mapping[str, Path]) -> list[Path]:
     return [champions[first] for first, *_ in names.values()]
 
 
-def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | None) -> None:
+def _evaluate_baselines(place: Path | str, *, grids: str | None, plot: Path | None, device: str | None) -> None:
     """Print the rate-distortion table of a store, and draw it if matplotlib is installed or `plot` asks for it."""
     if plot is not None:
         require_extra("sweep", "matplotlib")
         if plot.is_dir():
             raise ConfigError(f"--plot: {plot} is a folder; name the file to write")
+    # Checked here, because it is used only if downsampled images have to be encoded.
+    device = str(resolve_device(device))
     store = open_place(place)
     chosen = chosen_grids(grids, store.token_grid)
-    figures = measure_baselines(store, chosen)
+    figures = measure_baselines(store, chosen, device=device)
     print(f"\n{_title(store)}\n{legend([row for rows in figures.values() for row in rows.values()])}")
     for grid, rows in figures.items():
         print(f"\n{_heading(store, grid)}\n{figure_table(_labelled(rows))}\n{_pca_note(rows)}")

@@ -116,6 +116,10 @@ def sweep(args: argparse.Namespace) -> int:
 
     if args.no_wait and args.submit is None:
         raise ConfigError("--no-wait: goes with --submit ADDRESS")
+    if not args.plan:
+        refuse(args, PLANNED, "--plan")
+    elif args.submit is not None:
+        raise ConfigError("--plan: starts nothing, and --submit starts a job; leave out one of the two")
     # The spec comes first: a mistake in it is reported within a second, without waiting for Ray.
     spec = load_spec(args.spec, args.overrides)
     if args.submit is not None:
@@ -133,7 +137,6 @@ def sweep(args: argparse.Namespace) -> int:
         given = {name: getattr(args, name) for name in PLANNED if getattr(args, name) is not None}
         print(plan_text(plan_sweep(spec, Accelerator(**given))))
         return 0
-    refuse(args, PLANNED, "--plan")
     from tokconv.sweep.run import run_sweep
 
     # `ray job stop` and schedulers send SIGTERM, which stops a sweep as Ctrl-C does.

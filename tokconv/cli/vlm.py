@@ -79,11 +79,14 @@ def fit(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     """Load a model, put a compressor in, write both. Raises CheckpointError, ConfigError, DataError."""
-    from tokconv.exports.champions import find_champion
+    from tokconv.exports.artefact import load_compressor
+    from tokconv.exports.integrations.merged import check_free
     from tokconv.exports.integrations.merged import merge as write_merged
     from tokconv.exports.integrations.pretrained import load_vlm
 
-    compressor = find_champion(args.compressor, args.grid, args.purpose)
+    # What takes a moment comes first: the model takes minutes.
+    check_free(args.out)
+    compressor = load_compressor(args.compressor, grid=args.grid, purpose=args.purpose)
     model, processor = load_vlm(args.model)
     out = write_merged(model, compressor, processor, args.out)
     print(f"{printable(out)}: after `import tokconv.hf`, load it with AutoModelForImageTextToText and AutoProcessor")

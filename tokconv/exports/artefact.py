@@ -11,6 +11,7 @@ It is written whole or not at all, and its output is bit-identical after reloadi
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -195,6 +196,11 @@ def write_description(folder: Path, description: Mapping[str, Any], place: Path)
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read an artefact's config.json. Raises CheckpointError if this tokconv cannot read it."""
     file = Path(path) / "config.json"
+    if not is_export(Path(path)) and checkpoints_of(Path(path)):
+        raise CheckpointError(
+            f"{path}: a train run, and no exported compressor; export it first: tokconv export "
+            f"{shlex.quote(str(path))} --out FOLDER"
+        )
     if not file.is_file():
         raise CheckpointError(f"{path}: not an exported compressor (no config.json); tokconv export writes one")
     try:

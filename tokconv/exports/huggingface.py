@@ -79,11 +79,16 @@ class TokconvModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
         """Write a folder that both `AutoModel` and `tokconv.load_compressor` read; without a decoder.
 
+        Args:
+            options: `state_dict` is written in place of the model's own; others of transformers change nothing.
+
         Raises:
             CheckpointError: the folder holds something else.
         """
-        if options.pop("is_main_process", True):
-            save_compressor(self.compressor, Path(save_directory), options.pop("state_dict", None))
+        if options.get("is_main_process", True):
+            state, own = options.get("state_dict") or self.state_dict(), f"{self.base_model_prefix}."
+            weights = {name.removeprefix(own): tensor for name, tensor in state.items()}
+            save_compressor(self.compressor, Path(save_directory), weights)
 
     def _init_weights(self, module: Any) -> None:
         """Compute the windows, which no file holds and transformers therefore leaves empty; all else is loaded."""

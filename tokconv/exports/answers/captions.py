@@ -23,8 +23,10 @@ def make_captions(folder: Path | None, split: Split, prompts: Sequence[str]) -> 
         DataError: the folder holds no images of this split.
         MissingExtraError: without a folder, scikit-learn or scikit-image is not installed.
     """
-    photographs, asked = Photographs(folder, split), tuple(prompts) or PROMPTS
+    mixed = folder is not None  # The bundled ones are fewer than the limit.
+    photographs, asked = Photographs(folder, split, mixed=mixed), tuple(prompts) or PROMPTS
     count = min(IMAGES, len(photographs))
     questions = tuple(Question(image, prompt, None, "captions") for image in range(count) for prompt in asked)
-    identity = {"name": "captions", "split": split, "prompts": list(asked), "source": photographs.identity()}
+    order = {"order": "hash"} if mixed else {}
+    identity = {"name": "captions", "split": split, "prompts": list(asked), "source": photographs.identity(), **order}
     return Task("captions", questions, count, photographs.load, identity)

@@ -9,7 +9,7 @@ from PIL import Image
 from tokconv.encoding.sources.folder import FolderSource
 from tokconv.errors import ConfigError
 from tokconv.exports.answers.photographs import split_in
-from tokconv.exports.answers.tasks import Question, Split, Task
+from tokconv.exports.answers.tasks import Question, Split, Task, hash_of
 
 TEST_QUESTIONS = 300
 """Test images at most: the 95 % interval of a share is then at most 11 points wide."""
@@ -35,8 +35,11 @@ def make_classes(name: str, folder: Path | None, split: Split) -> Task:
         raise ConfigError(f"--tasks: {folder} has the classes {', '.join(names)}; write classes:{folder}")
     text = WORDING[name].format(names=f"{', '.join(names[:-1])} or {names[-1]}")
     chosen = [number for number, item in enumerate(source.items) if split_in(item) == split]
-    # The items are sorted by class; names of files decide which of them are asked about, whatever their number.
-    chosen.sort(key=lambda number: source.items[number].key.rpartition("/")[2])
+    # The items are sorted by class, and names of files often begin with it. Of the textiles, whose published figures
+    # are of this order, file names alone decide.
+    by_name = name == "textile"
+    keys = [item.key for item in source.items]
+    chosen.sort(key=lambda number: keys[number].rpartition("/")[2] if by_name else hash_of(keys[number]))
     chosen = chosen[: TEST_QUESTIONS if split == "test" else None]
     labels = [source.items[number].label for number in chosen]
     questions = tuple(
@@ -46,4 +49,5 @@ def make_classes(name: str, folder: Path | None, split: Split) -> Task:
     def load(place: int) -> Image.Image:
         return source.load(chosen[place])
 
-    return Task(name, questions, len(chosen), load, {"name": name, "split": split, "source": source.identity()})
+    identity = {"name": name, "split": split, "source": source.identity(), **({} if by_name else {"order": "hash"})}
+    return Task(name, questions, len(chosen), load, identity)

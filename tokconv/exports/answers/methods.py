@@ -23,6 +23,7 @@ from tokconv.exports.artefact import FILES, load_compressor
 from tokconv.exports.champions import champions_folder, champions_in, find_champion, is_export
 from tokconv.exports.integrations.attach import attach
 from tokconv.exports.integrations.attachment import NAME as COMPRESSOR
+from tokconv.exports.integrations.family import check_encoder
 from tokconv.store.reader import TokenStore
 from tokconv.system.files import file_digest
 
@@ -103,8 +104,9 @@ class Exported(Method):
 
     def __init__(self, model: AnsweringModel, folder: Path, series: str) -> None:
         self._compressor = load_compressor(folder)
-        # Attaching checks layer, width and grid; what it computes is what is computed below.
+        # Attaching checks that it fits; what it computes is what is computed below.
         attach(model.model, self._compressor).detach()
+        check_encoder(model.model.config, self._compressor, model.processor)
         super().__init__(series, self._compressor.output_grid_size)
         self.folder = folder
 

@@ -33,7 +33,6 @@ from tokconv.errors import ConfigError, DataError, first_line
 from tokconv.exports.answers.fed import TowerFed
 from tokconv.exports.integrations.attach import REFUSED, SUPPORTED
 from tokconv.exports.integrations.family import Reduction, VisionLanguageFamily
-from tokconv.store.format import digest
 
 GREY = (127, 127, 127)
 """Idefics3 takes a black tile for padding."""
@@ -75,12 +74,6 @@ def check_model(folder: Path) -> VisionLanguageFamily:
         why = f" ({REFUSED[kind]})" if kind in REFUSED else ""
         raise DataError(f"{folder}: a model of type {kind!r}{why}; allowed: {', '.join(families)}")
     return families[kind]
-
-
-def identity_of(folder: Path) -> str:
-    """Return a digest of the names and sizes of a model's files, and of its config: reading all weights takes long."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return digest([[path.name, path.stat().st_size] for path in files] + [(folder / "config.json").read_text("utf-8")])
 
 
 class AnsweringModel:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokconv.errors import ConfigError
+from tokconv.exports.answers.identity import identity_of
 from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.measure import divergence
-from tokconv.exports.answers.model import AnsweringModel, identity_of
+from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.stores import check_store
 from tokconv.store.cache import Tensors, computed_once
 from tokconv.store.format import digest

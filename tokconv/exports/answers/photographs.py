@@ -11,7 +11,7 @@ from tokconv.encoding.sources.base import ImageItem
 from tokconv.encoding.sources.bundled import PhotographsSource
 from tokconv.encoding.sources.folder import FolderSource
 from tokconv.errors import DataError
-from tokconv.exports.answers.tasks import Split, split_of
+from tokconv.exports.answers.tasks import Split, hash_of, split_of
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "test"}
 """The splits of a source by the names that tasks have for them."""
@@ -27,6 +27,7 @@ class Photographs:
 
     Args:
         without: stems of files that are left out.
+        mixed: sort by a hash of their names, so that the first ones are of all folders.
 
     A folder's own split is used if it declares one. The bundled photographs come whole and as quadrants; all views of
     one are in one split.
@@ -36,13 +37,17 @@ class Photographs:
         MissingExtraError: without a folder, scikit-learn or scikit-image is not installed.
     """
 
-    def __init__(self, folder: Path | None, split: Split, without: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path | None, split: Split, without: tuple[str, ...] = (), *, mixed: bool = False
+    ) -> None:
         self._source = PhotographsSource() if folder is None else FolderSource(folder)
         self._chosen = [
             number
             for number, item in enumerate(self._source.items)
             if split_in(item) == split and item.key.partition("/")[0] not in without
         ]
+        if mixed:
+            self._chosen.sort(key=lambda number: hash_of(self._source.items[number].key))
         if not self._chosen:
             raise DataError(f"--tasks: {folder} has no {split} images; give a folder with more of them")
 

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from tokconv.errors import ConfigError, StoreError
+from tokconv.exports.answers.identity import identity_of
 from tokconv.exports.answers.measure import Answer, Reference, TaskTokens, as_json, measure, refer
 from tokconv.exports.answers.methods import Method
-from tokconv.exports.answers.model import AnsweringModel, identity_of
+from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import Task
 from tokconv.store.format import digest
 from tokconv.system.files import atomic_path, read_json_object, write_json
@@ -44,7 +45,7 @@ class AnswersRun:
     """One run in its folder.
 
     Args:
-        folder: the model's directory; its files' names and sizes identify it.
+        folder: the model's directory; `identity_of` tells it from others.
         batch_size: questions per batch.
         limit: tokens of an answer at most.
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from tokconv.errors import ConfigError
 from tokconv.exports.artefact import load_compressor
 from tokconv.exports.integrations.attachment import Attachment, compressor_of
-from tokconv.exports.integrations.family import VisionLanguageFamily, check_trained_layer
+from tokconv.exports.integrations.family import VisionLanguageFamily, check_encoder, check_trained_layer
 from tokconv.exports.integrations.gemma3 import Gemma3
 from tokconv.exports.integrations.idefics3 import Idefics3, SmolVLM
 from tokconv.exports.integrations.llava import Llava
@@ -64,8 +64,9 @@ def attach(
             compressor that does not come from an export.
 
     Raises:
-        ConfigError: a class of model that cannot have a compressor, a compressor of another layer, width or grid, a
-            processor that does not fit, or a model that already has a compressor. The model is then unchanged.
+        ConfigError: a class of model that cannot have a compressor; a compressor of another layer, width, grid or size
+            of images; a processor that does not fit the model, or normalises pixels otherwise than the compressor's
+            tower; or a model that already has a compressor. The model is then unchanged.
         CheckpointError: the path holds no exported compressor.
 
     Example:
@@ -85,6 +86,7 @@ def attach(
             wanted = family.processor_class.__name__
             raise ConfigError(f"attach: the processor is a {type(processor).__name__}; allowed: {wanted}")
         family.check_processor(model.config, processor)
+        check_encoder(model.config, compressor, processor)
     return Attachment(family, model, compressor, processor)
 
 
@@ -92,6 +94,7 @@ def check(family: VisionLanguageFamily, config: Any, compressor: Compressor, lay
     """Raise ConfigError unless a model of this config can have this compressor."""
     family.check_model(config, compressor)
     check_trained_layer(family, config, compressor, layer)
+    check_encoder(config, compressor)
 
 
 def family_of(model: object) -> VisionLanguageFamily:

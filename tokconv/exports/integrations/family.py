@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
 from tokconv.encoding.towers.families import FAMILIES, layer_from_start
@@ -128,6 +129,26 @@ def check_trained_layer(family: VisionLanguageFamily, config: Any, compressor: C
             f"attach: the compressor was trained on hidden layer {trained}, this model reads layer {used} ({read} "
             f"counted from the end); set model.clip.layer={read} and train one"
         )
+
+
+def check_encoder(config: Any, compressor: Compressor, processor: Any = None) -> None:
+    """Raise ConfigError for a compressor of another tower, as far as its export tells.
+
+    That is the size of the images and, given a processor, how pixels are normalised. An export that was trained on
+    ready-made tokens tells neither.
+    """
+    encoder = {} if compressor.description is None else compressor.description["encoder"]
+    made, own = encoder.get("preprocessing") or {}, getattr(processor, "image_processor", None)
+    compared = [("image_size", encoder.get("image_size"), config.vision_config.image_size)]
+    if made.get("do_normalize", True) and getattr(own, "do_normalize", True):
+        compared += [(name, made.get(name), getattr(own, name, None)) for name in ("image_mean", "image_std")]
+    for name, trained, found in compared:
+        # Published processors round the same values differently.
+        if trained is not None and found is not None and not np.allclose(trained, found, rtol=0, atol=1e-3):
+            raise ConfigError(
+                f"attach: the compressor was trained on tokens of {encoder.get('name')}, whose {name} is {trained}; "
+                f"that of this model is {found}; train one on tokens of this model's tower (model.clip.model_name)"
+            )
 
 
 def check_written(processor: Any, name: str, tokens: int) -> None:

@@ -23,6 +23,7 @@ from tokconv.exports.integrations.family import VisionLanguageFamily
 from tokconv.models.compressor import Compressor
 from tokconv.models.registry import build_compressor
 from tokconv.models.windows import Windows
+from tokconv.system.files import atomic_path
 
 KEY = "tokconv"
 """The entry of config.json that describes the compressor."""
@@ -71,7 +72,7 @@ def merge(
     *,
     layer: int | None = None,
 ) -> Path:
-    """Write a model, its compressor and its processor, which writes k * k tokens, as one folder.
+    """Write a model, its compressor and its processor, which writes k * k tokens, as one folder, whole or not at all.
 
     In a fresh process, `import tokconv.hf`, then `AutoModelForImageTextToText.from_pretrained(out)` and
     `AutoProcessor.from_pretrained(out)`. Without the import, loading fails; it never leaves out the compressor.
@@ -94,8 +95,7 @@ def merge(
         >>> model = AutoModelForImageTextToText.from_pretrained("merged")     # doctest: +SKIP
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists; choose another place")
+    check_free(out)
     with attach(model, compressor, processor, layer=layer):
         inside = compressor_of(model)
         assert inside is not None
@@ -110,9 +110,16 @@ def merge(
             whole = kind(config)
         whole.load_state_dict(model.state_dict(), assign=True)
         whole.generation_config = model.generation_config
-        whole.save_pretrained(out, save_original_format=False)
-        processor.save_pretrained(out)
+        with atomic_path(out) as temporary:
+            whole.save_pretrained(temporary, save_original_format=False)
+            processor.save_pretrained(temporary)
     return out
+
+
+def check_free(out: Path) -> None:
+    """Raise CheckpointError unless a folder is missing or empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists; choose another place")
 
 
 def _make_class(family: VisionLanguageFamily) -> type[PreTrainedModel]:

@@ -37,7 +37,7 @@ def load_vlm(name: str, *, visual_only: bool = False) -> tuple[PreTrainedModel, 
                 options["config"] = config
             model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **options)
             processor: Any = processors.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and safetensors raise many kinds, including plain Exception
         raise DataError(
             f"{name}: cannot be loaded as a vision-language model and its processor ({first_line(error)}); give a "
             "folder that save_pretrained wrote, or download the model first"
