@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help sweep sweep-real vlm test test-fast lint docs audit bench soak clean clean-runs build-venv
+.PHONY: help sweep sweep-real vlm vlm-taught test test-fast lint docs audit bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
 # Tests at once; tests/conftest.py says which of them share a process, and their order.
@@ -30,6 +30,13 @@ vlm: $(READY)  ## build a small LLaVA of public parts and of weights in tools/as
 	$(BIN)/python tools/train_vlm.py --trained tools/assets/vlm.safetensors --questions 900
 	$(BIN)/tokconv answers runs/vlm/model --tasks textile:runs/public/textile reading captions --store runs/vlm/store \
 		--out runs/vlm/answers
+
+vlm-taught: $(READY)  ## let that LLaVA teach a compressor at each ratio (sweeps/taught.yaml), and ask it the test questions
+	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
+	$(BIN)/python tools/train_vlm.py --trained tools/assets/vlm.safetensors --questions 900
+	$(BIN)/tokconv sweep sweeps/taught.yaml
+	$(BIN)/tokconv answers runs/vlm/model taught --tasks textile:runs/public/textile captions --questions 150 \
+		--baselines matched_window_pca,pooling
 
 test: $(READY)  ## run all tests, the fast ones first
 	$(PYTEST)
