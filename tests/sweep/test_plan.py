@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from tokconv.sweep.plan.text import plan_text
 from tokconv.sweep.plan.tokens import plan_tokens
 from tokconv.sweep.record.layout import stores_place
 from tokconv.sweep.spec.file import load_spec, parse_spec
+from tokconv.training import step_cost
 from tokconv.training.flops import count
 from tokconv.training.networks import TokenShape, network_arguments
+from tokconv.training.step import Trainer
 from tokconv.training.step_cost import StepMeter
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +72,22 @@ def test_flops_are_linear_in_critic_updates_and_do_not_depend_on_the_batch() -> 
     assert four - two == pytest.approx(2 * (two - one))
     assert two > one > meter("loss.weights.wgan=0").flops
     assert meter("training.batch_size=32").flops == pytest.approx(meter().flops)
+
+
+def test_networks_are_freed_before_the_next_ones_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Trainer]] = []
+
+    class Watched(Trainer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            assert not [one for one in made if one() is not None]
+            super().__init__(*args, **options)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(step_cost, "Trainer", Watched)
+    measure = StepMeter(SHAPE, device=CPU, timed=False)
+    for dim in (8, 16, 24):
+        measure(compose([*SMALL, f"model.compressor.hidden_dim={dim}"]))
+    assert len(made) == 3
 
 
 def test_networks_are_counted_as_a_checkpoint_holds_them() -> None:

@@ -6,6 +6,7 @@ included, on random tokens and networks that start at random: neither changes th
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from dataclasses import dataclass
@@ -93,8 +94,9 @@ class StepMeter:
     def _trainer_of(self, config: Config) -> Trainer:
         trainer, made_by = self._trainer, _made_by(config)
         if trainer is None or _made_by(trainer.config) != made_by:
-            # The old one is freed first: two of them may not fit in memory.
+            # The old one is freed first: two of them may not fit in memory. It is part of reference cycles.
             self._trainer = trainer = None
+            gc.collect()
             self._trainer = trainer = _trainer(config, self._shape, self._device)
         trainer.take_config(config)
         return trainer
