@@ -11,11 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
+from tokconv.errors import SweepError
 from tokconv.sweep.judge.epochs import best_by
 from tokconv.sweep.record.events import Event, Record, TrialRecord, read_events, read_trials
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.trials.listener import Listener
+from tokconv.sweep.trials.tuning import lack_of_memory_explained
 from tokconv.training.checkpoint import FORMAT
 
 VALUES = {"model.compressor.output_grid_size": 6}
@@ -294,3 +297,14 @@ def test_the_start_and_the_best_epochs_are_recorded(desk: Desk) -> None:
     assert read.best == {"val/fvu": best}
     assert best_by(read, "val/fvu").figures == best
     assert best_by(read, "val/swd") == read
+
+
+def test_trials_that_ray_ends_for_want_of_memory_end_the_sweep_with_advice() -> None:
+    def tune(cause: Exception) -> None:
+        with lack_of_memory_explained():
+            raise RuntimeError("Caught unexpected exception") from cause
+
+    with pytest.raises(SweepError, match=r"memory ran out \(.*22 GB used.*lower concurrency.*--resume"):
+        tune(OutOfMemoryError("Memory on the node was 22 GB used / 23 GB limit\nand more"))
+    with pytest.raises(RuntimeError, match="unexpected"):
+        tune(ValueError("other"))

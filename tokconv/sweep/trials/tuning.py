@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray.tune
+from ray.exceptions import OutOfMemoryError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from tokconv.config.tree import Config
-from tokconv.errors import SweepError
+from tokconv.errors import SweepError, first_line
 from tokconv.evaluation.epochs import EpochRule
 from tokconv.exports.answers.last_epoch import located
 from tokconv.store.remote import StorePlace
@@ -47,7 +49,7 @@ def tune(
 
     Raises:
         ClusterError: no Ray cluster.
-        SweepError: the cluster lacks what one trial needs, or the first trials all fail in one way.
+        SweepError: the cluster lacks what one trial needs, the first trials all fail in one way, or memory ran out.
     """
     missing = spec.trials - sum(trial.state in FINISHED for trial in record.trials.values())
     configs = missing_confirmations() if missing <= 0 else []
@@ -113,4 +115,22 @@ def _run_tuner(
             verbose=0,
         ),
     )
-    tuner.fit()
+    with lack_of_memory_explained():
+        tuner.fit()
+
+
+@contextmanager
+def lack_of_memory_explained() -> Iterator[None]:
+    """Raise SweepError in place of Tune's error for a process of a trial that Ray ended while it started.
+
+    Ray ends processes before memory runs out. Tune counts that as a lost process only once it runs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, OutOfMemoryError):
+            raise
+        raise SweepError(
+            f"Ray ended trials because memory ran out ({first_line(error.__cause__)[:200]}); lower concurrency, or end "
+            "other programs, and go on with --resume"
+        ) from error
