@@ -17,6 +17,7 @@ from support.trials import TOKEN_GRID, figures, trial
 import tokconv
 from tokconv.errors import ConfigError, SpecError, SweepError
 from tokconv.evaluation.figures import VLM_KL
+from tokconv.exports.answers.teacher import teacher_settings
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, figures_of
 from tokconv.sweep.run import run_sweep
@@ -60,6 +61,22 @@ def test_prompts_are_a_list_or_a_file_whose_lines_the_record_keeps(tmp_path: Pat
         assert message in str(error.value)
 
 
+def test_the_judge_teaches_unless_base_names_another_model() -> None:
+    judge = {"model": "my llava", "prompts": ["What is it, exactly?", "How many?"], "tokens": 3}
+    taught = {**PLAIN, "search": {"loss.weights.vlm": {"float": [0, 1]}}}
+    found = parse_spec({**taught, "vlm": judge}).base_config().loss.vlm
+    assert (found.model, found.prompts, found.tokens) == ("my llava", "What is it, exactly?\nHow many?", 3)
+    assert teacher_settings(found).prompts == ("What is it, exactly?", "How many?")
+    other = parse_spec({**taught, "vlm": judge, "base": ["loss.vlm.model=other"]}).base_config().loss.vlm
+    assert (other.model, other.tokens) == ("other", 3)
+    weighed = {**PLAIN, "base": ["loss.weights.vlm=1"]}
+    assert parse_spec({**weighed, "vlm": judge}).base_config().loss.vlm.model == "my llava"
+    with pytest.raises(SpecError, match=r"base: loss\.weights\.vlm: got 1, and no model that could teach"):
+        parse_spec(weighed)
+    # Without a teacher, the config of a judged trial is what it was.
+    assert parse_spec({**PLAIN, "vlm": judge}).base_config().loss.vlm.model is None
+
+
 def test_the_figure_needs_a_model_that_the_spec_names(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
     without = parse_spec({**PLAIN, "objectives": OBJECTIVES})
@@ -95,7 +112,7 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
     vlm = {"model": str(tmp_path / "llava"), "prompts": ["what is this ?"], "images": 4, "tokens": 2}
     tree = spec(
         tmp_path,
-        base=["training.epochs=2", "model.clip.image_size=null", f"loss.vlm.model={vlm['model']}", "loss.vlm.tokens=2"],
+        base=["training.epochs=2", "model.clip.image_size=null"],
         search={"loss.weights.vlm": {"float": [1, 2]}, "model.compressor.output_grid_size": {"choice": [4]}},
         objectives=OBJECTIVES,
         champions={"plug-in": {}},
@@ -130,8 +147,5 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
     make_processor().save_pretrained(tmp_path / "other")
     tree |= {"name": "refused", "vlm": {**vlm, "model": str(tmp_path / "other")}}
     with pytest.raises(ConfigError, match="its hidden layer is 3, that of the model's tower is 4"):
-        run_sweep(parse_spec(tree))
-    tree |= {"vlm": vlm, "base": tree["base"][:-2]}
-    with pytest.raises(ConfigError, match="no model that could teach"):
         run_sweep(parse_spec(tree))
     assert not (result.directory.parent / "refused-001").exists()

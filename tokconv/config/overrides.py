@@ -69,7 +69,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 def _compose(overrides: tuple[str, ...]) -> Config:
     pairs = parse(overrides)
-    tokens = [f"{key}={_quote(value)}" for key, value in pairs]
+    tokens = [f"{key}={quoted(value)}" for key, value in pairs]
     with initialize_config_module("tokconv.config.groups", version_base="1.3"):
         try:
             return validate(_to_config(hydra_compose("config", overrides=tokens)))
@@ -227,7 +227,7 @@ def _translate(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return current
 
 
-def _quote(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Write a value in Hydra's grammar; strings are quoted so that no path or name is read as syntax."""
     if isinstance(value, str):
         return str(QuotedString(text=value, quote=Quote.single).with_quotes())

@@ -170,7 +170,7 @@ class VlmConfig:
     model: str | None = None
     """The directory of a model and its processor, as `tokconv answers` reads one."""
     prompts: str = "Describe the picture in one sentence."
-    """A prompt, or a text file (*.txt) with one per line, of which every step draws one."""
+    """A prompt, several with line breaks between them, or a text file (*.txt) with one per line; a step draws one."""
     tokens: int = key(8, at_least(1))
     """Tokens of the model's own answer at which distributions are compared, at most."""
 

@@ -75,7 +75,7 @@ class VlmTeacher:
 def teacher_settings(vlm: VlmConfig) -> JudgeSettings:
     """Return the settings of a config. Raises ConfigError if its prompts cannot be read."""
     assert vlm.model is not None
-    prompts = [vlm.prompts]
+    prompts = [line for text in vlm.prompts.splitlines() if (line := text.strip())]
     if vlm.prompts.endswith(PROMPTS_FILE):
         try:
             prompts = text_lines(local_path(vlm.prompts))
@@ -84,6 +84,6 @@ def teacher_settings(vlm: VlmConfig) -> JudgeSettings:
                 f"loss.vlm.prompts: {vlm.prompts} cannot be read ({type(error).__name__}); name a text file with one "
                 "per line, or write a prompt"
             ) from error
-    if not any(prompts):
+    if not prompts:
         raise ConfigError(f"loss.vlm.prompts: got {vlm.prompts!r}, which holds no prompt; write one")
     return JudgeSettings(local_path(vlm.model).absolute(), tuple(prompts), JUDGED, vlm.tokens)

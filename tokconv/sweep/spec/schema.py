@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from tokconv.config.overrides import compose
+from tokconv.config.overrides import compose, quoted
 from tokconv.config.tree import Config, get
 from tokconv.errors import ConfigError, SpecError
 from tokconv.evaluation.figures import FIGURES
@@ -53,14 +53,6 @@ def _name(raw: Any) -> str:
     return raw
 
 
-def _base(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        compose(overrides)
-    except ConfigError as error:
-        raise SpecError(f"base: {error}") from error
-    return overrides
-
-
 def _storage(place: str) -> str:
     if not place:
         raise SpecError("storage: got no path; is a variable of the shell empty? Leave the key out for runs")
@@ -90,7 +82,6 @@ class Spec(Section):
     base: Annotated[
         tuple[str, ...],
         Field(strict=False, description="a list of overrides, as in [training.epochs=5]"),
-        AfterValidator(_base),
     ] = ()
     search: Annotated[Mapping[str, Range], PlainValidator(_ranges), PlainSerializer(_plain_ranges)] = {}
     objectives: Annotated[
@@ -117,7 +108,7 @@ class Spec(Section):
     """None: champions are unconfirmed, whatever their one run shows."""
     resources: Resources = Resources()
     vlm: Vlm | None = None
-    """The judge of `vlm/kl`."""
+    """The judge of `vlm/kl`, and the teacher of trials that have one, unless `base` names another."""
     tracking: Tracking = Tracking()
     storage: Annotated[str, AfterValidator(_storage)] | None = None
     """A directory that every node sees, or a URL (s3://bucket/prefix); None is `runs`."""
@@ -163,6 +154,10 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        try:
+            self.base_config()
+        except ConfigError as error:
+            raise SpecError(f"base: {error}") from error
         for size in self.batch_sizes() if self.resources.workers > 1 else ():
             if size % (workers := self.resources.workers):
                 raise SpecError(
@@ -181,7 +176,12 @@ class Spec(Section):
 
     def base_config(self) -> Config:
         """Return the config that every trial starts from."""
-        return compose(self.base)
+        teaches = TEACHER_KEY in self.search or any(text.startswith(f"{TEACHER_KEY}=") for text in self.base)
+        if self.vlm is None or not teaches:
+            return compose(self.base)
+        prompts = "\n".join(self.vlm.prompts)
+        teacher = {"model": self.vlm.model, "prompts": prompts, "tokens": self.vlm.tokens}
+        return compose((*(f"loss.vlm.{key}={quoted(value)}" for key, value in teacher.items()), *self.base))
 
     def with_objectives(self, known: Container[str]) -> Spec:
         """Return the spec with the default objectives if it names none.
