@@ -29,7 +29,7 @@ SHAPES = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (1152, 163
 
 
 def config(batch: int) -> Config:
-    """The default one, but for the learning rate of the few steps that are taken here."""
+    """The published one, in float32."""
     sizes = ["recipe=published", f"model.compressor.output_grid_size={CELLS}", f"training.n_critic={N_CRITIC}"]
     return compose([*sizes, f"training.batch_size={batch}", "training.precision=float32"])
 

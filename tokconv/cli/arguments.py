@@ -24,7 +24,7 @@ from tokconv.system.files import local_path
 TOUR = """a tour:
   tokconv doctor                                     is everything installed and working?
   tokconv sweep sweeps/demo.yaml                     the demo: four ratios, no download
-  tokconv status                                     how far is it? what else ran here?
+  tokconv status                                     how far is it? which other sweeps ran here?
   tokconv report demo                                its result, as a page
   tokconv ui demo                                    its trials in MLflow; --report: its page, live
   tokconv encode data=folder data.root=photos        your own images to tokens, once

@@ -53,7 +53,7 @@ def add_status(commands: Commands) -> None:
     parser = command(
         commands,
         "status",
-        "show how far a sweep is, or everything that ran here",
+        "show how far a sweep is, or every sweep that ran here",
         "tokconv status",
         "tokconv status demo",
         "tokconv status demo-001 --json",
@@ -146,7 +146,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> None:
-    """Print how far a sweep is, or everything that ran here. Raises SweepError."""
+    """Print how far a sweep is, or every sweep that ran here. Raises SweepError."""
     from tokconv.sweep.report.status import print_status
 
     print_status(args.name, storage=args.storage, as_json=args.json)

@@ -168,7 +168,7 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
 
     Example:
         >>> plan_sweep(load_spec(Path("sweeps/demo.yaml"))).trials    # doctest: +SKIP
-        24
+        12
     """
     accelerator, config = accelerator or Accelerator(), spec.base_config()
     tokens = plan_tokens(config, stores_place(spec.storage))

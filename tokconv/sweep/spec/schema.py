@@ -76,7 +76,7 @@ def _plain_ranges(search: Mapping[str, Range]) -> dict[str, Any]:
 
 
 class Spec(Section):
-    """A checked spec; docs/sweeps.md shows the YAML with every key."""
+    """A checked spec; docs/sweeps.md lists every key with its default."""
 
     name: Annotated[str, BeforeValidator(_name)]
     base: Annotated[
