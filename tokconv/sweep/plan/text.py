@@ -58,10 +58,11 @@ def _totals(plan: SweepPlan) -> list[str]:
     unit = "GPU" if resources.gpus_per_worker else "CPU"
     reading = plan.read_seconds / fmean(grid.epoch_seconds for grid in plan.grids)
     usable, wanted = plan.usable, plan.accelerator.gpus
+    prefix, size = ("E", 1e18) if plan.flops(high) >= 1e18 else ("P", 1e15)
     few = f"; the spec's concurrency cannot use all {wanted:g}" if wanted is not None and usable < wanted else ""
     hours = f"{_number(plan.hours(low))} to {_number(plan.hours(high))}" if low < high else _number(plan.hours(low))
     return [
-        f"training       {plan.flops(low) / 1e15:,.3g} to {plan.flops(high) / 1e15:,.3g} PFLOP",
+        f"training       {plan.flops(low) / size:.3g} to {plan.flops(high) / size:.3g} {prefix}FLOP",
         f"{unit} hours      {hours} ({_number(plan.hours(1.0))} if no trial is stopped)",
         f"wall time      {_seconds(plan.hours(low) * 3600 / usable)} to {_seconds(plan.hours(high) * 3600 / usable)} "
         f"on {usable:g} {unit}s{few}",
