@@ -216,6 +216,21 @@ def test_the_jobs_driver_stays_on_the_head() -> None:
     assert (ROOT / command[2]).is_file()
 
 
+def test_the_submitter_has_every_variable_of_the_entrypoint() -> None:
+    """Its shell, and not the head's, puts them in: one that it lacks becomes nothing."""
+    spec = manifest("rayjob")["spec"]
+    pod = spec["submitterPodTemplate"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert (
+        container["image"]
+        == cluster_of(manifest("rayjob"))["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    )
+    named = set(re.findall(r"\$\{?(\w+)", spec["entrypoint"]))
+    assert named == {"TOKCONV_STORAGE"}
+    assert named <= {entry["name"] for entry in container["env"] if entry["value"]}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
 def test_mlflow_reads_its_database_from_a_secret_and_listens_only_inside() -> None:
