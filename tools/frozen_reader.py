@@ -3,7 +3,7 @@
 The tower was trained on 24 x 24 tokens and is not retrained: its last layer attends from the class token to k x k
 compressed tokens instead, and its head classifies as before. Only held-out digits are used.
 
-    python tools/frozen_reader.py runs/sweeps/demo-001/champions/*
+    python tools/frozen_reader.py runs/sweeps/demo-001/champions/grid-*/*
 """
 
 from __future__ import annotations

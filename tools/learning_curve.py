@@ -119,9 +119,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=600, help="of every arm, rounded to epochs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("runs/learning-curve"), help="default: %(default)s")
-    args, args.overrides = parser.parse_known_args(arguments)
-    if unknown := [word for word in args.overrides if "=" not in word or word.startswith("-")]:
-        parser.error(f"unknown: {' '.join(unknown)}")
+    # Taken out before: after `--views 1 4` they would be further views.
+    words = sys.argv[1:] if arguments is None else arguments
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    args = parser.parse_args([word for word in words if word not in overrides])
+    args.overrides = overrides
     return args
 
 

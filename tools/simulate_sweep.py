@@ -14,6 +14,7 @@ The table shows milliseconds of processor time per trial, over the last tenth be
 from __future__ import annotations
 
 import argparse
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -118,6 +119,8 @@ def after_the_search(simulation: Simulation, *, mlflow: int) -> None:
 def deliver(simulation: Simulation, trials: int) -> dict[str, int]:
     """Deliver the first trials' events to a new SQLite database and return its rows by table."""
     root = simulation.directory.path / "delivery"
+    if root.exists():  # of a sweep that goes on
+        shutil.rmtree(root)
     root.mkdir()
     first = set(islice(simulation.record.trials, trials))
     events = root / "events.jsonl"

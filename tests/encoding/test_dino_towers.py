@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -46,12 +45,13 @@ def hidden_state(folder: Path, name: str, pixels: torch.Tensor, layer: int) -> t
 
 @pytest.mark.parametrize(("name", "grid"), [(name, 14 if "dinov3" in name else 24) for name in DINO])
 def test_tokens_of_every_dino_are_patch_tokens_bit_for_bit(
-    name: str, grid: int, folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+    name: str, grid: int, folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pixels_of_patch = 16 if "dinov3" in name else 14
-    start = time.monotonic()
-    spec = describe(ClipConfig(model_name=str(folders[name])))
-    assert time.monotonic() - start < 0.5
+    # A description loads no weights.
+    copy = Path(shutil.copytree(folders[name], tmp_path / "copy"))
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    spec = describe(ClipConfig(model_name=str(copy)))
     assert (spec.token_grid, spec.dim, spec.num_layers, spec.image_size) == (grid, 32, 3, grid * pixels_of_patch)
     for layer in (-4, -2, -1):
         capfd.readouterr()

@@ -35,13 +35,12 @@ def edit_config(folder: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_a_tower_is_described_from_its_files_alone(tower_dir: Path) -> None:
-    start = time.monotonic()
-    spec = describe(ClipConfig(model_name=str(tower_dir)))
-    assert time.monotonic() - start < 0.5
+def test_a_tower_is_described_without_loading_its_weights(copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    spec = describe(ClipConfig(model_name=str(copy)))
     assert (spec.token_grid, spec.dim, spec.num_layers, spec.layer) == (4, 32, 3, 2)
     assert spec.preprocessing["crop_size"] == {"height": 16, "width": 16}
-    assert spec.slug == "tiny"
+    assert spec.slug == "copy"
     json.dumps(spec.identity())
 
 

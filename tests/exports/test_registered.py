@@ -45,6 +45,22 @@ def test_a_registered_champion_is_the_export(here: Path) -> None:
     assert torch.equal(tokconv.load_compressor(MODEL)(tokens), expected)
 
 
+def test_every_version_of_one_run_is_its_own_export(here: Path) -> None:
+    """Purposes judge a run at epochs of their own, and each epoch is a version."""
+    (here / "runs").mkdir()
+    mlflow = client(here / "runs")
+    run = mlflow.create_run(mlflow.create_experiment("demo", file_uri(here / "served"))).info.run_id
+    tokens, expected = torch.randn(2, 16, 8), {}
+    for epoch, purpose in enumerate(("fidelity", "plug-in")):
+        path = write_export(here / purpose, seed=epoch)
+        champion = {"export": path, "epoch": epoch, "meets_targets": True, "evidence": "proven"}
+        register(mlflow, "tokconv-demo-2x2", run, "sweep", champion, purpose)
+        expected[purpose] = tokconv.load_compressor(path)(tokens)
+    assert not torch.equal(expected["fidelity"], expected["plug-in"])
+    for purpose, wanted in expected.items():
+        assert torch.equal(tokconv.load_compressor(f"models:/tokconv-demo-2x2@{purpose}")(tokens), wanted)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -216,6 +216,21 @@ def test_the_jobs_driver_stays_on_the_head() -> None:
     assert (ROOT / command[2]).is_file()
 
 
+def test_the_submitter_has_every_variable_of_the_entrypoint() -> None:
+    """Its shell, and not the head's, puts them in: one that it lacks becomes nothing."""
+    spec = manifest("rayjob")["spec"]
+    pod = spec["submitterPodTemplate"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert (
+        container["image"]
+        == cluster_of(manifest("rayjob"))["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    )
+    named = set(re.findall(r"\$\{?(\w+)", spec["entrypoint"]))
+    assert named == {"TOKCONV_STORAGE"}
+    assert named <= {entry["name"] for entry in container["env"] if entry["value"]}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
 def test_mlflow_reads_its_database_from_a_secret_and_listens_only_inside() -> None:
@@ -294,7 +309,12 @@ def test_a_job_uploads_the_package_and_the_specs_but_nothing_large(tmp_path: Pat
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tree / name)
-    for name in ("runs/stores/digits/tokens-00000.safetensors", ".venv/lib/large.so", "mlflow.db"):
+    for name in (
+        "runs/stores/digits/tokens-00000.safetensors",
+        ".venv/lib/large.so",
+        "build/lib/large.so",
+        "mlflow.db",
+    ):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(bytes(2**20))
     create_package(str(tree), tmp_path / "package.zip", include_gitignore=True)
@@ -303,5 +323,5 @@ def test_a_job_uploads_the_package_and_the_specs_but_nothing_large(tmp_path: Pat
         size = sum(entry.file_size for entry in package.infolist())
     tops = {Path(*Path(name).parts[1:]).parts[0] if name.startswith("tree/") else Path(name).parts[0] for name in names}
     assert {"tokconv", "sweeps", "setup.cfg"} <= tops
-    assert not tops & {"runs", "tests", "tools", "docs", "cluster", ".venv", ".git", ".ci", "mlflow.db"}
-    assert size < 8 * 2**20
+    assert not tops & {"runs", "tests", "tools", "docs", "cluster", ".venv", "build", ".git", ".ci", "mlflow.db"}
+    assert size < 5 * 2**20

@@ -61,7 +61,7 @@ def test_the_curve_is_a_table_and_finished_arms_are_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photos, tower = places
-    words = ["--photos", str(photos), "--tower", str(tower), "--images", "4", "8", "--views", "1", "2", "--steps", "4"]
+    words = ["--photos", str(photos), "--tower", str(tower), "--steps", "4", "--images", "4", "8", "--views", "1", "2"]
     words += ["model.compressor.output_grid_size=2", "training.batch_size=4", "data.num_workers=0"]
     assert tool.main(words) == 0
     table = capsys.readouterr().out.splitlines()[-4:]

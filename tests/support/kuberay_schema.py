@@ -115,7 +115,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     )
     jsonschema.validate(manifest, whole)
     cluster = cluster_of(manifest)
-    for template in pod_templates(cluster):
+    submitter = [manifest["spec"]["submitterPodTemplate"]] if "submitterPodTemplate" in manifest["spec"] else []
+    for template in (*pod_templates(cluster), *submitter):
         _check_pod(manifest["metadata"], template)
     # What the autoscaler's container is given has the form that every container's has.
     options = {key: cluster["autoscalerOptions"][key] for key in ("env", "resources")}

@@ -50,13 +50,14 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SweepResult]:
         on_trial_result(self, iteration, trials, trial, result)
         time.sleep(8 if result.get("epoch") == 3 else 0)
 
-    def swept(name: str, rates: list[float], **resources: Any) -> SweepResult:
+    def swept(name: str, rates: list[float], concurrency: int, **resources: Any) -> SweepResult:
         plain = spec(
             tmp_path_factory.mktemp(name),
             name=name,
             search={"training.learning_rate": {"choice": rates}},
             sampler={"kind": "grid", "seed": 0},
             trials=len(rates),
+            concurrency=concurrency,
             base=["training.learning_rate=1e30", "loss.weights.wgan=0.01", "training.n_critic=2"],
             resources={"cpus_per_worker": 1, **resources},
         )
@@ -65,10 +66,11 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SweepResult]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), str(Path(tokconv.__file__).parents[1])]))
         patch.setenv("TOKCONV_FAULT", FAULTY)
-        found = {"inline": swept("inline", [DIVERGES, HANGS, RUNS_OUT, GOOD], runner="inline", trial_timeout=8)}
+        # While one trial hangs, the others run.
+        found = {"inline": swept("inline", [DIVERGES, HANGS, RUNS_OUT, GOOD], 2, runner="inline", trial_timeout=8)}
         patch.setattr(Listener, "on_trial_result", slow)
         nested = {"runner": "torch_trainer", "workers": 2, "trial_timeout": 40}
-        found["torch_trainer"] = swept("nested", [DIVERGES, HANGS, GOOD], **nested)
+        found["torch_trainer"] = swept("nested", [DIVERGES, HANGS, GOOD], 1, **nested)
     return found
 
 

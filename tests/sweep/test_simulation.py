@@ -115,6 +115,9 @@ def test_a_simulated_sweep_goes_on_where_it_was(tools: Any, tmp_path: Path) -> N
 
 def test_mlflow_holds_what_the_record_holds(tools: Any, finished: Any) -> None:
     count = 10
+    # What an earlier delivery of the same sweep left.
+    (finished.directory.path / "delivery").mkdir()
+    (finished.directory.path / "delivery" / "mlflow.db").write_text("earlier")
     rows = tools.deliver(finished, count)
     events = [event for event, _ in read_events(finished.directory.events)]
     reported = [e for e in events if e["event"] == "trial_reported" and int(e["trial"]) < count]

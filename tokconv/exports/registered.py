@@ -49,7 +49,8 @@ def fetch_registered(uri: str) -> Path:
             version = client.get_model_version_by_alias(name, alias)
         else:
             version = client.get_model_version(name, match["version"])
-        copy = cache_dir() / "models" / name / str(version.run_id)
+        # A run has a version for every epoch of it that is a champion.
+        copy = cache_dir() / "models" / name / f"{version.run_id}-{version.version}"
         if not copy.is_dir():
             with atomic_path(copy) as temporary:
                 temporary.mkdir()

@@ -11,12 +11,15 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from tokconv.config.overrides import literal_text
+from tokconv.config.tree import GROUPS, KEYS
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.spec.sections import Section
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 """Pydantic's names for a key that a section does not have."""
+CONFIG = {key.partition(".")[0] for key in (*KEYS, *GROUPS)}
+"""First parts of the keys of the config."""
 LITERAL = ("storage", "tracking.uri", "tracking.experiment", "vlm.model", "vlm.prompts")
 """Keys of paths and names, whose overrides are taken literally and not as YAML."""
 START = "sweeps/demo.yaml is one to start from"
@@ -108,6 +111,8 @@ def _sentence(errors: ValidationError) -> str:
     key, *parents, last = ".".join(names), *names
     section = _section(Spec, parents)
     if kind in UNKNOWN:
+        if not parents and last.partition(".")[0] in CONFIG:
+            return f"{key}: unknown in a spec; keys of the config belong in base, as in base: [training.epochs=5]"
         return f"{key}: unknown; {suggest(last, section.model_fields)}"
     if kind == "missing":
         rule = (
