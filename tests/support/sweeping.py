@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 import tokconv
@@ -103,6 +104,28 @@ def champions(directory: Path) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
+def works(process: psutil.Process) -> bool:
+    """Return whether a process can still change the sweep; Ray's agents only watch, and take a minute to notice."""
+    with contextlib.suppress(psutil.Error):
+        line = " ".join(process.cmdline())
+        return "ImplicitFunc" in line or "RayTrainWorker" in line or process.name() in ("raylet", "gcs_server")
+    return False
+
+
+def wait_for_end(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Wait for the processes of a killed driver, which must end by themselves."""
+
+    def lives(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    left, deadline = list(processes), time.monotonic() + seconds
+    while left := [process for process in left if lives(process)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
 class Driver:
     """The driver of a sweep that is killed and resumed.
 
@@ -114,6 +137,7 @@ class Driver:
 
     def __init__(self, spec: Path, cwd: Path, *options: str) -> None:
         self._arguments, self._cwd = ["sweep", str(spec), *options], cwd
+        self._children: list[psutil.Process] = []
 
     def killed_when(self, reached: Callable[[], bool]) -> None:
         """Start the process and kill it with SIGKILL as soon as the condition holds."""
@@ -127,6 +151,8 @@ class Driver:
                 assert driver.poll() is None
                 time.sleep(0.02)
         finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._children = psutil.Process(driver.pid).children(recursive=True)
             driver.send_signal(signal.SIGKILL)
             driver.wait()
 
@@ -135,6 +161,6 @@ class Driver:
 
         Ray's processes have noticed by then that their driver is gone.
         """
-        time.sleep(5)
+        wait_for_end(filter(works, self._children), 60)
         with contextlib.chdir(self._cwd):
             assert main([*self._arguments, "--resume"]) == 0

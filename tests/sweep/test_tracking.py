@@ -535,39 +535,6 @@ def test_the_view_is_left_out_for_other_releases_of_mlflow() -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_in_between_gets_everything_once_it_is_back(root: Path, export: Path) -> None:
-    port = free_port()
-    record = new_record(root)
-    messages: list[str] = []
-    server = Server(root, port)
-    try:
-        start_sweep(record)
-        following = writer(root, server.uri, messages)
-        run_trial(record, "00000")
-        deadline = time.monotonic() + 120
-        while not (root / "mlflow.cursor").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        server.kill()
-        run_trial(record, "00001")
-        run_trial(record, "00002")
-        time.sleep(1)
-        server = Server(root, port)
-        run_trial(record, "00003")
-        record.append("trial_artifacts", trial="00000", path=str(export.parent))
-        end_sweep(record, "00000", export, root / "report")
-        delivery = following.close(120)
-        assert delivery.complete, delivery
-        reader = client(root, server.uri)
-        assert delivered_points(reader) == recorded_points(record.path)
-        assert "compressor/model.safetensors" in artifacts(reader, runs(reader)["00000"])
-        assert reader.get_model_version_by_alias("tokconv-demo-2x2", "champion").version
-        assert len(messages) == 1
-    finally:
-        server.kill()
-
-
-@pytest.mark.slow
 def test_a_slow_server_that_answers_500_gets_everything_once(root: Path, export: Path) -> None:
     server = Server(root, free_port())
     proxy = Proxy(server.uri, free_port(), share=0.1, delay=0.02)

@@ -61,6 +61,7 @@ def test_simultaneous_sweeps_arrive_exactly_once_although_the_server_dies(
             for name, sweep in sweeps.items():
                 delivery = sweep.writer.close(120)
                 assert delivery.complete, f"{name}: {delivery}"
+                assert len(sweep.messages) == 1, "of the first failure"
             reader = client(tmp_path, server.uri)
             experiment = reader.get_experiment_by_name("demo").experiment_id
             trials = _trials(reader, experiment)
@@ -76,6 +77,7 @@ def test_simultaneous_sweeps_arrive_exactly_once_although_the_server_dies(
             assert sorted(version.run_id for version in versions) == sorted(
                 trials[name, "00000"].info.run_id for name in sweeps
             )
+            assert reader.get_model_version_by_alias("tokconv-demo-2x2", "champion").version
             weights = (export / "model.safetensors").read_bytes()
             stored = (objects.files / "mlflow").glob("*/*/artifacts/compressor/model.safetensors")
             assert [path.read_bytes() for path in stored] == [weights] * 2
@@ -100,6 +102,7 @@ class _Sweep:
         self.root, self.name, self.uri = root, name, uri
         self.events, self.cursor = root / "events.jsonl", root / "mlflow.cursor"
         self.record = new_record(root)
+        self.messages: list[str] = []
 
     def start(self) -> None:
         start_sweep(self.record)
@@ -114,7 +117,7 @@ class _Sweep:
             artifact_root=self.root,
             sweep=self.name,
             cursor=self.cursor,
-            on_message=lambda text: None,
+            on_message=self.messages.append,
         )
 
     def run(self, *uids: str) -> None:
