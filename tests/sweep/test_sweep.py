@@ -25,7 +25,7 @@ from tokconv.sweep.record import checks
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_store, figures_of
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.remote import Root
-from tokconv.sweep.run import SweepResult, run_sweep
+from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import load_spec, parse_spec, to_yaml
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.system.files import write_text
@@ -44,23 +44,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweeps")
 
 
-def a_sweep(root: Path, name: str) -> SweepResult:
-    """Run one trial at a time: of several, the order in which they end guides the search."""
-    plain = spec(root, name=name)
-    plain["search"]["training.learning_rate"] = {"log": [1e-4, 1e-2]}
-    # Four epochs may or may not beat every baseline; the tests are about everything that a sweep writes.
-    with one_ray():
-        return run_sweep(parse_spec(plain), allow_unproven=True)
-
-
-@pytest.fixture(scope="module")
-def result(root: Path) -> SweepResult:
-    return a_sweep(root, "tiny")
-
-
 @pytest.mark.slow
-@pytest.mark.xdist_group("result")
-def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path, result: SweepResult) -> None:
+def test_a_sweep_finds_exports_and_registers_a_champion_at_every_grid(root: Path) -> None:
+    plain = spec(root, name="tiny")
+    plain["search"]["training.learning_rate"] = {"log": [1e-4, 1e-2]}
+    # Four epochs may or may not beat every baseline; the test is about everything that a sweep writes.
+    with one_ray():
+        result = run_sweep(parse_spec(plain), allow_unproven=True)
     assert [trial.state for trial in result.trials.values()] == ["complete"] * 4
     assert [verdict.grid for verdict in result.verdicts] == [4, 8]
     for verdict in result.verdicts:
@@ -180,15 +170,6 @@ def test_a_sweep_runs_on_photographs_and_a_narrow_vit_b_16(tmp_path: Path) -> No
     plain["objectives"] = [{"metric": "val/probe_kept", "mode": "max"}]
     with pytest.raises(SpecError, match="needs labels"):
         run_sweep(parse_spec(plain))
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("result")
-def test_running_a_spec_twice_gives_the_same_trials_and_figures(root: Path, result: SweepResult) -> None:
-    again = a_sweep(root, "again")
-    assert [trial.values for trial in result.trials.values()] == [trial.values for trial in again.trials.values()]
-    for one, other in zip(result.trials.values(), again.trials.values(), strict=True):
-        assert _timeless(one.history) == _timeless(other.history)
 
 
 @pytest.mark.slow
