@@ -1,4 +1,4 @@
-"""Figures of a run: answers of every method as shares with intervals, and means."""
+"""Figures of a run: answers of every method as shares with intervals."""
 
 from __future__ import annotations
 
@@ -33,12 +33,6 @@ def figures_of(records: Sequence[Mapping[str, Any]], tasks: Sequence[Task]) -> l
         }
         for record in records
     ]
-
-
-def mean_of(figures: Figures, name: str) -> float | None:
-    """Return the mean of a figure over the tasks that have it; None if none has."""
-    found = [task[name] for task in figures["tasks"].values() if task.get(name) is not None]
-    return sum(found) / len(found) if found else None
 
 
 def summary_of(answers: Sequence[Mapping[str, Any]], of_all: Sequence[Mapping[str, Any]]) -> Figures:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokconv.errors import import_extra
 from tokconv.evaluation.baselines.registry import BASELINES
-from tokconv.exports.answers.figures import Figures, mean_of
+from tokconv.exports.answers.figures import Figures
 from tokconv.exports.answers.methods import ALL, COLORS
 from tokconv.system.files import atomic_path
 
@@ -17,38 +17,44 @@ LOWEST = 1e-6
 
 
 def draw_answers(figures: Sequence[Figures], out: Path) -> Path:
-    """Write a PNG. Left: answers kept, the mean over tasks with exact answers; agreement with the answers from all
-    tokens if there are none. Right: the mean divergence over all tasks.
+    """Write a PNG with a row of two panels per task. Left: answers kept, or without exact answers the agreement with
+    those from all tokens. Right: the divergence.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = import_extra("matplotlib.figure", "sweep").Figure(figsize=(12.5, 5.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    kept = "kept" if mean_of(figures[0], "kept") is not None else "agreement"
+    tasks: list[str] = list(figures[0]["tasks"])
+    size = (12.5, 1.0 + 4.6 * len(tasks))
+    figure = import_extra("matplotlib.figure", "sweep").Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(tasks), 2, squeeze=False)
+    for task, row in zip(tasks, panels, strict=True):
+        _draw_task(figures, task, *row)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(8, max(1, len(labels))), frameon=False)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return out
+
+
+def _draw_task(figures: Sequence[Figures], task: str, left: Any, right: Any) -> None:
+    kept = "agreement" if figures[0]["tasks"][task]["kept"] is None else "kept"
     rows = [method for method in figures if method["series"] != ALL]
     series = list(dict.fromkeys(method["series"] for method in rows))
     exported = [name for name in series if name not in BASELINES]
     for name in sorted(series, key=lambda name: name in exported):
         own = sorted((method for method in rows if method["series"] == name), key=lambda method: float(method["ratio"]))
-        style = _style(name, exported)
-        ratios = [method["ratio"] for method in own]
-        left.plot(ratios, [100 * (mean_of(method, kept) or 0.0) for method in own], **style)
-        right.plot(ratios, [max(LOWEST, mean_of(method, "kl") or 0.0) for method in own], **style)
+        style, ratios = _style(name, exported), [method["ratio"] for method in own]
+        left.plot(ratios, [100 * method["tasks"][task][kept] for method in own], **style)
+        right.plot(ratios, [max(LOWEST, method["tasks"][task]["kl"]) for method in own], **style)
     left.axhline(100, color="black", linestyle=":", linewidth=0.8)
-    left.set(ylabel="answers kept, %" if kept == "kept" else "agreement with the answers from all tokens, %")
-    right.set(ylabel="KL of the next token from all tokens, nats", yscale="log")
+    left.set(title=task, ylabel="answers kept, %" if kept == "kept" else "same answers as from all tokens, %")
+    right.set(title=task, ylabel="KL of the next token from all tokens, nats", yscale="log")
     ticks = {method["ratio"]: f"{method['ratio']:.3g}x\n({method['grid']}x{method['grid']})" for method in rows}
     for axes in (left, right):
         axes.set(xlabel="compression ratio (grid)", xscale="log")
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xticks([], minor=True)
         axes.grid(visible=True, which="major", color="0.9", linewidth=0.6)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(8, max(1, len(labels))), frameon=False)
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return out
 
 
 def _style(name: str, exported: Sequence[str]) -> dict[str, Any]:
