@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokconv.cli.compress_inputs import _open as open_to_compress
 from tokconv.encoding.sources.coco import CocoSource
 from tokconv.encoding.sources.files import open_image
 from tokconv.encoding.sources.folder import FolderSource
@@ -138,6 +137,6 @@ def test_all_sources_and_compress_open_an_image_in_the_same_way(tmp_path: Path) 
         FolderSource(tmp_path / "coco" / "train2017").load(0),
         CocoSource(tmp_path / "coco").load(1),
         HuggingFaceSource(str(tmp_path / "hf")).load(0),
-        open_to_compress(tmp_path / "coco" / "val2017" / "b.tif"),
+        open_image(tmp_path / "coco" / "val2017" / "b.tif"),  # as tokconv compress does
     ):
         np.testing.assert_array_equal(np.asarray(image)[..., 0], wanted)

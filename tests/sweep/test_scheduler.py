@@ -129,7 +129,7 @@ def test_a_replayed_record_judges_like_the_driver_that_died(reports: list[Report
     for uid, figures in reports:
         live.goes_on(uid, figures)
         found = records.setdefault(uid, TrialRecord(uid, {}, 4, figures["compression_ratio"], 0))
-        found.apply({"event": "trial_reported", "epoch": figures["epoch"], "figures": figures, "checkpoint": None})
+        found.apply({"event": "trial_reported", "epoch": figures["epoch"], "figures": figures, "time": 0})
     resumed.replay(records.values())
     for ratio in RATIOS:
         for epoch in live.levels:

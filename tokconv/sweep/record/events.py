@@ -117,8 +117,8 @@ class TrialRecord:
             self.has_artifacts = True
         elif event["event"] == "trial_ended":
             self.state, self.reason, self.ended = event["state"], event.get("reason", ""), event["time"]
-        # Exports and pictures are made while other trials run.
-        if event["event"] != "trial_artifacts":
+        # Other events, of exports and answers, come when it no longer runs.
+        if event["event"] in ("trial_started", "trial_reported", "trial_ended"):
             self.last = event["time"]
 
 
