@@ -11,6 +11,7 @@ from support.records import snapshot, write_sweep
 from support.trials import TOKEN_GRID, baselines, trial
 
 from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.evaluation.figures import VLM_KL
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.events import TrialRecord
@@ -21,7 +22,7 @@ from tokconv.sweep.report.page_curves import curves_panels
 from tokconv.sweep.report.page_legend import legend_of
 from tokconv.sweep.report.plots import pareto_figure
 from tokconv.sweep.spec.ranges import Range
-from tokconv.sweep.spec.rules import Rules
+from tokconv.sweep.spec.rules import Rule, Rules
 from tokconv.sweep.spec.schema import Spec
 
 SEARCH = {"training.n_critic": Range("training.n_critic", "int", (1, 5))}
@@ -131,6 +132,21 @@ def test_epochs_are_integers_and_curves_have_baselines() -> None:
         assert all(tick == int(tick) for tick in figure.layout.xaxis.tickvals)
         assert len(figure.layout.xaxis.tickvals) >= FEWEST
         assert {"pooling", "matched PCA", "best trial"} <= {trace.name for trace in figure.data}
+
+
+def test_a_sweep_that_a_language_model_judges_shows_its_divergence_at_every_ratio() -> None:
+    def of(grid: int, kl: float) -> TrialRecord:
+        return trial(str(grid), grid, fvu=0.05, **{VLM_KL: kl})
+
+    known = {g: {name: {**row, VLM_KL: 0.5} for name, row in rows.items()} for g, rows in baselines(4, 6).items()}
+    trials = [of(4, 0.2), of(6, 0.1)]
+    verdicts = judge(trials, Rules({"plug-in": Rule()}), TOKEN_GRID, known)
+    figure = page_figures.front_figure(snapshot(trials, verdicts, SPEC), VLM_KL)
+    drawn = {trace.name: list(trace.y) for trace in figure.data}
+    assert (drawn["complete"], drawn["champion"], drawn["pooling"]) == ([0.2, 0.1], [0.2, 0.1], [0.5, 0.5])
+    assert "KL" in figure.layout.yaxis.title.text
+    assert "front-kl" in page(snapshot(trials, verdicts, SPEC))
+    assert "front-kl" not in page(sweep_of([trial("0", 6)], 6))
 
 
 def test_what_is_hidden_does_not_widen_an_axis_until_it_is_shown() -> None:

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tokconv.evaluation.figures import FIGURES
+from tokconv.evaluation.figures import FIGURES, VLM_KL
 from tokconv.exports.answers.table import PLOT as ANSWERS_PLOT
 from tokconv.exports.answers.table import TEXT as ANSWERS_TEXT
 from tokconv.sweep.judge.evidence import PROVEN
@@ -121,7 +121,10 @@ def _sections(sweep: SweepSnapshot) -> Iterator[_Section]:
         "Every point is a trial; stars are the best ones, with the 95 % interval over fresh seeds, full if they have "
         "won. Dotted lines are closed forms, which need no training. Trials that were stopped early or failed compete "
         "with nothing. Click an entry of the legend to show or hide it.",
-        (_Figure("front", draw.front_figure(sweep)),),
+        (
+            _Figure("front", draw.front_figure(sweep)),
+            *([_Figure("front-kl", draw.front_figure(sweep, VLM_KL))] if _has(sweep, VLM_KL) else []),
+        ),
     )
     yield _Section(
         "likeness",

@@ -43,22 +43,25 @@ Panels = list[tuple[Verdict, go.Figure]]
 """One figure per grid."""
 
 
-def front_figure(sweep: SweepSnapshot) -> go.Figure:
-    """Return fvu against the compression ratio: all trials, lines of baselines, the champions with their intervals.
+def front_figure(sweep: SweepSnapshot, metric: str = FVU) -> go.Figure:
+    """Return a figure against the compression ratio: all trials, baselines, champions with their intervals.
 
     Baselines that win nothing are hidden until their entry in the legend is clicked.
+
+    Args:
+        metric: fvu, or another one whose champions are drawn then.
     """
     figure = go.Figure()
     for state, (label, color, end) in CURVES.items():
-        trials = [trial for trial in sweep.trials.values() if trial.state == state and FVU in trial.figures]
+        trials = [trial for trial in sweep.trials.values() if trial.state == state and metric in trial.figures]
         symbol = "x" if end else "circle-open" if state == "running" else "circle"
-        _points(figure, trials, [trial.ratio for trial in trials], label, {"color": color, "symbol": symbol})
+        _points(figure, trials, [trial.ratio for trial in trials], label, {"color": color, "symbol": symbol}, metric)
     visible = visible_baselines(sweep.verdicts)
     for entry in known_baselines(sweep.verdicts):
-        known = [v for v in sweep.verdicts if FVU in v.baselines.get(entry.name, {})]
+        known = [v for v in sweep.verdicts if metric in v.baselines.get(entry.name, {})]
         figure.add_scatter(
             x=[v.ratio for v in known],
-            y=[shown(v.baselines[entry.name], FVU) for v in known],
+            y=[shown(v.baselines[entry.name], metric) for v in known],
             name=entry.title,
             mode="lines+markers",
             line={"color": entry.color, "dash": "dot", "width": 1.5},
@@ -66,7 +69,7 @@ def front_figure(sweep: SweepSnapshot) -> go.Figure:
             hovertemplate=f"{entry.title}: %{{y:.4f}}<extra></extra>",
             visible=True if entry.name in visible else "legendonly",
         )
-    _champions(figure, sweep.verdicts)
+    _champions(figure, sweep.verdicts, y_metric=metric)
     set_axes(figure, x=None, y="log")
     ticked = ratio_ticks(sweep.verdicts)
     figure.update_xaxes(
@@ -75,7 +78,7 @@ def front_figure(sweep: SweepSnapshot) -> go.Figure:
         tickvals=[v.ratio for v in ticked],
         ticktext=[f"{v.ratio:.3g}x<br>{v.grid} x {v.grid}" for v in ticked],
     )
-    figure.update_yaxes(title=better_title(FVU))
+    figure.update_yaxes(title=better_title(metric))
     return figure.update_layout(height=HEIGHT)
 
 
@@ -179,12 +182,17 @@ def _baselines(figure: go.Figure, verdict: Verdict, metric: str, color: str | No
 
 
 def _points(
-    figure: go.Figure, trials: Sequence[TrialRecord], x: Sequence[float], name: str, style: dict[str, str]
+    figure: go.Figure,
+    trials: Sequence[TrialRecord],
+    x: Sequence[float],
+    name: str,
+    style: dict[str, str],
+    metric: str = FVU,
 ) -> None:
     if trials:
         figure.add_scatter(
             x=x,
-            y=[shown(trial.figures, FVU) for trial in trials],
+            y=[shown(trial.figures, metric) for trial in trials],
             text=[_hover(trial) for trial in trials],
             name=name,
             mode="markers",
@@ -193,12 +201,17 @@ def _points(
         )
 
 
-def _champions(figure: go.Figure, verdicts: Sequence[Verdict], x_metric: str | None = None) -> None:
-    """Draw the best trials with their intervals: all purposes against a figure, the first against the ratio.
+def _champions(
+    figure: go.Figure, verdicts: Sequence[Verdict], x_metric: str | None = None, *, y_metric: str = FVU
+) -> None:
+    """Draw the best trials with their intervals: all purposes against a figure; against the ratio, the first at its fvu
+    and those of another figure at that.
 
     A full star has won; an empty one is the best trial of a grid where a closed form is at least as good.
     """
     awards = [(v, award) for v in verdicts for award in (v.awards if x_metric else v.awards[:1])]
+    if y_metric != FVU:
+        awards = [(v, award) for v in verdicts for award in v.awards if award.criterion.figure == y_metric]
     for won, name, symbol in ((True, "champion", "star"), (False, "best trial, not proven", "star-open")):
         known = [
             (v, award.purpose.name, award.evidence)
@@ -214,8 +227,8 @@ def _champions(figure: go.Figure, verdicts: Sequence[Verdict], x_metric: str | N
 
         figure.add_scatter(
             x=[shown(evidence.figures, x_metric) if x_metric else v.ratio for v, _, evidence in known],
-            y=[shown(evidence.figures, FVU) for *_, evidence in known],
-            error_y=interval(FVU),
+            y=[shown(evidence.figures, y_metric) for *_, evidence in known],
+            error_y=interval(y_metric),
             error_x=interval(x_metric) if x_metric else None,
             text=[f"{purpose} at {v.grid} x {v.grid}<br>{evidence.summary}" for v, purpose, evidence in known],
             name=name,
