@@ -16,7 +16,7 @@ from torch import Tensor
 from tokconv.cli.compress_inputs import ImageInput, Input, TokenInput, image_files
 from tokconv.cli.options import refuse
 from tokconv.config.tree import ClipConfig
-from tokconv.encoding.console import MAX_LISTED
+from tokconv.encoding.console import print_skipped
 from tokconv.encoding.sources.features import GIVEN
 from tokconv.encoding.towers.families import layer_from_start
 from tokconv.encoding.towers.tower import EncoderSpec, VisionTower, describe
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
         network = load_compressor(path)
         given = _open_input(args, path, network)
         compressors = _compress_fixed(given, path, network, args.out)
-    _list_skipped(given.skipped)
+    if given.skipped:
+        print_skipped(given.skipped, rest="; the names of all others are in the file")
     if args.picture is not None:
         _draw(given, compressors, args.picture)
 
@@ -119,15 +120,6 @@ def _compress_dynamic(given: Input, network: DynamicCompressor, out: Path) -> li
             f"they got the largest, {largest} x {largest}"
         )
     return [network.paths[number] for number in chosen]
-
-
-def _list_skipped(skipped: Sequence[tuple[str, str]]) -> None:
-    if skipped:
-        print(f"  {len(skipped)} images could not be read:")
-    for name, reason in skipped[:MAX_LISTED]:
-        print(f"    {printable(name)}: {printable(reason)}")
-    if len(skipped) > MAX_LISTED:
-        print(f"    and {len(skipped) - MAX_LISTED} more; the names of all others are in the file")
 
 
 def _draw(given: Input, compressors: Sequence[Path], picture: Path) -> None:

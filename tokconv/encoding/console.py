@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokconv.config.tree import Config
@@ -64,10 +64,22 @@ def encode_and_print(
     print(f"token store: {printable(store.path)} ({store.summary})")
     if store.skipped and jobs:
         again = "" if retry_skipped else "; tokconv encode tries them again"
-        print(f"  {len(store.skipped)} images could not be read{again}:")
         items = jobs[0].source.items
-        for image in store.skipped[:MAX_LISTED]:
-            print(f"    {printable(items[image.item].key)}: {printable(image.reason)}")
-        if len(store.skipped) > MAX_LISTED:
-            print(f"    and {len(store.skipped) - MAX_LISTED} more, listed in {printable(store.path / 'index.json')}")
+        skipped = [(items[image.item].key, image.reason) for image in store.skipped]
+        print_skipped(skipped, again=again, rest=f", listed in {printable(store.path / 'index.json')}")
     return store
+
+
+def print_skipped(skipped: Sequence[tuple[str, str]], *, again: str = "", rest: str) -> None:
+    """Print how many images could not be read, and the first of them with the reason.
+
+    Args:
+        skipped: names and reasons.
+        again: what the first line ends with.
+        rest: what the line that counts the others ends with.
+    """
+    print(f"  {len(skipped)} images could not be read{again}:")
+    for name, reason in skipped[:MAX_LISTED]:
+        print(f"    {printable(name)}: {printable(reason)}")
+    if len(skipped) > MAX_LISTED:
+        print(f"    and {len(skipped) - MAX_LISTED} more{rest}")
