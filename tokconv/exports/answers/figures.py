@@ -6,9 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tokconv.evaluation.baselines.registry import BASELINES
+from tokconv.exports.answers.paired import against_the_best
 from tokconv.exports.answers.scoring import interval
 from tokconv.exports.answers.tasks import Task
 
+ALL = "all tokens"
+"""The series of what every method is compared with."""
 COSTS = ("series", "title", "grid", "tokens", "ratio", "compress_s", "prefill_s", "cache_bytes")
 Figures = dict[str, Any]
 
@@ -21,18 +25,28 @@ def figures_of(records: Sequence[Mapping[str, Any]], tasks: Sequence[Task]) -> l
 
     Returns:
         For each record its names and costs, and under `tasks` the figures of each task; those of a task with questions
-        of several kinds have the same figures of each kind under `kinds`.
+        of several kinds have the same figures of each kind under `kinds`. Those of a compressor also have `against`,
+        its comparison with the best baseline at its grid, as `against_the_best` gives it.
     """
     return [
         {
             **{key: record[key] for key in COSTS},
             "tasks": {
                 task.name: _of_task(task, record["answers"][task.name], records[0]["answers"][task.name])
+                | _against(task, record, records)
                 for task in tasks
             },
         }
         for record in records
     ]
+
+
+def _against(task: Task, record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figures:
+    if record["series"] in (ALL, *BASELINES):
+        return {}
+    free = [other for other in records if other["series"] in BASELINES and other["grid"] == record["grid"]]
+    others = {other["title"]: other["answers"][task.name] for other in free}
+    return {"against": against_the_best(record["answers"][task.name], others)}
 
 
 def summary_of(answers: Sequence[Mapping[str, Any]], of_all: Sequence[Mapping[str, Any]]) -> Figures:

@@ -17,6 +17,7 @@ from tokconv.evaluation.baselines.codecs import baseline_codec, fit_version, on_
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.codecs import compress_only
 from tokconv.evaluation.purposes import PURPOSES
+from tokconv.exports.answers.figures import ALL
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.stores import check_store
 from tokconv.exports.artefact import FILES, load_compressor
@@ -27,10 +28,7 @@ from tokconv.exports.integrations.family import check_encoder
 from tokconv.store.reader import TokenStore
 from tokconv.system.files import file_digest
 
-ALL = "all tokens"
 DOWNSAMPLED = "downsampled"
-COLORS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#a65628")
-"""Of exported compressors in plots, in the order in which they are named."""
 Load = Callable[[int], Image.Image]
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from tokconv.errors import import_extra
 from tokconv.evaluation.baselines.registry import BASELINES
-from tokconv.exports.answers.figures import Figures
-from tokconv.exports.answers.methods import ALL, COLORS
+from tokconv.exports.answers.figures import ALL, Figures
 from tokconv.system.files import atomic_path
 
+COLORS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#a65628")
+"""Of exported compressors, in the order in which they are named."""
 LOWEST = 1e-6
 """Smaller divergences are drawn here: 0 has no logarithm."""
 

@@ -14,6 +14,7 @@ HEADS = (
     *("", "tokens", "ratio", "accuracy", "95 %", "kept", "agreement", "95 %", "KL", "perplexity"),
     *("compress", "prefill", "cache"),
 )
+OUTCOMES = {"agrees": "gives the answer from all tokens", "correct": "is right"}
 LEGEND = (
     ("accuracy", "share of the answers that are exact, with its 95 % interval"),
     ("kept", "the accuracy over that of all tokens"),
@@ -44,7 +45,21 @@ def answers_text(figures: Sequence[Figures], tasks: Sequence[Task]) -> str:
     for task in tasks:
         heading = f"{task.name}: {len(task.questions)} questions, {task.num_images} images"
         parts.append(f"{heading}\n{answers_table(figures, task.name)}")
+        if comparison := _comparison(figures, task.name):
+            parts.append(comparison)
     return "\n\n".join(parts)
+
+
+def _comparison(figures: Sequence[Figures], task: str) -> str:
+    """Return a line per compressor and outcome about the best baseline at its grid; empty without baselines."""
+    lines = [
+        f"  {method['title']} {method['grid']}x{method['grid']} {OUTCOMES[outcome]} where {found['other']} does not: "
+        f"{found['wins']}; the reverse: {found['losses']} (p {found['p']:.2g})"
+        for method in figures
+        for outcome, found in method["tasks"][task].get("against", {}).items()
+    ]
+    heading = "Against the best baseline at the same grid, question by question (exact sign test, each line by itself):"
+    return "\n".join([heading, *lines]) if lines else ""
 
 
 def legend() -> str:
