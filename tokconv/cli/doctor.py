@@ -194,8 +194,9 @@ def _training() -> str:
         for number in range(16):
             Image.linear_gradient("L").rotate(22 * number).resize((32, 32)).save(images / f"{number:02d}.png")
         data = ["data=folder", f"data.root={images}", f"data.store={scratch}/store", "data.num_workers=0"]
-        tower = f"model.clip.model_name={BUNDLED}"
-        config = compose([*data, tower, "training.epochs=1", "training.n_critic=1"])
+        # Half the tower's own size: a quarter of the tokens, in a third of the time.
+        tower = [f"model.clip.model_name={BUNDLED}", "model.clip.image_size=48"]
+        config = compose([*data, *tower, "training.epochs=1", "training.n_critic=1"])
         result = train(config, encode(config), Path(scratch) / "run")
     return f"16 images encoded, one epoch trained and evaluated (fvu {result.figures['val/fvu']:.3f})"
 
