@@ -10,7 +10,7 @@ from support.stores import write_store
 
 import tokconv
 from tokconv.config.overrides import compose
-from tokconv.errors import DivergedError
+from tokconv.errors import ConfigError, DivergedError
 from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.store.reader import TokenStore
@@ -42,8 +42,10 @@ def test_a_run_that_loses_its_start_is_judged_and_exported_as_its_start(store: T
     assert {name: result.figures[name] for name in judged} == judged
     assert result.figures["epoch"] == 0
     # The newest epoch can still be had, but has to be asked for.
-    newest = tokconv.export(result, tmp_path / "newest", best=None)
+    newest = tokconv.export(result, tmp_path / "newest", epoch="last")
     assert tokconv.evaluate(newest, store, device="cpu")["val/fvu"] == others[-1]["val/fvu"]
+    with pytest.raises(ConfigError, match=r"epoch: got 'lats'; did you mean last\?"):
+        tokconv.export(result, tmp_path / "misspelt", epoch="lats")
 
 
 def test_the_best_epoch_outlives_a_pause(store: TokenStore, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.out is None:
         raise ConfigError("--out: missing; give the folder to write")
     else:
-        written = export(source, args.out, best=None if args.last else "")
+        written = export(source, args.out, epoch="last" if args.last else "best")
     _finish(written, formats)
 
 

@@ -70,7 +70,7 @@ def fit(args: argparse.Namespace) -> None:
         checkpoint = fit_start(config, store, Path(scratch) / "epoch-0000", device=args.device)
         images = len(store.train_indices)
         summary = f"fitted in closed form on {images} images, not trained"
-        written = export(checkpoint, args.out, best=None, evidence={"summary": summary})
+        written = export(checkpoint, args.out, epoch="last", evidence={"summary": summary})
     described, fvu = read_config(written), FIGURES["val/fvu"]
     values = [fvu.text(figures[fvu.name]) for figures in (described["figures"], described["baselines"]["pooling"])]
     print(f"{summary}: {fvu.title} {values[0]}, average pooling {values[1]}")

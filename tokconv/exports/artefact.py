@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokconv.errors import CheckpointError
+from tokconv.errors import CheckpointError, ConfigError, suggest
 from tokconv.evaluation.epochs import run_rule
+from tokconv.evaluation.figures import FIGURES
 from tokconv.exports.card import model_card
 from tokconv.exports.champions import find_champion, is_export
 from tokconv.models.compressor import Compressor
@@ -64,28 +65,32 @@ def export(
     out: str | Path,
     *,
     evidence: Mapping[str, Any] | None = None,
-    best: str | None = "",
+    epoch: str = "best",
 ) -> Path:
     """Write the artefact of a trained compressor to the directory `out`; an older artefact there is replaced.
 
     Args:
         source: what `tokconv.train` returned, a train run's directory, or a checkpoint.
         evidence: what a sweep knows beyond this one run, with a `summary` in words; None outside a sweep.
-        best: the figure whose best epoch is written; the start, epoch 0, if no epoch was better. "" is the figure that
-            a run outside a sweep compares its epochs by: val/fvu, and vlm/kl if a vision-language model taught. None
-            writes the newest epoch, which may be worse than the start.
+        epoch: which one is written. "best" is that of the figure by which a run outside a sweep compares its epochs:
+            val/fvu, and vlm/kl if a vision-language model taught. A figure is its own best epoch; the best may be the
+            start, epoch 0. "last" is the newest epoch, which may be worse than the start.
 
     Returns:
         `out`.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged, or `out` holds something else.
+        ConfigError: `epoch` is neither of the two and no figure.
 
     Example:
         >>> tokconv.export(tokconv.train(config, store, "runs/first"), "my-compressor")    # doctest: +SKIP
     """
+    if epoch not in (known := ("best", "last", *FIGURES)):
+        raise ConfigError(f"epoch: got {epoch!r}; {suggest(epoch, known)}")
     saved = checkpoints.load(find_checkpoint(source))
-    saved = saved if best is None else saved.best(best or run_rule(saved.best_rows).figure)
+    if epoch != "last":
+        saved = saved.best(run_rule(saved.best_rows).figure if epoch == "best" else epoch)
     state = saved.state
     description = {
         "tokconv_format": FORMAT,

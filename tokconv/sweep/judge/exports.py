@@ -44,7 +44,7 @@ def export_trial(trial: TrialRecord, directory: SweepDirectory, store: TokenStor
     if trial.checkpoint is None:
         raise SweepError(f"trial {trial.uid} ended without a checkpoint")
     with local_copy(directory.place(trial.checkpoint), retry_seconds=OUTAGE_SECONDS) as checkpoint:
-        exported = export(checkpoint, out / "compressor", best=None)
+        exported = export(checkpoint, out / "compressor", epoch="last")
     tokens = store.tokens(store.val_indices[:PICTURED_IMAGES])
     codec = load_compressor(exported), load_decoder(exported)
     draw_compression([codec] * len(tokens), tokens, out / "reconstruction.png")
@@ -88,7 +88,7 @@ def _export_champion(grid: int, award: Award, directory: SweepDirectory, allow_u
     place = directory.place(evidence.exported.checkpoint)
     with local_copy(place, retry_seconds=READ_PATIENCE_SECONDS) as checkpoint:
         described = {"purpose": award.purpose.name, **evidence.as_dict()}
-        export(checkpoint, out, evidence=described, best=award.criterion.figure)
+        export(checkpoint, out, evidence=described, epoch=award.criterion.figure)
     return {
         "trial": evidence.champion.uid,
         "run": evidence.exported.uid,
