@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.networks import PUBLISHED
+from support.photos import write_photos
 from support.towers import write_tower
 
 from tokconv import __version__
@@ -455,6 +456,23 @@ def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys
     _judge_by_protocol_1(Path("runs/train/train-001"))
     assert main(["train", "--resume"]) == 0
     assert "figures are of evaluation protocol 1" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_without_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(figures: dict[str, float], _: object) -> str:
+        if figures["epoch"] == 1:
+            raise KeyboardInterrupt
+        return ""
+
+    photos = write_photos(tmp_path / "photos", 8)
+    given = ["data=folder", "data.root=photos", f"model.clip.model_name={write_tower(tmp_path / 'tower')}"]
+    grid = "model.compressor.output_grid_size=2"
+    with monkeypatch.context() as patched:
+        patched.setattr("tokconv.cli.train._epoch_row", stop)
+        assert main(["train", "--no-mlflow", *TINY, "training.epochs=2", *given, grid, "data.num_workers=0"]) == 130
+    shutil.rmtree(photos)
+    assert main(["train", "--no-mlflow", "--resume"]) == 0
+    assert "\n2," in Path("runs/train/train-001/curve.csv").read_text()
 
 
 @pytest.mark.slow

@@ -59,18 +59,18 @@ def run(args: argparse.Namespace) -> None:
         trained_on = state["store_fingerprint"]
     times: dict[int, int] = {}
     conclude = partial(_conclude, times=times, tracks=not args.no_mlflow)
-    token_grid, grid = describe_tokens(config).token_grid, config.model.compressor.output_grid_size
-    check_output_grid(grid, token_grid)
+    grid = config.model.compressor.output_grid_size
+    if trained_on is None:
+        # Before anything is encoded; a run that goes on needs neither images nor tower, only its store.
+        check_output_grid(grid, describe_tokens(config).token_grid)
     try:
         store = encode_and_print(config, device=args.device, resumed=trained_on)
         check_store(config, store)
         run_dir = run_dir or new_numbered(RUNS, args.name)
         if not (run_dir / "config.json").exists():
             write_json(run_dir / "config.json", to_dict(config))
-        ratio = f"{compression_ratio(token_grid, grid):.3g}x fewer"
-        print(
-            f"run: {printable(run_dir)} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})"
-        )
+        tokens = f"{store.num_tokens} to {grid**2} tokens ({compression_ratio(store.token_grid, grid):.3g}x fewer)"
+        print(f"run: {printable(run_dir)} on {resolve_device(args.device)}, {tokens}")
         _train(config, store, run_dir, args.device, args.resume, times)
     except KeyboardInterrupt:
         name = "" if args.name == "train" else f" --name {args.name}"
