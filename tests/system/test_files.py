@@ -14,7 +14,7 @@ import pytest
 from tokconv.errors import SweepError
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote import Root
-from tokconv.system.files import atomic_path, new_numbered, newest_numbered, write_json, write_text
+from tokconv.system.files import atomic_path, new_numbered, newest_numbered, text_lines, write_json, write_text
 
 
 def names(directory: Path) -> list[str]:
@@ -149,6 +149,13 @@ def test_a_file_never_replaces_a_directory(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         write_text(tmp_path / "runs", "text")
     assert names(tmp_path) == ["runs", "runs/precious"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_of_a_text_are_the_same_from_any_editor(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "prompts.txt").write_bytes(f"What is it?{end}{end} Où ?{end}".encode(encoding))
+    assert text_lines(tmp_path / "prompts.txt") == ["What is it?", "Où ?"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

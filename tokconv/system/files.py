@@ -33,7 +33,8 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
 def text_lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not blank, stripped. Raises OSError, ValueError."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Editors on Windows begin a file with a mark, which is no part of the first line.
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
