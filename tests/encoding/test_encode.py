@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 from support.photos import write_photos
 from support.towers import write_tower
+from torch.utils.data import get_worker_info
 
 import tokconv.encoding.shards
 import tokconv.store.format
@@ -20,6 +24,7 @@ from tokconv.encoding.images import open_source
 from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import EncodeProgress, encode
 from tokconv.encoding.plan import describe_plan
+from tokconv.encoding.sources.folder import FolderSource
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import DataError, StoreError
 from tokconv.store.format import INDEX, shard_name
@@ -89,6 +94,20 @@ def test_workers_write_the_same_store(config: Config, tmp_path: Path) -> None:
 
 class Stop(BaseException):
     pass
+
+
+def test_a_killed_reader_is_one_sentence(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(source: FolderSource, index: int) -> Image.Image:
+        assert get_worker_info() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError(index)
+
+    config.data.num_workers = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderSource, "load", killed)
+        with pytest.raises(DataError, match=r"data.num_workers: a process that reads images was killed .*same command"):
+            encode(config, device="cpu")
+    assert encode(config, device="cpu").num_images == NUM_IMAGES
 
 
 def test_an_interrupted_encode_resumes_to_the_same_store(config: Config, tmp_path: Path) -> None:
