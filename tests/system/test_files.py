@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tokconv.errors import SweepError
 from tokconv.sweep.record.layout import SweepDirectory
@@ -103,6 +106,22 @@ def test_a_directory_replaces_the_older_one_whole(tmp_path: Path) -> None:
             (temporary / "sub").mkdir(parents=True)
             (temporary / "sub" / name).write_text(name)
     assert names(tmp_path) == ["out", "out/sub", "out/sub/new"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("directory", [True, False])
+def test_tensors_can_be_read_by_all_who_can_read_a_new_file(tmp_path: Path, umask: int, directory: bool) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "out") as temporary:
+            if directory:
+                temporary.mkdir()
+            save_file({"x": torch.zeros(1)}, temporary / "x" if directory else temporary)
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == (["out", "out/x"] if directory else ["out"])
+    written = tmp_path / "out" / "x" if directory else tmp_path / "out"
+    assert written.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 @pytest.mark.parametrize("old", [True, False])
