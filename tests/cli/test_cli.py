@@ -270,6 +270,9 @@ def test_sweep_refuses_a_file_that_is_not_a_spec(capsys: pytest.CaptureFixture[s
 def test_sweep_refuses_to_resume_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ray")
     _refused(capsys, [*_spec(), "--resume"], "holds no run of 'mistake' to resume")
+    # To go on, a sweep needs its store, and not the images that it was encoded from.
+    elsewhere = ["data=folder", "data.root=moved"]
+    _refused(capsys, [*_spec(base=elsewhere), "--resume"], "holds no run of 'mistake' to resume")
 
 
 def test_sweep_names_the_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
