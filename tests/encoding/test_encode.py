@@ -20,6 +20,7 @@ from torch.utils.data import get_worker_info
 import tokconv.encoding.shards
 import tokconv.store.format
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
+from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import open_source
 from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import EncodeProgress, encode
@@ -27,6 +28,7 @@ from tokconv.encoding.plan import describe_plan
 from tokconv.encoding.sources.folder import FolderSource
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import DataError, StoreError
+from tokconv.store.contents import copies_across
 from tokconv.store.format import INDEX, shard_name
 from tokconv.store.reader import TokenStore
 from tokconv.system.terminal import data_size
@@ -90,6 +92,23 @@ def test_workers_write_the_same_store(config: Config, tmp_path: Path) -> None:
     expected = encode(config, device="cpu")
     config.data.num_workers, config.data.store = 1, str(tmp_path / "other")
     assert encode(config, device="cpu").fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_held_out_copy_of_a_training_image_is_noted(
+    config: Config, tmp_path: Path, views: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val = write_photos(tmp_path / "split" / "train", 6), write_photos(tmp_path / "split" / "val", 3)
+    config.data.root, config.data.views = str(tmp_path / "split"), views
+    store = encode_and_print(config, device="cpu")
+    assert copies_across(store) == []
+    assert "note:" not in capsys.readouterr().out
+    shutil.copy(train / "cat" / "03.png", val / "cat" / "copy.png")
+    config.data.store = str(tmp_path / "other")
+    store = encode_and_print(config, device="cpu")
+    [(held_out, trained)] = copies_across(store)
+    assert (store.keys[held_out], store.keys[trained].partition("#")[0]) == ("val/cat/copy.png", "train/cat/03.png")
+    assert "note: 1 of 4 held-out images are also among those to train on" in capsys.readouterr().out
 
 
 class Stop(BaseException):
