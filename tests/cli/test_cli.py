@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -461,7 +462,9 @@ def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys
     assert "figures are of evaluation protocol 1" in capsys.readouterr().out
 
 
-def test_a_run_goes_on_without_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_without_its_images_unless_it_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(figures: dict[str, float], _: object) -> str:
         if figures["epoch"] == 1:
             raise KeyboardInterrupt
@@ -474,6 +477,8 @@ def test_a_run_goes_on_without_its_images(tmp_path: Path, monkeypatch: pytest.Mo
         patched.setattr("tokconv.cli.train._epoch_row", stop)
         assert main(["train", "--no-mlflow", *TINY, "training.epochs=2", *given, grid, "data.num_workers=0"]) == 130
     shutil.rmtree(photos)
+    with FileLock("runs/train/train-001/.lock"):
+        _refused(capsys, ["train", "--resume"], "train-001: another process trains this run")
     assert main(["train", "--no-mlflow", "--resume"]) == 0
     assert "\n2," in Path("runs/train/train-001/curve.csv").read_text()
 

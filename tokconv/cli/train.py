@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tokconv.cli.train_tracking import track
 from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
             write_json(run_dir / "config.json", to_dict(config))
         tokens = f"{store.num_tokens} to {grid**2} tokens ({compression_ratio(store.token_grid, grid):.3g}x fewer)"
         print(f"run: {printable(run_dir)} on {resolve_device(args.device)}, {tokens}")
-        _train(config, store, run_dir, args.device, args.resume, times)
+        with _alone(run_dir):
+            _train(config, store, run_dir, args.device, args.resume, times)
     except KeyboardInterrupt:
         name = "" if args.name == "train" else f" --name {args.name}"
         how = f" --resume{name}" if run_dir is not None else f"{name} {shlex.join(args.overrides)}".rstrip()
@@ -137,6 +140,16 @@ def _train(
                 line.message(row)
         # The bar is completed below the last epoch's figures, not above them.
         line(steps, steps)
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run while it is trained: --resume also finds one that is at work. Raises CheckpointError."""
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise CheckpointError(f"{run_dir}: another process trains this run; wait for it, or end it") from error
 
 
 def _newest_run(name: str) -> Path:
