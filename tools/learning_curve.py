@@ -29,7 +29,7 @@ from tokconv.config.tree import Config
 from tokconv.encoding.console import encode_and_print
 from tokconv.errors import DataError, TokconvError
 from tokconv.evaluation.baseline_figures import baseline_figures
-from tokconv.store.format import default_shard_size, pack
+from tokconv.store.format import VIEW, default_shard_size, pack
 from tokconv.store.reader import TokenStore
 from tokconv.store.writer import StoreWriter
 from tokconv.sweep.judge.evidence import half_width
@@ -49,7 +49,7 @@ def choose(store: TokenStore, images: int, views: int) -> Tensor:
     """
     rows: dict[str, list[int]] = {}
     for row in store.train_indices.tolist():
-        rows.setdefault(store.keys[row].partition("#")[0], []).append(row)
+        rows.setdefault(store.keys[row].partition(VIEW)[0], []).append(row)
     have = store.settings.source.get("views", 1)
     if images > len(rows) or views > have:
         raise DataError(

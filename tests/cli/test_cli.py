@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.networks import PUBLISHED
+from support.photos import write_photos
 from support.towers import write_tower
 
 from tokconv import __version__
@@ -269,6 +271,9 @@ def test_sweep_refuses_a_file_that_is_not_a_spec(capsys: pytest.CaptureFixture[s
 def test_sweep_refuses_to_resume_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ray")
     _refused(capsys, [*_spec(), "--resume"], "holds no run of 'mistake' to resume")
+    # To go on, a sweep needs its store, and not the images that it was encoded from.
+    elsewhere = ["data=folder", "data.root=moved"]
+    _refused(capsys, [*_spec(base=elsewhere), "--resume"], "holds no run of 'mistake' to resume")
 
 
 def test_sweep_names_the_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +460,27 @@ def test_resume_of_a_finished_run_reports_that_it_is_finished(store: str, capsys
     _judge_by_protocol_1(Path("runs/train/train-001"))
     assert main(["train", "--resume"]) == 0
     assert "figures are of evaluation protocol 1" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_without_its_images_unless_it_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(figures: dict[str, float], _: object) -> str:
+        if figures["epoch"] == 1:
+            raise KeyboardInterrupt
+        return ""
+
+    photos = write_photos(tmp_path / "photos", 8)
+    given = ["data=folder", "data.root=photos", f"model.clip.model_name={write_tower(tmp_path / 'tower')}"]
+    grid = "model.compressor.output_grid_size=2"
+    with monkeypatch.context() as patched:
+        patched.setattr("tokconv.cli.train._epoch_row", stop)
+        assert main(["train", "--no-mlflow", *TINY, "training.epochs=2", *given, grid, "data.num_workers=0"]) == 130
+    shutil.rmtree(photos)
+    with FileLock("runs/train/train-001/.lock"):
+        _refused(capsys, ["train", "--resume"], "train-001: another process trains this run")
+    assert main(["train", "--no-mlflow", "--resume"]) == 0
+    assert "\n2," in Path("runs/train/train-001/curve.csv").read_text()
 
 
 @pytest.mark.slow

@@ -61,3 +61,8 @@ def test_it_says_what_it_is(fitted: Path) -> None:
 def test_a_folder_of_something_else_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FIT, "--out", str(tmp_path)]) == 2
     assert "is no exported compressor" in capsys.readouterr().err
+
+
+def test_too_few_images_are_told_by_their_own_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FIT, "--out", str(tmp_path / "new"), "--images", "1"]) == 2
+    assert "--images: got 1; must be at least 2" in capsys.readouterr().err

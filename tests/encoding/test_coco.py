@@ -163,6 +163,7 @@ def test_other_layouts_are_refused(root: Path, tmp_path: Path) -> None:
         ),
         (lambda text: text.replace('"area": 500.0', '"area": NaN'), "annotation 2 has the area nan"),
         (lambda text: text.replace('"area": 500.0', '"area": -1'), "annotation 2 has the area -1"),
+        (lambda text: text.replace('"area": 500.0', '"bbox": [0, 0]'), "not a readable COCO instances file"),
         (lambda text: text.replace("00000000", "x"), "describes none of the images in train2017"),
         (
             lambda text: text.replace('"name": "dog"', '"name": "hound"'),

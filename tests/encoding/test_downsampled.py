@@ -12,7 +12,7 @@ from support.towers import write_tower
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-from tokconv.config.overrides import compose
+from tokconv.config.overrides import compose, with_values
 from tokconv.config.tree import Config
 from tokconv.encoding import downsampled
 from tokconv.encoding.downsampled import add_downsampled
@@ -83,6 +83,16 @@ def test_they_are_encoded_once_and_resumed(store: TokenStore, monkeypatch: pytes
     monkeypatch.setattr(downsampled, "_SmallImageEncoder", lambda *_: pytest.fail("encoded again"))
     (path / "index.json").unlink()
     assert torch.equal(_small(store, 3).tokens(needed_images(store)), first)
+
+
+def test_they_are_encoded_from_any_folder(
+    config: Config, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tower.parent)
+    named = with_values(config, {"model.clip.model_name": f"./{tower.name}"})
+    store = encode(named, device="cpu", stores=tmp_path / "stores")
+    monkeypatch.chdir(tmp_path)
+    assert add_downsampled(store, 3, needed_images(store), device="cpu") == ""
 
 
 def test_the_decoder_is_the_best_affine_one(store: TokenStore) -> None:

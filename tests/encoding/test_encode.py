@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 from support.photos import write_photos
 from support.towers import write_tower
+from torch.utils.data import get_worker_info
 
 import tokconv.encoding.shards
 import tokconv.store.format
 from tokconv.config.tree import ClipConfig, Config, DataConfig, ModelConfig
+from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import open_source
 from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import EncodeProgress, encode
 from tokconv.encoding.plan import describe_plan
+from tokconv.encoding.sources.folder import FolderSource
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import DataError, StoreError
+from tokconv.store.contents import copies_across
 from tokconv.store.format import INDEX, shard_name
 from tokconv.store.reader import TokenStore
 from tokconv.system.terminal import data_size
@@ -87,8 +94,39 @@ def test_workers_write_the_same_store(config: Config, tmp_path: Path) -> None:
     assert encode(config, device="cpu").fingerprint == expected.fingerprint
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_held_out_copy_of_a_training_image_is_noted(
+    config: Config, tmp_path: Path, views: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val = write_photos(tmp_path / "split" / "train", 6), write_photos(tmp_path / "split" / "val", 3)
+    config.data.root, config.data.views = str(tmp_path / "split"), views
+    store = encode_and_print(config, device="cpu")
+    assert copies_across(store) == []
+    assert "note:" not in capsys.readouterr().out
+    shutil.copy(train / "cat" / "03.png", val / "cat" / "copy.png")
+    config.data.store = str(tmp_path / "other")
+    store = encode_and_print(config, device="cpu")
+    [(held_out, trained)] = copies_across(store)
+    assert (store.keys[held_out], store.keys[trained].partition("#")[0]) == ("val/cat/copy.png", "train/cat/03.png")
+    assert "note: 1 of 4 held-out images are also among those to train on" in capsys.readouterr().out
+
+
 class Stop(BaseException):
     pass
+
+
+def test_a_killed_reader_is_one_sentence(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(source: FolderSource, index: int) -> Image.Image:
+        assert get_worker_info() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError(index)
+
+    config.data.num_workers = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderSource, "load", killed)
+        with pytest.raises(DataError, match=r"data.num_workers: a process that reads images was killed .*same command"):
+            encode(config, device="cpu")
+    assert encode(config, device="cpu").num_images == NUM_IMAGES
 
 
 def test_an_interrupted_encode_resumes_to_the_same_store(config: Config, tmp_path: Path) -> None:

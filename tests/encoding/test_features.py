@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from support.stores import write_store
 from support.towers import write_tower
@@ -102,6 +103,16 @@ def test_safetensors_hold_labels_and_folders_declare_the_split(tokens: Tensor, t
     assert store.labels.tolist() == labels.tolist()
     assert store.class_names == ("0", "1", "2")
     assert store.val_indices.tolist() == [6, 7, 8]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.uint32, np.uint64, np.bool_])
+def test_labels_of_any_whole_type_are_the_same_classes(tokens: Tensor, tmp_path: Path, dtype: type) -> None:
+    labels = np.arange(NUM_IMAGES) % 2
+    path = tmp_path / "all.safetensors"
+    save_arrays({"tokens": tokens.numpy(), "labels": labels.astype(dtype)}, path)
+    source = FeatureSource(path)
+    assert source.class_names == ("0", "1")
+    assert [item.label for item in source.items] == labels.tolist()
 
 
 def test_files_of_one_image_each_with_a_subset(tokens: Tensor, tmp_path: Path) -> None:

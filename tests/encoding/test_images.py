@@ -206,6 +206,19 @@ def test_images_are_upright_and_films_give_their_first_frame(tmp_path: Path) -> 
     assert open_image(tmp_path / "film.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_that_lies_on_its_side_is_the_upright_image(tmp_path: Path, mode: str, compression: str | None) -> None:
+    grey = Image.fromarray(np.arange(32, dtype=np.uint8).reshape(4, 8) * 8)
+    image = Image.fromarray(np.asarray(grey, dtype=np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    upright = open_image(save(tmp_path / "upright.tif", image, compression=compression))
+    found = open_image(save(tmp_path / "turned.tif", turned, compression=compression, exif=exif))
+    assert (found.size, found.tobytes()) == (upright.size, upright.tobytes())
+
+
 def test_damaged_files_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty.png").touch()
     whole = save(tmp_path / "whole.png", Image.effect_noise((64, 64), 50)).read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,13 @@ def test_a_larger_arm_contains_the_smaller_ones(tool: Any, places: tuple[Path, P
     assert [part.keys[row] for row in part.val_indices] == [store.keys[row] for row in store.val_indices]
     with pytest.raises(DataError, match="100 images and 1 views: the store has"):
         tool.choose(store, 100, 1)
+
+
+def test_photographs_that_are_numbered_with_a_hash_are_different_ones(tool: Any) -> None:
+    keys = ("photo #1.jpg", "photo #1.jpg#view-1", "photo #2.jpg", "photo #2.jpg#view-1", "photo #3.jpg")
+    settings = SimpleNamespace(source={"views": 2})
+    store = SimpleNamespace(keys=keys, settings=settings, train_indices=torch.arange(4), val_indices=torch.tensor([4]))
+    assert tool.choose(store, 2, 1).tolist() == [0, 2, 4]
 
 
 def test_the_curve_is_a_table_and_finished_arms_are_kept(

@@ -118,6 +118,25 @@ def test_an_interrupted_encode_resumes_on_another_machine(
     assert open_remote(URL).fingerprint == store.fingerprint
 
 
+def test_an_encode_whose_upload_was_removed_uploads_it_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another_node(monkeypatch, tmp_path / "node")
+    config.data.store = f"file://{tmp_path}/shared"
+
+    def stop(step: EncodeProgress) -> None:
+        if step.done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(config, device="cpu", progress=stop)
+    assert (tmp_path / "shared" / shard_name(0)).exists()
+    shutil.rmtree(tmp_path / "shared")
+    store = encode(config, device="cpu")
+    another_node(monkeypatch, tmp_path / "another node")
+    assert open_remote(config.data.store).fingerprint == store.fingerprint
+
+
 def test_another_store_at_the_url_is_refused_before_anything_is_encoded(server: ObjectServer, config: Config) -> None:
     encode(config, device="cpu")
     config.data.dtype = "bfloat16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,13 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tokconv.errors import SweepError
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.remote import Root
-from tokconv.system.files import atomic_path, new_numbered, newest_numbered, write_json, write_text
+from tokconv.system.files import atomic_path, new_numbered, newest_numbered, text_lines, write_json, write_text
 
 
 def names(directory: Path) -> list[str]:
@@ -105,6 +108,22 @@ def test_a_directory_replaces_the_older_one_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out", "out/sub", "out/sub/new"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("directory", [True, False])
+def test_tensors_can_be_read_by_all_who_can_read_a_new_file(tmp_path: Path, umask: int, directory: bool) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "out") as temporary:
+            if directory:
+                temporary.mkdir()
+            save_file({"x": torch.zeros(1)}, temporary / "x" if directory else temporary)
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == (["out", "out/x"] if directory else ["out"])
+    written = tmp_path / "out" / "x" if directory else tmp_path / "out"
+    assert written.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 @pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("directory", [True, False])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -149,6 +168,13 @@ def test_a_file_never_replaces_a_directory(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         write_text(tmp_path / "runs", "text")
     assert names(tmp_path) == ["runs", "runs/precious"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_of_a_text_are_the_same_from_any_editor(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "prompts.txt").write_bytes(f"What is it?{end}{end} Où ?{end}".encode(encoding))
+    assert text_lines(tmp_path / "prompts.txt") == ["What is it?", "Où ?"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

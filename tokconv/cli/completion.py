@@ -13,6 +13,14 @@ from tokconv.config.tree import KEYS
 from tokconv.system.files import local_path
 
 KEYS_FUNCTION = "_tokconv_keys"
+BASH_END = """
+_tokconv() {
+  _shtab_tokconv "$@"
+  [[ ${COMPREPLY[0]-} != *= ]] || compopt -o nospace
+}
+complete -o bashdefault -o default -F _tokconv tokconv"""
+"""No blank after a key, whose value follows. shtab calls our function in a subshell, where compopt changes nothing.
+A value such as that of data.root is completed as a file name."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,11 +42,11 @@ def completion(shell: str) -> str:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     keys = " ".join(f"{key}=" for key in sorted(KEYS))
     preamble = {
-        # No blank after the key: its value follows.
-        "bash": f'{KEYS_FUNCTION}() {{\n  compopt -o nospace\n  compgen -W "{keys}" -- "$1"\n}}',
+        "bash": f'{KEYS_FUNCTION}() {{\n  compgen -W "{keys}" -- "$1"\n}}',
         "zsh": f"{KEYS_FUNCTION}() {{\n  compadd -S '' -- {keys}\n}}",
     }
-    return shtab.complete(parser, shell, preamble=preamble)  # type: ignore[arg-type]  # it takes one per shell
+    script = shtab.complete(parser, shell, preamble=preamble)  # type: ignore[arg-type]  # it takes one per shell
+    return script + BASH_END if shell == "bash" else script
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -33,7 +33,7 @@ def add_stores(commands: Commands) -> None:
         "directory",
         nargs="?",
         type=local_path,
-        help="a directory of stores (default: runs/stores, and this machine's copies of stores at URLs)",
+        help="a directory of stores, or one store (default: runs/stores, and this machine's copies of stores at URLs)",
     )
 
 

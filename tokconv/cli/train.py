@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tokconv.cli.train_tracking import track
 from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
@@ -59,19 +61,20 @@ def run(args: argparse.Namespace) -> None:
         trained_on = state["store_fingerprint"]
     times: dict[int, int] = {}
     conclude = partial(_conclude, times=times, tracks=not args.no_mlflow)
-    token_grid, grid = describe_tokens(config).token_grid, config.model.compressor.output_grid_size
-    check_output_grid(grid, token_grid)
+    grid = config.model.compressor.output_grid_size
+    if trained_on is None:
+        # Before anything is encoded; a run that goes on needs neither images nor tower, only its store.
+        check_output_grid(grid, describe_tokens(config).token_grid)
     try:
         store = encode_and_print(config, device=args.device, resumed=trained_on)
         check_store(config, store)
         run_dir = run_dir or new_numbered(RUNS, args.name)
         if not (run_dir / "config.json").exists():
             write_json(run_dir / "config.json", to_dict(config))
-        ratio = f"{compression_ratio(token_grid, grid):.3g}x fewer"
-        print(
-            f"run: {printable(run_dir)} on {resolve_device(args.device)}, {token_grid**2} to {grid**2} tokens ({ratio})"
-        )
-        _train(config, store, run_dir, args.device, args.resume, times)
+        tokens = f"{store.num_tokens} to {grid**2} tokens ({compression_ratio(store.token_grid, grid):.3g}x fewer)"
+        print(f"run: {printable(run_dir)} on {resolve_device(args.device)}, {tokens}")
+        with _alone(run_dir):
+            _train(config, store, run_dir, args.device, args.resume, times)
     except KeyboardInterrupt:
         name = "" if args.name == "train" else f" --name {args.name}"
         how = f" --resume{name}" if run_dir is not None else f"{name} {shlex.join(args.overrides)}".rstrip()
@@ -137,6 +140,16 @@ def _train(
                 line.message(row)
         # The bar is completed below the last epoch's figures, not above them.
         line(steps, steps)
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run while it is trained: --resume also finds one that is at work. Raises CheckpointError."""
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise CheckpointError(f"{run_dir}: another process trains this run; wait for it, or end it") from error
 
 
 def _newest_run(name: str) -> Path:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tokconv.cli.options import Commands, add_champion, add_device, add_overrides, command
-from tokconv.errors import CheckpointError, printable
+from tokconv.errors import CheckpointError, ConfigError, printable
 from tokconv.system.files import local_path
 
 IMAGES = 200
@@ -62,6 +62,8 @@ def fit(args: argparse.Namespace) -> None:
 
     if args.out.exists() and not is_export(args.out):
         raise CheckpointError(f"{args.out}: exists and is no exported compressor; choose another place")
+    if args.images < 2:
+        raise ConfigError(f"--images: got {args.images}; must be at least 2, one to fit on and one to hold out")
     asked = any(text.startswith("data.subset=") for text in args.overrides)
     # What is given comes last, so that it replaces these.
     config = compose([*CLOSED_FORM, *(() if asked else (f"data.subset={args.images}",)), *args.overrides])

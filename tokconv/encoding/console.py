@@ -10,6 +10,7 @@ from tokconv.encoding.existing import resumed_store
 from tokconv.encoding.job import STORES, EncodeJob
 from tokconv.encoding.pipeline import EncodeProgress, OnOpened, OnProgress, encode
 from tokconv.errors import printable
+from tokconv.store.contents import copies_across
 from tokconv.store.reader import TokenStore
 from tokconv.system.devices import resolve_device
 from tokconv.system.terminal import progress_line
@@ -62,6 +63,12 @@ def encode_and_print(
         else:
             store = encode_with(progress, opened)
     print(f"token store: {printable(store.path)} ({store.summary})")
+    if copies := copies_across(store):
+        held_out, trained = (printable(store.keys[image]) for image in copies[0])
+        print(
+            f"note: {len(copies)} of {len(store.val_indices)} held-out images are also among those to train on "
+            f"({held_out} is {trained}), so that held-out figures are too good; remove the copies"
+        )
     if store.skipped and jobs:
         again = "" if retry_skipped else "; tokconv encode tries them again"
         items = jobs[0].source.items

@@ -12,7 +12,7 @@ from tokconv.config.tree import Config
 from tokconv.encoding.encoders import Encoders
 from tokconv.encoding.existing import planned
 from tokconv.encoding.job import EncodeJob, open_job
-from tokconv.encoding.shards import ShardEncoder
+from tokconv.encoding.shards import ShardEncoder, readers_explained
 from tokconv.errors import ConfigError, DataError, printable
 from tokconv.store.format import image_bytes, pack
 from tokconv.system.terminal import data_size, duration
@@ -76,6 +76,7 @@ def describe_plan(
     return "\n".join([first, one, *([] if encoders is None else [_describe_pool(encoders, seconds, size)])])
 
 
+@readers_explained()
 def calibrate(config: Config, job: EncodeJob, device: torch.device) -> tuple[float, str]:
     """Measure one encoder, reading included, without writing anything: images per second, and how they were measured.
 
@@ -83,7 +84,7 @@ def calibrate(config: Config, job: EncodeJob, device: torch.device) -> tuple[flo
     and a fast one at its final batch size. The rate is that of the largest batches; the first batch is a warm-up.
 
     Raises:
-        DataError: no weights, or none of the first images is readable.
+        DataError: no weights, none of the first images is readable, or a process that reads them was killed.
     """
     encoder = ShardEncoder(config, job, device)
     batches = _growing_batches(config.data.encode_batch_size, job.settings.num_items)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tokconv.config.tree import Config
 from tokconv.encoding.images import own_split
 from tokconv.encoding.job import EncodeJob
-from tokconv.encoding.shards import ShardEncoder, digests
+from tokconv.encoding.shards import ShardEncoder, digests, readers_explained
 from tokconv.store.format import Skipped, map_shard, pack
 from tokconv.store.reader import TokenStore
 from tokconv.store.writer import StoreWriter
@@ -69,6 +69,7 @@ def add_readable(config: Config, job: EncodeJob, store: TokenStore, device: str 
     return added
 
 
+@readers_explained()
 def _add(encoder: ShardEncoder, writer: StoreWriter, store: TokenStore, number: int, items: list[int]) -> None:
     """Write a shard of the next version: what it holds, and those of these items that can be encoded."""
     size, before = encoder.config.data.encode_batch_size, map_shard(store.shard_paths()[number])

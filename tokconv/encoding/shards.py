@@ -12,7 +12,8 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +25,27 @@ from tokconv.encoding.images import ImageSource
 from tokconv.encoding.job import EncodeJob
 from tokconv.encoding.sources.features import FeatureSpec
 from tokconv.encoding.towers.tower import VisionTower, preprocess
+from tokconv.errors import DataError, first_line
 from tokconv.store.format import DIGEST_BYTES, Skipped, pack
 from tokconv.store.writer import StoreWriter
 
 CountImages = Callable[[int, int], None]
 """Called with the number of images that were just encoded or skipped, and how many of them were skipped."""
+
+
+@contextmanager
+def readers_explained() -> Iterator[None]:
+    """Raise DataError if a process that reads images was killed; torch raises wherever this process then is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"data.num_workers: a process that reads images was killed ({first_line(error)}); if memory or /dev/shm is "
+            "full, lower it (0 reads in this process) or data.encode_batch_size, and give the same command again: "
+            "finished shards are kept"
+        ) from error
 
 
 class ShardEncoder:
@@ -52,8 +69,14 @@ class ShardEncoder:
         self._batches: list[range] = []
         self._loader: DataLoader[Any] | None = None
 
+    @readers_explained()
     def write(self, writer: StoreWriter, numbers: Sequence[int], count: CountImages) -> None:
-        """Encode these shards and write each when it is whole. Raises StoreError if the dtype cannot hold a token."""
+        """Encode these shards and write each when it is whole.
+
+        Raises:
+            StoreError: the dtype cannot hold a token.
+            DataError: a process that reads images was killed.
+        """
         settings, size = self.job.settings, self.config.data.encode_batch_size
         # No batch spans two shards: a resumed shard gets the same batches, thus the same bits.
         self._batches[:] = [

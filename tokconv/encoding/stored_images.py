@@ -16,6 +16,7 @@ from tokconv.encoding.images import describe_tokens, open_source
 from tokconv.encoding.job import EncodeJob
 from tokconv.encoding.sources.base import ImageItem, ImageSource
 from tokconv.encoding.sources.features import FeatureSpec
+from tokconv.encoding.towers.families import SHORT_NAMES
 from tokconv.encoding.towers.spec import EncoderSpec
 from tokconv.errors import DataError
 from tokconv.store.format import digest, read_json
@@ -29,9 +30,12 @@ RECORD = "encoded_from.json"
 def remember_config(store: TokenStore, config: Config) -> None:
     """Note beside a store which images and tower it was made from; a folder without write access is left alone."""
     tree = to_dict(config)
-    root = config.data.root
+    root, tower = config.data.root, config.model.clip.model_name
+    # Who reads the note may be elsewhere. A short name means the hub, also where a folder has it.
     if root is not None and local_path(root).exists():
         tree["data"]["root"] = str(local_path(root).absolute())
+    if tower not in SHORT_NAMES and local_path(tower).is_dir():
+        tree["model"]["clip"]["model_name"] = str(local_path(tower).absolute())
     noted = {"data": tree["data"], "model": {"clip": tree["model"]["clip"]}}
     with suppress(OSError):
         store.derived_dir.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokconv.store.format import map_shard
+from tokconv.store.format import DIGEST_BYTES, map_shard
+from tokconv.store.reader import TokenStore
 from tokconv.system.files import atomic_path
 
 FILES = "files.safetensors"
@@ -48,3 +49,16 @@ def read_digests(shard: Path, items: Sequence[int]) -> list[bytes | None]:
     rows = torch.searchsorted(tensors["items"], torch.tensor(items, dtype=torch.int64))
     found = [bytes(row) for row in tensors["contents"][rows].tolist()]
     return [content if any(content) else None for content in found]
+
+
+def copies_across(store: TokenStore) -> list[tuple[int, int]]:
+    """Return the held-out images that are also among those to train on, byte for byte, each with such an image."""
+    contents: list[bytes] = []
+    for path in store.shard_paths():
+        tensors = map_shard(path)
+        unknown = torch.zeros(len(tensors["items"]), DIGEST_BYTES, dtype=torch.uint8)
+        rows = tensors.get("contents", unknown).numpy().tobytes()
+        contents += [rows[start : start + DIGEST_BYTES] for start in range(0, len(rows), DIGEST_BYTES)]
+    trained = {contents[image]: image for image in store.train_indices.tolist() if any(contents[image])}
+    held_out = store.val_indices.tolist()
+    return [(image, trained[contents[image]]) for image in held_out if contents[image] in trained]

@@ -29,7 +29,10 @@ class ListedStore:
 
 
 def list_stores(directory: Path) -> tuple[list[ListedStore], list[str]]:
-    """Return the stores directly below a directory by name, and a sentence for each that cannot be read."""
+    """Return the stores directly below a directory by name, or the directory if it is one itself.
+
+    Of each that cannot be read there is a sentence.
+    """
     found, unreadable = [], []
     for path in _places(directory):
         try:
@@ -40,7 +43,7 @@ def list_stores(directory: Path) -> tuple[list[ListedStore], list[str]]:
 
 
 def _places(directory: Path) -> Iterator[Path]:
-    for path in sorted(directory.glob("*")):
+    for path in [directory, *sorted(directory.glob("*"))]:
         if (path / INDEX).is_file() or (path / SETTINGS).is_file():
             yield path
 

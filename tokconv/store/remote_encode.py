@@ -26,7 +26,7 @@ from tokconv.store.remote import (
 )
 from tokconv.store.writer import LOCK
 from tokconv.system.files import atomic_path, write_json
-from tokconv.system.mirror import SHA256, Mirror
+from tokconv.system.mirror import SHA256, Mirror, keep_uploaded
 from tokconv.system.storage import Remote, storage_advice
 
 DRAIN_SECONDS = 600.0
@@ -114,15 +114,15 @@ def _make_copy(staging: Path, fingerprint: str, url: str) -> TokenStore:
 
 
 def _fetch_unfinished(remote: Remote, staging: Path, settings: StoreSettings) -> None:
-    """Fetch the whole shards that an interrupted encode left at the URL."""
-    content = (remote / SETTINGS).read()
+    """Fetch the whole shards that an interrupted encode left at the URL, and forget those that are gone from there."""
+    content, there = (remote / SETTINGS).read(), remote.files()
+    keep_uploaded(staging, there)
     if content is None:
         return
     check_stored(remote.url, parse_json(remote.url, content), settings, "what is there")
     if not (staging / SETTINGS).exists():
         write_json(staging / SETTINGS, settings.to_json())
     check_settings(staging, settings)
-    there = remote.files()
     wanted = [
         number
         for number in range(settings.num_shards)

@@ -95,9 +95,11 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
     if spec.tracking.wandb:
         import_extra("wandb", "wandb")
     config = spec.base_config()
-    token_grid = describe_tokens(config).token_grid
-    for grid in spec.grids():
-        check_output_grid(grid, token_grid)
+    if not resume:
+        # A sweep that goes on has the grids that it had, and needs neither images nor tower.
+        token_grid = describe_tokens(config).token_grid
+        for grid in spec.grids():
+            check_output_grid(grid, token_grid)
     if left_out := check_space(spec):
         print(left_out, flush=True)
     storage = spec.storage or DEFAULT_STORAGE

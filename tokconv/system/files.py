@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
 def text_lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not blank, stripped. Raises OSError, ValueError."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Editors on Windows begin a file with a mark, which is no part of the first line.
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -42,6 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to `path`; if the block succeeds, what was written there becomes `path`.
 
     Works for a file and for a directory (an older directory of that name is replaced). After an error nothing is left.
+    Whoever may read a new file there may read what was written, whatever library wrote it.
 
     Raises:
         OSError: the disk is full or gone, even if safetensors or torch report that by an error of their own.
@@ -51,9 +53,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
-            if file.is_file():
-                _fsync(file)
+        files = [file for file in (temporary.rglob("*") if temporary.is_dir() else [temporary]) if file.is_file()]
+        _share(files, temporary.with_suffix(".mode.tmp"))
+        for file in files:
+            _fsync(file)
         # A file never replaces a directory: replace() refuses that, and the directory keeps its content.
         aside = path.with_name(f"{temporary.name}.old")
         if temporary.is_dir() and path.is_dir():
@@ -140,6 +143,22 @@ def _numbered(parent: Path, name: str) -> Iterator[tuple[int, Path]]:
         number = number_of(path.name, name)
         if number is not None and path.is_dir():
             yield number, path
+
+
+def _share(files: Sequence[Path], new: Path) -> None:
+    """Give files that their owner alone may use, as safetensors writes them, the permissions of a `new` file."""
+    private = [file for file in files if file.stat().st_mode & 0o777 == 0o600]
+    if not private:
+        return
+    try:
+        new.touch()
+        mode = new.stat().st_mode
+    finally:
+        new.unlink(missing_ok=True)
+    for file in private:
+        # A file system without permissions refuses to change them.
+        with suppress(OSError):
+            file.chmod(mode & 0o777)
 
 
 def _fsync(path: Path) -> None:

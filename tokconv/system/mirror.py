@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 from tokconv.errors import StorageError
@@ -181,6 +181,14 @@ class Mirror:
 def write_state(directory: Path, uploaded: dict[str, Signature]) -> None:
     """Record in the directory which files were uploaded."""
     write_text(directory / STATE, json.dumps(uploaded) + "\n")
+
+
+def keep_uploaded(directory: Path, there: Container[str]) -> None:
+    """Forget uploaded files that are no longer at the remote, so that a `Mirror` uploads them again."""
+    uploaded = _read_state(directory)
+    kept = {name: signature for name, signature in uploaded.items() if name in there}
+    if kept != uploaded:
+        write_state(directory, kept)
 
 
 def signatures(directory: Path, names: Iterable[str]) -> dict[str, Signature]:

@@ -127,7 +127,7 @@ def _read_instances(path: Path, size: int, mtime: int) -> _Instances:
     try:
         with path.open(encoding="utf-8") as file:
             return _main_categories(json.load(file, object_hook=_without_outlines))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"data.root: {ANNOTATIONS}/{path.name} is not a readable COCO instances file ({what}); download it again, "

@@ -174,7 +174,10 @@ def _only(names: Sequence[str]) -> str:
 
 
 def _labels(path: Path, labels: Tensor, shape: Sequence[int], asked: Asked) -> tuple[int, ...]:
-    if labels.is_floating_point() or list(labels.shape) != [shape[0]] or len(shape) != 3 or labels.min() < 0:
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    # torch compares narrow integers modulo their range, and unsigned wide ones not at all.
+    labels = labels.long() if whole else labels
+    if not whole or list(labels.shape) != [shape[0]] or len(shape) != 3 or labels.min() < 0:
         raise DataError(f"{asked.root_key}: the labels in {path} must be whole numbers from 0, one per image")
     if labels.max() > MAX_LABEL:
         raise DataError(f"{asked.root_key}: {path} has the label {labels.max()}; labels must be at most {MAX_LABEL}")

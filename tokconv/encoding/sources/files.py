@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -36,7 +37,9 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(file) as image:
+            # Opened here: of a path, Pillow maps uncompressed pixels, wrongly those of a TIFF that lies on its side.
+            with file.open("rb") if isinstance(file, Path) else nullcontext(file) as content:
+                image = Image.open(content)
                 stated = stated_values(image)
                 return to_rgb(ImageOps.exif_transpose(image), stated)
         except UnidentifiedImageError as error:
