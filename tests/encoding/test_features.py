@@ -22,7 +22,7 @@ from tokconv.encoding.job import open_job
 from tokconv.encoding.pipeline import encode
 from tokconv.encoding.sources.feature_files import Asked
 from tokconv.encoding.sources.features import FeatureSource
-from tokconv.errors import ConfigError, DataError, TokconvError
+from tokconv.errors import ConfigError, DataError, StoreError, TokconvError
 
 NUM_IMAGES, GRID, DIM = 9, 4, 32
 
@@ -75,6 +75,15 @@ def test_extra_tokens_are_counted_from_the_front(num_tokens: int, asked: int | N
     source = FeatureSource(tmp_path / "all.pt", Asked(asked))
     assert torch.equal(source.load(1), tokens[1, num_tokens - left :])
     assert bool(source.notes) == (left < num_tokens)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_tokens_that_rounding_would_change_are_refused(tokens: Tensor, tmp_path: Path, dtype: str) -> None:
+    torch.save(tokens + 3, tmp_path / "near.pt")
+    torch.save(tokens + 30_000, tmp_path / "far.pt")
+    encode(configured(tmp_path / "near.pt", tmp_path / "near", f"data.dtype={dtype}"))
+    with pytest.raises(StoreError, match=rf"rounding to {dtype} costs \d+% of the tokens' variance"):
+        encode(configured(tmp_path / "far.pt", tmp_path / "far", f"data.dtype={dtype}"))
 
 
 def test_a_pickle_that_holds_more_than_tensors_is_not_run(tokens: Tensor, tmp_path: Path) -> None:

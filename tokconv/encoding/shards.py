@@ -26,7 +26,7 @@ from tokconv.encoding.job import EncodeJob
 from tokconv.encoding.sources.features import FeatureSpec
 from tokconv.encoding.towers.tower import VisionTower, preprocess
 from tokconv.errors import DataError, first_line
-from tokconv.store.format import DIGEST_BYTES, Skipped, pack
+from tokconv.store.format import DIGEST_BYTES, Skipped, check_rounding, pack
 from tokconv.store.writer import StoreWriter
 
 CountImages = Callable[[int, int], None]
@@ -93,7 +93,10 @@ class ShardEncoder:
             contents: list[bytes] = []
             for batch in batches:
                 if batch.items:
-                    parts.append(pack(self.encode(batch.loaded), settings.dtype))
+                    tokens = self.encode(batch.loaded)
+                    parts.append(pack(tokens, settings.dtype))
+                    if len(parts) == 2:  # one batch tells
+                        check_rounding(tokens, parts[1], settings.dtype)
                 items += batch.items
                 skipped += batch.skipped
                 contents += batch.contents

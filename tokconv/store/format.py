@@ -46,6 +46,8 @@ MAX_SHARD_BYTES = 2**28
 MAX_HEADER_BYTES = 2**24
 DTYPES = {"float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16"), "int8": (torch.int8, "I8")}
 """`data.dtype` -> torch's and safetensors' name for it."""
+MAX_ROUNDING = 0.1
+"""Share of the variance. DINOv2-small loses 0.0004 % in bfloat16, 0.02 % in int8, and 0.5 % on a blank image."""
 LIMITS = {"num_items": 2**40, "token_grid": 2**12, "dim": 2**20, "shard_size": 2**20}
 """Larger values in settings are damage or an attack, not a store."""
 
@@ -163,6 +165,22 @@ def pack(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
     if not all(torch.isfinite(value).all() for value in packed.values()):
         raise StoreError(f"data.dtype: some tokens do not fit {dtype}; use data.dtype=bfloat16 or another precision")
     return {name: value.cpu() for name, value in packed.items()}
+
+
+def check_rounding(tokens: Tensor, packed: Mapping[str, Tensor], dtype: str) -> None:
+    """Check what storing tokens [n, N, C] as `pack` made them costs: an offset that all share leaves few digits.
+
+    Raises:
+        StoreError: the error is more than `MAX_ROUNDING` of the variance around the mean token.
+    """
+    tokens = tokens.float().cpu()
+    stored = packed["tokens"].float() * packed.get("scale", 1.0)
+    variance = float((tokens - tokens.mean((0, 1))).square().mean())
+    if variance > 0 and (lost := float((tokens - stored).square().mean()) / variance) > MAX_ROUNDING:
+        raise StoreError(
+            f"data.dtype: rounding to {dtype} costs {lost:.0%} of the tokens' variance, because they lie far from 0; "
+            "use data.dtype=float16, or subtract their mean first"
+        )
 
 
 def unpack(packed: Mapping[str, Tensor], row: int, out: Tensor) -> None:
