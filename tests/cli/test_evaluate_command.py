@@ -84,7 +84,7 @@ def test_grids_that_are_not_numbers_are_refused(store: TokenStore, grids: str, c
 
 
 def test_unusable_stores_and_grids_are_refused(store: TokenStore, tmp_path: Path, capsys: Capture) -> None:
-    _refused(capsys, ["--baselines", str(store.path), "--grids", "2,7"], "got 7; must be between 1 and", "6")
+    _refused(capsys, ["--baselines", str(store.path), "--grids", "2,7"], "--grids: got 7; must be between 1 and", "6")
     _refused(capsys, ["--baselines", str(tmp_path / "nowhere")], "there is no token store")
     _refused(capsys, ["--baselines", str(store.path), "--plot", str(tmp_path)], "is a folder")
     _refused(capsys, ["--baselines", str(store.path), "--device", "frog"], "device 'frog' is not available")

@@ -56,12 +56,10 @@ def compression_ratio(token_grid: int, output_grid: int) -> float:
     return token_grid**2 / output_grid**2
 
 
-def check_output_grid(output_grid: int, token_grid: int) -> None:
-    """Raise ConfigError unless k is in 1..G."""
+def check_output_grid(output_grid: int, token_grid: int, given: str = "model.compressor.output_grid_size") -> None:
+    """Raise ConfigError unless k is in 1..G; `given` is the key or option that it comes from."""
     if not 1 <= output_grid <= token_grid:
-        raise ConfigError(
-            f"model.compressor.output_grid_size: got {output_grid}; must be between 1 and the token grid, {token_grid}"
-        )
+        raise ConfigError(f"{given}: got {output_grid}; must be between 1 and the token grid, {token_grid}")
 
 
 MOST_EXTRA_TOKENS = 16
@@ -82,7 +80,7 @@ def chosen_grids(text: str | None, token_grid: int) -> list[int]:
         raise ConfigError(f"--grids: got {text!r}; write side lengths with commas between, as in 4,6,8,12")
     chosen = sorted({int(part) for part in parts})
     for grid in chosen:
-        check_output_grid(grid, token_grid)
+        check_output_grid(grid, token_grid, "--grids")
     return chosen
 
 
