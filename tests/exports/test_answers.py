@@ -28,9 +28,11 @@ from tokconv.exports.answers.measure import TaskTokens, measure, refer
 from tokconv.exports.answers.methods import AllTokens, Batch, Exported, Method
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.scoring import interval, is_same
-from tokconv.exports.answers.tasks import make_task
+from tokconv.exports.answers.seen import count_seen
+from tokconv.exports.answers.tasks import make_task, split_of
 from tokconv.exports.artefact import read_config
 from tokconv.integrations.llava import attach
+from tokconv.store.reader import TokenStore
 from tokconv.system.files import write_json
 
 CPU = torch.device("cpu")
@@ -266,11 +268,39 @@ def test_baselines_are_fitted_on_a_store_of_the_tower(
     baselines = ["--baselines", "pooling,random,tome", "--grids", "6", "--store", str(tmp_path / "store")]
     command = ["answers", str(folder), "--tasks", f"classes:{photos}", *baselines]
     assert main([*command, "--max-tokens", "1", "--out", str(tmp_path / "out")]) == 0
-    assert re.findall(r"^(pooling|random|ToMe\*) +36 +16x", capsys.readouterr().out, re.MULTILINE) == [
-        "pooling",
-        "random",
-        "ToMe*",
-    ]
+    text = capsys.readouterr().out
+    assert re.findall(r"^(pooling|random|ToMe\*) +36 +16x", text, re.MULTILINE) == ["pooling", "random", "ToMe*"]
+    assert "training images of" not in text, "the folder has a split of its own"
+
+
+def test_images_that_were_learned_from_are_counted_and_told(
+    folder: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A folder without splits is split by the store in one way, and by the task in another."""
+    flat = tmp_path / "flat"
+    for number, path in enumerate(sorted(photos.rglob("*.png")) * 2):
+        place = flat / path.parent.name / f"{number:02d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).crop((0, 0, 39 - number, 30)).save(place)
+    encode = ["data=folder", f"data.root={flat}", "data.views=2", "model.clip.model_name=bundled:digits-tower"]
+    assert main(["encode", *encode, f"data.store={tmp_path / 'store'}", "data.num_workers=0", "--device", "cpu"]) == 0
+    store = TokenStore.open(tmp_path / "store")
+    learned = {store.keys[image] for image in store.train_indices.tolist()}
+    keys = [path.relative_to(flat).as_posix() for path in flat.rglob("*.png")]
+    test = [key for key in keys if split_of(key) == "test"]
+    seen = len(learned.intersection(test))
+    assert seen > 0
+    for name in ("classes", "captions"):
+        task = make_task(f"{name}:{flat}")
+        assert (task.num_images, count_seen(task, store)) == (len(test), seen)
+    assert count_seen(make_task(f"classes:{photos}"), store) == 0
+    assert count_seen(make_task("reading", "train"), store) == 0, "its images are drawn"
+    capsys.readouterr()
+    few = ["--baselines", "pooling", "--grids", "6", "--store", str(store.path), "--max-tokens", "1"]
+    assert main(["answers", str(folder), "--tasks", f"captions:{flat}", *few, "--out", str(tmp_path / "out")]) == 0
+    told = f"captions: {seen} of its {len(test)} images are training images of {store.path}"
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "out" / "answers.txt").read_text()
 
 
 def test_bad_input_is_refused_before_any_work(

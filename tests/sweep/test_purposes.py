@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from support.records import snapshot
 from support.trials import TOKEN_GRID, figures, trial
 
 from tokconv.evaluation.figures import FIGURES
-from tokconv.evaluation.purposes import PURPOSES
+from tokconv.evaluation.purposes import PURPOSES, best_first, is_better
 from tokconv.sweep.judge.confirmations import missing_confirmations
 from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN
 from tokconv.sweep.judge.exports import unproven_notes
@@ -111,6 +112,16 @@ def test_a_baseline_that_wins_at_the_figure_is_named_with_it_and_with_what_to_do
     adapted = award(verdict(run("0", 0.02, 0.85, adapted=0.96)), "adapted")
     assert adapted.evidence is not None
     assert adapted.evidence.beaten_by == ("max_norm",)
+
+
+@pytest.mark.parametrize("names", [*itertools.permutations(("pooling", "tome", "prumerge"))])
+def test_the_best_baseline_is_first_among_ties_in_any_order(names: tuple[str, ...]) -> None:
+    """Each ties with its neighbour, and the shown one, pooling, is worse than the best."""
+    rows = {"prumerge": {"val/fvu": 0.1}, "tome": {"val/fvu": 0.100009}, "pooling": {"val/fvu": 0.100018}}
+    assert is_better("val/fvu", 0.1, 0.100018)
+    assert best_first("val/fvu", names, rows) == ["prumerge", "tome", "pooling"]
+    rows["pooling"] = {"val/fvu": 0.100005}
+    assert best_first("val/fvu", names, rows) == ["pooling", "prumerge", "tome"]
 
 
 def test_ties_and_what_is_equal_within_the_interval_are_no_wins() -> None:

@@ -10,9 +10,9 @@ from support.networks import SMALL
 from support.stores import write_store
 
 from tokconv.config.overrides import compose
-from tokconv.models.compressor import Branch
-from tokconv.models.network import WindowProjection
-from tokconv.training.networks import shown_baselines
+from tokconv.models.network import FirstLayer, WindowProjection
+from tokconv.models.registry import COMPRESSORS
+from tokconv.training.networks import TokenShape, shown_baselines
 from tokconv.training.step import Trainer
 
 
@@ -28,9 +28,26 @@ def test_shares_fall_with_the_inputs() -> None:
         [share] = {share for _, share in filled(inputs, 8).learning_shares()}
         assert share * inputs <= 30
         assert share == pytest.approx(min(0.03, 30 / inputs))
-        branch = Branch(inputs, 8, 8, 4, 1, norm="layer", padding="zeros")
-        assert dict(branch.learning_shares()) == {branch.enter.weight: min(1.0, 1024 / inputs)}
+        layer = FirstLayer(inputs, 8)
+        assert dict(layer.learning_shares()) == {layer.weight: min(1.0, 1024 / inputs)}
     assert list(WindowProjection(8, 8).learning_shares()) == []
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_no_layer_is_thrown_by_the_width_of_its_inputs(kind: str) -> None:
+    """At the full rate, an Adam step may move an output by the rate for each of 1024 inputs, and not for more."""
+    few = ["model.compressor.output_grid_size=4", "model.compressor.grids=2-4", "model.compressor.rank=1"]
+    config = compose([f"model.compressor.kind={kind}", *few])
+    shape = TokenShape(8, 1200, torch.zeros(1200))
+    trainer = Trainer(config, shape, device=torch.device("cpu"), wrap=lambda module: module, total_steps=1)
+    groups = trainer.autoencoder_optimizer.param_groups
+    shares = {parameter: group["share"] for group in groups for parameter in group["params"]}
+    for network in (trainer.compressor, trainer.decoder):
+        # What starts at a closed form is slower yet; here nothing has been filled.
+        linear = (layer for layer in network.modules() if isinstance(layer, torch.nn.Linear))
+        layers = [layer for layer in linear if not isinstance(layer, WindowProjection)]
+        assert layers
+        assert all(shares[layer.weight] * layer.in_features <= 1024.1 for layer in layers)
 
 
 @pytest.mark.parametrize("kind", ["residual", "adaptive"])

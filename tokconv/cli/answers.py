@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
     from tokconv.exports.answers.model import AnsweringModel, check_model
     from tokconv.exports.answers.plot import draw_answers
     from tokconv.exports.answers.run import AnswersRun
+    from tokconv.exports.answers.seen import seen_text
     from tokconv.exports.answers.table import PLOT, TEXT, answers_text
     from tokconv.exports.answers.tasks import make_task
     from tokconv.sweep.record.layout import SweepDirectory
@@ -118,7 +119,8 @@ def run(args: argparse.Namespace) -> None:
         records = work.run(methods, line, images)
     figures = figures_of(records, tasks)
     write_json(out / "answers.json", figures)
-    text = answers_text(figures, tasks)
+    seen = "" if store is None else seen_text(tasks, store)
+    text = "\n\n".join(part for part in (answers_text(figures, tasks), seen) if part)
     write_text(out / TEXT, text)
     print(f"\n{text}\n\nfigures: {printable(out / 'answers.json')}")
     try:

@@ -1,8 +1,12 @@
 """A linear probe: can the class of an image still be read from its reconstructed tokens, or from its compressed tokens?
 
 Ridge regression to one-hot labels on the uncompressed, standardised training tokens, solved in its dual form (as many
-unknowns as images); the ridge minimises the leave-one-out error of the training split. Trained once per store, never
-on reconstructions, so whatever accuracy it loses on them was lost by compression.
+unknowns as images); the ridge minimises the leave-one-out error of the training split around its own mean. That mean
+knows the image that is left out: with wide features this error falls with the ridge, so that the least one is chosen.
+Around the mean of the others, the diagonal in `_fit` lacks 1 / (images * ridge), the share of the constant direction.
+That chooses a larger ridge, and a probe that reads compressed tokens better, but needs a new protocol.
+
+Trained once per store, never on reconstructions, so whatever accuracy it loses on them was lost by compression.
 
 Given compressed tokens, it is the frozen reader: each compressed token stands for all tokens of its window. It is not
 trained on them, so it reads only tokens well that still look like real tokens and mean the same.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cmp_to_key
 
 from tokconv.evaluation.baselines.registry import shown_in, title_of
 from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES, SWEEP, VLM
@@ -49,18 +48,20 @@ def is_better(figure: str, value: float, other: float) -> bool:
 def best_first(figure: str, names: Iterable[str], baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return baselines that have a figure by its value, the best first.
 
-    Of those that tie, the ones that every table shows come first: window PCA has the error of matched PCA, whose tokens
-    can also be read.
+    Of those that tie with the best one left, the ones that every table shows come first: window PCA has the error of
+    matched PCA, whose tokens can also be read.
     """
     shown = {entry.name for entry in shown_in(SWEEP)}
-
-    def order(one: str, other: str) -> int:
-        value, rival = baselines[one][figure], baselines[other][figure]
-        if is_better(figure, value, rival):
-            return -1
-        return 1 if is_better(figure, rival, value) else (other in shown) - (one in shown)
-
-    return sorted(names, key=cmp_to_key(order))
+    sign = 1 if FIGURES[figure].lower_is_better else -1
+    left = sorted(names, key=lambda name: sign * baselines[name][figure])
+    ordered: list[str] = []
+    while left:
+        # Ties are no order: of three values, the first and the second may tie, and so the second and the third.
+        best = baselines[left[0]][figure]
+        tied = [name for name in left if not is_better(figure, best, baselines[name][figure])]
+        ordered += sorted(tied, key=lambda name: name not in shown)
+        left = [name for name in left if name not in tied]
+    return ordered
 
 
 def compared_text(figure: str, value: float, baseline: str, other: float) -> str:

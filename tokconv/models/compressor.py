@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokconv.models.blocks import ConvBlock, channel_map, zeroed
-from tokconv.models.network import FIRST_LAYER_INPUTS, Scaled, WindowNetwork, WindowProjection
+from tokconv.models.network import FirstLayer, WindowNetwork, WindowProjection
 from tokconv.models.windows import check_tokens, to_grid, to_tokens
 
 
@@ -88,7 +88,7 @@ class ResidualCompressor(Compressor):
         return cells if self.branch is None else cells + self.colour(self.branch(windows))
 
 
-class Branch(Scaled):
+class Branch(nn.Module):
     """A network from cells to cells: hidden, blocks over the k x k grid, and a last layer that starts at zero.
 
     Args:
@@ -102,7 +102,7 @@ class Branch(Scaled):
         self, in_dim: int, hidden_dim: int, out_dim: int, num_cells: int, num_layers: int, *, norm: str, padding: str
     ) -> None:
         super().__init__()
-        self.enter = nn.Linear(in_dim, hidden_dim)
+        self.enter = FirstLayer(in_dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(num_cells, hidden_dim))
         self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
         self.leave = zeroed(nn.Linear(hidden_dim, out_dim))
@@ -110,6 +110,3 @@ class Branch(Scaled):
     def forward(self, cells_BKC: Tensor) -> Tensor:
         hidden = self.enter(cells_BKC) + self.position
         return self.leave(to_tokens(self.blocks(to_grid(hidden))))
-
-    def learning_shares(self) -> Iterator[tuple[Tensor, float]]:
-        yield self.enter.weight, min(1.0, FIRST_LAYER_INPUTS / self.enter.in_features)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tokconv.models.blocks import channel_map, make_norm, zeroed
 from tokconv.models.compressor import Branch
-from tokconv.models.network import WindowNetwork, WindowProjection
+from tokconv.models.network import FirstLayer, WindowNetwork, WindowProjection
 
 
 class Decoder(WindowNetwork):
@@ -101,7 +101,7 @@ class AttentionDecoder(LinearDecoder):
     ) -> None:
         super().__init__(token_grid, dim, output_grid_size)
         self.whiten = channel_map(dim, whiten)
-        self.enter = nn.Linear(dim, hidden_dim)
+        self.enter = FirstLayer(dim, hidden_dim)
         self.position = nn.Parameter(0.02 * torch.randn(self.windows.num_cells, hidden_dim))
         self.queries = nn.Parameter(0.02 * torch.randn(token_grid**2, hidden_dim))
         self.layers = nn.ModuleList(CrossAttention(hidden_dim, num_heads, norm) for _ in range(num_layers))

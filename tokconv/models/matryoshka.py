@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokconv.models.blocks import ConvBlock, channel_map, zeroed
 from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
-from tokconv.models.network import WindowNetwork, WindowProjection, check_served
+from tokconv.models.network import FirstLayer, WindowNetwork, WindowProjection, check_served
 from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
@@ -91,7 +91,7 @@ class MatryoshkaCompressor(ManyGrids, Compressor):
         self.projections = nn.ModuleDict(
             {key: WindowProjection(own.window_size * dim, dim) for key, own in self.all_windows.items()}
         )
-        self.enter = nn.Linear(self.finest.window_size * dim, hidden_dim)
+        self.enter = FirstLayer(self.finest.window_size * dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(self.finest.num_cells, hidden_dim))
         self.blocks = nn.Sequential(*(ConvBlock(hidden_dim, norm=norm, padding=padding) for _ in range(num_layers)))
         self.fold = nn.ModuleDict(
@@ -134,7 +134,7 @@ class MatryoshkaDecoder(ManyGrids, Decoder):
         self.projections = nn.ModuleDict(
             {key: WindowProjection(dim, own.window_size * dim) for key, own in self.all_windows.items()}
         )
-        self.enter = nn.Linear(dim, hidden_dim)
+        self.enter = FirstLayer(dim, hidden_dim)
         self.first = ConvBlock(hidden_dim, norm=norm, padding=padding)
         self.unfolds = nn.ModuleDict(
             {key: nn.Linear(hidden_dim, own.window_size * hidden_dim) for key, own in self.folds.items()}

@@ -48,6 +48,13 @@ class ClosedForm(Scaled):
                 yield parameter, min(self.learning_share, CLOSED_FORM_INPUTS / count)
 
 
+class FirstLayer(Scaled, nn.Linear):
+    """The layer by which tokens or their windows enter a branch."""
+
+    def learning_shares(self) -> Iterator[tuple[Tensor, float]]:
+        yield self.weight, min(1.0, FIRST_LAYER_INPUTS / self.in_features)
+
+
 class WindowProjection(ClosedForm, nn.Linear):
     """The affine map from a window to its cell, or from a cell to its window."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tokconv.models.blocks import ConvBlock, channel_map, zeroed
 from tokconv.models.compressor import Compressor
-from tokconv.models.network import WindowProjection
+from tokconv.models.network import FirstLayer, WindowProjection
 from tokconv.models.windows import Windows, to_grid, to_tokens
 
 
@@ -60,7 +60,7 @@ class ConvCompressor(Compressor):
         super().__init__(token_grid, dim, output_grid_size)
         self.colour = channel_map(dim, whiten)
         sizes = stage_sizes(token_grid, output_grid_size, max(1, num_layers))
-        self.enter = nn.Linear(dim, hidden_dim)
+        self.enter = FirstLayer(dim, hidden_dim)
         self.position = nn.Parameter(torch.zeros(token_grid**2, hidden_dim))
         self.stages = nn.ModuleList(
             Stage(hidden_dim, before, after, norm=norm, padding=padding) for before, after in itertools.pairwise(sizes)

@@ -41,6 +41,11 @@ def write_stats(directory: Path, stats: Tensor) -> None:
         save_file({"stats": stats.contiguous()}, temporary)
 
 
+def read_all_digests(shards: Sequence[Path]) -> list[bytes | None]:
+    """Return the digests of the content of all images of a store's shards, in order; None where it is unknown."""
+    return [content for shard in shards for content in read_digests(shard, map_shard(shard)["items"].tolist())]
+
+
 def read_digests(shard: Path, items: Sequence[int]) -> list[bytes | None]:
     """Return the digests of the content of some items of a shard; None where it is unknown."""
     tensors = map_shard(shard)

@@ -29,4 +29,4 @@ def make_captions(folder: Path | None, split: Split, prompts: Sequence[str]) -> 
     questions = tuple(Question(image, prompt, None, "captions") for image in range(count) for prompt in asked)
     order = {"order": "hash"} if mixed else {}
     identity = {"name": "captions", "split": split, "prompts": list(asked), "source": photographs.identity(), **order}
-    return Task("captions", questions, count, photographs.load, identity)
+    return Task("captions", questions, count, photographs.load, identity, photographs.content)

@@ -50,4 +50,4 @@ def make_classes(name: str, folder: Path | None, split: Split) -> Task:
         return source.load(chosen[place])
 
     identity = {"name": name, "split": split, "source": source.identity(), **({} if by_name else {"order": "hash"})}
-    return Task(name, questions, len(chosen), load, identity)
+    return Task(name, questions, len(chosen), load, identity, lambda place: source.content(chosen[place]))

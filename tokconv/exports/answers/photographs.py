@@ -60,6 +60,10 @@ class Photographs:
         assert isinstance(image, Image.Image)
         return image
 
+    def content(self, place: int) -> bytes:
+        """Return the digest of a photograph's file."""
+        return self._source.content(self._chosen[place])
+
     def identity(self) -> dict[str, Any]:
         """Return JSON that is equal for the same photographs."""
         return self._source.identity()

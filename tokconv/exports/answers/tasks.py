@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ class Task:
     load: Callable[[int], Image.Image]
     identity: Mapping[str, Any]
     """JSON that is equal for two tasks of the same questions and images."""
+    content: Callable[[int], bytes] | None = None
+    """Index of an image -> digest of its file, as token stores keep it; None for images that are drawn."""
 
     @property
     def has_answers(self) -> bool:
@@ -56,7 +58,8 @@ class Task:
         """Return the task with its first `count` questions and the images of these."""
         questions = self.questions[:count]
         images = 1 + max(question.image for question in questions)
-        return Task(self.name, questions, images, self.load, {**self.identity, "questions": len(questions)})
+        identity = {**self.identity, "questions": len(questions)}
+        return replace(self, questions=questions, num_images=images, identity=identity)
 
 
 Make = Callable[[Path | None, Split, Sequence[str]], Task]
