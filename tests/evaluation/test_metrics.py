@@ -216,6 +216,29 @@ def test_the_probe_is_scikit_learns_ridge(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(probe.predict(held_out), torch.from_numpy(predicted))
 
 
+def test_the_ridge_of_the_probe_is_best_for_images_that_are_left_out(tmp_path: Path) -> None:
+    """Left out in turn, and read by ridge regression on all others; there are ten times as many features as images."""
+    store = write_store(tmp_path / "store", num_images=40)
+    sample = training_sample(store)
+    features = torch.cat([tokens.flatten(1) for tokens in standardised_batches(store, sample)]).double().numpy()
+    assert store.labels is not None
+    targets = torch.nn.functional.one_hot(store.labels[sample], 2).double().numpy()
+    unit = ((features - features.mean(0)) ** 2).sum() / len(features)
+
+    def error(ridge: float) -> float:
+        model, total = Ridge(alpha=ridge * unit, solver="cholesky"), 0.0
+        for image in range(len(features)):
+            others = [other for other in range(len(features)) if other != image]
+            predicted = model.fit(features[others], targets[others]).predict(features[[image]])
+            total += float(((predicted - targets[image]) ** 2).sum())
+        return total
+
+    best = min(probes.RIDGES, key=error)
+    assert min(probes.RIDGES) < best < max(probes.RIDGES)
+    theirs = Ridge(alpha=best * unit, solver="cholesky").fit(features, targets)
+    assert torch.allclose(linear_probe(store).weight.double(), torch.from_numpy(theirs.coef_.T), atol=1e-4)
+
+
 @pytest.mark.parametrize("output_grid", [1, 2, 4, 6])
 @pytest.mark.parametrize("probe_grid", [2, 3, 6])
 def test_the_reader_is_the_probe_on_tokens_spread_over_their_windows(output_grid: int, probe_grid: int) -> None:

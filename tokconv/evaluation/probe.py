@@ -1,12 +1,8 @@
 """A linear probe: can the class of an image still be read from its reconstructed tokens, or from its compressed tokens?
 
 Ridge regression to one-hot labels on the uncompressed, standardised training tokens, solved in its dual form (as many
-unknowns as images); the ridge minimises the leave-one-out error of the training split around its own mean. That mean
-knows the image that is left out: with wide features this error falls with the ridge, so that the least one is chosen.
-Around the mean of the others, the diagonal in `_fit` lacks 1 / (images * ridge), the share of the constant direction.
-That chooses a larger ridge, and a probe that reads compressed tokens better, but needs a new protocol.
-
-Trained once per store, never on reconstructions, so whatever accuracy it loses on them was lost by compression.
+unknowns as images); the ridge minimises the leave-one-out error of the training split. Trained once per store, never on
+reconstructions, so whatever accuracy it loses on them was lost by compression.
 
 Given compressed tokens, it is the frozen reader: each compressed token stands for all tokens of its window. It is not
 trained on them, so it reads only tokens well that still look like real tokens and mean the same.
@@ -29,7 +25,7 @@ from tokconv.store.cache import Tensors, computed_once, has_shapes
 from tokconv.store.reader import TokenStore
 from tokconv.store.sample import standardised_batches, training_sample
 
-FIT_VERSION = 1
+FIT_VERSION = 2
 MAX_FEATURES = 40_000
 RIDGES = tuple(10.0**power for power in range(-5, 2))
 """Candidate ridges, as multiples of the Gram matrix's mean eigenvalue."""
@@ -129,15 +125,21 @@ def _fit(store: TokenStore, windows: Windows, labels: Tensor) -> Mapping[str, Te
     targets = F.one_hot(labels[sample], len(store.class_names)).double()
     center, target_mean = features.mean(0), targets.mean(0)
     features -= center
-    values, vectors = torch.linalg.eigh((features @ features.T).double())
+    gram = (features @ features.T).double()
+    # Exactly centred, which float32 is not: the constant direction has no variance.
+    gram -= gram.mean(0) + gram.mean(1, keepdim=True) - gram.mean()
+    values, vectors = torch.linalg.eigh(gram)
     rotated = vectors.T @ (targets - target_mean)
 
     def fit(ridge: float) -> tuple[float, Tensor]:
         """Return the leave-one-out error and the dual weight."""
         # All labelled images may be equal, or there is one: then the probe predicts the most frequent class.
-        shrink = 1 / (values.clamp_min(0) + ridge * values.mean().clamp_min(torch.finfo(torch.float32).tiny))
+        ridge = ridge * float(values.mean().clamp_min(torch.finfo(torch.float32).tiny))
+        shrink = 1 / (values.clamp_min(0) + ridge)
         dual = vectors @ (shrink[:, None] * rotated)
-        left_out = dual / (vectors.square() @ shrink)[:, None]
+        # The bias, a mean of the targets that the ridge leaves alone, is that of the others, too.
+        diagonal = vectors.square() @ shrink - 1 / (len(sample) * ridge)
+        left_out = dual / diagonal.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
         return float(left_out.square().mean()), dual
 
     _, dual = min(map(fit, RIDGES), key=itemgetter(0))

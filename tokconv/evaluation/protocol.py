@@ -7,6 +7,7 @@ comparable, and nothing compares them without a note.
     2  also mmd, knn_overlap, cka, reader; the tokens that swd compares are drawn for all images at once
     3  also auc_token, auc_token_white, auc_grid, auc_token_quick, adapted; reader is an attention reader, and the
        linear reader of protocol 2 is linear_reader
+    4  the ridge of probe and linear_reader is best for images that are left out, where it was the least one
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from tokconv.errors import CheckpointError
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_IMAGES = 2048
 """Held-out images that are evaluated."""
 MAX_TOKENS = 8192

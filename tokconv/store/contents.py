@@ -43,7 +43,13 @@ def write_stats(directory: Path, stats: Tensor) -> None:
 
 def read_all_digests(shards: Sequence[Path]) -> list[bytes | None]:
     """Return the digests of the content of all images of a store's shards, in order; None where it is unknown."""
-    return [content for shard in shards for content in read_digests(shard, map_shard(shard)["items"].tolist())]
+    contents: list[bytes | None] = []
+    for tensors in map(map_shard, shards):
+        unknown = torch.zeros(len(tensors["items"]), DIGEST_BYTES, dtype=torch.uint8)
+        rows = tensors.get("contents", unknown).numpy().tobytes()
+        parts = (rows[start : start + DIGEST_BYTES] for start in range(0, len(rows), DIGEST_BYTES))
+        contents += [content if any(content) else None for content in parts]
+    return contents
 
 
 def read_digests(shard: Path, items: Sequence[int]) -> list[bytes | None]:
@@ -58,12 +64,7 @@ def read_digests(shard: Path, items: Sequence[int]) -> list[bytes | None]:
 
 def copies_across(store: TokenStore) -> list[tuple[int, int]]:
     """Return the held-out images that are also among those to train on, byte for byte, each with such an image."""
-    contents: list[bytes] = []
-    for path in store.shard_paths():
-        tensors = map_shard(path)
-        unknown = torch.zeros(len(tensors["items"]), DIGEST_BYTES, dtype=torch.uint8)
-        rows = tensors.get("contents", unknown).numpy().tobytes()
-        contents += [rows[start : start + DIGEST_BYTES] for start in range(0, len(rows), DIGEST_BYTES)]
-    trained = {contents[image]: image for image in store.train_indices.tolist() if any(contents[image])}
+    contents = read_all_digests(store.shard_paths())
+    trained = {content: image for image in store.train_indices.tolist() if (content := contents[image]) is not None}
     held_out = store.val_indices.tolist()
-    return [(image, trained[contents[image]]) for image in held_out if contents[image] in trained]
+    return [(image, trained[content]) for image in held_out if (content := contents[image]) in trained]
