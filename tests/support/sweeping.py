@@ -139,10 +139,15 @@ class Driver:
         self._arguments, self._cwd = ["sweep", str(spec), *options], cwd
         self._children: list[psutil.Process] = []
 
-    def killed_when(self, reached: Callable[[], bool]) -> None:
-        """Start the process and kill it with SIGKILL as soon as the condition holds."""
+    def killed_when(self, reached: Callable[[], bool], **faults: str) -> None:
+        """Start the process and kill it with SIGKILL as soon as the condition holds.
+
+        Args:
+            faults: environment variables that `support/faults` reads, in the trials of this process.
+        """
         command = [sys.executable, "-m", "tokconv.cli.main", *self._arguments]
-        environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+        folders = [str(FAULTS), str(Path(tokconv.__file__).parents[1])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **faults}
         driver = subprocess.Popen(command, cwd=self._cwd, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 400
         try:

@@ -1,7 +1,7 @@
 """Faults for the processes of a sweep: Python imports this when its directory is on PYTHONPATH.
 
 TOKCONV_FAULT names faults and the learning rates at which a training step has them: `hang:0.9,oom:0.7`, or from which
-up to 1: `oom:0.5+`.
+up to 1: `oom:0.5+`. TOKCONV_HANG names an output grid and a step, counted from 0, at which training hangs: `8:9`.
 """
 
 import importlib.abc
@@ -11,6 +11,7 @@ import sys
 import time
 
 FAULTS = [fault.split(":") for fault in os.environ.get("TOKCONV_FAULT", "").split(",") if fault]
+HANG = [int(number) for number in os.environ.get("TOKCONV_HANG", "").split(":") if number]
 
 
 def _fault(rate):
@@ -28,6 +29,8 @@ def _break(module):
 
     def faulty(self, tokens, number, images):
         kind = _fault(self.config.training.learning_rate)
+        if [self.config.model.compressor.output_grid_size, number] == HANG:
+            time.sleep(3600)
         if kind is not None and number > 0:
             if kind == "hang":
                 time.sleep(3600)
@@ -59,5 +62,5 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if FAULTS:
+if FAULTS or HANG:
     sys.meta_path.insert(0, _Finder())
