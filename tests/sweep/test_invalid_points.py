@@ -185,7 +185,8 @@ def test_a_grid_with_an_invalid_point_runs_without_a_failure(tmp_path: Path, cap
     assert not [line for line in lines if "Traceback" in line or "ConfigError" in line]
     directory = Path(spec(tmp_path)["storage"]) / "sweeps" / "tiny-001"
     before = events(directory)
-    assert main(["sweep", str(path), "--resume"]) == 0
+    with one_ray():
+        assert main(["sweep", str(path), "--resume"]) == 0
     kinds = [event["event"] for event in events(directory)]
     assert kinds.count("point_refused") == 1
     assert kinds.count("trial_started") == [e["event"] for e in before].count("trial_started") == 3
