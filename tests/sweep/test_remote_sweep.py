@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.objects import SECRET, ObjectServer, client_environment, client_of_a_server
+from support.one_ray import one_ray
 from support.sweeping import DIM, TOKEN_GRID, Driver, shared_store, spec, write_spec
 
 import tokconv
@@ -78,7 +79,8 @@ def test_a_killed_sweep_is_resumed_on_another_machine(
     )
     shutil.rmtree(tmp_path / "one")
     monkeypatch.setenv(CACHE, str(tmp_path / "two"))
-    driver.resume()
+    with one_ray(**client_environment(), **{CACHE: str(tmp_path / "two")}):
+        driver.resume()
     here = tmp_path / "two" / "sweeps" / "s3-tokconv-runs" / "sweeps" / "tiny-001"
     assert (here / "events.jsonl").read_bytes() == _log(there)
     record = Record(here / "events.jsonl")
