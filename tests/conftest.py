@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 # Before torch loads. Spinning OpenMP threads of one process starve the other processes on the same cores, and tests
 # start many: five training steps took 192 s beside one of them and take 12 s this way.
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from hypothesis import settings
+from support.databases import copy_tables
 from support.sweeping import SHARED_STORES
 from support.untracked import leave_trainings_untracked
 
@@ -45,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if SHARED_STORES not in os.environ:
         os.environ[SHARED_STORES] = folder = tempfile.mkdtemp(prefix="tokconv-stores-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    copy_tables(Path(os.environ[SHARED_STORES]))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ The disks are small file systems in memory. The tests are skipped if this proces
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import pytest
 from support.networks import PUBLISHED
+from support.one_ray import one_ray
 from support.sweeping import DATA as SHARED
-from support.sweeping import events, shared_store, write_spec
+from support.sweeping import Driver, events, shared_store, write_spec
 
 import tokconv
+from tokconv.cli.main import main
 from tokconv.config.overrides import compose
 from tokconv.encoding.pipeline import encode
 from tokconv.store.reader import TokenStore
@@ -32,6 +35,16 @@ TINY = [
     *("model.compressor.hidden_dim=8", "model.autoencoder.hidden_dim=8", "model.critic.hidden_dim=8"),
     *("model.compressor.num_layers=1", "training.batch_size=16", "loss.weights.wgan=0"),
 ]
+
+
+IMPATIENT = """
+import sys
+import tokconv.sweep.run
+from tokconv.cli.main import main
+tokconv.sweep.run.DRAIN_SECONDS = 3
+sys.exit(main())
+"""
+"""The command, which does not wait a minute for room for MLflow's database."""
 
 
 class Disk:
@@ -71,7 +84,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 def command(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "tokconv.cli.main", *arguments]
+    program = [sys.executable, "-c", IMPATIENT, *arguments]
     return subprocess.Popen(
         program, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -86,9 +99,7 @@ def test_an_encode_goes_on_where_the_disk_was_full(disk: Disk, tmp_path: Path) -
     assert "Traceback" not in printed
     assert not list((disk.place / "store").glob(".*.tmp")), "what was half written takes no room"
     disk.resize(64)
-    again = command(*arguments, cwd=tmp_path)
-    printed = again.communicate()[0]
-    assert again.returncode == 0, printed
+    assert main(arguments) == 0
     elsewhere = encode(compose([*DATA, f"data.store={tmp_path}/other"]))
     assert TokenStore.open(disk.place / "store", verify=True).fingerprint == elsewhere.fingerprint
 
@@ -114,10 +125,14 @@ def test_a_checkpoint_survives_the_one_that_does_not_fit(disk: Disk, tmp_path: P
     again.communicate()
 
 
-def test_a_sweep_stops_with_a_sentence_and_goes_on(disk: Disk, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # of Ray, MLflow and SQLAlchemy, in their own threads
+def test_a_sweep_stops_with_a_sentence_and_goes_on(
+    disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     disk.resize(96)
     spec = write_spec(tmp_path, trials=2, base=["training.epochs=24"], storage=str(disk.place / "runs"))
-    sweep = command("sweep", str(spec), "--allow-unproven", cwd=tmp_path)
+    with one_ray():
+        sweep = command("sweep", str(spec), "--allow-unproven", cwd=tmp_path)
     directory = disk.place / "runs" / "sweeps" / "tiny-001"
 
     def complete() -> int:
@@ -131,14 +146,13 @@ def test_a_sweep_stops_with_a_sentence_and_goes_on(disk: Disk, tmp_path: Path) -
     done = {trial.uid for trial in read_trials(directory / "events.jsonl") if trial.state == "complete"}
     assert done
     disk.free()
-    again = command("sweep", str(spec), "--allow-unproven", "--resume", cwd=tmp_path)
-    printed = again.communicate(timeout=400)[0]
-    assert again.returncode == 0, printed
+    with one_ray():
+        Driver(spec, tmp_path, "--allow-unproven").resume()
     trials = read_trials(directory / "events.jsonl")
     assert {trial.state for trial in trials} == {"complete"}, [(t.uid, t.reason) for t in trials if t.state == "failed"]
     starts = [event["trial"] for event in events(directory) if event["event"] == "trial_started"]
     assert all(starts.count(uid) == 1 for uid in done)
-    assert "events delivered" in printed
+    assert re.search(r"MLflow: all \d+ events delivered", capsys.readouterr().out)
 
 
 def _wait(process: subprocess.Popen[str], reached) -> None:  # type: ignore[no-untyped-def]

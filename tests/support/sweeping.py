@@ -27,8 +27,6 @@ from tokconv.training.baselines import measure_baselines
 
 SHARED_STORES = "TOKCONV_TEST_STORES"
 """Environment variable: the folder of the stores that all tests of a session share (`conftest.py`)."""
-FAULTS = Path(__file__).parent / "faults"
-"""On PYTHONPATH, this folder brings faults into the processes of trials."""
 DATA = ["data.subset=64", "data.num_workers=0", "model.clip.image_size=48"]
 """Images of half the bundled tower's own size, which have a quarter of the tokens."""
 TOKEN_GRID, DIM = 12, 64
@@ -48,6 +46,11 @@ BASE = [
 ]
 WINS = ["model.compressor.kind=adaptive", "training.learning_rate=3e-4", "training.batch_size=8"]
 """With these, trials on the 64 digits beat every baseline at 6 x 6 and 8 x 8, if by little."""
+
+
+def faulty_path() -> str:
+    """Return a PYTHONPATH that brings faults into the processes of trials (`faults/sitecustomize.py`)."""
+    return os.pathsep.join([str(Path(__file__).parent / "faults"), str(Path(tokconv.__file__).parents[1])])
 
 
 def spec(root: Path, **changes: Any) -> dict[str, Any]:
@@ -139,10 +142,14 @@ class Driver:
         self._arguments, self._cwd = ["sweep", str(spec), *options], cwd
         self._children: list[psutil.Process] = []
 
-    def killed_when(self, reached: Callable[[], bool]) -> None:
-        """Start the process and kill it with SIGKILL as soon as the condition holds."""
+    def killed_when(self, reached: Callable[[], bool], **faults: str) -> None:
+        """Start the process and kill it with SIGKILL as soon as the condition holds.
+
+        Args:
+            faults: environment variables that `support/faults` reads, in the trials of this process.
+        """
         command = [sys.executable, "-m", "tokconv.cli.main", *self._arguments]
-        environment = {**os.environ, "PYTHONPATH": str(Path(tokconv.__file__).parents[1])}
+        environment = {**os.environ, "PYTHONPATH": faulty_path(), **faults}
         driver = subprocess.Popen(command, cwd=self._cwd, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 400
         try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from support.one_ray import one_ray
-from support.sweeping import FAULTS, write_spec
+from support.sweeping import faulty_path, write_spec
 
-import tokconv
 from tokconv.cli.main import main
 from tokconv.sweep.record.events import read_trials
 
@@ -28,10 +26,7 @@ def test_a_sweep_whose_trials_all_fail_alike_ends_early_and_reports_why(
         path = write_spec(tmp_path, search=search, trials=trials, concurrency=2)
         return main(["sweep", str(path), "--allow-unproven", *options])
 
-    with monkeypatch.context() as patch:
-        # The processes of trials inherit the fault.
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), str(Path(tokconv.__file__).parents[1])]))
-        patch.setenv("TOKCONV_FAULT", "oom:1e-4+")
+    with one_ray(PYTHONPATH=faulty_path(), TOKCONV_FAULT="oom:1e-4+"):
         assert sweep(40) == 2
     assert "tokconv: the first 5 trials all failed in the same way: out of memory" in capsys.readouterr().err
     failed = len(read_trials(record))

@@ -5,16 +5,14 @@ Trials that hang, run out of memory or diverge cost only themselves, and the swe
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune.experiment import Trial
-from support.sweeping import FAULTS, events, spec
+from support.one_ray import one_ray
+from support.sweeping import events, faulty_path, spec
 
-import tokconv
 from tokconv.config.overrides import with_values
 from tokconv.encoding.console import encode_and_print
 from tokconv.sweep.record.events import TrialRecord
@@ -32,6 +30,8 @@ pytestmark = [
 ]
 DIVERGES, HANGS, RUNS_OUT, GOOD = 1e30, 0.9, 0.7, 1e-3
 """Learning rates."""
+TIMEOUT = 8
+"""Seconds."""
 FAULTY = f"hang:{HANGS},oom:{RUNS_OUT}"
 UNDETERMINED = ("train/images_per_second", "train/adversarial", "train/adversarial_token", "train/adversarial_grid")
 """As in tests/training/test_workers.py."""
@@ -41,8 +41,7 @@ UNDETERMINED = ("train/images_per_second", "train/adversarial", "train/adversari
 def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SweepResult]:
     """A sweep by each runner: inline in one process per trial, and `TorchTrainer`s with two workers each.
 
-    The driver of the `TorchTrainer`s is busy while a trainer ends, and still receives its last report. The processes of
-    trials inherit the faults from the environment.
+    The driver of the `TorchTrainer`s is busy while a trainer ends, and still receives its last report.
     """
     on_trial_result = Listener.on_trial_result
 
@@ -63,13 +62,14 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SweepResult]:
         )
         return run_sweep(parse_spec(plain), allow_unproven=True)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), str(Path(tokconv.__file__).parents[1])]))
-        patch.setenv("TOKCONV_FAULT", FAULTY)
+    faults = {"TOKCONV_FAULT": FAULTY, "TOKCONV_START": "90"}
+    with one_ray(PYTHONPATH=faulty_path(), **faults), pytest.MonkeyPatch.context() as patch:
         # While one trial hangs, the others run.
-        found = {"inline": swept("inline", [DIVERGES, HANGS, RUNS_OUT, GOOD], 2, runner="inline", trial_timeout=8)}
+        found = {
+            "inline": swept("inline", [DIVERGES, HANGS, RUNS_OUT, GOOD], 2, runner="inline", trial_timeout=TIMEOUT)
+        }
         patch.setattr(Listener, "on_trial_result", slow)
-        nested = {"runner": "torch_trainer", "workers": 2, "trial_timeout": 40}
+        nested = {"runner": "torch_trainer", "workers": 2, "trial_timeout": TIMEOUT}
         found["torch_trainer"] = swept("nested", [DIVERGES, HANGS, GOOD], 1, **nested)
     return found
 
@@ -127,15 +127,15 @@ def test_rank_0_alone_writes(runners: dict[str, SweepResult]) -> None:
     ]
 
 
-@pytest.mark.parametrize(("runner", "timeout"), [("inline", 8), ("torch_trainer", 40)])
+@pytest.mark.parametrize("runner", ["inline", "torch_trainer"])
 def test_trials_that_diverge_or_hang_are_failed_and_the_sweep_goes_on(
-    runners: dict[str, SweepResult], runner: str, timeout: int
+    runners: dict[str, SweepResult], runner: str
 ) -> None:
     result = runners[runner]
     trials = by_rate(result)
     assert [trials[rate].state for rate in (DIVERGES, HANGS, GOOD)] == ["failed", "failed", "complete"]
     assert "not finite" in trials[DIVERGES].reason
-    assert trials[HANGS].reason == f"no epoch ended within resources.trial_timeout, {timeout} s"
+    assert trials[HANGS].reason == f"no epoch ended within resources.trial_timeout, {TIMEOUT} s"
     assert result.verdicts[0].champion is not None
     assert result.verdicts[0].champion.uid == trials[GOOD].uid
     study = open_study(load_spec(result.directory / "spec.yaml"), result.directory / "study.journal")

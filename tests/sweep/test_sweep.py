@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import optuna
@@ -180,6 +181,9 @@ def test_the_budget_of_a_finished_sweep_can_grow_after_its_project_was_moved(tmp
     # Records once held whole paths of checkpoints.
     record = first.directory / "events.jsonl"
     record.write_text(record.read_text().replace('"trials/00000', f'"{first.directory}/trials/00000'))
+    # All of that record was delivered.
+    cursor = first.directory / "mlflow.cursor"
+    cursor.write_text(json.dumps({**json.loads(cursor.read_text()), "offset": record.stat().st_size}))
     before.rename(root)
     with one_ray():
         more = run_sweep(parse_spec(spec(root, name="grows", trials=2)), resume=True, allow_unproven=True)
@@ -187,7 +191,9 @@ def test_the_budget_of_a_finished_sweep_can_grow_after_its_project_was_moved(tmp
     assert [path.name for path in tmp_path.iterdir()] == [root.name]
     assert len(more.trials) == 2
     client = MlflowClient(local_uri(root / "runs"))
-    for run in client.search_runs(["1"], "tags.`tokconv.kind` = 'trial'"):
+    tracked = client.search_runs(["1"], "tags.`tokconv.kind` = 'trial'")
+    assert len(tracked) == 2
+    for run in tracked:
         assert path_of(run.info.artifact_uri).is_relative_to(root)
         assert client.list_artifacts(run.info.run_id, "compressor")
     search = {**spec(root)["search"], "model.compressor.output_grid_size": {"choice": [8]}}

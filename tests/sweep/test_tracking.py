@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.artefacts import write_export
+from support.databases import FRESH
 from support.ports import free_port
 from support.tracked import (
     OPENED,
@@ -123,7 +124,7 @@ def test_the_uri_comes_from_the_spec_else_the_environment_else_a_file(
 
 def test_nothing_is_printed_on_the_terminal(root: Path, export: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole_sweep(root, export)
-    deliver(root, sqlite_uri(root / "fresh.db"))
+    deliver(root, sqlite_uri(root / FRESH))
     assert capfd.readouterr() == ("", "")
 
 

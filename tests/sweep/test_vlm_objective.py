@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.llavas import make_llava, make_processor
+from support.one_ray import one_ray
 from support.stores import write_store
 from support.sweeping import events, spec
 from support.trials import TOKEN_GRID, figures, trial
@@ -120,7 +121,8 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
         trials=2,
         vlm=vlm,
     )
-    result = run_sweep(parse_spec(tree), allow_unproven=True)
+    with one_ray():
+        result = run_sweep(parse_spec(tree), allow_unproven=True)
     runs = [*result.trials.values(), *result.confirmations.values()]
     assert len(runs) >= 2
     for run in runs:

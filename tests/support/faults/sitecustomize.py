@@ -1,7 +1,9 @@
 """Faults for the processes of a sweep: Python imports this when its directory is on PYTHONPATH.
 
 TOKCONV_FAULT names faults and the learning rates at which a training step has them: `hang:0.9,oom:0.7`, or from which
-up to 1: `oom:0.5+`.
+up to 1: `oom:0.5+`. TOKCONV_HANG names an output grid and a step, counted from 0, at which training hangs: `8:9`.
+TOKCONV_START is how many seconds a `TorchTrainer` has for its first report, for which its processes start, in place of
+`resources.trial_timeout`: that can then be short.
 """
 
 import importlib.abc
@@ -11,6 +13,8 @@ import sys
 import time
 
 FAULTS = [fault.split(":") for fault in os.environ.get("TOKCONV_FAULT", "").split(",") if fault]
+HANG = [int(number) for number in os.environ.get("TOKCONV_HANG", "").split(":") if number]
+START = float(os.environ.get("TOKCONV_START", "0"))
 
 
 def _fault(rate):
@@ -21,13 +25,15 @@ def _fault(rate):
     return None
 
 
-def _break(module):
+def _break_steps(module):
     import torch
 
     step = module.Trainer.step
 
     def faulty(self, tokens, number, images):
         kind = _fault(self.config.training.learning_rate)
+        if [self.config.model.compressor.output_grid_size, number] == HANG:
+            time.sleep(3600)
         if kind is not None and number > 0:
             if kind == "hang":
                 time.sleep(3600)
@@ -37,27 +43,44 @@ def _break(module):
     module.Trainer.step = faulty
 
 
+def _wait_for_start(module):
+    class Patient(module.Queue):
+        started = False
+
+        def get(self, block=True, timeout=None):
+            found = super().get(block, timeout if self.started else START)
+            self.started = True
+            return found
+
+    module.Queue = Patient
+
+
 class _Loader(importlib.abc.Loader):
-    def __init__(self, loader):
-        self._loader = loader
+    def __init__(self, loader, change):
+        self._loader, self._change = loader, change
 
     def create_module(self, spec):
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
         self._loader.exec_module(module)
-        _break(module)
+        self._change(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, name, change):
+        self._name, self._change = name, change
+
     def find_spec(self, name, path=None, target=None):
-        if name != "tokconv.training.step":
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        spec.loader = _Loader(spec.loader)
+        spec.loader = _Loader(spec.loader, self._change)
         return spec
 
 
-if FAULTS:
-    sys.meta_path.insert(0, _Finder())
+if FAULTS or HANG:
+    sys.meta_path.insert(0, _Finder("tokconv.training.step", _break_steps))
+if START:
+    sys.meta_path.insert(0, _Finder("tokconv.sweep.trials.trainer", _wait_for_start))
