@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -440,6 +440,33 @@ def test_events_appended_during_delivery_arrive(root: Path) -> None:
         time.sleep(0.1)
     assert following.close(60).complete
     assert delivered_points(client(root)) == recorded_points(record.path)
+
+
+@pytest.mark.parametrize("moved_by", [-1, 1, 10_000])
+def test_a_cursor_within_a_line_delivers_everything_again(root: Path, export: Path, moved_by: int) -> None:
+    """As after the record was edited, or restored from a backup."""
+    delivered: list[object] = []
+
+    class Willing:
+        def open(self) -> str:
+            return "here"
+
+        def deliver(self, events: Sequence[object]) -> None:
+            delivered.extend(events)
+
+    def follow() -> follower.Delivery:
+        delivered.clear()
+        return follower.Follower(record.path, Willing(), cursor=root / "c", name="it", on_message=print).close(20)
+
+    record = whole_sweep(root, export)
+    assert follow().complete
+    every = list(delivered)
+    assert follow().complete
+    assert not delivered
+    cursor = json.loads((root / "c").read_text())
+    (root / "c").write_text(json.dumps({**cursor, "offset": cursor["offset"] + moved_by}))
+    assert follow().complete
+    assert delivered == every
 
 
 def test_events_that_are_not_delivered_always_have_a_reason(root: Path) -> None:

@@ -158,9 +158,12 @@ class Follower:
         try:
             cursor = json.loads(self._cursor.read_text(encoding="utf-8"))
             offset = int(cursor["offset"]) if cursor["place"] == identity else 0
+            with self._events.open("rb") as record:
+                record.seek(max(0, offset - 1))
+                # In a record that was edited or replaced, a line may end elsewhere.
+                return offset if offset > 0 and record.read(1) == b"\n" else 0
         except (OSError, ValueError, TypeError, KeyError):
             return 0
-        return offset if 0 <= offset <= self._events.stat().st_size else 0
 
     def _note(self, message: str) -> None:
         if not self._warned:
