@@ -47,9 +47,14 @@ def meter(*overrides: str, timed: bool = False):  # type: ignore[no-untyped-def]
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Return a spec on the bundled digits, in a directory without a store."""
     monkeypatch.chdir(tmp_path)
-    base = ["data=digits", *(line for line in SMALL if "grid" not in line), "training.epochs=4"]
+    base = [
+        "data=digits",
+        "model.clip.image_size=48",
+        *(line for line in SMALL if "grid" not in line),
+        "training.epochs=4",
+    ]
     search = {
-        "model.compressor.output_grid_size": {"choice": [6, 12]},
+        "model.compressor.output_grid_size": {"choice": [3, 6]},
         "training.n_critic": {"int": [1, 5]},
         "loss.weights.wgan": {"choice": [0, 0.1]},
         "training.learning_rate": {"log": [1e-4, 1e-3]},
@@ -179,7 +184,7 @@ def test_early_stopping_leaves_between_its_first_rung_and_everything(tiny: dict[
 
 
 def test_a_grid_sampler_has_no_more_trials_than_points(tiny: dict[str, object]) -> None:
-    search = {"model.compressor.output_grid_size": {"choice": [6, 12]}, "training.n_critic": {"int": [1, 3]}}
+    search = {"model.compressor.output_grid_size": {"choice": [3, 6]}, "training.n_critic": {"int": [1, 3]}}
     spec = parse_spec(tiny | {"search": search, "sampler": {"kind": "grid"}, "trials": 50})
     assert plan_sweep(spec, GPU).trials == len(draw_points(spec)) == 6
 
