@@ -66,7 +66,7 @@ def tune(
                 rungs = Rungs(spec.early_stopping, config.training.epochs, compared(spec.judged_by))
                 rungs.replay(record.trials.values())
                 scheduler = ParetoHalving(rungs)
-            study = open_study(spec, directory.journal)
+            study = open_study(spec, directory.journal, record)
             searcher = StudySearcher(
                 spec,
                 study,
