@@ -129,7 +129,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
     found = Trials(directory.events)
     started: dict[str, Any] | None = None
     ended: dict[str, Any] | None = None
-    last = 0
+    last, driver = 0, driver_of(directory.path)
     for event, _ in read_events(directory.events):
         found.apply(event)
         last = event["time"]
@@ -138,8 +138,10 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         elif event["event"] == "sweep_ended":
             ended = event
     if started is None:
-        raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
-    outline, driver = read_outline(directory.spec), driver_of(directory.path)
+        if driver is not None:
+            raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
+        raise SweepError(f"{directory.path}: ended before its first trial; go on with: tokconv sweep SPEC --resume")
+    outline = read_outline(directory.spec)
     return SweepSnapshot(
         directory=directory,
         outline=outline,

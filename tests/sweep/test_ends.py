@@ -1,0 +1,94 @@
+"""How a search ends in unusual ways: with fewer trials than it began, with none that is complete, before its first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from support.champions_folders import write_champions
+from support.records import write_sweep
+from support.stores import write_store
+from support.trials import TOKEN_GRID
+
+from tokconv.errors import SweepError
+from tokconv.exports.champions import champions_in
+from tokconv.exports.dynamic.compressor import FOLDER
+from tokconv.sweep.judge.confirmations import end_stale_trials
+from tokconv.sweep.judge.exports import export_dynamic
+from tokconv.sweep.judge.snapshot import read_sweep
+from tokconv.sweep.record.driver import registered
+from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.report import status
+from tokconv.sweep.trials.tuning import check_any_ended
+
+
+@contextmanager
+def record_of(path: Path, *states: str) -> Iterator[Record]:
+    """Yield a record of trials in these states."""
+    with closing(Record(path)) as record:
+        record.append("sweep_started", token_grid=TOKEN_GRID)
+        for number, state in enumerate(states):
+            uid = f"{number:05d}"
+            record.append("trial_started", trial=uid, values={}, grid=6, ratio=16.0)
+            if state != "running":
+                record.append("trial_ended", trial=uid, state=state, reason=f"reason {number}")
+        yield record
+
+
+def test_no_trial_runs_on_in_a_search_that_was_made_shorter(tmp_path: Path) -> None:
+    with record_of(tmp_path / "events.jsonl", "complete", "running", "failed", "running") as record:
+        end_stale_trials(record, trials=2)
+        assert [trial.state for trial in record.trials.values()] == ["complete", "pruned", "failed", "pruned"]
+        assert record.unfinished() == []
+
+
+def test_a_search_of_failed_trials_alone_is_an_error_with_the_last_reason(tmp_path: Path) -> None:
+    with (
+        record_of(tmp_path / "failed.jsonl", "failed", "failed", "failed") as record,
+        pytest.raises(SweepError, match=r"all of the 3 trials failed, the last with: reason 2; .*--resume"),
+    ):
+        check_any_ended(record)
+
+
+@pytest.mark.parametrize("states", [(), ("failed", "complete"), ("pruned", "failed"), ("running",)])
+def test_one_trial_that_did_not_fail_is_enough(tmp_path: Path, states: tuple[str, ...]) -> None:
+    with record_of(tmp_path / "events.jsonl", *states) as record:
+        check_any_ended(record)
+
+
+def test_a_sweep_that_ended_before_its_first_trial_does_not_wait(tmp_path: Path) -> None:
+    directory = write_sweep(tmp_path, trials=4)
+    directory.events.write_bytes(b"")
+    with registered(directory.path), pytest.raises(SweepError, match="has not begun yet"):
+        read_sweep(directory)
+    with pytest.raises(SweepError, match=r"ended before its first trial; go on with: .* --resume"):
+        read_sweep(directory)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_sweep_that_was_stopped_is_reported_as_that_also_before_its_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
+) -> None:
+    directory = write_sweep(tmp_path, trials=4)
+    if not begun:
+        directory.events.write_bytes(b"")
+    monkeypatch.setattr(status, "stop_driver", lambda path, timeout: None)
+    status.stop_sweep(str(directory.path), storage="runs", timeout=1)
+    told = "4/4 trials finished" if begun else "before its first trial"
+    assert f"tiny-001: stopped, {told}" in capsys.readouterr().out
+
+
+def test_the_choice_of_a_grid_goes_with_the_champions_it_chose_from(tmp_path: Path) -> None:
+    store, directory = write_store(tmp_path / "store", num_images=200), SweepDirectory(tmp_path / "sweep")
+    write_champions(directory.champions, store, grids=(2, 3))
+    export_dynamic({"2": {"fidelity"}, "3": {"fidelity", "plug-in"}}, directory, store)
+    report = directory.report / "dynamic.txt"
+    assert (directory.champions / FOLDER).is_dir()
+    assert report.is_file()
+    export_dynamic({"2": {"fidelity"}, "3": {"plug-in"}}, directory, store)
+    assert not (directory.champions / FOLDER).exists()
+    assert not report.exists()
+    assert len(champions_in(directory.champions)) == 2
