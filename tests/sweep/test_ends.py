@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 from support.champions_folders import write_champions
 from support.records import write_sweep
 from support.stores import write_store
 from support.trials import TOKEN_GRID
 
+from tokconv.cli.main import main
 from tokconv.errors import SweepError
 from tokconv.exports.champions import champions_in
 from tokconv.exports.dynamic.compressor import FOLDER
 from tokconv.sweep.judge.confirmations import end_stale_trials
 from tokconv.sweep.judge.exports import export_dynamic
 from tokconv.sweep.judge.snapshot import read_sweep
-from tokconv.sweep.record.driver import registered
+from tokconv.sweep.record.driver import registered, stop
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report import status
@@ -92,3 +95,24 @@ def test_the_choice_of_a_grid_goes_with_the_champions_it_chose_from(tmp_path: Pa
     assert not (directory.champions / FOLDER).exists()
     assert not report.exists()
     assert len(champions_in(directory.champions)) == 2
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan"])
+def test_an_impossible_timeout_stops_nothing(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    assert main(["stop", "tiny", f"--timeout={seconds}"]) == 2
+    assert f"--timeout: got {seconds}; must be a number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [psutil.AccessDenied, psutil.NoSuchProcess])
+def test_a_driver_of_another_user_or_one_that_just_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error]
+) -> None:
+    def refuse(process: psutil.Process, number: int) -> None:
+        raise error(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "send_signal", refuse)
+    expected = pytest.raises(SweepError, match="ask its owner") if error is psutil.AccessDenied else nullcontext()
+    with registered(tmp_path), expected:
+        # The driver is this very process, which would not stop itself.
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        stop(tmp_path, timeout=1)

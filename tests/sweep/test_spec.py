@@ -17,7 +17,7 @@ from tokconv.config.tree import KEYS, get
 from tokconv.errors import ConfigError, SpecError
 from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.evaluation.purposes import PURPOSES
-from tokconv.sweep.search.space import first_points, grid_points
+from tokconv.sweep.search.space import check_space, first_points, grid_points
 from tokconv.sweep.spec.file import load_spec, parse_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import KINDS, Range, parse_range
@@ -457,6 +457,25 @@ def test_any_override_is_applied_or_refused(spec_path: Path, text: str) -> None:
         return
     assert "=" in text
     assert isinstance(spec, Spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objectives": [{"metric": "val/fvu", "mode": "max"}]}, "val/fvu is better if minimal, and its mode is max"),
+        ({"objectives": [{"metric": "val/cosine", "mode": "min"}]}, "val/cosine is better if maximal, and its mode is"),
+        ({"objectives": [{"metric": "val/fvu", "mode": "min"}] * 2}, "val/fvu is listed twice"),
+        (
+            {"sampler": {"kind": "grid"}, "search": {"training.seed": {"int": [1, 2**31]}}},
+            "this grid has 2,147,483,648 points, and at most 100,000",
+        ),
+    ],
+)
+def test_a_search_that_no_sweep_can_make_sense_of_is_refused_before_it_runs(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        check_space(parse_spec({**MINIMAL, **changes}))
 
 
 def test_a_grid_holds_every_combination_once() -> None:

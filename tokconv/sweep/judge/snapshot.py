@@ -93,6 +93,11 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         place, there = f"{root.remote}/sweeps", root.runs()
     else:
         newest = newest_numbered(sweeps, str(name))
+        if newest is not None and (newest / "events.jsonl").is_dir():
+            place = local_path(storage).absolute()
+            raise SweepError(
+                f"{name}: {newest} was written by a sweep whose storage is a URL; use: --storage file://{place}"
+            )
         if newest is not None:
             return SweepDirectory(newest.resolve())
         place, there = str(sweeps), [found.name for found in all_sweeps(storage)]
@@ -109,7 +114,8 @@ def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
         root = _opened(storage)
         return [root.to_read(run) for run in root.runs()]
     found = sorted((local_path(storage) / "sweeps").glob("*/events.jsonl"))
-    return [SweepDirectory(path.parent.resolve()) for path in found]
+    # Of a sweep at a file:// URL, this is a folder of pieces.
+    return [SweepDirectory(path.parent.resolve()) for path in found if path.is_file()]
 
 
 def _opened(storage: str) -> Root:
