@@ -324,6 +324,19 @@ def test_a_study_whose_journal_was_lost_is_made_anew_from_the_record(tmp_path: P
     assert found[0].values == [known[0].figures[name] for name in spec.judged_by]
 
 
+@pytest.mark.parametrize("garbage", [b"garbage\n", b"\xff\xfe\n"])
+def test_a_damaged_journal_is_set_aside(tmp_path: Path, garbage: bytes) -> None:
+    configs = Sweep(make_spec(), tmp_path).run(3)
+    journal = tmp_path / "study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], garbage, *lines[5:]]))
+    known = tuple(record(config, "complete") for config in configs)
+    again = Sweep(make_spec(), tmp_path, known)
+    assert [one.params for one in again.study.get_trials()] == [config["values"] for config in configs]
+    assert again.ask("new")["uid"] == "00003"
+    assert garbage in (tmp_path / "study.journal.damaged").read_bytes()
+
+
 def test_a_point_that_never_started_is_dropped_if_it_lies_outside_of_narrower_ranges(tmp_path: Path) -> None:
     """A driver asks for as many points as may run at a time, and may be killed before the last of them has a place."""
     before = Sweep(make_spec(), tmp_path)

@@ -7,6 +7,7 @@ crashed one as failed, and a resumed sweep goes on asking the same study.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -23,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
-from tokconv.errors import SweepError
+from tokconv.errors import SweepError, printable
 from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials
 from tokconv.sweep.record.final_state import final_state, missing_objectives
 from tokconv.sweep.search.constraints import store_excess
@@ -46,14 +47,19 @@ def open_study(spec: Spec, journal: Path, record: Trials | None = None) -> optun
     """Return the sweep's study, created with its first trials queued, or read back from its journal.
 
     The first trials are the base config at every grid, so that every result includes what the defaults achieve. If the
-    journal was lost, or is older than the record, the study is made anew from the record: a trial's number is its name,
-    and what the study took for a new trial would continue another one.
+    journal was lost, is damaged or is older than the record, the study is made anew from the record: a trial's number
+    is its name, and what the study took for a new trial would continue another one.
     """
     logging.getLogger("optuna").setLevel(logging.WARNING)
     if journal.exists():
         # A full disk or a kill may have left a last line unfinished, which the next one would run into.
         os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
-    study = _stored(spec, journal)
+    try:
+        study = _stored(spec, journal)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        print(f"{printable(journal)}: damaged; the study is made anew from the record", flush=True)
+        journal.rename(journal.with_name(f"{journal.name}.damaged"))
+        study = _stored(spec, journal)
     begun = [trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False)]
     if record is not None and not all(int(uid) < len(begun) and begun[int(uid)] for uid in record.trials):
         journal.unlink()
