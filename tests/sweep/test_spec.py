@@ -278,6 +278,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("objectives", []), "objectives: got []"),
         (changed("resources/workers", 2), "runner inline runs trials of one worker only"),
         (_group(gpus_per_worker=0.5), "resources.gpus_per_worker: got 0.5 with 3 workers; NCCL refuses two workers"),
+        (changed("resources/gpus_per_worker", 1.5), "resources.gpus_per_worker: got 1.5; Ray gives a share of one GPU"),
         (_group(), "training.batch_size: 16 is not a multiple of resources.workers, 3"),
         (_group(search={"int": [30, 33]}), "training.batch_size: 31 is not a multiple of resources.workers, 3"),
         (changed("storage", "s3://key:secret@bucket/runs"), "storage: the s3 URL contains credentials"),
