@@ -25,6 +25,7 @@ from tokconv.sweep.record.driver import registered, stop
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.report import status
+from tokconv.sweep.report.outcome import next_steps
 from tokconv.sweep.trials.tuning import check_any_ended
 
 
@@ -116,3 +117,16 @@ def test_a_driver_of_another_user_or_one_that_just_ended(
         # The driver is this very process, which would not stop itself.
         monkeypatch.setattr(os, "getpid", lambda: 1)
         stop(tmp_path, timeout=1)
+
+
+def test_an_older_run_does_not_offer_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--resume` continues the newest run of the name, whichever page or status the command was copied from."""
+    older = write_sweep(tmp_path, trials=4, ended=False)
+    assert "--resume" in str(next_steps(read_sweep(older)))
+    newer = write_sweep(tmp_path, trials=4, ended=False)
+    for directory, offered in ((older, False), (newer, True)):
+        assert ("--resume" in str(next_steps(read_sweep(directory)))) is offered
+        status.print_status(str(directory.path), storage="runs", as_json=False)
+        told = capsys.readouterr().out
+        assert ("go on with: tokconv sweep SPEC --resume" in told) is offered
+        assert ("a newer run: tiny-002" in told) is not offered

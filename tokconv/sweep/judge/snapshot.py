@@ -59,6 +59,12 @@ class SweepSnapshot:
         return self.read_spec()
 
     @property
+    def resumes(self) -> str:
+        """The run that `--resume` goes on with: the newest of this spec's name, which may be another one."""
+        newest = newest_numbered(self.directory.path.parent, self.directory.name.rpartition("-")[0])
+        return self.directory.name if newest is None else newest.name
+
+    @property
     def protocol(self) -> int:
         """The evaluation protocol of its figures."""
         return protocol_of(self.facts)

@@ -131,7 +131,9 @@ def _print_one(sweep: SweepSnapshot) -> None:
     for line in _verdict(sweep):
         print(line)
     print(f"files: {printable(sweep.directory.path)}")
-    if sweep.state not in ("running", "finished"):
+    if sweep.resumes != sweep.directory.name:
+        print(f"a newer run: {printable(sweep.resumes)}; --resume goes on with that one, unless it is moved away")
+    elif sweep.state not in ("running", "finished"):
         print("go on with: tokconv sweep SPEC --resume")
 
 
