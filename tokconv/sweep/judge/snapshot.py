@@ -100,10 +100,8 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
     else:
         newest = newest_numbered(sweeps, str(name))
         if newest is not None and (newest / "events.jsonl").is_dir():
-            place = local_path(storage).absolute()
-            raise SweepError(
-                f"{name}: {newest} was written by a sweep whose storage is a URL; use: --storage file://{place}"
-            )
+            url = f"file://{local_path(storage).absolute()}"
+            raise SweepError(f"{name}: {newest} was written by a sweep whose storage is a URL; use: --storage {url}")
         if newest is not None:
             return SweepDirectory(newest.resolve())
         place, there = str(sweeps), [found.name for found in all_sweeps(storage)]
