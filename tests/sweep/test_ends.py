@@ -24,9 +24,11 @@ from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.driver import registered, stop
 from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.remote import restore
 from tokconv.sweep.report import status
 from tokconv.sweep.report.outcome import next_steps
 from tokconv.sweep.trials.tuning import check_any_ended
+from tokconv.system.storage import Remote
 
 
 @contextmanager
@@ -130,3 +132,17 @@ def test_an_older_run_does_not_offer_to_go_on(tmp_path: Path, capsys: pytest.Cap
         told = capsys.readouterr().out
         assert ("go on with: tokconv sweep SPEC --resume" in told) is offered
         assert ("a newer run: tiny-002" in told) is not offered
+
+
+def test_a_lost_study_of_a_sweep_at_a_url_comes_back_from_there(tmp_path: Path) -> None:
+    """The record here stays, which may be ahead of the one there."""
+    directory, remote = write_sweep(tmp_path, trials=4), Remote(f"file://{tmp_path}/there")
+    record = directory.events.read_bytes()
+    (remote / "events.jsonl/00000").write(record[: record.index(b"\n") + 1])
+    (remote / "study.journal/00000").write(b"{}\n")
+    restore(directory, remote)
+    assert directory.journal.read_bytes() == b"{}\n"
+    assert directory.events.read_bytes() == record
+    directory.journal.write_bytes(b"{}\n{}\n")
+    restore(directory, remote)
+    assert directory.journal.read_bytes() == b"{}\n{}\n"
