@@ -62,6 +62,9 @@ def test_a_taken_port_and_a_missing_sweep_are_refused(
     port = server.server_address[1]
     assert main(["ui", str(directory.path), "--report", "--no-browser", "--port", str(port)]) == 2
     assert f"port {port}: cannot be used" in capsys.readouterr().err
+    for number in ("65536", "-1"):
+        assert main(["ui", str(directory.path), "--report", "--no-browser", f"--port={number}"]) == 2
+        assert f"--port: got {number}; must be from 1 to 65535" in capsys.readouterr().err
     assert main(["ui", "--storage", str(tmp_path / "none")]) == 2
     assert "holds no sweep" in capsys.readouterr().err
     assert main(["ui", "tiny", "--storage", str(tmp_path / "runs")]) == 2

@@ -35,6 +35,10 @@ def test_a_sweep_whose_results_would_die_with_the_job_is_refused(tmp_path: Path)
             check_spec(parse_spec({**plain, "storage": storage}))
     with pytest.raises(SpecError, match=r"data\.store: stores/x; "):
         check_spec(parse_spec({**plain, "base": ["data.store=stores/x"]}))
+    for uri in ("http://host:5000", "sqlite:////shared/mlflow.db", "postgresql://host/mlflow"):
+        check_spec(parse_spec({**plain, "tracking": {"uri": uri}}))
+    with pytest.raises(SpecError, match=r"tracking\.uri: mlflow\.db; .*every node sees"):
+        check_spec(parse_spec({**plain, "tracking": {"uri": "sqlite:///mlflow.db"}}))
 
 
 def test_a_place_inside_the_uploaded_tree_is_refused() -> None:

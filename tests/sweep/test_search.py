@@ -14,9 +14,9 @@ from support.trials import trial
 
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import get
-from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.final_state import FAILURE
-from tokconv.sweep.search.space import first_points
+from tokconv.sweep.record.events import TrialRecord, Trials
+from tokconv.sweep.record.final_state import FAILURE, final_state
+from tokconv.sweep.search.space import distribution, first_points
 from tokconv.sweep.search.study import StudySearcher, open_study
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.sweep.spec.outline import GRID_KEY
@@ -53,7 +53,9 @@ class Sweep:
     """A driver: the configs that it was given, and a way to report their results."""
 
     def __init__(self, spec: Spec, path: Path, records: tuple[TrialRecord, ...] = ()) -> None:
-        self.study = open_study(spec, path / "study.journal")
+        record = Trials(path / "events.jsonl")
+        record.trials |= {trial.uid: trial for trial in records}
+        self.study = open_study(spec, path / "study.journal", record)
         self.searcher = StudySearcher(spec, self.study, records)
 
     def ask(self, name: str) -> dict[str, Any]:
@@ -297,3 +299,70 @@ def test_a_study_goes_on_with_a_journal_torn_by_a_full_disk_or_a_kill(tmp_path: 
     known = len(again.study.trials)
     again.run(3)
     assert len(Sweep(make_spec(), tmp_path).study.trials) >= known
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random", "grid"])
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_study_whose_journal_was_lost_is_made_anew_from_the_record(tmp_path: Path, kind: str, lost: int) -> None:
+    """No new trial gets the name of one that the record holds, whose checkpoint it would continue."""
+    spec = make_spec(kind, trials=5)
+    first = Sweep(spec, tmp_path)
+    configs = first.run(4)
+    journal = tmp_path / "study.journal"
+    # All of it, or the lines of the end: an older copy came back.
+    kept = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(kept[: len(kept) * lost // 3]))
+    states = ("complete", "complete", "pruned", "running")
+    known = tuple(record(config, state) for config, state in zip(configs, states, strict=True))
+    again = Sweep(spec, tmp_path, known)
+    assert again.ask("interrupted") == configs[3]
+    assert again.ask("new")["uid"] == "00004"
+    begun = (TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    found = again.study.get_trials()
+    assert [one.state for one in found[:4]] == list(begun)
+    assert [one.params for one in found[:4]] == [config["values"] for config in configs]
+    assert found[0].values == [known[0].figures[name] for name in spec.judged_by]
+
+
+@pytest.mark.parametrize("garbage", [b"garbage\n", b"\xff\xfe\n"])
+def test_a_damaged_journal_is_set_aside(tmp_path: Path, garbage: bytes) -> None:
+    configs = Sweep(make_spec(), tmp_path).run(3)
+    journal = tmp_path / "study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], garbage, *lines[5:]]))
+    known = tuple(record(config, "complete") for config in configs)
+    again = Sweep(make_spec(), tmp_path, known)
+    assert [one.params for one in again.study.get_trials()] == [config["values"] for config in configs]
+    assert again.ask("new")["uid"] == "00003"
+    assert garbage in (tmp_path / "study.journal.damaged").read_bytes()
+
+
+def test_a_point_that_never_started_is_dropped_if_it_lies_outside_of_narrower_ranges(tmp_path: Path) -> None:
+    """A driver asks for as many points as may run at a time, and may be killed before the last of them has a place."""
+    before = Sweep(make_spec(), tmp_path)
+    asked = [before.ask(str(number)) for number in range(3)]
+    assert [config["values"][GRID_KEY] for config in asked] == [4, 8, 12]
+    spec = make_spec(search={**SEARCH, GRID_KEY: {"choice": [4, 8]}})
+    after = Sweep(spec, tmp_path)
+    assert [after.ask(str(number))["uid"] for number in range(3)] == ["00000", "00001", "00003"]
+    assert after.state("00002") is TrialState.FAIL
+
+
+def test_a_point_without_all_of_its_values_is_not_started(tmp_path: Path) -> None:
+    """The driver died while the sampler chose them: the base config would stand in for the others."""
+    spec = make_spec()
+    study = open_study(spec, tmp_path / "study.journal")
+    study.ask({GRID_KEY: distribution(spec.search[GRID_KEY])})
+    asked = Sweep(spec, tmp_path).ask("first")
+    assert asked["uid"] == "00001"
+    assert asked["values"].keys() == spec.search.keys()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_trial_whose_objective_is_not_finite_is_failed_in_study_and_record(tmp_path: Path, value: float) -> None:
+    """The record holds no such figure, and the trial would count as complete without being judged."""
+    sweep, last = Sweep(make_spec(), tmp_path), result(1, **{"val/swd": value})
+    sweep.ask("one")
+    sweep.searcher.on_trial_complete("one", last)
+    assert sweep.state("00000") is TrialState.FAIL
+    assert final_state(last, error=False, judged_by=["val/fvu", "val/swd"]) == "failed"

@@ -23,7 +23,7 @@ from tokconv.cli.main import main
 from tokconv.errors import SpecError, SweepError
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.protocol import PROTOCOL
-from tokconv.sweep.judge.snapshot import find_sweep, read_sweep
+from tokconv.sweep.judge.snapshot import all_sweeps, find_sweep, read_sweep
 from tokconv.sweep.report.importance import MIN_TRIALS, importance
 from tokconv.sweep.report.page import page
 from tokconv.sweep.report.results import write_results
@@ -50,6 +50,17 @@ def test_a_sweep_is_found_by_its_names_and_by_its_path(tmp_path: Path) -> None:
         find_sweep("tiny-3", runs)
     with pytest.raises(SweepError, match="there are: none"):
         find_sweep("tiny", str(tmp_path / "nowhere"))
+
+
+def test_a_sweep_at_a_file_url_is_named_by_its_url_and_hides_no_other_one(tmp_path: Path) -> None:
+    """There, its record is a folder of pieces."""
+    own, other = write_sweep(tmp_path, name="own"), write_sweep(tmp_path, name="other")
+    other.events.unlink()
+    other.events.mkdir()
+    runs = str(tmp_path / "runs")
+    assert all_sweeps(runs) == [own]
+    with pytest.raises(SweepError, match=f"other: .* --storage file://{re.escape(runs)}$"):
+        find_sweep("other", runs)
 
 
 def test_a_sweep_that_was_cut_off_differs_from_one_that_ended(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tokconv.config.tree import KEYS, get
 from tokconv.errors import ConfigError, SpecError
 from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.evaluation.purposes import PURPOSES
-from tokconv.sweep.search.space import first_points, grid_points
+from tokconv.sweep.search.space import check_space, first_points, grid_points
 from tokconv.sweep.spec.file import load_spec, parse_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import KINDS, Range, parse_range
@@ -278,6 +278,7 @@ def test_choices_are_of_the_type_that_their_key_has() -> None:
         (changed("objectives", []), "objectives: got []"),
         (changed("resources/workers", 2), "runner inline runs trials of one worker only"),
         (_group(gpus_per_worker=0.5), "resources.gpus_per_worker: got 0.5 with 3 workers; NCCL refuses two workers"),
+        (changed("resources/gpus_per_worker", 1.5), "resources.gpus_per_worker: got 1.5; Ray gives a share of one GPU"),
         (_group(), "training.batch_size: 16 is not a multiple of resources.workers, 3"),
         (_group(search={"int": [30, 33]}), "training.batch_size: 31 is not a multiple of resources.workers, 3"),
         (changed("storage", "s3://key:secret@bucket/runs"), "storage: the s3 URL contains credentials"),
@@ -457,6 +458,25 @@ def test_any_override_is_applied_or_refused(spec_path: Path, text: str) -> None:
         return
     assert "=" in text
     assert isinstance(spec, Spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objectives": [{"metric": "val/fvu", "mode": "max"}]}, "val/fvu is better if minimal, and its mode is max"),
+        ({"objectives": [{"metric": "val/cosine", "mode": "min"}]}, "val/cosine is better if maximal, and its mode is"),
+        ({"objectives": [{"metric": "val/fvu", "mode": "min"}] * 2}, "val/fvu is listed twice"),
+        (
+            {"sampler": {"kind": "grid"}, "search": {"training.seed": {"int": [1, 2**31]}}},
+            "this grid has 2,147,483,648 points, and at most 100,000",
+        ),
+    ],
+)
+def test_a_search_that_no_sweep_can_make_sense_of_is_refused_before_it_runs(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        check_space(parse_spec({**MINIMAL, **changes}))
 
 
 def test_a_grid_holds_every_combination_once() -> None:

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
+
+from tokconv.system.ray_cluster import _shut_down_after
 
 AFTER_A_TOKEN = """
 import ray
@@ -29,3 +32,12 @@ def test_a_private_cluster_starts_in_a_process_that_asked_for_a_token_after_ray_
         [sys.executable, "-c", AFTER_A_TOKEN], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.stdout.startswith("a task ran on a cluster"), done.stdout + done.stderr
+
+
+def test_a_command_that_is_ended_by_sigterm_is_interrupted_as_by_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray answers SIGTERM with SystemExit, which would leave a command without a word and with another exit code."""
+    shut_down: list[bool] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: shut_down.append(True))
+    with pytest.raises(KeyboardInterrupt), _shut_down_after():
+        raise SystemExit(1)
+    assert shut_down == [True]

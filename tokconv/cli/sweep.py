@@ -153,9 +153,11 @@ def status(args: argparse.Namespace) -> None:
 
 
 def stop(args: argparse.Namespace) -> None:
-    """Stop a sweep on this machine and wait for its end. Raises SweepError."""
+    """Stop a sweep on this machine and wait for its end. Raises ConfigError, SweepError."""
     from tokconv.sweep.report.status import stop_sweep
 
+    if not args.timeout >= 0:
+        raise ConfigError(f"--timeout: got {args.timeout:g}; must be a number of seconds, at least 0")
     stop_sweep(args.name, storage=args.storage, timeout=args.timeout)
 
 

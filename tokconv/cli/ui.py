@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from tokconv.cli.options import Commands, command
-from tokconv.errors import SweepError, import_extra, printable
+from tokconv.errors import ConfigError, SweepError, import_extra, printable
 
 if TYPE_CHECKING:
     from tokconv.sweep.record.layout import SweepDirectory
 
 Announce: TypeAlias = Callable[[str, str], None]
 """Told what is served, and its URL."""
+LAST_PORT = 65_535
 
 
 def add_ui(commands: Commands) -> None:
@@ -40,9 +41,11 @@ def add_ui(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve until Ctrl-C, which leaves no process behind. Raises SweepError."""
+    """Serve until Ctrl-C, which leaves no process behind. Raises ConfigError, SweepError."""
     from tokconv.sweep.judge.snapshot import all_sweeps, find_sweep
 
+    if not 0 <= args.port <= LAST_PORT:
+        raise ConfigError(f"--port: got {args.port}; must be from 1 to {LAST_PORT}, or 0 for a free one")
     if args.name is None:
         sweeps = all_sweeps(args.storage)
         if not sweeps:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokconv.errors import SpecError, SweepError, first_line, printable
 from tokconv.sweep.spec.schema import Spec
+from tokconv.system.mlflow_client import is_local
 from tokconv.system.ray_cluster import TOKEN_ADVICE, use_token
 from tokconv.system.storage import is_url
+from tokconv.system.uris import path_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -87,9 +89,12 @@ def check_spec(spec: Spec) -> None:
     """Raise SpecError if a sweep's results would be deleted with the job's directory.
 
     Raises:
-        SpecError: `storage` or `data.store` is missing or relative.
+        SpecError: `storage` is missing or relative, or `data.store` or the database of `tracking.uri` is relative.
     """
-    for key, place in (("storage", spec.storage or ""), ("data.store", spec.base_config().data.store)):
+    uri = spec.tracking.uri or ""
+    database = str(path_of(uri)) if is_local(uri) else None
+    places = {"storage": spec.storage or "", "data.store": spec.base_config().data.store, "tracking.uri": database}
+    for key, place in places.items():
         if place is not None and not (is_url(place) or Path(place).is_absolute()):
             raise SpecError(
                 f"{key}: {place or 'not set'}; a job's own directory is deleted with it; name a place that every "

@@ -17,12 +17,11 @@ from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import import_extra, printable
 from tokconv.evaluation.protocol import PROTOCOL
-from tokconv.evaluation.purposes import FIDELITY
 from tokconv.models.windows import check_output_grid
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
 from tokconv.store.sample import check_varied
-from tokconv.sweep.judge.confirmations import end_stale_confirmations, missing_confirmations
+from tokconv.sweep.judge.confirmations import end_stale_confirmations, end_stale_trials, missing_confirmations
 from tokconv.sweep.judge.exports import export_champions, export_dynamic, export_trial, unproven_notes
 from tokconv.sweep.judge.snapshot import SweepSnapshot, read_sweep, recorded_spec
 from tokconv.sweep.judge.verdicts import Verdict, best_epoch_rules, judge
@@ -255,6 +254,7 @@ class _Sweep:
             tune(self.spec, self.config, place, self.directory, self.record, listener, missing, best)
 
     def _missing_confirmations(self, display: SweepDisplay) -> list[dict[str, Any]]:
+        end_stale_trials(self.record, self.spec.trials)
         verdicts = read_sweep(self.directory).verdicts
         end_stale_confirmations(self.record, verdicts, seeds=self.spec.confirm_seeds)
         configs = missing_confirmations(
@@ -271,8 +271,8 @@ class _Sweep:
         """Judge what is complete, export the champions, write tables, plots and page, and record the end."""
         result = replace(read_sweep(self.directory), state=state)
         exported = export_champions(result.verdicts, self.directory, allow_unproven=self.allow_unproven)
-        if state == "finished" and sum(FIDELITY in purposes for purposes in exported.values()) > 1:
-            export_dynamic(self.directory, self.store)
+        if state == "finished":
+            export_dynamic(exported, self.directory, self.store)
         write_results(self.directory.report, result, exported=exported)
         # Imported here: what the page imports takes a second, and no trial has to wait for it.
         from tokconv.sweep.report.page import write_page

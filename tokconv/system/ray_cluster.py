@@ -124,6 +124,9 @@ def _shut_down_after() -> Iterator[None]:
         signal.alarm(0)
         # While the error is being handled, the frames of Tune that it passed through hold such handles.
         traceback.clear_frames(error.__traceback__)
+        if isinstance(error, SystemExit):
+            # Nothing else exits here, and whoever stops a command by SIGTERM is told what Ctrl-C would tell.
+            raise KeyboardInterrupt from error
         raise
     finally:
         gc.collect()

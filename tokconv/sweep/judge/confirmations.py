@@ -58,6 +58,13 @@ def missing_confirmations(
     return configs
 
 
+def end_stale_trials(record: Record, trials: int) -> None:
+    """End interrupted trials of a search that has its number of trials without them, as after `trials` was lowered."""
+    for trial in list(record.trials.values()):
+        if trial.state == "running":
+            record.append("trial_ended", trial=trial.uid, state="pruned", reason=f"not needed: trials is {trials} now")
+
+
 def end_stale_confirmations(record: Record, verdicts: Iterable[Verdict], *, seeds: int) -> None:
     """End interrupted confirmations of trials that a longer search has replaced as winners; all if none are wanted."""
     winners = {uid for verdict in verdicts for uid in verdict.champions} if seeds else set()

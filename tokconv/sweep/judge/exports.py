@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokconv.errors import StoreError, SweepError
 from tokconv.evaluation.pictures import draw_compression
-from tokconv.evaluation.purposes import PURPOSES
+from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 from tokconv.exports.artefact import export, load_compressor, load_decoder
 from tokconv.exports.champions import is_export
+from tokconv.exports.dynamic.compressor import FOLDER
 from tokconv.exports.dynamic.fit import fit_dynamic
 from tokconv.store.reader import TokenStore
 from tokconv.sweep.judge.evidence import PENDING, UNPROVEN
@@ -100,14 +101,22 @@ def _export_champion(grid: int, award: Award, directory: SweepDirectory, allow_u
     }
 
 
-def export_dynamic(directory: SweepDirectory, store: TokenStore) -> None:
-    """Fit the predictor that chooses a grid per image among the champions of fidelity, and report what it saves."""
-    try:
-        dynamic = fit_dynamic(directory.champions, store)
-    except StoreError as error:  # Too few held-out images to judge a predictor must not fail a finished sweep.
-        print(f"no dynamic compression: {error}")
-        return
-    write_text(directory.report / "dynamic.txt", dynamic.text() + "\n")
+def export_dynamic(exported: Mapping[str, Container[str]], directory: SweepDirectory, store: TokenStore) -> None:
+    """Fit the predictor that chooses a grid per image among the champions of fidelity, and report what it saves.
+
+    Args:
+        exported: the purposes that were exported, by grid. With fidelity at fewer than two there is nothing to choose
+            from, and what an earlier judgement left, which speaks of champions that are gone, is removed.
+    """
+    report = directory.report / "dynamic.txt"
+    if sum(FIDELITY in purposes for purposes in exported.values()) > 1:
+        try:
+            write_text(report, fit_dynamic(directory.champions, store).text() + "\n")
+            return
+        except StoreError as error:  # Too few held-out images to judge a predictor must not fail a finished sweep.
+            print(f"no dynamic compression: {error}")
+    shutil.rmtree(directory.champions / FOLDER, ignore_errors=True)
+    report.unlink(missing_ok=True)
 
 
 def unproven_notes(verdicts: Sequence[Verdict], exported: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -59,6 +59,12 @@ class SweepSnapshot:
         return self.read_spec()
 
     @property
+    def resumes(self) -> str:
+        """The run that `--resume` goes on with: the newest of this spec's name, which may be another one."""
+        newest = newest_numbered(self.directory.path.parent, self.directory.name.rpartition("-")[0])
+        return self.directory.name if newest is None else newest.name
+
+    @property
     def protocol(self) -> int:
         """The evaluation protocol of its figures."""
         return protocol_of(self.facts)
@@ -93,6 +99,9 @@ def find_sweep(name: str | Path, storage: str = "runs") -> SweepDirectory:
         place, there = f"{root.remote}/sweeps", root.runs()
     else:
         newest = newest_numbered(sweeps, str(name))
+        if newest is not None and (newest / "events.jsonl").is_dir():
+            url = f"file://{local_path(storage).absolute()}"
+            raise SweepError(f"{name}: {newest} was written by a sweep whose storage is a URL; use: --storage {url}")
         if newest is not None:
             return SweepDirectory(newest.resolve())
         place, there = str(sweeps), [found.name for found in all_sweeps(storage)]
@@ -109,7 +118,8 @@ def all_sweeps(storage: str = "runs") -> list[SweepDirectory]:
         root = _opened(storage)
         return [root.to_read(run) for run in root.runs()]
     found = sorted((local_path(storage) / "sweeps").glob("*/events.jsonl"))
-    return [SweepDirectory(path.parent.resolve()) for path in found]
+    # Of a sweep at a file:// URL, this is a folder of pieces.
+    return [SweepDirectory(path.parent.resolve()) for path in found if path.is_file()]
 
 
 def _opened(storage: str) -> Root:
@@ -129,7 +139,7 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
     found = Trials(directory.events)
     started: dict[str, Any] | None = None
     ended: dict[str, Any] | None = None
-    last = 0
+    last, driver = 0, driver_of(directory.path)
     for event, _ in read_events(directory.events):
         found.apply(event)
         last = event["time"]
@@ -138,8 +148,10 @@ def read_sweep(directory: SweepDirectory) -> SweepSnapshot:
         elif event["event"] == "sweep_ended":
             ended = event
     if started is None:
-        raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
-    outline, driver = read_outline(directory.spec), driver_of(directory.path)
+        if driver is not None:
+            raise SweepError(f"{directory.path}: has not begun yet; try again in a moment")
+        raise SweepError(f"{directory.path}: ended before its first trial; go on with: tokconv sweep SPEC --resume")
+    outline = read_outline(directory.spec)
     return SweepSnapshot(
         directory=directory,
         outline=outline,

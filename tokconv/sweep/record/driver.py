@@ -102,7 +102,8 @@ def stop(directory: Path, *, timeout: float) -> None:
     """Ask the driver to stop, as Ctrl-C does, and wait until it has ended.
 
     Raises:
-        SweepError: the sweep has no driver, its driver is on another machine, or it did not end in time.
+        SweepError: the sweep has no driver, its driver is on another machine or of another user, or it did not end in
+            time.
     """
     driver = driver_of(directory)
     if driver is None:
@@ -117,9 +118,16 @@ def stop(directory: Path, *, timeout: float) -> None:
         raise SweepError(f"{directory.name}: this very process runs this sweep")
     import psutil
 
-    process.send_signal(driver.signal)
     try:
+        process.send_signal(driver.signal)
         process.wait(timeout)
+    except psutil.NoSuchProcess:
+        return  # It ended by itself meanwhile.
+    except psutil.AccessDenied as error:
+        raise SweepError(
+            f"{directory.name}: process {driver.pid} of {process.username()} runs this sweep, and another user may not "
+            "stop it; ask its owner"
+        ) from error
     except psutil.TimeoutExpired as error:
         raise SweepError(
             f"{directory.name}: process {driver.pid} has not ended after {timeout:g} s; it may still be writing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -27,5 +28,5 @@ def final_state(result: Mapping[str, Any] | None, *, error: bool, judged_by: Ite
 
 
 def missing_objectives(result: Mapping[str, Any], judged_by: Iterable[str]) -> list[str]:
-    """Return the objectives' figures that a result lacks."""
-    return [name for name in judged_by if name not in result]
+    """Return the objectives' figures that a result lacks. One that is not finite is no figure: the record drops it."""
+    return [name for name in judged_by if not math.isfinite(result.get(name, math.nan))]

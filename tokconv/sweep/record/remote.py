@@ -137,6 +137,9 @@ def restore(directory: SweepDirectory, remote: Remote) -> None:
     logs = {path.name: fetch_log(remote, path.name) for path in (directory.events, directory.journal)}
     here = directory.events.read_bytes() if directory.events.exists() else b""
     if directory.spec.exists() and here.startswith(logs[directory.events.name]):
+        if not directory.journal.exists():
+            # Made anew from the record, it would not be a continuation of what the mirror has.
+            directory.journal.write_bytes(logs[directory.journal.name])
         return
     for entry in directory.path.iterdir():
         if entry.name != ".lock":

@@ -130,6 +130,8 @@ def next_steps(sweep: SweepSnapshot) -> list[tuple[str, str]]:
         one, path = held[0]
         others = f" ({len(held) - 1} more in champions/)" if len(held) > 1 else ""
         steps.append((f"Use the champion of {one.place}{others}", f'tokconv.load_compressor("{_place(path)}")'))
+    if sweep.resumes != sweep.directory.name:
+        return steps
     again = f"tokconv sweep {shlex.quote(_place(sweep.directory.spec))} --resume"
     if sweep.state in ("interrupted", "cut off"):
         steps.append(("Finish the sweep", again))

@@ -60,8 +60,9 @@ def stop_sweep(name: str, *, storage: str, timeout: float) -> None:
     """
     directory = find_sweep(name, storage)
     stop_driver(directory.path, timeout=timeout)
-    sweep = read_sweep(directory)
-    print(f"{printable(directory.name)}: stopped, {_counts(sweep)}; go on with: tokconv sweep SPEC --resume")
+    begun = any(event["event"] == "sweep_started" for event, _ in read_events(directory.events))
+    done = _counts(read_sweep(directory)) if begun else "before its first trial"
+    print(f"{printable(directory.name)}: stopped, {done}; go on with: tokconv sweep SPEC --resume")
 
 
 def write_report(name: str, *, storage: str, out: Path | None) -> Path:
@@ -130,7 +131,9 @@ def _print_one(sweep: SweepSnapshot) -> None:
     for line in _verdict(sweep):
         print(line)
     print(f"files: {printable(sweep.directory.path)}")
-    if sweep.state not in ("running", "finished"):
+    if sweep.resumes != sweep.directory.name:
+        print(f"a newer run: {printable(sweep.resumes)}; --resume goes on with that one, unless it is moved away")
+    elif sweep.state not in ("running", "finished"):
         print("go on with: tokconv sweep SPEC --resume")
 
 

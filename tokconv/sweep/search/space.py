@@ -6,6 +6,7 @@ Every value of a range is valid by itself. Some combinations are not, such as `l
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from itertools import product
 from random import Random
@@ -17,12 +18,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from tokconv.config.checks import check_combination
 from tokconv.config.tree import get
 from tokconv.errors import ConfigError, SpecError, require_extra
+from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.ranges import Range
 from tokconv.sweep.spec.schema import Spec
 
 RANDOM_POINTS = 256
 """Random points that stand for a search space."""
+MOST_POINTS = 100_000
+"""Of a grid: all of them are checked before anything runs, which takes 6 s, and kept in memory."""
 
 
 class Validity:
@@ -50,16 +54,22 @@ class Validity:
 
 
 def check_space(spec: Spec) -> str:
-    """Check a search space before anything runs.
+    """Check the objectives and the search space of a spec before anything runs.
 
     Returns:
         One sentence about the points of a grid that will be left out; "" if there are none, or without a grid.
 
     Raises:
-        SpecError: no point is valid.
+        SpecError: no point is valid, a grid has too many, or an objective asks for the worst trials.
         MissingExtraError: a loss of the space is not installed.
     """
+    _check_objectives(spec)
     whole, validity = spec.sampler.kind == "grid", Validity(spec)
+    if whole and (count := math.prod(found.count for found in spec.search.values())) > MOST_POINTS:
+        raise SpecError(
+            f"sampler.kind: this grid has {count:,} points, and at most {MOST_POINTS:,} are allowed; list fewer "
+            "values, or use tpe or random"
+        )
     points = grid_points(spec) if whole else [*first_points(spec), *random_points(spec)]
     reasons = [(point, reason) for point in points if (reason := validity.refusal(point))]
     _check_extra(spec)
@@ -109,6 +119,15 @@ def distribution(found: Range) -> BaseDistribution:
     if found.kind == "int":
         return IntDistribution(low, high)
     return FloatDistribution(low, high, log=found.kind == "log")
+
+
+def _check_objectives(spec: Spec) -> None:
+    """Raise SpecError if a figure is an objective twice, or with the direction in which it gets worse."""
+    for number, (metric, mode) in enumerate((one.metric, one.mode) for one in spec.objectives):
+        if metric in spec.judged_by[:number]:
+            raise SpecError(f"objectives: {metric} is listed twice; name every figure once")
+        if mode != (better := "min" if FIGURES[metric].lower_is_better else "max"):
+            raise SpecError(f"objectives: {metric} is better if {better}imal, and its mode is {mode}; write {better}")
 
 
 def _check_extra(spec: Spec) -> None:

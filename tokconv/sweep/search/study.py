@@ -7,10 +7,11 @@ crashed one as failed, and a resumed sweep goes on asking the same study.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,12 +21,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
-from tokconv.errors import SweepError
-from tokconv.sweep.record.events import TrialRecord
-from tokconv.sweep.record.final_state import final_state
+from tokconv.errors import SweepError, printable
+from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials
+from tokconv.sweep.record.final_state import final_state, missing_objectives
 from tokconv.sweep.search.constraints import store_excess
 from tokconv.sweep.search.history import BoundedHistory
 from tokconv.sweep.search.space import Validity, distribution, first_points, grid_points, random_points
@@ -42,22 +43,28 @@ TPE_HISTORY = 500
 better (simulated sweeps of 1,500 trials, three seeds)."""
 
 
-def open_study(spec: Spec, journal: Path) -> optuna.Study:
+def open_study(spec: Spec, journal: Path, record: Trials | None = None) -> optuna.Study:
     """Return the sweep's study, created with its first trials queued, or read back from its journal.
 
-    The first trials are the base config at every grid, so that every result includes what the defaults achieve.
+    The first trials are the base config at every grid, so that every result includes what the defaults achieve. If the
+    journal was lost, is damaged or is older than the record, the study is made anew from the record: a trial's number
+    is its name, and what the study took for a new trial would continue another one.
     """
     logging.getLogger("optuna").setLevel(logging.WARNING)
     if journal.exists():
         # A full disk or a kill may have left a last line unfinished, which the next one would run into.
         os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(
-        study_name=spec.name,
-        storage=storage,
-        load_if_exists=True,
-        directions=["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives],
-    )
+    try:
+        study = _stored(spec, journal)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        print(f"{printable(journal)}: damaged; the study is made anew from the record", flush=True)
+        journal.rename(journal.with_name(f"{journal.name}.damaged"))
+        study = _stored(spec, journal)
+    begun = [trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False)]
+    if record is not None and not all(int(uid) < len(begun) and begun[int(uid)] for uid in record.trials):
+        journal.unlink()
+        study = _stored(spec, journal)
+        _enter(study, spec, record)
     # A resumed study must not draw the same random numbers again, hence the number of trials in the seed.
     known = len(study.get_trials(deepcopy=False))
     study.sampler = _sampler(spec, spec.sampler.seed + known)
@@ -65,6 +72,47 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
         for point in first_points(spec)[: spec.trials]:
             study.enqueue_trial(point)
     return study
+
+
+def _stored(spec: Spec, journal: Path) -> optuna.Study:
+    return optuna.create_study(
+        study_name=spec.name,
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        load_if_exists=True,
+        directions=["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives],
+    )
+
+
+def _enter(study: optuna.Study, spec: Spec, record: Trials) -> None:
+    """Enter the points of a record into an empty study, each under its own number."""
+    space = {key: distribution(found) for key, found in spec.search.items()}
+    for number in range(max(map(int, (*record.trials, *record.refused))) + 1):
+        trial = record.trials.get(_uid(number))
+        point = trial or record.refused.get(_uid(number))
+        if point is None or not _holds(spec, point.values):
+            # It was left out, or lies outside of ranges that are narrower now.
+            study.add_trial(create_trial(state=TrialState.FAIL))
+            continue
+        state = TrialState.FAIL if trial is None else TrialState.RUNNING
+        study.add_trial(create_trial(state=state, params=point.values, distributions=space))
+        if trial is not None and trial.state in FINISHED:
+            _tell(study, spec, number, trial.state, trial.figures)
+
+
+def _holds(spec: Spec, values: Mapping[str, Any]) -> bool:
+    """Return whether there is a value for every searched key, within its range."""
+    return all(key in values and found.holds(values[key]) for key, found in spec.search.items())
+
+
+def _tell(study: optuna.Study, spec: Spec, number: int, state: str, figures: Mapping[str, float]) -> None:
+    """Report the end of a trial, in the words of the record, to the study."""
+    if state == "complete" and not missing_objectives(figures, spec.judged_by):
+        store_excess(study, number, spec.constraints, figures)
+        end: dict[str, Any] = {"values": [figures[name] for name in spec.judged_by]}
+    else:
+        end = {"state": TrialState.PRUNED if state == "pruned" else TrialState.FAIL}
+    # If a driver died between reporting to the study and to the record, the trial ends a second time.
+    study.tell(number, **end, skip_if_finished=True)
 
 
 class GivenSearcher(Searcher):
@@ -129,7 +177,9 @@ class StudySearcher(GivenSearcher):
         asked = {_uid(t.number): t.params for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
         interrupted = {uid: trial.values for uid, trial in known.items() if trial.state == "running"}
         never_started = {
-            uid: values for uid, values in asked.items() if uid not in known and not self._refused(uid, values)
+            uid: values
+            for uid, values in asked.items()
+            if uid not in known and not self._outside(uid, values) and not self._refused(uid, values)
         }
         first = {**interrupted, **never_started}
         super().__init__({"uid": uid, "values": values} for uid, values in first.items())
@@ -152,13 +202,7 @@ class StudySearcher(GivenSearcher):
         if number is None:
             return
         found = final_state(result, error=error, judged_by=self._spec.judged_by)
-        if found == "complete" and result is not None:
-            store_excess(self._study, number, self._spec.constraints, result)
-            end: dict[str, Any] = {"values": [result[objective.metric] for objective in self._spec.objectives]}
-        else:
-            end = {"state": TrialState.PRUNED if found == "pruned" else TrialState.FAIL}
-        # If a driver died between reporting to the study and to the record, the trial ends a second time.
-        self._study.tell(number, **end, skip_if_finished=True)
+        _tell(self._study, self._spec, number, found, result or {})
 
     def _ask(self) -> dict[str, Any] | None:
         """Return the next valid point; None if a grid has none left."""
@@ -172,14 +216,20 @@ class StudySearcher(GivenSearcher):
                 warnings.filterwarnings("ignore", "Fixed parameter .* is out of range", UserWarning)
                 asked = self._study.ask(self._distributions)
             uid, values = _uid(asked.number), dict(asked.params)
-            if not all(self._spec.search[key].holds(value) for key, value in values.items()):
-                # This point was queued before the ranges were narrowed.
-                self._study.tell(asked, state=TrialState.FAIL)
-            elif self._refused(uid, values):
-                refused += 1
-            else:
+            if self._outside(uid, values):
+                continue
+            if not self._refused(uid, values):
                 return {"uid": uid, "values": values}
+            refused += 1
         return None
+
+    def _outside(self, uid: str, values: dict[str, Any]) -> bool:
+        """Return whether a point was asked for before the ranges were narrowed, or by a driver that died before it had
+        all of its values; if so, nobody will ask for it again."""
+        outside = not _holds(self._spec, values)
+        if outside:
+            self._study.tell(int(uid), state=TrialState.FAIL)
+        return outside
 
     def _refused(self, uid: str, values: dict[str, Any]) -> bool:
         """Return whether a point is invalid; if so, nobody will ask for it again."""

@@ -29,6 +29,11 @@ class Range:
         """Return every choice, every whole number of an int range, or the two ends."""
         return range(self.values[0], self.values[1] + 1) if self.kind == "int" else self.values
 
+    @property
+    def count(self) -> int:
+        """How many `members` there are; Python's len() ends at 2^63."""
+        return self.values[1] - self.values[0] + 1 if self.kind == "int" else len(self.values)
+
     def holds(self, value: Any) -> bool:
         """Return whether a trial with this value belongs to the range."""
         if self.kind == "choice":

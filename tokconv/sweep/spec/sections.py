@@ -78,6 +78,11 @@ class Resources(Section):
     def _check(self) -> Self:
         if self.runner == "inline" and self.workers != 1:
             raise SpecError(f"resources.workers: got {self.workers}; runner inline runs trials of one worker only")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise SpecError(
+                f"resources.gpus_per_worker: got {self.gpus_per_worker:g}; Ray gives a share of one GPU, as in 0.5, or "
+                "whole ones"
+            )
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise SpecError(
                 f"resources.gpus_per_worker: got {self.gpus_per_worker:g} with {self.workers} workers; NCCL refuses "

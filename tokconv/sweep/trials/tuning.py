@@ -49,9 +49,12 @@ def tune(
 
     Raises:
         ClusterError: no Ray cluster.
-        SweepError: the cluster lacks what one trial needs, the first trials all fail in one way, or memory ran out.
+        SweepError: the cluster lacks what one trial needs, the first trials all fail in one way, or all of them, or
+            memory ran out.
     """
     missing = spec.trials - sum(trial.state in FINISHED for trial in record.trials.values())
+    if missing <= 0:
+        check_any_ended(record)
     configs = missing_confirmations() if missing <= 0 else []
     if missing <= 0 and not configs:
         return
@@ -66,7 +69,7 @@ def tune(
                 rungs = Rungs(spec.early_stopping, config.training.epochs, compared(spec.judged_by))
                 rungs.replay(record.trials.values())
                 scheduler = ParetoHalving(rungs)
-            study = open_study(spec, directory.journal)
+            study = open_study(spec, directory.journal, record)
             searcher = StudySearcher(
                 spec,
                 study,
@@ -80,9 +83,20 @@ def tune(
                     f"the first {SAME_FAILURES} trials all failed in the same way: {listener.common_failure}; correct "
                     "what they share, then start a new sweep, or go on with --resume if the trials are right"
                 )
+            check_any_ended(record)
             configs = missing_confirmations()
         if configs:
             _run_tuner("confirm", spec, job, directory, listener, GivenSearcher(configs), None, len(configs))
+
+
+def check_any_ended(record: Record) -> None:
+    """Raise SweepError if every trial of a search has failed: nothing is there to judge."""
+    trials = list(record.trials.values())
+    if trials and all(trial.state == "failed" for trial in trials):
+        raise SweepError(
+            f"all of the {len(trials)} trials failed, the last with: {trials[-1].reason}; correct the spec and start a "
+            "new sweep, or go on with --resume and more trials"
+        )
 
 
 def _run_tuner(
