@@ -158,7 +158,7 @@ def good_specs(draw: st.DrawFn) -> dict[str, Any]:
     objective = st.fixed_dictionaries({"metric": metric, "mode": st.sampled_from(["min", "max"])})
     halving = st.fixed_dictionaries({}, optional={"min_epochs": WHOLE, "reduction": st.integers(2, 9)})
     sampler = {"kind": st.sampled_from(["tpe", "nsga2", "gp", "random"]), "seed": st.integers(0, 99)}
-    shares = {"gpus_per_worker": st.floats(0, 8), "cpus_per_worker": WHOLE}
+    shares = {"gpus_per_worker": st.floats(0, 1) | st.integers(2, 8).map(float), "cpus_per_worker": WHOLE}
     place = st.none() | TEXT
     optional = {
         "search": ranges(),

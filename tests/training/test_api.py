@@ -11,6 +11,7 @@ from support.stores import write_store
 from tokconv.config.overrides import compose, with_values
 from tokconv.errors import CheckpointError, ConfigError
 from tokconv.evaluation.baseline_figures import baseline_figures
+from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.training.api import train
 
 
@@ -38,7 +39,7 @@ def test_the_first_step_waits_only_for_the_baselines_that_are_shown(tmp_path: Pa
     store, found = write_store(tmp_path / "store", num_images=100), []
 
     def on_epoch(figures: dict[str, float]) -> None:
-        found.append({path.name.split("-p3")[0] for path in store.derived_dir.glob("*baselines-*.json")})
+        found.append({path.name.split(f"-p{PROTOCOL}")[0] for path in store.derived_dir.glob("*baselines-*.json")})
         assert len(list(store.derived_dir.glob("codec*.safetensors"))) == 1
 
     train(compose([*SMALL, "training.epochs=1"]), store, tmp_path / "run", device="cpu", on_epoch=on_epoch)
