@@ -52,7 +52,14 @@ def _wait_for_start(module):
             self.started = True
             return found
 
-    module.Queue = Patient
+    living_queue = module._living_queue
+
+    def for_the_next_trial():
+        queue = living_queue()
+        queue.started = False
+        return queue
+
+    module.Queue, module._living_queue = Patient, for_the_next_trial
 
 
 class _Loader(importlib.abc.Loader):

@@ -9,9 +9,11 @@ place, which a single thread fills and empties: if Tune is busy while both arriv
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import ray
@@ -48,10 +50,8 @@ def run_trainer(trainer_with: Callable[[UserCallback], TorchTrainer], trial_time
         SweepError: a report took longer.
         ray.train.TrainingFailedError: the trainer failed; everything that it had reported has been passed on.
     """
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    # One place, so that a trial does not run ahead of the scheduler that may stop it.
-    queue = Queue(1, actor_options={"num_cpus": 0, "label_selector": here})
-    trainer, controller = trainer_with(_IntoQueue(queue)), None
+    queue, run_id = _living_queue(), uuid.uuid4().hex
+    trainer, controller = trainer_with(_IntoQueue(queue, run_id)), None
     ended: Future[None] = Future()
 
     def run() -> None:
@@ -62,16 +62,18 @@ def run_trainer(trainer_with: Callable[[UserCallback], TorchTrainer], trial_time
             ended.set_exception(error)
         finally:
             with suppress(RayActorError):  # nobody listens any longer
-                queue.put(None)
+                queue.put((run_id, None))
 
     # A daemon thread: this process may have to end while it waits.
     threading.Thread(target=run, name="trainer", daemon=True).start()
     try:
         while True:
             try:
-                report = queue.get(timeout=trial_timeout or None)
+                sender, report = queue.get(timeout=trial_timeout or None)
             except Empty as error:
                 raise SweepError(timeout_reason(trial_timeout)) from error
+            if sender != run_id:
+                continue  # a trial before this one was ended while it reported
             if report is None:
                 break
             metrics, controller = report
@@ -82,16 +84,32 @@ def run_trainer(trainer_with: Callable[[UserCallback], TorchTrainer], trial_time
         # The next trial runs in this process: nothing of this one may be left.
         if controller is not None:
             ray.kill(controller)
-        queue.shutdown(force=True)
+
+
+def _living_queue() -> Queue:
+    """Return the queue of this process, which its trials share one after another: each actor costs 1.6 CPU seconds."""
+    try:
+        _queue().empty()
+    except RayActorError:
+        _queue.cache_clear()
+    return _queue()
+
+
+@cache
+def _queue() -> Queue:
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    # One place, so that a trial does not run ahead of the scheduler that may stop it.
+    return Queue(1, actor_options={"num_cpus": 0, "label_selector": here})
 
 
 class _IntoQueue(UserCallback):
     """A callback that runs in the trainer's controller."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, queue: Queue, run_id: str) -> None:
+        self._queue, self._run_id = queue, run_id
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Put rank 0's report, which stands for all workers, into the queue; Tune needs only the checkpoint's place."""
         place = {} if checkpoint is None else {CHECKPOINT_PATH_KEY: checkpoint.path}
-        self._queue.put(({**metrics[0], **place}, ray.get_runtime_context().current_actor))
+        report = ({**metrics[0], **place}, ray.get_runtime_context().current_actor)
+        self._queue.put((self._run_id, report))
