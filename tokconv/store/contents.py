@@ -9,7 +9,7 @@ other times and the same content.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,23 +43,23 @@ def write_stats(directory: Path, stats: Tensor) -> None:
 
 def read_all_digests(shards: Sequence[Path]) -> list[bytes | None]:
     """Return the digests of the content of all images of a store's shards, in order; None where it is unknown."""
-    contents: list[bytes | None] = []
-    for tensors in map(map_shard, shards):
-        unknown = torch.zeros(len(tensors["items"]), DIGEST_BYTES, dtype=torch.uint8)
-        rows = tensors.get("contents", unknown).numpy().tobytes()
-        parts = (rows[start : start + DIGEST_BYTES] for start in range(0, len(rows), DIGEST_BYTES))
-        contents += [content if any(content) else None for content in parts]
-    return contents
+    return [content for shard in shards for content in _digests(map_shard(shard))]
 
 
 def read_digests(shard: Path, items: Sequence[int]) -> list[bytes | None]:
     """Return the digests of the content of some items of a shard; None where it is unknown."""
     tensors = map_shard(shard)
-    if "contents" not in tensors:
-        return [None] * len(items)
+    contents = _digests(tensors)
     rows = torch.searchsorted(tensors["items"], torch.tensor(items, dtype=torch.int64))
-    found = [bytes(row) for row in tensors["contents"][rows].tolist()]
-    return [content if any(content) else None for content in found]
+    return [contents[row] for row in rows.tolist()]
+
+
+def _digests(tensors: Mapping[str, Tensor]) -> list[bytes | None]:
+    if "contents" not in tensors:
+        return [None] * len(tensors["items"])
+    rows = tensors["contents"].numpy().tobytes()
+    parts = (rows[start : start + DIGEST_BYTES] for start in range(0, len(rows), DIGEST_BYTES))
+    return [content if any(content) else None for content in parts]
 
 
 def copies_across(store: TokenStore) -> list[tuple[int, int]]:
