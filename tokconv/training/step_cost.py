@@ -1,28 +1,26 @@
 """The cost of a training step, measured on a few steps before any tokens exist: FLOPs, seconds, parameters and bytes.
 
 Shapes: B images of N = G * G tokens of C channels. The steps are those of `Trainer`, critic updates and double backward
-included, on random tokens and networks that start at random: neither changes the cost of a step.
+included, on random tokens and networks that start at random: neither changes the cost of a step. What a teacher reads
+is not among them: it is measured by itself (`tokconv.exports.answers.model_cost`), because it is the same for all
+networks.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from tokconv.config.tree import Config
 from tokconv.evaluation.codecs import codec_of
 from tokconv.evaluation.evaluator import Evaluator
 from tokconv.store.reader import TokenStore
+from tokconv.training.measured import Measured, counted_flops, median_seconds
 from tokconv.training.networks import TokenShape
 from tokconv.training.step import Trainer
 
@@ -54,6 +52,10 @@ class StepCost:
     """FLOPs of a whole training step per image of its batch."""
     seconds: float | None
     """Seconds of a training step of `training.batch_size` images on the given device; None if it was not timed."""
+    taught_flops: float = 0.0
+    """Those of `flops` that are a teacher's."""
+    taught_seconds: float = 0.0
+    """Those of `seconds` that are a teacher's; 0 if nothing was timed."""
 
 
 class StepMeter:
@@ -66,10 +68,18 @@ class StepMeter:
         shape: of the tokens.
         device: where the steps run.
         timed: also measure seconds.
+        taught: output grid -> what the teacher reads of one image, if `loss.weights.vlm` is above 0.
     """
 
-    def __init__(self, shape: TokenShape, *, device: torch.device, timed: bool) -> None:
-        self._shape, self._device, self._timed = shape, device, timed
+    def __init__(
+        self,
+        shape: TokenShape,
+        *,
+        device: torch.device,
+        timed: bool,
+        taught: Callable[[int], Measured] = lambda grid: Measured(),
+    ) -> None:
+        self._shape, self._device, self._timed, self._taught = shape, device, timed, taught
         self._trainer: Trainer | None = None
 
     def __call__(self, config: Config) -> StepCost:
@@ -81,15 +91,24 @@ class StepMeter:
         trainer = self._trainer_of(config)
         flops = _flops(trainer, self._shape)
         networks = {name: _bytes(module) for name, module in trainer.modules.items()}
+        taught = self._teacher_cost(trainer) if config.loss.weights.vlm > 0 else Measured()
+        taught_seconds = (taught.seconds or 0.0) * config.training.batch_size
         # Adam keeps two moments for every parameter that it has ever updated.
         trained = [networks[name] for name in TRAINED if name != "critic" or config.loss.weights.wgan > 0]
         return StepCost(
             parameters=sum(p.numel() for name in TRAINED for p in trainer.modules[name].parameters()),
             checkpoint_bytes=sum(networks.values()) + 2 * sum(trained),
             export_bytes=networks["compressor"] + networks["decoder"],
-            flops=flops,
-            seconds=_seconds(trainer, self._shape, flops) if self._timed else None,
+            flops=flops + taught.flops,
+            seconds=_seconds(trainer, self._shape, flops) + taught_seconds if self._timed else None,
+            taught_flops=taught.flops,
+            taught_seconds=taught_seconds,
         )
+
+    def _teacher_cost(self, trainer: Trainer) -> Measured:
+        """Return the mean over the grids of the compressor, of which each step draws one."""
+        grids = trainer.compressor.grids
+        return sum(map(self._taught, grids), Measured()).times(1 / len(grids))
 
     def _trainer_of(self, config: Config) -> Trainer:
         trainer, made_by = self._trainer, _made_by(config)
@@ -134,34 +153,12 @@ def _trainer(config: Config, shape: TokenShape, device: torch.device) -> Trainer
 
 def _flops(trainer: Trainer, shape: TokenShape) -> float:
     steps = MULTI_GRID_STEPS if len(trainer.compressor.grids) > 1 else 1
-    # The formulas know matrix products and convolutions, but not every fused attention.
-    with sdpa_kernel(SDPBackend.MATH), _FlopCounter() as counter:
+
+    def work() -> None:
         for step in range(steps):
             trainer.step(_tokens(shape, COUNTED_IMAGES), step)
-    return counter.flops / (steps * COUNTED_IMAGES)
 
-
-class _FlopCounter(TorchDispatchMode):
-    """torch's own formulas without its `FlopCounterMode`, whose module hooks do not support double backward."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket is torch.ops.aten.convolution_backward:
-            self.flops += _convolution_backward_flops(*args)
-        elif func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def _convolution_backward_flops(grad: Tensor, inputs: Tensor, weight: Tensor, *rest: Any) -> int:
-    """Return the FLOPs of the forward pass for each wanted gradient; torch's formula counts depthwise as dense."""
-    transposed, wanted = rest[4], rest[7]
-    places = inputs if transposed else grad
-    return 2 * sum(wanted[:2]) * places.shape[0] * math.prod(places.shape[2:]) * weight.numel()
+    return counted_flops(work) / (steps * COUNTED_IMAGES)
 
 
 def _seconds(trainer: Trainer, shape: TokenShape, flops: float) -> float:
@@ -179,16 +176,9 @@ def _seconds(trainer: Trainer, shape: TokenShape, flops: float) -> float:
 
 
 def _median_seconds(trainer: Trainer, shape: TokenShape, batch: int) -> float:
-    seconds = []
-    for step in range(1 + TIMED_STEPS * len(trainer.compressor.grids)):
-        tokens_BNC = _tokens(shape, batch)
-        start = time.perf_counter()
-        trainer.step(tokens_BNC, step)
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
-        seconds.append(time.perf_counter() - start)
-    # The first step also allocates memory and chooses kernels.
-    return median(seconds[1:])
+    tokens_BNC = _tokens(shape, batch)
+    times = TIMED_STEPS * len(trainer.compressor.grids)
+    return median_seconds(lambda step: trainer.step(tokens_BNC, step), times, trainer.device)
 
 
 def _tokens(shape: TokenShape, batch: int) -> Tensor:
