@@ -7,7 +7,7 @@ greedy answer from all tokens. It needs no labels. What all tokens say is comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from tokconv.errors import ConfigError
 from tokconv.exports.answers.identity import identity_of
 from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.measure import divergence
-from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.model import AnsweringModel, Prompt
 from tokconv.exports.answers.stores import check_store
 from tokconv.store.cache import Tensors, computed_once
 from tokconv.store.format import digest
@@ -30,6 +30,43 @@ BATCH = 8
 """Images that the language model reads at once."""
 PART = 32
 """Images in one file of what all tokens say: so many are lost if the process ends."""
+
+
+def prompts_of(settings: JudgeSettings, model: AnsweringModel) -> list[Prompt]:
+    """Return the prompts as the model takes them. Raises ConfigError if it cuts images into tiles."""
+    prompts = [model.prompt(text) for text in settings.prompts]
+    if (tiles := model.num_tiles(prompts[0].size)) > 1:
+        raise ConfigError(
+            f"{settings.model}: a {model.family.name} reads {tiles} grids of tokens of an image, and a store holds "
+            "one; a judge reads one per image"
+        )
+    return prompts
+
+
+def say(model: AnsweringModel, tokens_bNC: Tensor, prompt: Prompt, limit: int) -> tuple[list[Tensor], Tensor]:
+    """Return the greedy answers of at most `limit` tokens about b images, each [T] int64 on the CPU, and the states
+    that predicted each token, [b, T of the longest, D] float32 on the CPU."""
+    prefill = model.prefill(tokens_bNC, prompt)
+    own = [torch.tensor(answer) for answer in model.answer(prefill, limit)]
+    return own, model.follow(prefill, pad_sequence(own, batch_first=True)).float().cpu()
+
+
+def divergence_from(
+    model: AnsweringModel, said: Sequence[tuple[Tensor, Tensor]], compressed_bKC: Tensor, prompt: Prompt
+) -> Tensor:
+    """Return the mean divergence from what all tokens said of b images, a scalar with its gradient.
+
+    Args:
+        said: of each image, the ids of its answer [T] and the states that predicted them [T, D].
+        compressed_bKC: in token units.
+    """
+    ids = pad_sequence([answer for answer, _ in said], batch_first=True)
+    hidden = model.finish(model.prefill(compressed_bKC, prompt), ids)
+    found = [
+        divergence(model.logits(theirs), model.logits(mine[: len(theirs)]))
+        for (_, theirs), mine in zip(said, hidden, strict=True)
+    ]
+    return torch.stack(found).mean()
 
 
 class NextTokens:
@@ -50,12 +87,7 @@ class NextTokens:
 
     def __init__(self, store: TokenStore, settings: JudgeSettings, model: AnsweringModel, images: Tensor) -> None:
         self._store, self._settings, self._model, self.images = store, settings, model, images
-        self.prompts = [model.prompt(text) for text in settings.prompts]
-        if (tiles := model.num_tiles(self.prompts[0].size)) > 1:
-            raise ConfigError(
-                f"{settings.model}: a {model.family.name} reads {tiles} grids of tokens of an image, and a store "
-                "holds one; a judge reads one per image"
-            )
+        self.prompts = prompts_of(settings, model)
         check_store(store, model)
         self._identity = identity_of(settings.model)
         self.name = self._name(images)
@@ -85,14 +117,8 @@ class NextTokens:
             for place in places.tolist()
         ]
         lengths = [int(one["lengths"]) for one in known]
-        ids = pad_sequence([one["ids"][:length] for one, length in zip(known, lengths, strict=True)], batch_first=True)
-        model = self._model
-        hidden = model.finish(model.prefill(compressed_bKC, self.prompts[prompt]), ids)
-        found = [
-            divergence(model.logits(one["hidden"][:length]), model.logits(mine[:length]))
-            for one, length, mine in zip(known, lengths, hidden, strict=True)
-        ]
-        return torch.stack(found).mean()
+        said = [(one["ids"][:length], one["hidden"][:length]) for one, length in zip(known, lengths, strict=True)]
+        return divergence_from(self._model, said, compressed_bKC, self.prompts[prompt])
 
     def _name(self, images: Tensor) -> str:
         settings = self._settings
@@ -107,9 +133,8 @@ class NextTokens:
         hidden: list[Tensor] = []
         for prompt in self.prompts:
             for some in images.split(BATCH):
-                prefill = self._model.prefill(self._store.tokens(some), prompt)
-                own = [torch.tensor(answer) for answer in self._model.answer(prefill, self._settings.tokens)]
-                hidden += self._model.follow(prefill, pad_sequence(own, batch_first=True)).float().cpu().unbind()
+                own, states = say(self._model, self._store.tokens(some), prompt, self._settings.tokens)
+                hidden += states.unbind()
                 answers += own
         shape = (len(self.prompts), len(images))
         ids = pad_sequence(answers, batch_first=True)
