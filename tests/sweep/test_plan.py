@@ -16,8 +16,10 @@ from tokconv.config.overrides import compose
 from tokconv.encoding.pipeline import encode
 from tokconv.errors import ConfigError, DataError
 from tokconv.models.registry import build_compressor, build_decoder
-from tokconv.sweep.plan.plan import Accelerator, SweepPlan, epochs_share, plan_sweep
+from tokconv.sweep.plan.accelerator import Accelerator
+from tokconv.sweep.plan.plan import SweepPlan, plan_sweep
 from tokconv.sweep.plan.space import draw_points
+from tokconv.sweep.plan.stopping import epochs_share
 from tokconv.sweep.plan.text import plan_text
 from tokconv.sweep.plan.tokens import plan_tokens
 from tokconv.sweep.record.layout import stores_place

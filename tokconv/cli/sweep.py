@@ -131,7 +131,8 @@ def sweep(args: argparse.Namespace) -> int:
     for module in SWEEP_MODULES:
         import_extra(module, "sweep")
     if args.plan:
-        from tokconv.sweep.plan.plan import Accelerator, plan_sweep
+        from tokconv.sweep.plan.accelerator import Accelerator
+        from tokconv.sweep.plan.plan import plan_sweep
         from tokconv.sweep.plan.text import plan_text
 
         given = {name: getattr(args, name) for name in PLANNED if getattr(args, name) is not None}

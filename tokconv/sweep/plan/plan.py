@@ -15,58 +15,30 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from random import Random
 from statistics import fmean
 
 import torch
 
 from tokconv.config.overrides import with_values
-from tokconv.errors import ConfigError
 from tokconv.evaluation.baselines.fits import MAX_COVARIANCE, SELECTIONS, SVD_BYTES
 from tokconv.evaluation.protocol import MAX_IMAGES, MAX_TEST_IMAGES
 from tokconv.models.windows import check_output_grid
 from tokconv.store.sample import MAX_IMAGES as MAX_FITTED
+from tokconv.sweep.plan.accelerator import Accelerator
 from tokconv.sweep.plan.space import draw_points, space_cost
+from tokconv.sweep.plan.stopping import epochs_share
 from tokconv.sweep.plan.tokens import PlannedTokens, plan_tokens
-from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import stores_place
-from tokconv.sweep.search.replay import replay
 from tokconv.sweep.search.space import check_space
 from tokconv.sweep.spec.outline import GRID_KEY
-from tokconv.sweep.spec.rules import AXES
 from tokconv.sweep.spec.schema import Spec
 from tokconv.system.devices import resolve_device
 from tokconv.training.step_cost import StepCost, StepMeter, evaluation_seconds, read_seconds
 
 START_SECONDS = {"torch_trainer": 12.0, "inline": 2.0}
 """Seconds until a trial's processes have started; measured on 2 CPU cores without other work."""
-UTILISATION = 0.3
-READ_GBS = 2.0
 REGRESSIONS = 2 + len(SELECTIONS)
 """Baselines whose decoders are regressions from cells to windows, fitted at the same time."""
-ORDERS, MAX_SIMULATED = 20, 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accelerator:
-    """The accelerator of a plan: described by its data sheet or, without `tflops`, this machine's device, timed."""
-
-    tflops: float | None = None
-    """Peak of one accelerator at the precision of training, in TFLOP/s."""
-    utilisation: float = UTILISATION
-    """Share of the peak that training reaches; small convolutions, norms and optimizers are bound by memory."""
-    gpus: float | None = None
-    """Number of accelerators; None: as many as the spec's concurrency can use."""
-    read_gbs: float = READ_GBS
-    """GB per second at which one worker reads tokens from a local disk or the page cache."""
-
-    def __post_init__(self) -> None:
-        for name in ("tflops", "utilisation", "gpus", "read_gbs"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"--{name.replace('_', '-')}: got {value}; must be a number greater than 0")
-        if self.utilisation > 1:
-            raise ConfigError(f"--utilisation: got {self.utilisation}; it is a share of the peak, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +158,7 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
         reading = tokens.image_bytes / (accelerator.read_gbs * 1e9) if measured is None else read_seconds(measured)
         read = steps * batch * reading / spec.resources.workers
         for grid, cost in costs.items():
-            step = _step_seconds(cost, accelerator, batch)
+            step = accelerator.seconds(cost.flops * batch, cost.seconds)
             if measured is None:
                 held_out = min(MAX_IMAGES, tokens.val_images) * step / batch
             else:
@@ -229,40 +201,6 @@ def _assumed(spec: Spec, accelerator: Accelerator, device: torch.device, measure
     if spec.vlm is not None or spec.may_be_taught:
         yield "nothing is counted of what the vision-language model reads; as a teacher, that is most of a step"
     yield f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start"
-
-
-def epochs_share(spec: Spec, trials: int) -> tuple[float, float]:
-    """Return the least and the most of the trials' epochs that early stopping leaves, by its rule on simulated figures.
-
-    The least is left if fvu and swd agree on every trial, the most if they are independent, because then nothing
-    dominates more of the trials; both are means over random orders. For the demo with 24 trials this predicts 70 to
-    76 % (reduction 2) and 64 to 71 % (3); `tokconv replay` of its real trials found 68 and 54 %.
-    """
-    if spec.early_stopping is None:
-        return 1.0, 1.0
-    epochs, found = spec.base_config().training.epochs, []
-    for agree in (True, False):
-        draw = Random(0)
-        records = [_simulated(number, spec, epochs, agree, draw) for number in range(min(trials, MAX_SIMULATED))]
-        result = replay(records, spec.early_stopping, concurrency=spec.concurrency, orders=ORDERS)
-        found.append(1 - result.saved[0])
-    return min(found), max(found)
-
-
-def _simulated(number: int, spec: Spec, epochs: int, agree: bool, draw: Random) -> TrialRecord:
-    grids = spec.grids()
-    grid = grids[number % len(grids)]
-    first = draw.random()
-    figures = dict(zip(AXES, (first, first if agree else draw.random()), strict=True))
-    history = [{**figures, "epoch": epoch, "compression_ratio": float(grid)} for epoch in range(1, epochs + 1)]
-    return TrialRecord(str(number), {}, grid, float(grid), started=0, state="complete", history=history)
-
-
-def _step_seconds(cost: StepCost, accelerator: Accelerator, batch: int) -> float:
-    if accelerator.tflops is None:
-        assert cost.seconds is not None
-        return cost.seconds
-    return cost.flops * batch / (accelerator.tflops * 1e12 * accelerator.utilisation)
 
 
 def _speed(spec: Spec, workers: int) -> float:
