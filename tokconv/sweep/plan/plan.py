@@ -3,6 +3,7 @@
     a step             FLOPs / (peak * utilisation), or the seconds it took on the device at hand
     a trial            start + figures of epoch 0 + last figures
                        + epochs * (steps / its share of accelerators + reading tokens + evaluation)
+                       + a vision-language model's judgement
     accelerator hours  a trial's hours * its accelerators, summed over trials and confirmations
 
 FLOPs, seconds and bytes come from real training steps of the networks that the search can build. The plan lists its
@@ -28,6 +29,7 @@ from tokconv.sweep.plan.accelerator import Accelerator
 from tokconv.sweep.plan.space import draw_points, space_cost
 from tokconv.sweep.plan.stopping import epochs_share
 from tokconv.sweep.plan.tokens import PlannedTokens, plan_tokens
+from tokconv.sweep.plan.vlm import Readings
 from tokconv.sweep.record.layout import stores_place
 from tokconv.sweep.search.space import check_space
 from tokconv.sweep.spec.outline import GRID_KEY
@@ -55,6 +57,8 @@ class GridPlan:
     """Seconds of the figures that only the last epoch has."""
     start_seconds: float
     """Seconds of the figures of the start, epoch 0."""
+    judged_seconds: float
+    """Seconds in which a vision-language model judges a trial at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,9 @@ class SweepPlan:
     steps_per_epoch: int
     read_seconds: float
     """Seconds in which one trial reads the tokens of an epoch."""
+    readings: Readings
+    once_seconds: float
+    """Seconds in which vision-language models read what trials need, before the first one starts."""
     left_out: str
     """What a grid leaves out because it is invalid; "" for nothing."""
     assumed: tuple[str, ...]
@@ -89,7 +96,7 @@ class SweepPlan:
 
     def trial_seconds(self, grid: GridPlan, *, share: float = 1.0) -> float:
         """Return the seconds of one trial that runs this share of its epochs."""
-        trained = share * (self.epochs * grid.epoch_seconds + grid.last_seconds)
+        trained = share * (self.epochs * grid.epoch_seconds + grid.last_seconds + grid.judged_seconds)
         return START_SECONDS[self.spec.resources.runner] + grid.start_seconds + trained
 
     def hours(self, share: float) -> float:
@@ -103,6 +110,10 @@ class SweepPlan:
         """Accelerators that the sweep keeps busy."""
         most = self.spec.concurrency * self.accelerators_of_a_trial
         return most if self.accelerator.gpus is None else min(most, self.accelerator.gpus)
+
+    def wall_seconds(self, share: float) -> float:
+        """Return the seconds until the end of the sweep, without its baselines."""
+        return self.once_seconds + self.hours(share) * 3600 / self.usable
 
     def flops(self, share: float) -> float:
         """Return the FLOPs of all training."""
@@ -152,23 +163,33 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
     timed = accelerator.tflops is None
     measured = tokens.store if timed else None
     steps, grids = tokens.train_images // batch, []
+    readings = Readings(spec, tokens, device=device, timed=timed)
     with _threads(spec.resources.cpus_per_worker):
-        meter = StepMeter(tokens.shape, device=device, timed=timed)
+        meter = StepMeter(tokens.shape, device=device, timed=timed, taught=readings.taught)
         costs = space_cost(spec, lambda one: meter(with_values(one, {"training.batch_size": batch})))
         reading = tokens.image_bytes / (accelerator.read_gbs * 1e9) if measured is None else read_seconds(measured)
         read = steps * batch * reading / spec.resources.workers
         for grid, cost in costs.items():
             step = accelerator.seconds(cost.flops * batch, cost.seconds)
+            # Evaluation needs no teacher.
+            alone = step - accelerator.seconds(cost.taught_flops * batch, cost.taught_seconds)
             if measured is None:
-                held_out = min(MAX_IMAGES, tokens.val_images) * step / batch
+                held_out = min(MAX_IMAGES, tokens.val_images) * alone / batch
             else:
                 held_out = evaluation_seconds(with_values(config, {GRID_KEY: grid}), measured, device=device)
+            judged = readings.judged(grid)
             # Only rank 0 evaluates.
             first = held_out / _speed(spec, 1)
-            epoch = steps * step / _speed(spec, spec.resources.workers) + first + read
-            last = min(MAX_TEST_IMAGES, tokens.train_images) * step / batch / _speed(spec, 1)
-            seconds = {"step_seconds": step, "epoch_seconds": epoch, "last_seconds": last, "start_seconds": first}
+            seconds = {
+                "step_seconds": step,
+                "epoch_seconds": steps * step / _speed(spec, spec.resources.workers) + first + read,
+                "last_seconds": min(MAX_TEST_IMAGES, tokens.train_images) * alone / batch / _speed(spec, 1),
+                "start_seconds": first,
+                "judged_seconds": accelerator.seconds(judged.flops, judged.seconds) / _speed(spec, 1),
+            }
             grids.append(GridPlan(grid=grid, cost=cost, **seconds))
+    # By the driver, which has the threads of its machine.
+    once = readings.once(list(costs))
     trials = min(spec.trials, len(draw_points(spec))) if spec.sampler.kind == "grid" else spec.trials
     return SweepPlan(
         spec=spec,
@@ -183,12 +204,16 @@ def plan_sweep(spec: Spec, accelerator: Accelerator | None = None) -> SweepPlan:
         batch_size=batch,
         steps_per_epoch=steps,
         read_seconds=read,
+        readings=readings,
+        once_seconds=accelerator.seconds(once.flops, once.seconds),
         left_out=left_out,
-        assumed=(*tokens.assumed, *_assumed(spec, accelerator, device, measured is not None)),
+        assumed=(*tokens.assumed, *_assumed(spec, accelerator, device, measured is not None, readings)),
     )
 
 
-def _assumed(spec: Spec, accelerator: Accelerator, device: torch.device, measured: bool) -> Iterator[str]:
+def _assumed(
+    spec: Spec, accelerator: Accelerator, device: torch.device, measured: bool, readings: Readings
+) -> Iterator[str]:
     """Yield what the plan assumes about speed; `measured` is whether a store at hand was read and judged."""
     if not measured:
         yield f"a worker reads {accelerator.read_gbs:g} GB of tokens per second (--read-gbs)"
@@ -198,8 +223,7 @@ def _assumed(spec: Spec, accelerator: Accelerator, device: torch.device, measure
         yield f"training reaches {accelerator.utilisation:.0%} of the peak (--utilisation)"
     elif spec.resources.gpus_per_worker and device.type == "cpu":
         yield "the spec asks for GPUs and this machine has none: the hours are those of its CPU; give --tflops"
-    if spec.vlm is not None or spec.may_be_taught:
-        yield "nothing is counted of what the vision-language model reads; as a teacher, that is most of a step"
+    yield from readings.assumed
     yield f"a trial's processes take {START_SECONDS[spec.resources.runner]:.0f} s to start"
 
 

@@ -62,10 +62,11 @@ def _totals(plan: SweepPlan) -> list[str]:
     few = f"; the spec's concurrency cannot use all {wanted:g}" if wanted is not None and usable < wanted else ""
     hours = f"{_number(plan.hours(low))} to {_number(plan.hours(high))}" if low < high else _number(plan.hours(low))
     return [
-        f"training       {plan.flops(low) / size:.3g} to {plan.flops(high) / size:.3g} {prefix}FLOP",
+        f"training       {plan.flops(low) / size:.3g} to {plan.flops(high) / size:.3g} {prefix}FLOP{_taught(plan)}",
         f"{unit} hours      {hours} ({_number(plan.hours(1.0))} if no trial is stopped)",
-        f"wall time      {_seconds(plan.hours(low) * 3600 / usable)} to {_seconds(plan.hours(high) * 3600 / usable)} "
+        f"wall time      {_seconds(plan.wall_seconds(low))} to {_seconds(plan.wall_seconds(high))} "
         f"on {usable:g} {unit}s{few}",
+        *_readings(plan),
         f"reading        {data_size(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens per "
         f"epoch and trial, {reading:.0%} of its time",
         f"checkpoints    at most {data_size(plan.checkpoint_bytes)} (the newest of each trial, with its best epoch)",
@@ -73,6 +74,28 @@ def _totals(plan: SweepPlan) -> list[str]:
         "and in MLflow)",
         f"driver memory  at least {data_size(plan.driver_bytes)} while baselines are fitted, once per grid",
     ]
+
+
+def _taught(plan: SweepPlan) -> str:
+    share = fmean(grid.cost.taught_flops for grid in plan.grids) / fmean(grid.cost.flops for grid in plan.grids)
+    return "" if plan.readings.teacher is None else f", {share:.0%} of it by the model that teaches"
+
+
+def _readings(plan: SweepPlan) -> list[str]:
+    """Return a line about the judge, and one about what is read before the trials, as far as there is any."""
+    judge, teacher, lines, read = plan.readings.judge, plan.readings.teacher, [], []
+    if judge is not None:
+        seconds = [grid.judged_seconds for grid in plan.grids]
+        lines.append(
+            f"judge          {_seconds(min(seconds))} to {_seconds(max(seconds))} at the end of a trial: "
+            f"{judge.images:,} images, {judge.prompts} {'prompt' if judge.prompts == 1 else 'prompts'}"
+        )
+        read.append(f"{judge.images:,} images for the judge, with their baselines")
+    if teacher is not None:
+        read.append(f"{teacher.images:,} images for the teacher")
+    if read:
+        lines.append(f"read once      {_seconds(plan.once_seconds)} before the trials: {', and '.join(read)}")
+    return lines
 
 
 def _seconds(seconds: float) -> str:
