@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,6 +161,15 @@ def test_a_model_that_is_missing_or_reads_other_tokens_counts_for_nothing(
     assert [why in line for line in said] == [True, True]
     assert "as a judge" in said[0]
     assert "as a teacher, which is most of a step" in said[1]
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_opened(
+    tree: dict[str, Any], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    found = plan(tree, vlm=judge(model))
+    assert found.readings.judge is None
+    assert any(line.startswith(SAID) and "of 1 kB of free memory" in line for line in found.assumed)
 
 
 @pytest.mark.slow

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from tokconv.config.overrides import with_values
 from tokconv.config.tree import matryoshka_grids
-from tokconv.errors import TokconvError, first_line
+from tokconv.errors import ConfigError, TokconvError, first_line
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.sweep.plan.tokens import PlannedTokens
 from tokconv.sweep.spec.schema import TEACHER_KEY, Spec
 from tokconv.sweep.trials.vlm import judge_settings
+from tokconv.system.terminal import data_size
 from tokconv.training.measured import Measured
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 JUDGED_EPOCHS = 2
 """The last epoch of a trial, and that of the lowest fvu."""
+FREE_MEMORY = 0.8
+"""Share of the free memory that a model's weights may take."""
 KIND_KEY, MANY_GRIDS = "model.compressor.kind", "matryoshka"
 
 
@@ -126,6 +130,7 @@ class Readings:
 
         asked = (settings.model, settings.prompts, settings.tokens)
         if asked not in self._meters:
+            _check_memory(settings.model)
             shape, grids = self._tokens.shape, _every_grid(self._spec)
             self._meters[asked] = ReadingMeter(settings, shape, grids, device=self._device, timed=self._timed)
         return self._meters[asked]
@@ -139,6 +144,15 @@ class Readings:
             yield "every prompt is as long as the one whose length is nearest the mean"
         if self.judge is not None:
             yield "the epoch of a trial with the lowest fvu is not its last one, so that the model judges both"
+
+
+def _check_memory(model: Path) -> None:
+    """Raise ConfigError if a model may not fit into this machine's memory: a plan must not be killed for it."""
+    import psutil  # Ray brings it; `tokconv` alone does not.
+
+    weights, free = sum(file.stat().st_size for file in model.glob("*.safetensors")), psutil.virtual_memory().available
+    if weights > FREE_MEMORY * free:
+        raise ConfigError(f"{model}: its weights take {data_size(weights)}, of {data_size(free)} of free memory")
 
 
 def _teacher_settings(spec: Spec) -> JudgeSettings | None:
