@@ -1,4 +1,4 @@
-"""The judge of `vlm/kl`: a frozen vision-language model that reads compressed tokens of a store's held-out images."""
+"""The judge of `vlm/kl` and `vlm/agreement`: a vision-language model reads compressed tokens of held-out images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokconv.encoding.stored_images import RECORD
 from tokconv.errors import ConfigError, DataError
 from tokconv.evaluation.baselines.codecs import baseline_codec
 from tokconv.evaluation.codecs import compress_only
-from tokconv.evaluation.figures import VLM_KL
+from tokconv.evaluation.figures import VLM_AGREEMENT, VLM_KL
 from tokconv.exports.answers.judge import VlmJudge
 from tokconv.exports.answers.last_epoch import JudgeSettings, LastEpochJudge
 from tokconv.exports.answers.model import AnsweringModel
@@ -54,7 +54,7 @@ def keep(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_all_tokens_have_no_divergence_and_few_have_some(store: TokenStore, model: Path) -> None:
     judge = VlmJudge(store, settings(model), CPU)
-    assert judge(keep) == {VLM_KL: pytest.approx(0, abs=1e-6)}
+    assert judge(keep) == {VLM_KL: pytest.approx(0, abs=1e-6), VLM_AGREEMENT: 1}
     assert judge.baseline(2, "pooling")[VLM_KL] > 1e-4
     assert judge.baseline(2, "pooling") != judge.baseline(12, "pooling")
 
@@ -73,6 +73,21 @@ def test_it_is_the_mean_over_images_and_prompts_of_the_models_own_distributions(
     assert judge(codec)[VLM_KL] == pytest.approx(sum(found) / 6, rel=1e-3)
 
 
+def test_answers_agree_if_the_models_own_begin_with_the_same_tokens(store: TokenStore, model: Path) -> None:
+    judge, reader, found = VlmJudge(store, settings(model, images=6), CPU), AnsweringModel(model, CPU), []
+    codec = baseline_codec(store, 4, "random")
+    for image in judge.images:
+        tokens = store.tokens(image[None]).float()
+        for prompt in map(reader.prompt, PROMPTS):
+            of_all, of_few = (
+                reader.answer(reader.prefill(read, prompt), 3)
+                for read in (tokens, compress_only(codec, tokens, image[None]))
+            )
+            found.append(of_all == of_few)
+    assert 0 < sum(found) < len(found)
+    assert judge(codec)[VLM_AGREEMENT] == pytest.approx(sum(found) / len(found))
+
+
 def test_it_judges_held_out_images_and_more_tokens_change_the_figure(store: TokenStore, model: Path) -> None:
     judge = VlmJudge(store, settings(model, images=1000), CPU)
     assert torch.equal(judge.images, store.val_indices)
@@ -86,7 +101,7 @@ def test_what_depends_on_store_and_model_alone_is_computed_once(
     rows = {3: {"pooling": {"val/fvu": 0.5}, "random": {"val/fvu": 0.9}}}
     told: list[tuple[int, int, str]] = []
     first = VlmJudge(store, settings(model), CPU).add_to(rows, lambda *now: told.append(now))
-    assert first[3]["pooling"].keys() == {"val/fvu", VLM_KL}
+    assert first[3]["pooling"].keys() == {"val/fvu", VLM_KL, VLM_AGREEMENT}
     assert told[0] == (0, 2, "what all tokens say")
     assert told[-1] == (2, 2, "")
     with monkeypatch.context() as patch:
@@ -96,7 +111,8 @@ def test_what_depends_on_store_and_model_alone_is_computed_once(
     with monkeypatch.context() as patch:
         patch.setattr(AnsweringModel, "answer", lambda *_: pytest.fail("answered again"))
         later = LastEpochJudge(store, settings(model), CPU)
-        assert later(baseline_codec(store, 3, "pooling")) == {VLM_KL: pytest.approx(first[3]["pooling"][VLM_KL])}
+        found = later(baseline_codec(store, 3, "pooling"))
+        assert found == {name: pytest.approx(first[3]["pooling"][name]) for name in (VLM_KL, VLM_AGREEMENT)}
 
 
 def test_a_trial_has_the_figure_after_its_last_epoch(store: TokenStore, model: Path, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from tokconv.evaluation.figure import (
     Figure,
 )
 
-VLM_KL = "vlm/kl"
-"""The one figure that the evaluation protocol does not compute: `tokconv/exports/answers/judge.py` does."""
+VLM_KL, VLM_AGREEMENT = "vlm/kl", "vlm/agreement"
+"""The figures that the evaluation protocol does not compute: `tokconv/exports/answers/judge.py` does."""
 
 
 def _two_sample(name: str, title: str, meaning: str, places: tuple[str, ...]) -> tuple[Figure, Figure]:
@@ -271,6 +271,16 @@ _ENTRIES = (
         form=".4f",
         unit="nats",
         places=(CARD, SWEEP, TRIALS, TRAIN, MLFLOW, NOTE),
+        needs=VLM,
+        every_epoch=False,
+    ),
+    Figure(
+        name=VLM_AGREEMENT,
+        title="VLM agreement",
+        meaning="share of its answers that begin with the same tokens as from all tokens",
+        lower_is_better=False,
+        form=".1%",
+        places=(CARD, SWEEP, TRIALS, TRAIN, MLFLOW),
         needs=VLM,
         every_epoch=False,
     ),

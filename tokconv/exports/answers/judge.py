@@ -1,7 +1,8 @@
-"""A frozen vision-language model as a judge of compressors: the figure `vlm/kl`, on held-out images of a token store.
+"""A frozen vision-language model as a judge of compressors, on held-out images of a token store.
 
-The figure is the mean of `tokconv.exports.answers.next_tokens` over prompts and images; those of every baseline are
-computed once beside the store.
+`vlm/kl` is the mean divergence of `tokconv.exports.answers.next_tokens` over prompts and images, `vlm/agreement` the
+share of answers that begin with the same tokens. A compressor whose errors all push one way can have the lower
+divergence and change more answers. Those of every baseline are computed once beside the store.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from tokconv.evaluation.baselines.codecs import baseline_codec, fit_version, on_
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.evaluation.codecs import Codec, ImageCodec, compress_only
 from tokconv.evaluation.evaluator import Figures
-from tokconv.evaluation.figures import VLM_KL
+from tokconv.evaluation.figures import VLM_AGREEMENT, VLM_KL
 from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.next_tokens import BATCH, NextTokens
 from tokconv.exports.answers.stores import check_tower
 from tokconv.store.cache import JsonFigures, computed_once
 from tokconv.store.reader import TokenStore
+
+VERSION = 2
+"""Grows with every change of the figures."""
 
 
 class VlmJudge:
@@ -45,7 +49,7 @@ class VlmJudge:
     Example:
         >>> judge = VlmJudge(store, JudgeSettings(Path("llava"), ("What is this?",), 64, 8), device)   # doctest: +SKIP
         >>> judge(codec_of(compressor, decoder))                                                      # doctest: +SKIP
-        {'vlm/kl': 0.21}
+        {'vlm/kl': 0.21, 'vlm/agreement': 0.83}
     """
 
     def __init__(
@@ -64,23 +68,25 @@ class VlmJudge:
 
     @torch.inference_mode()
     def __call__(self, codec: Codec | ImageCodec) -> Figures:
-        """Return the figure of a codec, which is where the model is, by its name."""
-        total, said = 0.0, self._said
+        """Return the figures of a codec, which is where the model is, by their names."""
+        said, far, same = self._said, 0.0, 0
         for places in torch.arange(len(self.images)).split(BATCH):
             images = self.images[places]
             compressed = compress_only(codec, self._store.tokens(images).float().to(self.model.device), images)
             for prompt in range(len(said.prompts)):
-                total += len(places) * float(said.divergence(compressed, places, prompt))
-        return {VLM_KL: total / (len(self.images) * len(said.prompts))}
+                own, agrees = said.compare(compressed, places, prompt)
+                far, same = far + float(own.sum()), same + int(agrees.sum())
+        count = len(self.images) * len(said.prompts)
+        return {VLM_KL: far / count, VLM_AGREEMENT: same / count}
 
     def baseline(self, grid: int, name: str) -> Figures:
-        """Return the figure of a baseline at a grid, computed once per store and judge."""
+        """Return the figures of a baseline at a grid, computed once per store and judge."""
 
         def measure() -> dict[str, Figures]:
             codec = on_device(baseline_codec(self._store, grid, name), self.model.device)
             return {name: self(codec)}
 
-        file = f"vlm-{self._said.name}-{name}-v{fit_version(BASELINES[name])}-grid-{grid:02d}.json"
+        file = f"vlm-{self._said.name}-{name}-v{VERSION}.{fit_version(BASELINES[name])}-grid-{grid:02d}.json"
         return computed_once(self._store, file, measure, JsonFigures("vlm"))[name]
 
     def add_to(

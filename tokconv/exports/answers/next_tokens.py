@@ -7,7 +7,7 @@ greedy answer from all tokens. It needs no labels. What all tokens say is comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -60,13 +60,18 @@ def divergence_from(
         said: of each image, the ids of its answer [T] and the states that predicted them [T, D].
         compressed_bKC: in token units.
     """
+    pairs = _logits(model, said, compressed_bKC, prompt)
+    return torch.stack([divergence(theirs, mine) for theirs, mine in pairs]).mean()
+
+
+def _logits(
+    model: AnsweringModel, said: Sequence[tuple[Tensor, Tensor]], compressed_bKC: Tensor, prompt: Prompt
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits [T, vocabulary] of each image's answer, from all tokens and from these."""
     ids = pad_sequence([answer for answer, _ in said], batch_first=True)
     hidden = model.finish(model.prefill(compressed_bKC, prompt), ids)
-    found = [
-        divergence(model.logits(theirs), model.logits(mine[: len(theirs)]))
-        for (_, theirs), mine in zip(said, hidden, strict=True)
-    ]
-    return torch.stack(found).mean()
+    for (_, theirs), mine in zip(said, hidden, strict=True):
+        yield model.logits(theirs), model.logits(mine[: len(theirs)])
 
 
 class NextTokens:
@@ -111,14 +116,28 @@ class NextTokens:
             places: [b], of their images in `images`.
             prompt: the number of the prompt.
         """
+        return divergence_from(self._model, self._known(places, prompt), compressed_bKC, self.prompts[prompt])
+
+    @torch.inference_mode()
+    def compare(self, compressed_bKC: Tensor, places: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+        """Return the divergence of every image, [b], and whether the model begins its answer with the same tokens, [b].
+
+        Arguments as `divergence`. With every token of an answer the likeliest one after those before it, the greedy
+        answer is the same.
+        """
+        said = self._known(places, prompt)
+        pairs = list(_logits(self._model, said, compressed_bKC, self.prompts[prompt]))
+        far = torch.stack([divergence(theirs, mine) for theirs, mine in pairs])
+        return far, torch.tensor([bool((theirs.argmax(-1) == mine.argmax(-1)).all()) for theirs, mine in pairs])
+
+    def _known(self, places: Tensor, prompt: int) -> list[tuple[Tensor, Tensor]]:
+        """Return what all tokens say of some images: ids [T] and states [T, D] of each."""
         self.prepare()
         known = [
             {key: values[prompt, place % PART] for key, values in self._parts[place // PART].items()}
             for place in places.tolist()
         ]
-        lengths = [int(one["lengths"]) for one in known]
-        said = [(one["ids"][:length], one["hidden"][:length]) for one, length in zip(known, lengths, strict=True)]
-        return divergence_from(self._model, said, compressed_bKC, self.prompts[prompt])
+        return [(one["ids"][: (length := int(one["lengths"]))], one["hidden"][:length]) for one in known]
 
     def _name(self, images: Tensor) -> str:
         settings = self._settings
