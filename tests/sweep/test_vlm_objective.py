@@ -17,7 +17,8 @@ from support.trials import TOKEN_GRID, figures, trial
 
 import tokconv
 from tokconv.errors import ConfigError, SpecError, SweepError
-from tokconv.evaluation.figures import VLM_KL
+from tokconv.evaluation.figures import VLM_AGREEMENT, VLM_KL
+from tokconv.exports.answers.next_tokens import NextTokens
 from tokconv.exports.answers.teacher import teacher_settings
 from tokconv.sweep.judge.verdicts import judge
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, figures_of
@@ -104,10 +105,17 @@ def test_the_model_chooses_the_plug_in_whatever_its_fvu() -> None:
     assert award.finding.startswith("pooling (VLM KL 0.5000) is at least as good as the only run (VLM KL 0.6000)")
 
 
+def interrupt(*_: object) -> None:
+    """Stand in for the minutes in which a model reads all tokens of a store."""
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Ray, MLflow and SQLAlchemy, in their own threads
 @pytest.mark.timeout(600)
-def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path: Path) -> None:
+def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_llava(width=32).save_pretrained(tmp_path / "llava")
     make_processor().save_pretrained(tmp_path / "llava")
     vlm = {"model": str(tmp_path / "llava"), "prompts": ["what is this ?"], "images": 4, "tokens": 2}
@@ -121,13 +129,19 @@ def test_a_sweep_is_judged_by_a_model_from_its_trials_to_its_champions(tmp_path:
         trials=2,
         vlm=vlm,
     )
+    with monkeypatch.context() as patch:
+        patch.setattr(NextTokens, "prepare", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(parse_spec(tree))
+    assert "go on with: --resume" in capsys.readouterr().out
     with one_ray():
-        result = run_sweep(parse_spec(tree), allow_unproven=True)
+        result = run_sweep(parse_spec(tree), allow_unproven=True, resume=True)
     runs = [*result.trials.values(), *result.confirmations.values()]
     assert len(runs) >= 2
     for run in runs:
         assert [VLM_KL in row for row in run.history] == [False, False, True]
         assert run.figures[VLM_KL] > 0
+        assert 0 <= run.figures[VLM_AGREEMENT] <= 1
         # It also teaches.
         assert run.history[-1]["train/vlm"] > 0
     [verdict] = result.verdicts

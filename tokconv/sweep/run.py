@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokconv.config.tree import Config, get
 from tokconv.encoding.console import encode_and_print
@@ -50,15 +50,12 @@ from tokconv.sweep.tracking.wandb_writer import WandbWriter
 from tokconv.sweep.trials.baselines import Baselines, measure
 from tokconv.sweep.trials.listener import Listener
 from tokconv.sweep.trials.tuning import tune
-from tokconv.sweep.trials.vlm import open_judge, prepare_teacher
+from tokconv.sweep.trials.vlm import Models, open_models
 from tokconv.system.files import local_path, write_text
 from tokconv.system.ray_cluster import check_outlives_job
 from tokconv.system.storage import is_url
 from tokconv.system.terminal import progress_line
 from tokconv.training.loop import check_batch
-
-if TYPE_CHECKING:
-    from tokconv.exports.answers.judge import VlmJudge
 
 DRAIN_SECONDS = 60.0
 """How long the end of a sweep waits for a tracking server; `--resume` delivers the rest."""
@@ -120,16 +117,15 @@ def run_sweep(spec: Spec, *, resume: bool = False, allow_unproven: bool = False)
         check_same_store(directory, store)
     spec = spec.with_objectives(figures_of(spec, store))
     check_figures(spec, store)
-    vlm = open_judge(spec, config, store)
-    prepare_teacher(spec, config, store)
+    models = open_models(spec, config, store)
     if spec.resources.workers > 1:
         for size in spec.batch_sizes():
             check_batch(size, len(store.train_indices), spec.resources.workers)
     directory = directory or root.new(spec.name)
     with directory.lock():
         write_text(directory.spec, to_yaml(spec))
-        # Trials load the model themselves: the driver lets go of it after the baselines.
-        sweep, vlm = _Sweep(spec, config, store, directory, root.local, allow_unproven, vlm), None
+        # Trials load the models themselves: the driver lets go of its own before they start.
+        sweep, models = _Sweep(spec, config, store, directory, root.local, allow_unproven, models), (None, None)
         with mirrored(directory, sweep.record):
             return sweep.run()
 
@@ -145,10 +141,10 @@ class _Sweep:
         directory: SweepDirectory,
         root: Path,
         allow_unproven: bool,
-        vlm: VlmJudge | None,
+        models: Models,
     ) -> None:
         self.spec, self.config, self.store, self.directory, self.root = spec, config, store, directory, root
-        self.allow_unproven, self.vlm = allow_unproven, vlm
+        self.allow_unproven, self.models = allow_unproven, models
         self.record = Record(directory.events)
         self.uri, self.experiment = tracking_uri(spec.tracking.uri, root), spec.tracking.experiment or spec.name
 
@@ -161,7 +157,7 @@ class _Sweep:
             raise
 
     def _run(self) -> SweepResult:
-        baselines = self._measure_baselines()
+        baselines = self._measure_once()
         self._record_start(baselines)
         writers = self._start_writers()
         try:
@@ -187,13 +183,17 @@ class _Sweep:
         self.record.close()
         return SweepResult(self.directory.path, result.verdicts, self.record.trials, self.record.confirmations)
 
-    def _measure_baselines(self) -> Baselines:
-        """Return the figures of every baseline at every grid, from the store's cache or computed now."""
+    def _measure_once(self) -> Baselines:
+        """Let the teacher read all tokens, and return the figures of every baseline at every grid: from the store's
+        cache or computed now."""
+        (judge, teacher), self.models = self.models, (None, None)
+        if teacher is not None:
+            teacher.prepare_and_print()
+            del teacher
         # Trials that ran before the search space was narrowed stay in the table.
         ran = {trial.grid for trial in self.record.trials.values()}
         grids = sorted({*self.spec.grids(), *ran})
-        reader, self.vlm = self.vlm, None
-        return measure(self.spec, self.store, grids, config=self.config, judge=reader)
+        return measure(self.spec, self.store, grids, config=self.config, judge=judge)
 
     def _record_start(self, baselines: Baselines) -> None:
         self.record.append(

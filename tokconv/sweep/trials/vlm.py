@@ -15,6 +15,10 @@ from tokconv.system.files import local_path
 
 if TYPE_CHECKING:
     from tokconv.exports.answers.judge import VlmJudge
+    from tokconv.exports.answers.teacher import VlmTeacher
+
+Models = tuple["VlmJudge | None", "VlmTeacher | None"]
+"""The judge of a sweep, and the teacher of its trials."""
 
 
 def judge_settings(spec: Spec) -> JudgeSettings | None:
@@ -24,27 +28,22 @@ def judge_settings(spec: Spec) -> JudgeSettings | None:
     return JudgeSettings(local_path(spec.vlm.model).absolute(), spec.vlm.prompts, spec.vlm.images, spec.vlm.tokens)
 
 
-def open_judge(spec: Spec, config: Config, store: TokenStore) -> VlmJudge | None:
-    """Return the judge that a spec names; None for none.
+def open_models(spec: Spec, config: Config, store: TokenStore) -> Models:
+    """Return the judge and the teacher that a spec names; None for none.
+
+    The driver lets the teacher read all tokens before the trials start: they would wait for one another.
 
     Raises:
-        DataError: its directory holds no model that can answer.
+        DataError: a directory holds no model that can answer.
         ConfigError: it does not read the tokens of this store.
     """
-    if (settings := judge_settings(spec)) is None:
-        return None
-    from tokconv.exports.answers.judge import VlmJudge  # Its imports take three seconds.
+    judge = teacher = None
+    if (settings := judge_settings(spec)) is not None:
+        from tokconv.exports.answers.judge import VlmJudge  # Its imports take three seconds.
 
-    judge = VlmJudge(store, settings, resolve_device(None))
-    judge.check_tower(config)
-    return judge
-
-
-def prepare_teacher(spec: Spec, config: Config, store: TokenStore) -> None:
-    """Let the teacher of a sweep's trials read all tokens before they start: they would wait for one another."""
-    if not spec.may_be_taught:
-        return
-    taught = with_values(config, {TEACHER_KEY: config.loss.weights.vlm or 1.0})
-    teacher = open_teacher(taught, store, resolve_device(None))
-    assert teacher is not None
-    teacher.prepare_and_print()
+        judge = VlmJudge(store, settings, resolve_device(None))
+        judge.check_tower(config)
+    if spec.may_be_taught:
+        taught = with_values(config, {TEACHER_KEY: config.loss.weights.vlm or 1.0})
+        teacher = open_teacher(taught, store, resolve_device(None))
+    return judge, teacher
