@@ -4,20 +4,15 @@ and most tests that track anything begin with one. Servers and commands in proce
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import os
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from support.faults.when_imported import when_imported
+
 MODULE = "mlflow.store.db.utils"
-
-
 FRESH = "fresh.db"
 """The name of a file whose tables MLflow makes anew."""
 
@@ -27,28 +22,11 @@ def copy_tables(folder: Path) -> None:
 
     It takes effect when MLflow is imported: most tests do without, and it takes seconds.
     """
-    sys.meta_path.insert(0, _Finder(folder / "mlflow.db"))
 
+    def change(module: Any) -> None:
+        module._initialize_tables = _copying(module, folder / "mlflow.db")
 
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, first: Path) -> None:
-        self._first = first
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if name != MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.loader is not None
-        run = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            module._initialize_tables = _copying(module, self._first)  # type: ignore[attr-defined]
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+    when_imported(MODULE, change)
 
 
 def _copying(module: Any, first: Path) -> Any:

@@ -6,11 +6,10 @@ TOKCONV_START is how many seconds a `TorchTrainer` has for its first report, for
 `resources.trial_timeout`: that can then be short.
 """
 
-import importlib.abc
-import importlib.util
 import os
-import sys
 import time
+
+from when_imported import when_imported
 
 FAULTS = [fault.split(":") for fault in os.environ.get("TOKCONV_FAULT", "").split(",") if fault]
 HANG = [int(number) for number in os.environ.get("TOKCONV_HANG", "").split(":") if number]
@@ -62,32 +61,7 @@ def _wait_for_start(module):
     module.Queue, module._living_queue = Patient, for_the_next_trial
 
 
-class _Loader(importlib.abc.Loader):
-    def __init__(self, loader, change):
-        self._loader, self._change = loader, change
-
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module):
-        self._loader.exec_module(module)
-        self._change(module)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, name, change):
-        self._name, self._change = name, change
-
-    def find_spec(self, name, path=None, target=None):
-        if name != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        spec.loader = _Loader(spec.loader, self._change)
-        return spec
-
-
 if FAULTS or HANG:
-    sys.meta_path.insert(0, _Finder("tokconv.training.step", _break_steps))
+    when_imported("tokconv.training.step", _break_steps)
 if START:
-    sys.meta_path.insert(0, _Finder("tokconv.sweep.trials.trainer", _wait_for_start))
+    when_imported("tokconv.sweep.trials.trainer", _wait_for_start)
