@@ -276,7 +276,7 @@ _ENTRIES = (
     ),
     Figure(
         name=VLM_AGREEMENT,
-        title="VLM agreement",
+        title="VLM agrees",
         meaning="share of its answers that begin with the same tokens as from all tokens",
         lower_is_better=False,
         form=".1%",
