@@ -13,7 +13,8 @@ depend on the seed and the step alone, so a resumed training ends at the same we
 With `--pooled-first 0.8`, the first four fifths of the steps read 6 x 6 averages instead of all tokens, at a seventh of
 the time. `--precision bfloat16` takes less than half the time on a processor that multiplies it (AVX512-BF16, AMX, a
 GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a compressor makes of
-the tokens. The result is a model of its own with that compressor beside it; the plain model stays as it is.
+the tokens, in its own precision. The result is a model of its own with that compressor beside it; the plain model stays
+as it is.
 `trained.safetensors` beside a model holds all that was trained of it; `--trained` makes the model of it without
 training, and still encodes the store, which baselines are fitted on. All runs with one `--out` share images and tokens:
 another run needs the same `--tasks`, `--questions`, `--image-size` and `--precision`, or an `--out` of its own.
@@ -191,7 +192,8 @@ def adapt(
     name, compressor = series_of(folder).replace(" ", "-"), load_compressor(folder)
     # Attaching checks that it fits, and moves it to the model.
     attach(model.model, compressor).detach()
-    settings = replace(settings, compressor=file_digest(folder / FILES["compressor"]))
+    own = str(model.model.dtype).removeprefix("torch.")
+    settings = replace(settings, precision=own, compressor=file_digest(folder / FILES["compressor"]))
 
     @torch.no_grad()
     def read(tokens: Tensor, step: int) -> Tensor:

@@ -198,6 +198,17 @@ def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
     assert "--pooled-first: is for the first training" in capsys.readouterr().err
 
 
+def test_an_adapted_model_has_the_precision_of_the_one_that_it_was(tool: Any, parts: Path, tmp_path: Path) -> None:
+    export = write_export(tmp_path / "mine", token_grid=SIDE // PATCH, dim=16, grid=2)
+    write_json(export / "config.json", {**read_config(export), "encoder": {"name": "tower", "layer": 1}})
+    half, out = tmp_path / "half", tmp_path / "out"
+    assert tool.main(arguments(parts, half, "--precision", "bfloat16")) == 0
+    assert tool.main([*places(parts, out), "--trained", str(half / "trained.safetensors")]) == 0
+    assert tool.main(arguments(parts, out, "--compressor", str(export))) == 0
+    found = load_file(out / "adapted" / "mine-02" / "model.safetensors")
+    assert {value.dtype for value in found.values()} == {torch.bfloat16}
+
+
 def test_images_and_tokens_of_other_options_are_refused_before_anything_is_written(
     tool: Any, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
