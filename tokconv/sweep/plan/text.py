@@ -17,7 +17,7 @@ def plan_text(plan: SweepPlan) -> str:
     stopping = (
         "no early stopping"
         if spec.early_stopping is None
-        else f"early stopping leaves {low:.0%} to {high:.0%} of the trials' epochs"
+        else f"early stopping leaves {_between(f'{low:.0%}', f'{high:.0%}')} of the trials' epochs"
     )
     count = spec.base_config().data.views
     views = f"; {count} views of each image to train on, counted as images" if count > 1 else ""
@@ -60,12 +60,13 @@ def _totals(plan: SweepPlan) -> list[str]:
     usable, wanted = plan.usable, plan.accelerator.gpus
     prefix, size = ("E", 1e18) if plan.flops(high) >= 1e18 else ("P", 1e15)
     few = f"; the spec's concurrency cannot use all {wanted:g}" if wanted is not None and usable < wanted else ""
-    hours = f"{_number(plan.hours(low))} to {_number(plan.hours(high))}" if low < high else _number(plan.hours(low))
+    work = _between(f"{plan.flops(low) / size:.3g}", f"{plan.flops(high) / size:.3g}")
+    hours = _between(_number(plan.hours(low)), _number(plan.hours(high)))
+    wall = _between(_seconds(plan.wall_seconds(low)), _seconds(plan.wall_seconds(high)))
     return [
-        f"training       {plan.flops(low) / size:.3g} to {plan.flops(high) / size:.3g} {prefix}FLOP{_taught(plan)}",
+        f"training       {work} {prefix}FLOP{_taught(plan)}",
         f"{unit} hours      {hours} ({_number(plan.hours(1.0))} if no trial is stopped)",
-        f"wall time      {_seconds(plan.wall_seconds(low))} to {_seconds(plan.wall_seconds(high))} "
-        f"on {usable:g} {unit}s{few}",
+        f"wall time      {wall} on {usable:g} {unit}s{few}",
         *_readings(plan),
         f"reading        {data_size(plan.tokens.image_bytes * plan.steps_per_epoch * plan.batch_size)} of tokens per "
         f"epoch and trial, {reading:.0%} of its time",
@@ -87,7 +88,7 @@ def _readings(plan: SweepPlan) -> list[str]:
     if judge is not None:
         seconds = [grid.judged_seconds for grid in plan.grids]
         lines.append(
-            f"judge          {_seconds(min(seconds))} to {_seconds(max(seconds))} at the end of a trial: "
+            f"judge          {_between(_seconds(min(seconds)), _seconds(max(seconds)))} at the end of a trial: "
             f"{judge.images:,} images, {judge.prompts} {'prompt' if judge.prompts == 1 else 'prompts'}"
         )
         read.append(f"{judge.images:,} images for the judge, with their baselines")
@@ -96,6 +97,10 @@ def _readings(plan: SweepPlan) -> list[str]:
     if read:
         lines.append(f"read once      {_seconds(plan.once_seconds)} before the trials: {', and '.join(read)}")
     return lines
+
+
+def _between(least: str, most: str) -> str:
+    return least if least == most else f"{least} to {most}"
 
 
 def _seconds(seconds: float) -> str:
