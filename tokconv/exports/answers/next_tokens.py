@@ -125,10 +125,13 @@ class NextTokens:
         Arguments as `divergence`. With every token of an answer the likeliest one after those before it, the greedy
         answer is the same.
         """
-        said = self._known(places, prompt)
-        pairs = list(_logits(self._model, said, compressed_bKC, self.prompts[prompt]))
-        far = torch.stack([divergence(theirs, mine) for theirs, mine in pairs])
-        return far, torch.tensor([bool((theirs.argmax(-1) == mine.argmax(-1)).all()) for theirs, mine in pairs])
+        # The logits of one image at a time: a vocabulary is wide.
+        found = [
+            (divergence(theirs, mine), (theirs.argmax(-1) == mine.argmax(-1)).all())
+            for theirs, mine in _logits(self._model, self._known(places, prompt), compressed_bKC, self.prompts[prompt])
+        ]
+        far, same = zip(*found, strict=True)
+        return torch.stack(far), torch.stack(same)
 
     def _known(self, places: Tensor, prompt: int) -> list[tuple[Tensor, Tensor]]:
         """Return what all tokens say of some images: ids [T] and states [T, D] of each."""
