@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokconv.config.overrides import with_values
 from tokconv.config.tree import matryoshka_grids
 from tokconv.errors import ConfigError, TokconvError, first_line
 from tokconv.evaluation.baselines.registry import BASELINES
 from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.sweep.plan.tokens import PlannedTokens
-from tokconv.sweep.spec.schema import TEACHER_KEY, Spec
-from tokconv.sweep.trials.vlm import judge_settings
+from tokconv.sweep.spec.schema import Spec
+from tokconv.sweep.trials.vlm import judge_settings, taught_config
 from tokconv.system.terminal import data_size
 from tokconv.training.measured import Measured
 
@@ -161,8 +160,7 @@ def _teacher_settings(spec: Spec) -> JudgeSettings | None:
         return None
     from tokconv.exports.answers.teacher import teacher_settings
 
-    config = spec.base_config()
-    return teacher_settings(with_values(config, {TEACHER_KEY: config.loss.weights.vlm or 1.0}).loss.vlm)
+    return teacher_settings(taught_config(spec.base_config()).loss.vlm)
 
 
 def _every_grid(spec: Spec) -> set[int]:

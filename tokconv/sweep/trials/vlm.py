@@ -28,6 +28,11 @@ def judge_settings(spec: Spec) -> JudgeSettings | None:
     return JudgeSettings(local_path(spec.vlm.model).absolute(), spec.vlm.prompts, spec.vlm.images, spec.vlm.tokens)
 
 
+def taught_config(config: Config) -> Config:
+    """Return the config of a trial that is taught, if only some trials of a sweep are."""
+    return with_values(config, {TEACHER_KEY: config.loss.weights.vlm or 1.0})
+
+
 def open_models(spec: Spec, config: Config, store: TokenStore) -> Models:
     """Return the judge and the teacher that a spec names; None for none.
 
@@ -44,6 +49,5 @@ def open_models(spec: Spec, config: Config, store: TokenStore) -> Models:
         judge = VlmJudge(store, settings, resolve_device(None))
         judge.check_tower(config)
     if spec.may_be_taught:
-        taught = with_values(config, {TEACHER_KEY: config.loss.weights.vlm or 1.0})
-        teacher = open_teacher(taught, store, resolve_device(None))
+        teacher = open_teacher(taught_config(config), store, resolve_device(None))
     return judge, teacher
