@@ -17,7 +17,6 @@ from tokconv.encoding.towers.families import FAMILIES
 from tokconv.encoding.towers.spec import describe
 from tokconv.system.files import atomic_path
 
-LAYER = -2
 IMAGE = "<image>"
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -29,12 +28,15 @@ TEMPLATE = (
 """SmolLM2's own template without its system message, which only costs tokens here."""
 
 
-def assemble(tower: Path, language: Path, out: Path, *, image_size: int | None = None, seed: int = 0) -> Path:
+def assemble(
+    tower: Path, language: Path, out: Path, *, layer: int, image_size: int | None = None, seed: int = 0
+) -> Path:
     """Write the model and its processor, whole or not at all.
 
     Args:
         tower: a DINOv2 without registers, whose preprocessing crops a square.
         language: a Llama with its tokenizer.
+        layer: the hidden layer of the tower that is read; negative numbers count from the last one.
         image_size: in px; None takes what `tokconv encode` would (24 x 24 tokens at most).
         seed: of the projector.
 
@@ -51,7 +53,7 @@ def assemble(tower: Path, language: Path, out: Path, *, image_size: int | None =
         LlavaProcessor,
     )
 
-    spec = describe(ClipConfig(model_name=str(tower), layer=LAYER, image_size=image_size))
+    spec = describe(ClipConfig(model_name=str(tower), layer=layer, image_size=image_size))
     vision: Any = AutoModel.from_pretrained(tower, dtype=torch.float32)
     _set_image_size(vision, spec.image_size)
     llm: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
@@ -63,7 +65,7 @@ def assemble(tower: Path, language: Path, out: Path, *, image_size: int | None =
         vision_config=vision.config,
         text_config=llm.config,
         image_token_id=image_token,
-        vision_feature_layer=LAYER,
+        vision_feature_layer=layer,
         vision_feature_select_strategy="default",
         tie_word_embeddings=llm.config.tie_word_embeddings,
     )

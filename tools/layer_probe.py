@@ -23,11 +23,12 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from vlm_digits import square_of
 
 from tokconv.config.tree import ClipConfig
 from tokconv.encoding.towers.tower import VisionTower
 from tokconv.errors import ConfigError, TokconvError
-from tokconv.exports.answers.reading import IMAGES, SIDE, Placed, Scenes
+from tokconv.exports.answers.reading import IMAGES, Placed, Scenes
 from tokconv.exports.answers.tasks import Split
 from tokconv.system.terminal import progress_line
 
@@ -104,9 +105,7 @@ def hidden_states(tower: VisionTower, images: Sequence[Image.Image]) -> list[Ten
 
 def features_of(tokens_CGG: Tensor, digit: Placed) -> Tensor:
     """Return the tokens in the square of a digit, averaged to CELLS x CELLS, as one vector."""
-    grid = tokens_CGG.shape[-1]
-    centres = (torch.arange(grid) + 0.5) * SIDE / grid
-    rows, columns = ((centres >= start) & (centres < start + digit.size) for start in (digit.top, digit.left))
+    rows, columns = square_of(digit, tokens_CGG.shape[-1])
     return F.adaptive_avg_pool2d(tokens_CGG[:, rows][:, :, columns], CELLS).flatten()
 
 

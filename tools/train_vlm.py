@@ -10,13 +10,15 @@ language model stay frozen; with `--lora-rank 16`, the language model's attentio
 weights at the end. A checkpoint is written every few steps, and the next run goes on from it: the examples of a step
 depend on the seed and the step alone, so a resumed training ends at the same weights.
 
-With `--pooled-first 0.8`, the first four fifths of the steps read 6 x 6 averages instead of all tokens, at a seventh of
-the time. `--precision bfloat16` takes less than half the time on a processor that multiplies it (AVX512-BF16, AMX, a
-GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a compressor makes of
-the tokens, in its own precision. The result is a model of its own with that compressor beside it; the plain model stays
-as it is. `trained.safetensors` beside a model holds all that was trained of it; `--trained` makes the model of it
-without training, and still encodes the store, which baselines are fitted on. All runs with one `--out` share images and
-tokens: another run needs the same `--tasks`, `--questions`, `--image-size` and `--precision`, or an `--out` of its own.
+Where images show digits at known places, the projector starts at the words for them (`tools/vlm_alignment.py`). With
+`--part-first 0.8`, the first four fifths of the steps read 96 tokens per image instead of all, at a fifth of the time
+(`tools/vlm_packing.py`). `--precision bfloat16` takes less than half the time on a processor that multiplies it
+(AVX512-BF16, AMX, a GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a
+compressor makes of the tokens, in its own precision. The result is a model of its own with that compressor beside it;
+the plain model stays as it is. `trained.safetensors` beside a model holds all that was trained of it; `--trained` makes
+the model of it without training, and still encodes the store, which baselines are fitted on. All runs with one `--out`
+share images and tokens: another run needs the same `--tasks`, `--questions`, `--layer`, `--image-size` and
+`--precision`, or an `--out` of its own.
 """
 
 from __future__ import annotations
@@ -57,8 +59,10 @@ from tokconv.system.files import atomic_path, file_digest, read_json_object, wri
 
 MADE_OF = "made_of.json"
 """The file in a model's folder with the digest of what was trained of it."""
+LAYER = 5
+"""In the middle of a DINOv2-small, tokens tell digits and textiles apart (`tools/layer_probe.py`)."""
 PRECISIONS = ("float32", "bfloat16")
-OF_TRAINING = ("steps", "batch_size", "learning_rate", "pooled_first", "lora_rank", "save_every", "compressor")
+OF_TRAINING = ("steps", "batch_size", "learning_rate", "part_first", "lora_rank", "save_every", "compressor")
 """Options that mean nothing without a training."""
 
 
@@ -75,9 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--questions", type=int, help="the first N training questions of each task (default: all)")
+    parser.add_argument(
+        "--layer", type=int, default=LAYER, help="the hidden layer of the tower that is read (default: %(default)s)"
+    )
     parser.add_argument("--image-size", type=int, help="in px (default: 24 x 24 patches)")
     parser.add_argument(
-        "--pooled-first", type=float, default=0.0, metavar="SHARE", help="of the steps, on 6 x 6 averages (default: 0)"
+        "--part-first", type=float, default=0.0, metavar="SHARE", help="of the steps, on 96 tokens each (default: 0)"
     )
     parser.add_argument(
         "--lora-rank", type=int, default=0, metavar="R", help="of adapters of the language model (default: 0, none)"
@@ -111,10 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Do every step that is missing. Raises TokconvError."""
-    if not 0 <= args.pooled_first <= 1:
-        raise ConfigError(f"--pooled-first: got {args.pooled_first:g}; it must be from 0 to 1")
-    if args.compressor is not None and args.pooled_first:
-        raise ConfigError("--pooled-first: is for the first training; leave it out with --compressor")
+    if not 0 <= args.part_first <= 1:
+        raise ConfigError(f"--part-first: got {args.part_first:g}; it must be from 0 to 1")
+    if args.compressor is not None and args.part_first:
+        raise ConfigError("--part-first: is for the first training; leave it out with --compressor")
     if args.lora_rank < 0:
         raise ConfigError(f"--lora-rank: got {args.lora_rank}; it must be at least 0")
     if args.lora_rank:
@@ -124,25 +131,28 @@ def run(args: argparse.Namespace) -> None:
     if args.compressor is not None and not done.is_dir():
         raise ConfigError(f"--compressor: there is no trained model {done}; run this without --compressor first")
     tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
-    options = options_of(tasks, args.image_size, args.precision)
+    options = options_of(tasks, args.layer, args.image_size, args.precision)
     check_options(args.out, options)
     if args.trained is not None and done.is_dir():
         check_made_of(done, args.trained)
     if not raw.is_dir():
-        assemble(args.tower, args.language_model, raw, image_size=args.image_size, seed=args.seed)
+        assemble(args.tower, args.language_model, raw, layer=args.layer, image_size=args.image_size, seed=args.seed)
     if args.trained is not None and not done.is_dir():
         write_model(raw, args.trained, device, done)
         print(f"trained model: {done}, of {args.trained}")
     write_json(args.out / OPTIONS, options)
     write_images(tasks, args.out / IMAGES)
-    store = encode_once(args.tower, args.out / IMAGES, args.out / STORE, args.device, args.image_size, args.precision)
+    store = encode_once(
+        args.tower, args.out / IMAGES, args.out / STORE, args.device, args.layer, args.image_size, args.precision
+    )
     if args.trained is not None:
         return
     model = AnsweringModel(raw if args.compressor is None else done, device)
     examples = make_examples(model, tasks, store)
-    print(f"{len(examples):,} questions about {len(store.keys):,} images", flush=True)
+    questions = sum(len(example.questions) for example in examples)
+    print(f"{questions:,} questions about {len(examples):,} images", flush=True)
     settings = Settings(
-        args.steps, args.batch_size, args.learning_rate, args.seed, args.pooled_first, args.lora_rank, args.precision
+        args.steps, args.batch_size, args.learning_rate, args.seed, args.part_first, args.lora_rank, args.precision
     )
     if args.compressor is not None:
         adapt(model, store, examples, settings, args)
@@ -195,7 +205,7 @@ def adapt(
     settings = replace(settings, precision=own, compressor=file_digest(folder / FILES["compressor"]))
 
     @torch.no_grad()
-    def read(tokens: Tensor, step: int) -> Tensor:
+    def read(tokens: Tensor) -> Tensor:
         compressed: Tensor = compressor(tokens.to(model.device))
         return compressed
 

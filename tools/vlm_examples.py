@@ -1,4 +1,4 @@
-"""What the projector of a small LLaVA learns from: images of tasks, their stored tokens, questions as token ids."""
+"""What a small LLaVA learns from: images of tasks, their stored tokens, questions as token ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assemble_vlm import LAYER
+from torch import Tensor
+from vlm_digits import scenes_of, values_of
 
 import tokconv
 from tokconv.encoding.console import encode_and_print
@@ -25,19 +26,24 @@ IMAGES, STORE, OPTIONS = "images", "store", "images.json"
 
 @dataclass(frozen=True)
 class Example:
-    """One question: its image in the store, its prompt as token ids before and after the image, its answer."""
+    """An image and all questions about it."""
 
     image: int
+    """Its index in the store."""
     before: list[int]
-    after: list[int]
-    answer: list[int]
+    """The token ids of a prompt before the image, which all questions share."""
+    questions: list[tuple[list[int], list[int]]]
+    """The token ids after the image, and those of the answer."""
+    values: Tensor | None
+    """The value of the digit that each token shows, as `vlm_digits.values_of`; None for images of other tasks."""
 
 
-def options_of(tasks: Sequence[Task], image_size: int | None, precision: str) -> dict[str, Any]:
+def options_of(tasks: Sequence[Task], layer: int, image_size: int | None, precision: str) -> dict[str, Any]:
     """Return JSON, by option, of what images and tokens depend on."""
     return {
         "--tasks": {task.name: digest({**task.identity, "questions": None}) for task in tasks},
         "--questions": {task.name: len(task.questions) for task in tasks},
+        "--layer": layer,
         "--image-size": image_size,
         "--precision": precision,
     }
@@ -74,29 +80,35 @@ def write_images(tasks: Sequence[Task], folder: Path) -> None:
 
 
 def encode_once(
-    tower: Path, images: Path, store: Path, device: str | None, image_size: int | None, precision: str
+    tower: Path, images: Path, store: Path, device: str | None, layer: int, image_size: int | None, precision: str
 ) -> TokenStore:
     """Return the store of the images' tokens; encodes what is missing, with its progress on the console."""
     size = [] if image_size is None else [f"model.clip.image_size={image_size}"]
-    names = [f"model.clip.model_name={tower}", f"model.clip.layer={LAYER}", f"model.clip.precision={precision}", *size]
+    names = [f"model.clip.model_name={tower}", f"model.clip.layer={layer}", f"model.clip.precision={precision}", *size]
     return encode_and_print(
         tokconv.compose(["data=folder", f"data.root={images}", f"data.store={store}", *names]), device=device
     )
 
 
 def make_examples(model: AnsweringModel, tasks: Sequence[Task], store: TokenStore) -> list[Example]:
-    """Return every question of the tasks with its image's index in the store."""
+    """Return every image of the tasks that has questions, with its index in the store."""
     places = {key: place for place, key in enumerate(store.keys)}
     prompts: dict[str, tuple[list[int], list[int]]] = {}
     examples, end = [], sorted(model.ends)[:1]
     for task in tasks:
+        scenes = scenes_of(task)
+        questions: dict[int, list[tuple[list[int], list[int]]]] = {}
         for question in task.questions:
+            assert question.answer is not None
             if question.text not in prompts:
                 prompts[question.text] = around_image(model, question.text)
-            assert question.answer is not None
+            before, after = prompts[question.text]
             answer = model.processor.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
-            image = places[f"{task.name}/{question.image:05d}.png"]
-            examples.append(Example(image, *prompts[question.text], [*answer, *end]))
+            questions.setdefault(question.image, []).append((after, [*answer, *end]))
+        for image, own in questions.items():
+            place = places[f"{task.name}/{image:05d}.png"]
+            values = None if scenes is None else values_of(scenes.placed(image), store.token_grid)
+            examples.append(Example(place, before, own, values))
     return examples
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from assemble_vlm import start_projector
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from vlm_alignment import align
 from vlm_examples import Example
+from vlm_packing import loss_of, some_places
 
 from tokconv.errors import ConfigError, DataError, DivergedError, first_line
 from tokconv.exports.answers.model import AnsweringModel
-from tokconv.models.windows import Windows
 from tokconv.store.reader import TokenStore
 from tokconv.system.files import atomic_path
 from tokconv.system.terminal import progress_line
@@ -28,12 +28,12 @@ from tokconv.system.terminal import progress_line
 WARM_UP = 0.03
 """Share of the steps in which the learning rate rises."""
 CHECKPOINT, TRAINED = "checkpoint.pt", "trained.safetensors"
-POOLED = 6
-"""The side of the grid of averages that `pooled_first` trains on."""
+PART = 96
+"""The tokens per image that `part_first` trains on."""
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj"]
 """The layers of the language model that have adapters: its attention."""
-Read = Callable[[Tensor, int], Tensor]
-"""(tokens [b, N, C], step) -> the tokens [b, K, C] that the projector reads in this step."""
+Read = Callable[[Tensor], Tensor]
+"""Tokens [b, N, C] -> the tokens [b, K, C] that the projector reads."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Settings:
     batch_size: int
     learning_rate: float
     seed: int
-    pooled_first: float = 0.0
-    """The share of the steps, the first ones, that read averages."""
+    part_first: float = 0.0
+    """The share of the steps, the first ones, that read PART tokens per image."""
     lora_rank: int = 0
     """Of the adapters (LoRA, arXiv:2106.09685); 0 trains the projector alone."""
     precision: str = "float32"
@@ -116,32 +116,6 @@ def apply_trained(model: AnsweringModel, path: Path) -> None:
     trained.merge()
 
 
-def loss_of(model: AnsweringModel, tokens_BNC: Tensor, examples: Sequence[Example]) -> Tensor:
-    """Return the mean cross-entropy of the answers' tokens, each example with the same weight."""
-    core, device = model.model.model, model.device
-    embed, projector = model.model.get_input_embeddings(), core.multi_modal_projector
-    visual = projector(tokens_BNC.to(device, projector.linear_1.weight.dtype)).to(embed.weight.dtype)
-
-    def text(ids: list[int]) -> Tensor:
-        return embed(torch.tensor(ids, dtype=torch.long, device=device))
-
-    rows = [
-        torch.cat([text(example.before), own, text(example.after + example.answer)])
-        for own, example in zip(visual, examples, strict=True)
-    ]
-    # What follows an answer is padding on the right, which nothing before it reads.
-    hidden = core.language_model(
-        inputs_embeds=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), use_cache=False
-    ).last_hidden_state
-    losses = []
-    for row, embedded, example in zip(hidden, rows, examples, strict=True):
-        count = len(example.answer)
-        predicting = row[len(embedded) - count - 1 : len(embedded) - 1]
-        wanted = torch.tensor(example.answer, device=device)
-        losses.append(F.cross_entropy(model.model.lm_head(predicting).float(), wanted))
-    return torch.stack(losses).mean()
-
-
 def batches(count: int, settings: Settings, first: int) -> Iterator[tuple[int, list[int]]]:
     """Yield each step from `first` on with the indices of its examples: every epoch in an order of its own."""
     for step in range(first, settings.steps):
@@ -152,10 +126,16 @@ def batches(count: int, settings: Settings, first: int) -> Iterator[tuple[int, l
         yield step, chosen
 
 
-def all_or_pooled(token_grid: int, settings: Settings) -> Read:
-    """Return how the projector reads tokens: averages of windows in the first steps, then all of them."""
-    windows, pooled = Windows(token_grid, min(POOLED, token_grid)), round(settings.pooled_first * settings.steps)
-    return lambda tokens, step: windows.split(tokens).mean(2) if step < pooled else tokens
+def part_of(
+    tokens_BNC: Tensor, examples: Sequence[Example], settings: Settings, step: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return the tokens that a step of the first training reads, and their places if they are not all."""
+    count = tokens_BNC.shape[1]
+    if step >= round(settings.part_first * settings.steps) or count <= PART:
+        return tokens_BNC, None
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    places_BK = torch.stack([some_places(example, count, PART, generator) for example in examples])
+    return tokens_BNC.gather(1, places_BK[..., None].expand(-1, -1, tokens_BNC.shape[2])), places_BK
 
 
 def train(
@@ -172,17 +152,14 @@ def train(
     `out`/trained.safetensors then holds what was trained, for `apply_trained`. The given model is used up.
 
     Args:
-        read: what the projector reads; None is `all_or_pooled`, for a projector that starts at noise.
+        read: what the projector reads; None is the first training, whose projector starts at noise, or at the words
+            for digits if there are images that show them (`vlm_alignment.align`), and reads all tokens, or a part.
 
     Raises:
         ConfigError: the checkpoint was made with other settings or data.
         DivergedError: the loss is not finite.
     """
     trained = Trained(model, settings)
-    if read is None:
-        width = float(model.model.get_input_embeddings().weight.float().square().mean().sqrt())
-        start_projector(trained.projector, store.mean, store.scale, width, settings.seed)
-        read = all_or_pooled(store.token_grid, settings)
     optimizer = torch.optim.AdamW(trained.parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
     identity = {**asdict(settings), "store": store.fingerprint, "examples": len(examples)}
     path, first = out / CHECKPOINT, 0
@@ -193,6 +170,11 @@ def train(
         trained.load(saved["trained"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
+    elif read is None and any(example.values is not None for example in examples):
+        align(model, store, examples, settings.seed)
+    elif read is None:
+        width = float(model.model.get_input_embeddings().weight.float().square().mean().sqrt())
+        start_projector(trained.projector, store.mean, store.scale, width, settings.seed)
     losses: list[float] = []
     started = time.monotonic()
     with progress_line("training") as line:
@@ -200,7 +182,8 @@ def train(
         for step, chosen in batches(len(examples), settings, first):
             own = [examples[index] for index in chosen]
             tokens = store.tokens(torch.tensor([example.image for example in own])).float()
-            loss = loss_of(model, read(tokens, step), own)
+            read_now, places = (read(tokens), None) if read is not None else part_of(tokens, own, settings, step)
+            loss = loss_of(model, read_now, own, places)
             if not math.isfinite(value := loss.item()):
                 raise DivergedError("the loss of the answers", step)
             for group in optimizer.param_groups:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def arguments(parts: Path, out: Path, *more: str) -> list[str]:
 
 def places(parts: Path, out: Path) -> list[str]:
     where = ["--tower", str(parts / "tower"), "--language-model", str(parts / "language"), "--out", str(out)]
-    return [*where, "--tasks", f"classes:{parts / 'images'}", "--image-size", str(SIDE), "--device", "cpu"]
+    return [*where, "--tasks", f"classes:{parts / 'images'}", "--image-size", str(SIDE), "--layer", "-2", "--device", "cpu"]
 
 
 @contextmanager
@@ -96,8 +97,8 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["--pooled-first", "0.7"], ["--lora-rank", "2"], ["--lora-rank", "2", "--precision", "bfloat16"]],
-    ids=["all", "pooled-first", "lora", "bfloat16"],
+    [[], ["--part-first", "0.7"], ["--lora-rank", "2"], ["--lora-rank", "2", "--precision", "bfloat16"]],
+    ids=["all", "part-first", "lora", "bfloat16"],
 )
 def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     tool: Any,
@@ -111,15 +112,15 @@ def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     read: list[int] = []
     loss_of = training.loss_of
 
-    def counted(model: AnsweringModel, tokens: torch.Tensor, examples: Any) -> torch.Tensor:
+    def counted(model: AnsweringModel, tokens: torch.Tensor, *given: Any) -> torch.Tensor:
         read.append(tokens.shape[1])
-        return loss_of(model, tokens, examples)
+        return loss_of(model, tokens, *given)
 
-    monkeypatch.setattr(training, "POOLED", 2)
+    monkeypatch.setattr(training, "PART", 4)
     monkeypatch.setattr(training, "loss_of", counted)
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     assert tool.main(arguments(parts, whole, *more)) == 0
-    assert read == ([4] * 8 + [16] * 4 if "--pooled-first" in more else [16] * 12)
+    assert read == ([4] * 8 + [16] * 4 if "--part-first" in more else [16] * 12)
     assert "s/step" in capsys.readouterr().out
 
     with stopped_after(6, training, monkeypatch):
@@ -194,8 +195,8 @@ def test_a_trained_model_is_adapted_to_a_compressor_and_measured(
     figures = json.loads((tmp_path / "answers" / "answers.json").read_text())
     plugged, own = (figures[place]["tasks"]["classes"]["kl"] for place in (1, 2))
     assert plugged != own
-    assert tool.main(arguments(parts, out, *more, "--pooled-first", "0.5")) == 1
-    assert "--pooled-first: is for the first training" in capsys.readouterr().err
+    assert tool.main(arguments(parts, out, *more, "--part-first", "0.5")) == 1
+    assert "--part-first: is for the first training" in capsys.readouterr().err
 
 
 def test_an_adapted_model_has_the_precision_of_the_one_that_it_was(tool: Any, parts: Path, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_images_and_tokens_of_other_options_are_refused_before_anything_is_writt
 def test_the_loss_falls(tool: Any, parts: Path, tmp_path: Path) -> None:
     assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
     model = AnsweringModel(tmp_path / "untrained", torch.device("cpu"))
-    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE, "float32")
+    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", -2, SIDE, "float32")
     examples = tool.make_examples(model, [make_task(f"classes:{parts / 'images'}", "train")], store)
     losses = tool.train(model, store, examples, tool.Settings(60, 6, 0.02, 0), tmp_path / "again", 60)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -252,23 +253,40 @@ def test_the_loss_is_that_of_the_model_itself(tool: Any, training: Any, parts: P
     assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
     model = AnsweringModel(tmp_path / "model", torch.device("cpu"))
     task = make_task(f"classes:{parts / 'images'}", "train")
-    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", SIDE, "float32")
+    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", -2, SIDE, "float32")
     [example, *_] = tool.make_examples(model, [task], store)
-    with torch.no_grad():
-        found = training.loss_of(model, model.tower_tokens([task.load(0)]), [example])
+    [(after, answer)] = example.questions
+    longer = ([*after, *after], [3, *answer])
+    tokens = model.tower_tokens([task.load(0)])
+
+    def whole(after: list[int], answer: list[int]) -> float:
         image = [model.model.config.image_token_id] * (SIDE // PATCH) ** 2
-        ids = torch.tensor([[*example.before, *image, *example.after, *example.answer]])
+        ids = torch.tensor([[*example.before, *image, *after, *answer]])
         labels = ids.clone()
-        labels[:, : -len(example.answer)] = -100
+        labels[:, : -len(answer)] = -100
         pixels = model.processor.image_processor([task.load(0)], return_tensors="pt")["pixel_values"]
-        wanted = model.model(input_ids=ids, pixel_values=pixels, labels=labels).loss
-    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+        return float(model.model(input_ids=ids, pixel_values=pixels, labels=labels).loss)
+
+    with torch.no_grad():
+        wanted = [whole(after, answer), whole(*longer)]
+        found = training.loss_of(model, tokens, [example])
+        several = [replace(example, questions=[longer, (after, answer)]), example]
+        both = training.loss_of(model, tokens.expand(2, -1, -1), several)
+        places = torch.arange(tokens.shape[1])[None]
+        same = training.loss_of(model, tokens, [example], places)
+        some = training.loss_of(model, tokens[:, [1, 2]], [example], places[:, [1, 2]])
+        elsewhere = training.loss_of(model, tokens[:, [1, 2]], [example], places[:, [5, 9]])
+    assert wanted[0] != pytest.approx(wanted[1], rel=0.01)
+    assert float(found) == pytest.approx(wanted[0], rel=1e-5)
+    assert float(both) == pytest.approx(0.75 * wanted[0] + 0.25 * wanted[1], rel=1e-5)
+    assert torch.equal(same, found)
+    assert len({float(found), float(some), float(elsewhere)}) == 3
 
 
 def test_the_tower_computes_what_tokconv_encodes(tool: Any, parts: Path, tmp_path: Path) -> None:
     assemble = importlib.import_module("assemble_vlm").assemble
     model = AnsweringModel(
-        assemble(parts / "tower", parts / "language", tmp_path / "model", image_size=SIDE), torch.device("cpu")
+        assemble(parts / "tower", parts / "language", tmp_path / "model", layer=-2, image_size=SIDE), torch.device("cpu")
     )
     clip = ClipConfig(model_name=str(parts / "tower"), layer=-2, image_size=SIDE)
     tower = VisionTower(clip, "cpu")
