@@ -40,7 +40,7 @@ def align(model: AnsweringModel, store: TokenStore, examples: Sequence[Example],
     spread_C = tokens_PC.std(0)
     embeddings = model.model.get_input_embeddings().weight.detach().float().cpu()
     width = float(embeddings.square().mean().sqrt())
-    projector = model.model.model.multi_modal_projector
+    projector = model.model.model.multi_modal_projector.requires_grad_(True)
     start_projector(projector, tokens_PC.mean(0), spread_C, width, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.artefacts import write_export
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from support.vlm_parts import PATCH, SIDE, write_language_model, write_tower
 
 from tokconv.cli.main import main as cli
 from tokconv.config.tree import ClipConfig
@@ -26,9 +25,6 @@ from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import make_task
 from tokconv.exports.artefact import read_config
 from tokconv.system.files import write_json
-
-SIDE, PATCH = 56, 14
-WORDS = ["user", "assistant", "Which", "of", "these", "does", "the", "picture", "show", "red", "blue", "or", "Answer"]
 
 
 @pytest.fixture
@@ -48,23 +44,8 @@ def training(tool: Any) -> Any:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a random DINOv2 for larger images than it is used at, a random Llama, and images."""
     folder = tmp_path_factory.mktemp("parts")
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    Dinov2Model(Dinov2Config(**size, image_size=84, patch_size=PATCH)).save_pretrained(folder / "tower")
-    preprocessing = {"do_resize": True, "size": {"shortest_edge": SIDE}, "do_center_crop": True}
-    crop = {"crop_size": {"height": SIDE, "width": SIDE}, "image_processor_type": "BitImageProcessor"}
-    write_json(folder / "tower" / "preprocessor_config.json", {**preprocessing, **crop})
-    special = ("<unk>", "<|im_start|>", "<|im_end|>")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*special, *WORDS))}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(folder / "language")
-    text = LlamaConfig(
-        vocab_size=len(special) + len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        tie_word_embeddings=True, initializer_range=0.5,
-    )  # fmt: skip
-    LlamaForCausalLM(text).save_pretrained(folder / "language")
+    write_tower(folder / "tower")
+    write_language_model(folder / "language")
     for number in range(16):
         name, color = (("red", (220, 20, 10)), ("blue", (10, 30, 200)))[number % 2]
         path = folder / "images" / ("train" if number < 12 else "test") / name / f"{number:02d}.png"
@@ -79,7 +60,17 @@ def arguments(parts: Path, out: Path, *more: str) -> list[str]:
 
 def places(parts: Path, out: Path) -> list[str]:
     where = ["--tower", str(parts / "tower"), "--language-model", str(parts / "language"), "--out", str(out)]
-    return [*where, "--tasks", f"classes:{parts / 'images'}", "--image-size", str(SIDE), "--layer", "-2", "--device", "cpu"]
+    return [
+        *where,
+        "--tasks",
+        f"classes:{parts / 'images'}",
+        "--image-size",
+        str(SIDE),
+        "--layer",
+        "-2",
+        "--device",
+        "cpu",
+    ]
 
 
 @contextmanager
@@ -286,7 +277,8 @@ def test_the_loss_is_that_of_the_model_itself(tool: Any, training: Any, parts: P
 def test_the_tower_computes_what_tokconv_encodes(tool: Any, parts: Path, tmp_path: Path) -> None:
     assemble = importlib.import_module("assemble_vlm").assemble
     model = AnsweringModel(
-        assemble(parts / "tower", parts / "language", tmp_path / "model", layer=-2, image_size=SIDE), torch.device("cpu")
+        assemble(parts / "tower", parts / "language", tmp_path / "model", layer=-2, image_size=SIDE),
+        torch.device("cpu"),
     )
     clip = ClipConfig(model_name=str(parts / "tower"), layer=-2, image_size=SIDE)
     tower = VisionTower(clip, "cpu")

@@ -45,3 +45,21 @@ def write_store(
             ["val" if i % 4 == 0 else "train" for i in range(num_images)],
         )
     return TokenStore.open(path)
+
+
+def write_tokens(path: Path, tokens_BNC: torch.Tensor) -> TokenStore:
+    """Write given tokens as training images without labels, float16."""
+    count, num_tokens, dim = tokens_BNC.shape
+    settings = StoreSettings(
+        encoder={"name": "synthetic", "layer": 1},
+        source={"name": "given"},
+        num_items=count,
+        token_grid=round(num_tokens**0.5),
+        dim=dim,
+        class_names=(),
+        shard_size=count,
+    )
+    with StoreWriter(path, settings) as writer:
+        writer.write_shard(0, pack(tokens_BNC, settings.dtype), range(count), None)
+        writer.finish([f"image-{i:03d}" for i in range(count)], ["train"] * count)
+    return TokenStore.open(path)
