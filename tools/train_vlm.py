@@ -44,7 +44,7 @@ from vlm_examples import (
     options_of,
     write_images,
 )
-from vlm_training import TRAINED, Settings, apply_trained, train
+from vlm_training import TRAINED, Settings, apply_trained, read_trained, train
 
 from tokconv.errors import ConfigError, TokconvError, require_extra
 from tokconv.exports.answers.methods import series_of
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--questions", type=int, help="the first N training questions of each task (default: all)")
     parser.add_argument(
-        "--layer", type=int, default=LAYER, help="the hidden layer of the tower that is read (default: %(default)s)"
+        "--layer", type=int, help=f"the hidden layer of the tower that is read (default: {LAYER}, or that of the model)"
     )
     parser.add_argument("--image-size", type=int, help="in px (default: 24 x 24 patches)")
     parser.add_argument(
@@ -131,19 +131,20 @@ def run(args: argparse.Namespace) -> None:
     if args.compressor is not None and not done.is_dir():
         raise ConfigError(f"--compressor: there is no trained model {done}; run this without --compressor first")
     tasks = [make_task(text, "train").first(args.questions) for text in args.tasks]
-    options = options_of(tasks, args.layer, args.image_size, args.precision)
+    layer = layer_of(args, done)
+    options = options_of(tasks, layer, args.image_size, args.precision)
     check_options(args.out, options)
     if args.trained is not None and done.is_dir():
         check_made_of(done, args.trained)
     if not raw.is_dir():
-        assemble(args.tower, args.language_model, raw, layer=args.layer, image_size=args.image_size, seed=args.seed)
+        assemble(args.tower, args.language_model, raw, layer=layer, image_size=args.image_size, seed=args.seed)
     if args.trained is not None and not done.is_dir():
         write_model(raw, args.trained, device, done)
         print(f"trained model: {done}, of {args.trained}")
     write_json(args.out / OPTIONS, options)
     write_images(tasks, args.out / IMAGES)
     store = encode_once(
-        args.tower, args.out / IMAGES, args.out / STORE, args.device, args.layer, args.image_size, args.precision
+        args.tower, args.out / IMAGES, args.out / STORE, args.device, layer, args.image_size, args.precision
     )
     if args.trained is not None:
         return
@@ -152,7 +153,14 @@ def run(args: argparse.Namespace) -> None:
     questions = sum(len(example.questions) for example in examples)
     print(f"{questions:,} questions about {len(examples):,} images", flush=True)
     settings = Settings(
-        args.steps, args.batch_size, args.learning_rate, args.seed, args.part_first, args.lora_rank, args.precision
+        args.steps,
+        args.batch_size,
+        args.learning_rate,
+        args.seed,
+        args.part_first,
+        args.lora_rank,
+        args.precision,
+        layer=layer,
     )
     if args.compressor is not None:
         adapt(model, store, examples, settings, args)
@@ -160,6 +168,22 @@ def run(args: argparse.Namespace) -> None:
     train(model, store, examples, settings, args.out, args.save_every)
     write_model(raw, args.out / TRAINED, device, done)
     print(f"trained model: {done}")
+
+
+def layer_of(args: argparse.Namespace, model: Path) -> int:
+    """Return the hidden layer that is asked for, else that of the model that is there or is made of a file.
+
+    Raises:
+        ConfigError: the file was trained on another layer than is asked for.
+    """
+    if args.trained is not None:
+        layer = read_trained(args.trained)[0].layer
+        if args.layer not in (None, layer):
+            raise ConfigError(f"--layer: got {args.layer}; {args.trained} was trained on layer {layer}")
+        return layer
+    if args.layer is not None:
+        return int(args.layer)
+    return int(read_json_object(model / "config.json")["vision_feature_layer"]) if model.is_dir() else LAYER
 
 
 def write_model(

@@ -52,6 +52,8 @@ class Settings:
     """Of the frozen language model; what is trained is float32."""
     compressor: str = ""
     """The digest of the compressor whose tokens are read; "" for none."""
+    layer: int = -2
+    """The hidden layer of the tower that is read."""
 
 
 class Trained:
@@ -99,19 +101,27 @@ def write_trained(trained: Trained, path: Path) -> None:
         save_file(state, temporary, metadata={"settings": json.dumps(asdict(trained.settings))})
 
 
+def read_trained(path: Path) -> tuple[Settings, dict[str, Tensor]]:
+    """Return what `write_trained` wrote. Raises DataError: the file is missing, or another one."""
+    try:
+        with safe_open(path, "pt") as file:
+            settings = Settings(**json.loads(file.metadata()["settings"]))
+            return settings, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not the trained part of a model ({first_line(error)})") from error
+
+
 def apply_trained(model: AnsweringModel, path: Path) -> None:
     """Give an untrained model what `write_trained` wrote, merged.
 
     Raises:
         DataError: the file is missing, or of another model.
     """
+    settings, state = read_trained(path)
     try:
-        with safe_open(path, "pt") as file:
-            settings = Settings(**json.loads(file.metadata()["settings"]))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         trained = Trained(model, settings)
         trained.load(state)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: not the trained part of this model ({first_line(error)})") from error
     trained.merge()
 

@@ -144,7 +144,10 @@ def test_it_trains_what_it_says_and_resumes_to_the_same_weights(
     shutil.rmtree(tmp_path / "copy" / "model")
     (tmp_path / "copy" / "other").write_bytes(b"{}")
     assert tool.main([*words[:-1], str(tmp_path / "copy" / "other")]) == 1
-    assert "not the trained part of this model" in capsys.readouterr().err
+    assert "not the trained part of a model" in capsys.readouterr().err
+    words[words.index("--layer") + 1] = "1"
+    assert tool.main(words) == 1
+    assert "was trained on layer -2" in capsys.readouterr().err
 
     assert tool.main(arguments(parts, whole, *more, "--learning-rate", "0.5")) == 1
     assert "choose another --out" in capsys.readouterr().err
