@@ -29,8 +29,8 @@ from tokconv import __version__
 from tokconv.cli.arguments import make_parser
 from tokconv.cli.main import COMMANDS as FUNCTIONS
 from tokconv.cli.main import main
+from tokconv.config.keys import flatten
 from tokconv.config.overrides import compose
-from tokconv.config.tree import flatten
 
 COMMANDS = ("doctor", "encode", "train", "sweep", "status", "stop", "report", "replay", "evaluate", "models", "export")
 COMMANDS += ("dynamic", "compress", "stores", "answers", "fit", "merge", "ui")

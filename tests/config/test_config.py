@@ -19,19 +19,9 @@ from hypothesis import strategies as st
 import tokconv.config.groups
 from tokconv.config.bounds import Bound
 from tokconv.config.checks import check_value, validate
+from tokconv.config.keys import BOUNDS, GROUPS, KEYS, flatten, get, to_dict
 from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
-from tokconv.config.tree import (
-    BOUNDS,
-    GROUPS,
-    KEYS,
-    LARGEST_SEED,
-    Config,
-    LossConfig,
-    LossWeightsConfig,
-    flatten,
-    get,
-    to_dict,
-)
+from tokconv.config.tree import LARGEST_SEED, Config, LossConfig, LossWeightsConfig
 from tokconv.errors import ConfigError
 from tokconv.models.registry import COMPRESSORS, CRITICS, DECODERS
 from tokconv.models.windows import Windows

@@ -12,8 +12,8 @@ from ray.tune.search import Searcher
 from support.networks import PUBLISHED
 from support.trials import trial
 
+from tokconv.config.keys import get
 from tokconv.config.overrides import with_values
-from tokconv.config.tree import get
 from tokconv.sweep.record.events import TrialRecord, Trials
 from tokconv.sweep.record.final_state import FAILURE, final_state
 from tokconv.sweep.search.space import distribution, first_points

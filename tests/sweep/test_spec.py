@@ -12,8 +12,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tokconv.config.keys import KEYS, get
 from tokconv.config.overrides import with_values
-from tokconv.config.tree import KEYS, get
 from tokconv.errors import ConfigError, SpecError
 from tokconv.evaluation.figures import OBJECTIVES
 from tokconv.evaluation.purposes import PURPOSES
