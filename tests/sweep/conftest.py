@@ -1,4 +1,4 @@
-"""What tests of sweeps share: an S3-compatible server, and what MLflow tracks of a small sweep."""
+"""What tests of sweeps share: an S3-compatible server, a storage root that MLflow tracks, a listener."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.artefacts import write_export
+from support.desks import Desk
 from support.objects import ObjectServer, client_of_a_server
 from support.tracked import OPENED
 
@@ -63,3 +64,10 @@ def root(tmp_path: Path, empty_database: Path) -> Path:
     path.mkdir()
     (path / DATABASE).write_bytes(empty_database.read_bytes())
     return path
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    found = Desk(tmp_path)
+    yield found
+    found.record.close()
