@@ -16,8 +16,8 @@ from PIL import Image
 
 import tokconv
 from tokconv.cli.arguments import parse as parse_arguments
+from tokconv.config.keys import get, to_dict
 from tokconv.config.overrides import LITERAL, PATHS, compose, from_dict, parse
-from tokconv.config.tree import get, to_dict
 from tokconv.encoding.sources.folder import FolderSource
 from tokconv.encoding.towers.hub import locate
 from tokconv.errors import ConfigError, DataError, SpecError

@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from support.photos import write_photos
 from support.towers import write_tower
 
+from tokconv.config.keys import to_dict
 from tokconv.config.overrides import compose, from_dict
-from tokconv.config.tree import Config, DataConfig, to_dict
+from tokconv.config.tree import Config, DataConfig
 from tokconv.encoding.downsampled import add_downsampled
 from tokconv.encoding.images import assign_split, open_source
 from tokconv.encoding.job import open_job

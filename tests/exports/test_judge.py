@@ -22,7 +22,7 @@ from tokconv.exports.answers.judge import VlmJudge
 from tokconv.exports.answers.last_epoch import JudgeSettings, LastEpochJudge
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.store.reader import TokenStore
-from tokconv.sweep.record.events import recorded_figures
+from tokconv.sweep.record.figures import recorded_figures
 from tokconv.training.loop import run_trial
 from tokconv.training.runtime import LocalRuntime
 

@@ -14,7 +14,8 @@ import yaml
 import tokconv
 from tokconv.cli.arguments import parse as parse_arguments
 from tokconv.config import overrides
-from tokconv.config.tree import GROUPS, Config
+from tokconv.config.keys import GROUPS
+from tokconv.config.tree import Config
 from tokconv.sweep.spec.file import load_spec
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from support.networks import PUBLISHED
+from tokconv.config.keys import to_dict
 from tokconv.config.overrides import compose
-from tokconv.config.tree import to_dict
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.exports.artefact import export
 from tokconv.models.compressor import ResidualCompressor

@@ -14,8 +14,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tokconv.config.keys import to_dict
 from tokconv.config.overrides import from_dict
-from tokconv.config.tree import Config, to_dict
+from tokconv.config.tree import Config
 from tokconv.errors import DivergedError
 from tokconv.store.reader import TokenStore
 from tokconv.training import checkpoint as checkpoints

@@ -19,6 +19,8 @@ from support.ports import free_port
 from tokconv.system.storage import CACHE
 
 KEY, SECRET, BUCKET = "tester", "not-a-real-secret", "tokconv"
+URL = f"s3://{BUCKET}/runs"
+"""A storage root on the server."""
 
 
 class ObjectServer:

@@ -13,8 +13,8 @@ from support.records import write_sweep
 from support.sweeping import events, spec, write_spec
 
 from tokconv.cli.main import main
+from tokconv.config.keys import get
 from tokconv.config.overrides import with_values
-from tokconv.config.tree import get
 from tokconv.errors import ConfigError, MissingExtraError, SpecError
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.judge.snapshot import read_sweep

@@ -1,9 +1,12 @@
-"""The page of a sweep says what won, shows every baseline, and can be read: axes with ticks, sortable keys."""
+"""The page of a sweep says what won, shows every baseline, needs no network, and can be read."""
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -167,3 +170,63 @@ def test_an_axis_has_room_for_whole_intervals(scale: str) -> None:
     low, high = (10**end if scale == "log" else end for end in figure.layout.yaxis.range)
     assert low < 0.01
     assert high > 0.05
+
+
+def figures_of(html: str) -> dict[str, Any]:
+    """Return the figures that the page's script draws."""
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    figures: dict[str, Any] = json.loads(found[1])
+    return figures
+
+
+def test_a_page_holds_the_figures_of_the_record_and_needs_no_network(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path))
+    html = page(sweep)
+    outside = html.split("<script>", 1)[0] + html.rsplit("</script>", 1)[1]
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", outside)
+    assert "<script src" not in html
+    assert "<link" not in html
+    figures = figures_of(html)
+    assert {"front", "likeness-4", "likeness-8", "curves-fvu-4", "curves-swd-8", "savings"} <= figures.keys()
+    assert {"parallel-4", "parallel-8"} <= figures.keys()
+    front = {trace["name"]: trace for trace in figures["front"]["data"]}
+    complete = sorted(t.figures["val/fvu"] for t in sweep.trials.values() if t.state == "complete")
+    assert sorted(front["complete"]["y"]) == pytest.approx(complete)
+    stars = front["champion"]
+    for index, verdict in enumerate(sweep.verdicts):
+        assert verdict.evidence is not None
+        assert stars["y"][index] == pytest.approx(verdict.evidence.figures["val/fvu"])
+        assert stars["error_y"]["array"][index] == pytest.approx(verdict.evidence.half_widths["val/fvu"])
+    run, saved = figures["savings"]["data"]
+    assert sum(run["y"]) == sum(len(trial.history) for trial in sweep.trials.values())
+    assert sum(saved["y"]) == 2 * 4
+    assert all(trial.uid in html for trial in sweep.confirmations.values())
+
+
+def test_text_from_a_sweep_never_becomes_html(tmp_path: Path) -> None:
+    bad = "</script><img src=x onerror=alert(1)>"
+    directory = write_sweep(tmp_path, reason=bad)
+    card = directory.champion(4, "fidelity")
+    card.mkdir(parents=True)
+    (card / "README.md").write_text(f"---\nlicense: other\n---\n\n# {bad}\n\n[a](javascript:alert(1))\n")
+    html = page(read_sweep(directory))
+    assert "license: other" not in html
+    assert "<h4>" in html
+    assert bad not in html
+    assert "<img src=x" not in html
+    assert 'href="javascript' not in html
+    assert "&lt;img src=x" in html
+
+
+def test_a_page_of_a_thousand_trials_stays_small(tmp_path: Path) -> None:
+    small, large = (len(page(read_sweep(write_sweep(tmp_path, trials=count)))) for count in (24, 1000))
+    assert large - small < 1_000_000
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_an_unfinished_sweep_has_a_page(tmp_path: Path, trials: int) -> None:
+    sweep = read_sweep(write_sweep(tmp_path, trials=trials, ended=False))
+    html = page(sweep)
+    figures_of(html)
+    assert ("No trial is complete yet" in html) == (trials == 1)

@@ -15,8 +15,8 @@ from support.untracked import TRACK
 from tokconv import __version__
 from tokconv.cli import train_tracking
 from tokconv.cli.main import main
+from tokconv.config.keys import flatten, to_dict
 from tokconv.config.overrides import compose
-from tokconv.config.tree import flatten, to_dict
 from tokconv.evaluation.curve import write_curve
 from tokconv.sweep.tracking import mlflow_connection
 from tokconv.sweep.tracking.mlflow_connection import create_database, local_uri

@@ -9,7 +9,7 @@ import shtab
 
 from tokconv.cli.arguments import make_parser
 from tokconv.cli.options import place
-from tokconv.config.tree import KEYS
+from tokconv.config.keys import KEYS
 from tokconv.system.files import local_path
 
 KEYS_FUNCTION = "_tokconv_keys"

@@ -14,9 +14,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tokconv.cli.train_tracking import track
+from tokconv.config.keys import GROUPS, get, to_dict
 from tokconv.config.overrides import compose, from_dict, keys_of, parse, with_values
 from tokconv.config.sources import MAY_CHANGE
-from tokconv.config.tree import GROUPS, Config, get, to_dict
+from tokconv.config.tree import Config
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, printable

@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
+from tokconv.config.keys import BOUNDS, KEYS, get
 from tokconv.config.sources import OPTIONAL_KEYS, SOURCES
-from tokconv.config.tree import BOUNDS, KEYS, Config, ModelConfig, get, matryoshka_grids
+from tokconv.config.tree import Config, ModelConfig, matryoshka_grids
 from tokconv.errors import ConfigError, suggest
 
 OWN_DECODERS = {"matryoshka": "a matryoshka", "adaptive": "an adaptive"}

@@ -24,7 +24,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from tokconv.config.checks import check_key, validate
-from tokconv.config.tree import BOUNDS, GROUPS, KEYS, Config, flatten, to_dict
+from tokconv.config.keys import BOUNDS, GROUPS, KEYS, flatten, to_dict
+from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, first_line, suggest
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -128,7 +129,7 @@ def literal_text(value: str) -> str | None:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """Return the config of a dictionary from `tokconv.config.tree.to_dict`, checked like overrides.
+    """Return the config of a dictionary from `tokconv.config.keys.to_dict`, checked like overrides.
 
     Values are taken literally; for keys that it lacks see `saved_values`. Raises ConfigError.
     """

@@ -1,17 +1,13 @@
 """The one config tree: every key with its default, its bounds and its meaning.
 
-The same dotted keys serve `tokconv train key=value`, a sweep spec's `base` and its `search`; `tokconv.config.overrides`
-composes them. The published names are kept, others are added. A key's bounds are checked by `tokconv.config.checks`.
+The same dotted keys (`tokconv.config.keys`) serve `tokconv train key=value`, a sweep spec's `base` and its `search`;
+`tokconv.config.overrides` composes them. The published names are kept, others are added. A key's bounds are checked by
+`tokconv.config.checks`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import operator
-import typing
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from tokconv.config.bounds import Bound, above, at_least, key, one_of
 from tokconv.config.sources import SOURCES
@@ -264,32 +260,6 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-GROUPS = {"data": tuple(SOURCES), "recipe": ("published",)}
-"""Group of `tokconv/config/groups` -> its choices, as in data=folder; a key that is given beside a choice wins."""
-
-
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Bound | None]]:
-    """Yield dotted key, type and bound of every key below a dataclass."""
-    types = typing.get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        annotation = types[item.name]
-        if dataclasses.is_dataclass(annotation):
-            yield from _leaves(typing.cast(type, annotation), f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", annotation, item.metadata.get("bound")
-
-
-KEYS: dict[str, Any] = {name: annotation for name, annotation, _ in _leaves(Config)}
-"""Every dotted key and its type."""
-BOUNDS: dict[str, Bound] = {name: bound for name, _, bound in _leaves(Config) if bound is not None}
-"""The dotted keys with bounds."""
-
-
-def get(config: Config, key: str) -> Any:
-    """Return the value at a dotted key."""
-    return operator.attrgetter(key)(config)
-
-
 def matryoshka_grids(compressor: CompressorConfig) -> tuple[int, ...]:
     """Return `grids` as numbers, ascending. Raises ConfigError unless it reads like 4-6-8-12."""
     parts = compressor.grids.split("-")
@@ -298,19 +268,3 @@ def matryoshka_grids(compressor: CompressorConfig) -> tuple[int, ...]:
             f"model.compressor.grids: got {compressor.grids!r}; write side lengths with dashes between, as in 4-6-8-12"
         )
     return tuple(sorted({int(part) for part in parts}))
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return plain nested dictionaries, ready for JSON; `tokconv.config.overrides.from_dict` is the inverse."""
-    return dataclasses.asdict(config)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one dictionary of dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -9,8 +9,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from tokconv.config.keys import to_dict
 from tokconv.config.overrides import from_dict
-from tokconv.config.tree import Config, to_dict
+from tokconv.config.tree import Config
 from tokconv.encoding.changes import find_changes
 from tokconv.encoding.images import describe_tokens, open_source
 from tokconv.encoding.job import EncodeJob

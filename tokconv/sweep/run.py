@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokconv.config.tree import Config, get
+from tokconv.config.keys import get
+from tokconv.config.tree import Config
 from tokconv.encoding.console import encode_and_print
 from tokconv.encoding.images import describe_tokens
 from tokconv.errors import import_extra, printable

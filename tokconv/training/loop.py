@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokconv.config.keys import flatten, to_dict
 from tokconv.config.overrides import saved_values
-from tokconv.config.tree import Config, flatten, to_dict
+from tokconv.config.tree import Config
 from tokconv.errors import CheckpointError, ConfigError, DivergedError, StoreError, require_extra
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.evaluation.evaluator import Figures

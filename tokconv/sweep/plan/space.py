@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
+from tokconv.config.keys import get
 from tokconv.config.overrides import with_values
-from tokconv.config.tree import Config, get
+from tokconv.config.tree import Config
 from tokconv.sweep.search.space import Validity, grid_points, random_points
 from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.spec.schema import Spec

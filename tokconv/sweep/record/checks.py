@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokconv.config.keys import flatten, to_dict
 from tokconv.config.sources import MAY_CHANGE
-from tokconv.config.tree import flatten, to_dict
 from tokconv.errors import SpecError, SweepError
 from tokconv.evaluation.figure import LABELS, NEIGHBOURS, SAMPLES, VLM
 from tokconv.evaluation.figures import FIGURES

@@ -12,7 +12,8 @@ a pickle of Ray Tune's or on a tracking server that is up.
     sweep_ended      champions (grid -> purpose -> what was exported), winners (grid -> trial -> its purposes with their
                      evidence), artifacts (a directory to upload)
 
-Every event also has `time`, in milliseconds since 1970. Paths are relative to the sweep's directory (`relative_place`).
+Every event also has `time`, in milliseconds since 1970. Paths are relative to the sweep's directory
+(`tokconv.sweep.record.layout.relative_place`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,18 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import SweepError
+from tokconv.sweep.record.figures import BEST, interned, recorded_figures
+from tokconv.sweep.record.layout import relative_place
 from tokconv.sweep.spec.outline import GRID_KEY
 
 Event = dict[str, Any]
 FINISHED = ("complete", "pruned", "failed")
 INVALID = "invalid"
 """Counted next to the states of trials: points of the search that no config can have."""
-RECORDED_KINDS = ("val/", "vlm/", "train/", "critic/")
-BEST = "best"
-"""Key of a finished trial's last result: figure -> figures of its best epoch by it (`tokconv.training.best`)."""
-RECORDED_NAMES = ("epoch", "epochs", "compression_ratio")
-IN_SWEEP = re.compile(r".*/sweeps/[^/]+/(?=(?:trials|artifacts|champions|report)(?:/|$))", re.DOTALL)
-"""The directory of a sweep at the start of a place in it."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +103,9 @@ class TrialRecord:
             self.state, self.reason, self.ended = "running", "", None
         elif event["event"] == "trial_reported":
             # A trial that resumed from an older checkpoint reports some epochs again.
-            figures = _interned(event["figures"]) | {"epoch": event["epoch"]}
+            figures = interned(event["figures"]) | {"epoch": event["epoch"]}
             self.history = [row for row in self.history if row["epoch"] < event["epoch"]] + [figures]
-            self.best = {name: _interned(row) for name, row in event.get(BEST, {}).items()}
+            self.best = {name: interned(row) for name, row in event.get(BEST, {}).items()}
             if (place := event.get("checkpoint")) is not None:
                 self.checkpoint = relative_place(place)
         elif event["event"] == "trial_artifacts":
@@ -281,26 +276,3 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             if not isinstance(event, dict) or "event" not in event:
                 raise SweepError(f"{path}: damaged before byte {offset}; restore it from a backup")
             yield event, offset
-
-
-def relative_place(place: str) -> str:
-    """Return a path or URL in a sweep's directory relative to it; any other place unchanged.
-
-    Older records hold whole paths. The sweep may since have been moved, or copied: then what is there is another's.
-    """
-    return IN_SWEEP.sub("", place, count=1)
-
-
-def recorded_figures(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of an epoch's result that belong in the record."""
-    return finite({k: v for k, v in result.items() if k.startswith(RECORDED_KINDS) or k in RECORDED_NAMES})
-
-
-def _interned(figures: Mapping[str, float]) -> dict[str, float]:
-    # A name is the same text in every event, and text takes more memory than a number.
-    return {sys.intern(name): value for name, value in figures.items()}
-
-
-def finite(figures: Mapping[str, float]) -> dict[str, float]:
-    """Return the figures that are finite numbers: JSON and MLflow have no others."""
-    return {name: float(value) for name, value in figures.items() if abs(float(value)) < float("inf")}

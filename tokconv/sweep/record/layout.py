@@ -17,6 +17,7 @@ A path in the record is relative to the sweep's directory, so that the sweep can
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from tokconv.system.storage import Remote, is_url
 
 DEFAULT_STORAGE = "runs"
 """A spec's `storage` if it names none."""
+IN_SWEEP = re.compile(r".*/sweeps/[^/]+/(?=(?:trials|artifacts|champions|report)(?:/|$))", re.DOTALL)
+"""The directory of a sweep at the start of a place in it."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +117,11 @@ def stores_place(storage: str | None) -> str:
     """Return the directory or URL below a sweep's `storage` that holds its stores, unless `data.store` names one."""
     storage = storage or DEFAULT_STORAGE
     return f"{storage.rstrip('/')}/stores" if is_url(storage) else str(local_path(storage) / "stores")
+
+
+def relative_place(place: str) -> str:
+    """Return a path or URL in a sweep's directory relative to it; any other place unchanged.
+
+    Older records hold whole paths. The sweep may since have been moved, or copied: then what is there is another's.
+    """
+    return IN_SWEEP.sub("", place, count=1)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from tokconv.errors import SpecError, SweepError, printable
 from tokconv.sweep.record.driver import driver_of
-from tokconv.sweep.record.events import BEST, Record
+from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.figures import BEST
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import Lease, host_at_work
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint

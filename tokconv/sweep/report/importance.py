@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-from tokconv.config.tree import get
+from tokconv.config.keys import get
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.record.events import TrialRecord

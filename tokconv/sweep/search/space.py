@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tokconv.config.checks import check_combination
-from tokconv.config.tree import get
+from tokconv.config.keys import get
 from tokconv.errors import ConfigError, SpecError, require_extra
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.spec.outline import GRID_KEY

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from tokconv.config.keys import GROUPS, KEYS
 from tokconv.config.overrides import literal_text
-from tokconv.config.tree import GROUPS, KEYS
 from tokconv.errors import ConfigError, SpecError, suggest
 from tokconv.sweep.spec.schema import Spec
 from tokconv.sweep.spec.sections import Section

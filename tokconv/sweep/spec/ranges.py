@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokconv.config.checks import check_key
+from tokconv.config.keys import KEYS, get
 from tokconv.config.overrides import with_values
-from tokconv.config.tree import KEYS, Config, get
+from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, SpecError, suggest
 
 KINDS = ("choice", "int", "float", "log")

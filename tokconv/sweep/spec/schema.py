@@ -21,8 +21,9 @@ from pydantic import (
     model_validator,
 )
 
+from tokconv.config.keys import get
 from tokconv.config.overrides import compose, quoted
-from tokconv.config.tree import Config, get
+from tokconv.config.tree import Config
 from tokconv.errors import ConfigError, SpecError
 from tokconv.evaluation.figures import FIGURES
 from tokconv.evaluation.purposes import PURPOSES

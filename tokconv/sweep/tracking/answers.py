@@ -12,7 +12,8 @@ from typing import Any
 
 from tokconv.exports.champions import is_export
 from tokconv.sweep.judge.snapshot import recorded_spec
-from tokconv.sweep.record.events import Record, finite
+from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.figures import finite
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.tracking.mlflow_connection import tracking_uri
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter

@@ -15,7 +15,8 @@ from tokconv.errors import printable
 from tokconv.evaluation.protocol import protocol_of
 from tokconv.evaluation.purposes import FIDELITY, PURPOSES
 from tokconv.sweep.judge.evidence import PROVEN, UNCONFIRMED
-from tokconv.sweep.record.events import Event, relative_place
+from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.layout import relative_place
 from tokconv.sweep.tracking.mlflow_runs import MISSING
 from tokconv.sweep.tracking.mlflow_view import model_note, shown
 from tokconv.system.uris import file_uri

@@ -21,7 +21,7 @@ from shutil import copy2
 from typing import Any
 
 from tokconv import __version__
-from tokconv.config.tree import flatten
+from tokconv.config.keys import flatten
 from tokconv.errors import printable
 from tokconv.evaluation.curve import CSV, PNG
 from tokconv.evaluation.protocol import protocol_of

@@ -28,7 +28,7 @@ from tokconv.errors import ConfigError, DivergedError, MissingExtraError, SweepE
 from tokconv.evaluation.epochs import LOWEST_FVU, EpochRule
 from tokconv.exports.answers.last_epoch import JudgeSettings, LastEpochJudge, open_teacher
 from tokconv.store.remote import StorePlace
-from tokconv.sweep.record.events import BEST
+from tokconv.sweep.record.figures import BEST
 from tokconv.sweep.record.final_state import FAILURE
 from tokconv.sweep.record.remote_checkpoints import RemoteCheckpoints
 from tokconv.sweep.spec.sections import Resources
