@@ -62,7 +62,7 @@ MADE_OF = "made_of.json"
 LAYER = 5
 """In the middle of a DINOv2-small, tokens tell digits and textiles apart (`tools/layer_probe.py`)."""
 PRECISIONS = ("float32", "bfloat16")
-OF_TRAINING = ("steps", "batch_size", "learning_rate", "part_first", "lora_rank", "save_every", "compressor")
+OF_TRAINING = ("steps", "batch_size", "learning_rate", "part_first", "lora_rank", "save_every", "compressor", "start")
 """Options that mean nothing without a training."""
 
 
@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FILE",
         help="do not train: make the model of what an earlier training wrote",
     )
+    parser.add_argument("--start", type=Path, metavar="FILE", help="go on from what an earlier training wrote")
     parser.add_argument("--save-every", type=int, default=20, metavar="STEPS", help="(default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda ... (default: cuda if there is one)")
     args = parser.parse_args(arguments)
@@ -122,6 +123,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--part-first: got {args.part_first:g}; it must be from 0 to 1")
     if args.compressor is not None and args.part_first:
         raise ConfigError("--part-first: is for the first training; leave it out with --compressor")
+    if args.compressor is not None and args.start is not None:
+        raise ConfigError("--start: is for a model; --compressor goes on from the trained model of --out")
     if args.lora_rank < 0:
         raise ConfigError(f"--lora-rank: got {args.lora_rank}; it must be at least 0")
     if args.lora_rank:
@@ -161,26 +164,28 @@ def run(args: argparse.Namespace) -> None:
         args.lora_rank,
         args.precision,
         layer=layer,
+        start="" if args.start is None else file_digest(args.start),
     )
     if args.compressor is not None:
         adapt(model, store, examples, settings, args)
         return
-    train(model, store, examples, settings, args.out, args.save_every)
+    train(model, store, examples, settings, args.out, args.save_every, start=args.start)
     write_model(raw, args.out / TRAINED, device, done)
     print(f"trained model: {done}")
 
 
 def layer_of(args: argparse.Namespace, model: Path) -> int:
-    """Return the hidden layer that is asked for, else that of the model that is there or is made of a file.
+    """Return the hidden layer that is asked for, else that of a file or of the model that is there.
 
     Raises:
         ConfigError: the file was trained on another layer than is asked for.
     """
-    if args.trained is not None:
-        layer = read_trained(args.trained)[0].layer
-        if args.layer not in (None, layer):
-            raise ConfigError(f"--layer: got {args.layer}; {args.trained} was trained on layer {layer}")
-        return layer
+    for file in (args.trained, args.start):
+        if file is not None:
+            layer = read_trained(file)[0].layer
+            if args.layer not in (None, layer):
+                raise ConfigError(f"--layer: got {args.layer}; {file} was trained on layer {layer}")
+            return layer
     if args.layer is not None:
         return int(args.layer)
     return int(read_json_object(model / "config.json")["vision_feature_layer"]) if model.is_dir() else LAYER

@@ -54,6 +54,8 @@ class Settings:
     """The digest of the compressor whose tokens are read; "" for none."""
     layer: int = -2
     """The hidden layer of the tower that is read."""
+    start: str = ""
+    """The digest of what an earlier training wrote, which this one goes on from; "" for none."""
 
 
 class Trained:
@@ -87,6 +89,14 @@ class Trained:
             for name, value in self.parameters.items():
                 value.copy_(state[name])
 
+    def start(self, path: Path) -> None:
+        """Set what `write_trained` wrote. Raises DataError: the file is missing, or of another model or rank."""
+        _, state = read_trained(path)
+        try:
+            self.load(state)
+        except (KeyError, RuntimeError) as error:
+            raise DataError(f"{path}: not the trained part of this model ({first_line(error)})") from error
+
     def merge(self) -> None:
         """Add the adapters to the weights that they adapt, and take the model's precision for all of it."""
         if self._adapted is not None:
@@ -117,12 +127,8 @@ def apply_trained(model: AnsweringModel, path: Path) -> None:
     Raises:
         DataError: the file is missing, or of another model.
     """
-    settings, state = read_trained(path)
-    try:
-        trained = Trained(model, settings)
-        trained.load(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: not the trained part of this model ({first_line(error)})") from error
+    trained = Trained(model, read_trained(path)[0])
+    trained.start(path)
     trained.merge()
 
 
@@ -156,6 +162,7 @@ def train(
     out: Path,
     save_every: int,
     read: Read | None = None,
+    start: Path | None = None,
 ) -> list[float]:
     """Train and return the loss of every step of this run; resumes from `out`/checkpoint.pt.
 
@@ -165,8 +172,11 @@ def train(
         read: what the projector reads; None is the first training, whose projector starts at noise, or at the words
             for digits if there are images that show them (`vlm_alignment.align`), and reads all tokens, or a part.
 
+        start: what an earlier training wrote, to go on from.
+
     Raises:
         ConfigError: the checkpoint was made with other settings or data.
+        DataError: `start` is missing, or of another model or rank.
         DivergedError: the loss is not finite.
     """
     trained = Trained(model, settings)
@@ -180,6 +190,8 @@ def train(
         trained.load(saved["trained"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
+    elif start is not None:
+        trained.start(start)
     elif read is None and any(example.values is not None for example in examples):
         align(model, store, examples, settings.seed)
     elif read is None:
