@@ -7,20 +7,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from support.artefacts import write_export
-from support.vlm_parts import PATCH, SIDE, write_language_model, write_tower
+from support.vlm_parts import PATCH, SIDE, write_parts
 
 from tokconv.cli.main import main as cli
-from tokconv.config.tree import ClipConfig
-from tokconv.encoding.towers.tower import VisionTower
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import make_task
 from tokconv.exports.artefact import read_config
@@ -44,13 +40,7 @@ def training(tool: Any) -> Any:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a random DINOv2 for larger images than it is used at, a random Llama, and images."""
     folder = tmp_path_factory.mktemp("parts")
-    write_tower(folder / "tower")
-    write_language_model(folder / "language")
-    for number in range(16):
-        name, color = (("red", (220, 20, 10)), ("blue", (10, 30, 200)))[number % 2]
-        path = folder / "images" / ("train" if number < 12 else "test") / name / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60 + number, 64), color).save(path)
+    write_parts(folder)
     return folder
 
 
@@ -204,6 +194,26 @@ def test_an_adapted_model_has_the_precision_of_the_one_that_it_was(tool: Any, pa
     assert {value.dtype for value in found.values()} == {torch.bfloat16}
 
 
+def test_a_training_goes_on_from_what_another_one_wrote(
+    tool: Any, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, still, further = tmp_path / "first", tmp_path / "still", tmp_path / "further"
+    assert tool.main(arguments(parts, first, "--lora-rank", "2")) == 0
+    start = ["--start", str(first / "trained.safetensors"), "--steps", "2"]
+    assert tool.main(arguments(parts, still, "--lora-rank", "2", *start, "--learning-rate", "0")) == 0
+    assert tool.main(arguments(parts, further, "--lora-rank", "2", *start)) == 0
+    before, same, other = weights(first), weights(still), weights(further)
+    assert all(torch.equal(same[name], before[name]) for name in before)
+    changed = {name for name in before if not torch.equal(other[name], before[name])}
+    assert any("language_model" in name for name in changed)
+    assert any("multi_modal_projector" in name for name in changed)
+
+    assert tool.main(arguments(parts, tmp_path / "rank", "--lora-rank", "3", *start)) == 1
+    assert "not the trained part of this model" in capsys.readouterr().err
+    assert tool.main(arguments(parts, first, "--compressor", "mine", *start)) == 1
+    assert "--compressor goes on from the trained model" in capsys.readouterr().err
+
+
 def test_images_and_tokens_of_other_options_are_refused_before_anything_is_written(
     tool: Any, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,54 +251,6 @@ def test_the_loss_falls(tool: Any, parts: Path, tmp_path: Path) -> None:
     examples = tool.make_examples(model, [make_task(f"classes:{parts / 'images'}", "train")], store)
     losses = tool.train(model, store, examples, tool.Settings(60, 6, 0.02, 0), tmp_path / "again", 60)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-
-
-def test_the_loss_is_that_of_the_model_itself(tool: Any, training: Any, parts: Path, tmp_path: Path) -> None:
-    assert tool.main(arguments(parts, tmp_path, "--steps", "1")) == 0
-    model = AnsweringModel(tmp_path / "model", torch.device("cpu"))
-    task = make_task(f"classes:{parts / 'images'}", "train")
-    store = tool.encode_once(parts / "tower", tmp_path / "images", tmp_path / "store", "cpu", -2, SIDE, "float32")
-    [example, *_] = tool.make_examples(model, [task], store)
-    [(after, answer)] = example.questions
-    longer = ([*after, *after], [3, *answer])
-    tokens = model.tower_tokens([task.load(0)])
-
-    def whole(after: list[int], answer: list[int]) -> float:
-        image = [model.model.config.image_token_id] * (SIDE // PATCH) ** 2
-        ids = torch.tensor([[*example.before, *image, *after, *answer]])
-        labels = ids.clone()
-        labels[:, : -len(answer)] = -100
-        pixels = model.processor.image_processor([task.load(0)], return_tensors="pt")["pixel_values"]
-        return float(model.model(input_ids=ids, pixel_values=pixels, labels=labels).loss)
-
-    with torch.no_grad():
-        wanted = [whole(after, answer), whole(*longer)]
-        found = training.loss_of(model, tokens, [example])
-        several = [replace(example, questions=[longer, (after, answer)]), example]
-        both = training.loss_of(model, tokens.expand(2, -1, -1), several)
-        places = torch.arange(tokens.shape[1])[None]
-        same = training.loss_of(model, tokens, [example], places)
-        some = training.loss_of(model, tokens[:, [1, 2]], [example], places[:, [1, 2]])
-        elsewhere = training.loss_of(model, tokens[:, [1, 2]], [example], places[:, [5, 9]])
-    assert wanted[0] != pytest.approx(wanted[1], rel=0.01)
-    assert float(found) == pytest.approx(wanted[0], rel=1e-5)
-    assert float(both) == pytest.approx(0.75 * wanted[0] + 0.25 * wanted[1], rel=1e-5)
-    assert torch.equal(same, found)
-    assert len({float(found), float(some), float(elsewhere)}) == 3
-
-
-def test_the_tower_computes_what_tokconv_encodes(tool: Any, parts: Path, tmp_path: Path) -> None:
-    assemble = importlib.import_module("assemble_vlm").assemble
-    model = AnsweringModel(
-        assemble(parts / "tower", parts / "language", tmp_path / "model", layer=-2, image_size=SIDE),
-        torch.device("cpu"),
-    )
-    clip = ClipConfig(model_name=str(parts / "tower"), layer=-2, image_size=SIDE)
-    tower = VisionTower(clip, "cpu")
-    images = [Image.effect_noise((70, 60), 90).convert("RGB") for _ in range(2)]
-    wanted = tower.encode(tower.preprocess(images))
-    torch.testing.assert_close(model.tower_tokens(images), wanted, atol=1e-5, rtol=1e-5)
-    assert model.token_grid == SIDE // PATCH
 
 
 def test_another_tower_is_refused(tool: Any, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

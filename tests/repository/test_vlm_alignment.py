@@ -58,27 +58,6 @@ def test_only_a_task_with_digits_has_places(tools: Any, tmp_path: Path) -> None:
     assert scenes_of(make_task("captions", "train")) is None
 
 
-def test_digits_are_read_before_their_neighbours_and_the_rest(tools: Any) -> None:
-    example, packing = tools("vlm_examples").Example, tools("vlm_packing")
-    values = torch.full((GRID, GRID), -1)
-    values[3:5, 7:9] = 6
-    shown = set((values.flatten() >= 0).nonzero().flatten().tolist())
-    around = {row * GRID + column for row in range(2, 6) for column in range(6, 10)}
-
-    def places(count: int, values: torch.Tensor | None, seed: int = 0) -> list[int]:
-        generator = torch.Generator().manual_seed(seed)
-        found = packing.some_places(example(0, [], [], values), GRID * GRID, count, generator).tolist()
-        assert found == sorted(set(found))
-        assert len(found) == count
-        return found
-
-    assert set(places(4, values.flatten())) == shown
-    assert set(places(16, values.flatten())) == around
-    assert around < set(places(40, values.flatten()))
-    assert places(40, values.flatten()) == places(40, values.flatten())
-    assert places(40, None) != places(40, None, seed=1)
-
-
 def test_projected_tokens_are_like_the_words_for_what_they_show(
     tools: Any, model: AnsweringModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

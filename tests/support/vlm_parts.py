@@ -1,10 +1,11 @@
-"""A random vision tower and a random language model, which `tools/train_vlm.py` makes a LLaVA of."""
+"""A random vision tower, a random language model and images, which `tools/train_vlm.py` makes a LLaVA of."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -15,6 +16,17 @@ SIDE, PATCH = 56, 14
 SPECIAL = ("<unk>", "<|im_start|>", "<|im_end|>")
 WORDS = ("user", "assistant", "Which", "of", "these", "does", "the", "picture", "show", "red", "blue", "or", "Answer")
 PLACES = ("top", "middle", "bottom", "left", "center", "right")
+
+
+def write_parts(folder: Path) -> None:
+    """Write a tower, a language model, and images of two classes, in a split of their own."""
+    write_tower(folder / "tower")
+    write_language_model(folder / "language")
+    for number in range(16):
+        name, color = (("red", (220, 20, 10)), ("blue", (10, 30, 200)))[number % 2]
+        path = folder / "images" / ("train" if number < 12 else "test") / name / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60 + number, 64), color).save(path)
 
 
 def write_tower(folder: Path) -> None:
