@@ -174,15 +174,13 @@ def test_a_model_that_does_not_fit_into_memory_is_not_opened(
 
 @pytest.mark.slow
 def test_on_this_machine_readings_are_timed(tree: dict[str, Any], model: str) -> None:
-    plain = plan(tree, accelerator=None)
     found = plan(tree, "loss.weights.vlm=1", accelerator=None, vlm=judge(model))
-    for with_it, without in zip(found.grids, plain.grids, strict=True):
-        assert with_it.cost.taught_seconds > 0
-        assert with_it.step_seconds > with_it.cost.taught_seconds
-        assert with_it.step_seconds > without.step_seconds
-        assert with_it.judged_seconds > 0
+    for grid in found.grids:
+        assert grid.cost.taught_seconds > 0
+        assert grid.step_seconds > grid.cost.taught_seconds
+        assert grid.judged_seconds > 0
     assert found.once_seconds > 0
-    assert found.hours(1.0) > plain.hours(1.0)
+    assert found.hours(1.0) > found.once_seconds / 3600
 
 
 def test_the_shipped_taught_sweep_is_planned(
