@@ -171,7 +171,6 @@ def train(
     Args:
         read: what the projector reads; None is the first training, whose projector starts at noise, or at the words
             for digits if there are images that show them (`vlm_alignment.align`), and reads all tokens, or a part.
-
         start: what an earlier training wrote, to go on from.
 
     Raises:
