@@ -11,13 +11,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tokconv.sweep.record.events import Record, read_events
 from tokconv.sweep.record.layout import SweepDirectory
-from tokconv.sweep.tracking.mlflow_connection import connect, local_uri
+from tokconv.sweep.tracking import follower
+from tokconv.sweep.tracking.mlflow_connection import ENVIRONMENT, connect, local_uri
 from tokconv.sweep.tracking.mlflow_writer import Delivery, MlflowWriter
 from tokconv.system.uris import file_uri
 
@@ -28,6 +33,18 @@ EPOCHS = 5
 OPENED: list[Record] = []
 """Records to close after each test."""
 Points = dict[str, dict[str, set[tuple[int, int, float]]]]
+
+
+@contextmanager
+def delivering_quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shorten the waits of a delivery within, and close the records at its end."""
+    monkeypatch.setattr(follower, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(follower, "FIRST_WAIT", 0.02)
+    for name in ENVIRONMENT:
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
 def new_record(folder: Path) -> Record:

@@ -9,10 +9,10 @@ import pytest
 from support.artefacts import write_export
 from support.desks import Desk
 from support.objects import ObjectServer, client_of_a_server
-from support.tracked import OPENED
+from support.tracked import delivering_quickly
 
 from tokconv.sweep.tracking import follower
-from tokconv.sweep.tracking.mlflow_connection import DATABASE, ENVIRONMENT, connect
+from tokconv.sweep.tracking.mlflow_connection import DATABASE, connect
 from tokconv.system.uris import sqlite_uri
 
 AWKWARD = "-my%20runs %2F #1?a=b&c;'d'\"[e]{f}*$HOME`g`<h>|\\é\N{GRINNING FACE}~:@,!^+(i)%"
@@ -27,17 +27,12 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectSe
 @pytest.fixture
 def tracked_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Shorten the waits, and check that the working directory stays empty."""
-    monkeypatch.setattr(follower, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(follower, "FIRST_WAIT", 0.02)
     monkeypatch.setattr(follower, "LONGEST_WAIT", 0.1)
-    for name in ENVIRONMENT:
-        monkeypatch.setenv(name, ENVIRONMENT[name])
     here = tmp_path / "working directory"
     here.mkdir()
     monkeypatch.chdir(here)
-    yield
-    while OPENED:
-        OPENED.pop().close()
+    with delivering_quickly(monkeypatch):
+        yield
     assert not list(here.iterdir())
     # A name that is not quoted, or quoted twice, ends up in another folder.
     assert {path.name for path in tmp_path.iterdir()} <= {here.name, AWKWARD, "another machine", "newer", "loaded"}

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.artefacts import write_export
-from support.tracked import OPENED, artifacts, client, new_record, run_trial, runs, start_sweep
+from support.tracked import artifacts, client, delivering_quickly, new_record, run_trial, runs, start_sweep
 
 from tokconv.errors import SweepError
-from tokconv.sweep.tracking import follower
-from tokconv.sweep.tracking.mlflow_connection import DATABASE, ENVIRONMENT, local_uri
+from tokconv.sweep.tracking.mlflow_connection import DATABASE, local_uri
 from tokconv.sweep.tracking.mlflow_moved import repair_default, repair_places
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.system.uris import file_uri, path_of
@@ -25,12 +24,8 @@ pytest.importorskip("mlflow")
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(follower, "POLL_SECONDS", 0.02)
-    for name in ENVIRONMENT:
-        monkeypatch.setenv(name, ENVIRONMENT[name])
-    yield
-    while OPENED:
-        OPENED.pop().close()
+    with delivering_quickly(monkeypatch):
+        yield
 
 
 def sweep_on(root: Path, uid: str, *, whole_paths: bool = False) -> None:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.artefacts import write_export
 from support.tracked import (
-    OPENED,
     STATUS,
     artifacts,
     client,
     deliver,
     delivered_points,
+    delivering_quickly,
     end_sweep,
     new_record,
     recorded_points,
@@ -33,8 +32,7 @@ from support.tracked import (
     writer,
 )
 
-from tokconv.sweep.tracking import follower
-from tokconv.sweep.tracking.mlflow_connection import DATABASE, ENVIRONMENT, connect, local_uri
+from tokconv.sweep.tracking.mlflow_connection import DATABASE, connect, local_uri
 from tokconv.sweep.tracking.mlflow_refusals import check_database, refusal
 
 mlflow = pytest.importorskip("mlflow")
@@ -45,20 +43,8 @@ OLDER = "451aebb31d03"
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(follower, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(follower, "FIRST_WAIT", 0.02)
-    for name in ENVIRONMENT:
-        monkeypatch.setenv(name, ENVIRONMENT[name])
-    yield
-    while OPENED:
-        OPENED.pop().close()
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / DATABASE
-    connect(f"sqlite:///{path}").search_experiments()
-    return path
+    with delivering_quickly(monkeypatch):
+        yield
 
 
 @pytest.fixture
@@ -205,11 +191,6 @@ def test_a_name_that_mlflow_does_not_take(root: Path) -> None:
     with pytest.raises(mlflow.MlflowException) as caught:
         client(root).create_experiment("x" * 501)
     assert "tracking.experiment=NAME" in refusal(caught.value, local_uri(root), "x" * 501)
-
-
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_export(tmp_path_factory.mktemp("artefact") / "compressor")
 
 
 def resume(root: Path, export: Path) -> Any:
