@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from tokconv.system.files import read_json_object, write_json
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import the tool as a script is imported."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
-    return importlib.import_module("layer_probe")
+def tool(tools: Any) -> Any:
+    return tools("layer_probe")
 
 
 def test_the_tokens_of_a_digit_are_those_of_its_square(tool: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,16 +23,14 @@ from tokconv.system.files import write_json
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import the tool as a script is imported."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
-    return importlib.import_module("train_vlm")
+def tool(tools: Any) -> Any:
+    return tools("train_vlm")
 
 
 @pytest.fixture
-def training(tool: Any) -> Any:
+def training(tools: Any) -> Any:
     """The module that trains, as the tool imports it."""
-    return importlib.import_module("vlm_training")
+    return tools("vlm_training")
 
 
 @pytest.fixture(scope="module")

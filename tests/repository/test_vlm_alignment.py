@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from tokconv.exports.answers.reading import SIDE as PICTURE
 from tokconv.exports.answers.tasks import make_task
 
 GRID, DIM = 24, 16
-
-
-@pytest.fixture
-def tools(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import tools as scripts import them, by name."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,6 @@ from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import make_task
 
 GRID = 24
-
-
-@pytest.fixture
-def tools(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import tools as scripts import them, by name."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
-    return importlib.import_module
 
 
 def test_the_loss_is_that_of_the_model_itself(tools: Any, tmp_path: Path) -> None:
