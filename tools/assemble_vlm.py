@@ -94,13 +94,18 @@ def assemble(
     return out
 
 
+def width_of(embeddings: Tensor) -> float:
+    """Return the root mean square of the entries of a language model's embeddings."""
+    return float(embeddings.float().square().mean().sqrt())
+
+
 def start_projector(projector: nn.Module, mean: Tensor, scale: Tensor, width: float, seed: int = 0) -> None:
     """Start a LLaVA projector where training is easiest: it reads standardised tokens, and writes vectors as long as
     the language model's own embeddings.
 
     Args:
         mean, scale: of the tower's tokens, [C] and [C] or a scalar.
-        width: the root mean square of the embeddings' entries.
+        width: of the embeddings, as `width_of`.
     """
     first: Any = projector.get_submodule("linear_1")
     second: Any = projector.get_submodule("linear_2")

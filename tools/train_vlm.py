@@ -11,7 +11,7 @@ weights at the end. A checkpoint is written every few steps, and the next run go
 depend on the seed and the step alone, so a resumed training ends at the same weights.
 
 Where images show digits at known places, the projector starts at the words for them (`tools/vlm_alignment.py`). With
-`--part-first 0.8`, the first four fifths of the steps read 96 tokens per image instead of all, at a fifth of the time
+`--part-first 0.8`, the first four fifths of the steps read 96 tokens per image instead of all, at a quarter of the time
 (`tools/vlm_packing.py`). `--precision bfloat16` takes less than half the time on a processor that multiplies it
 (AVX512-BF16, AMX, a GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a
 compressor makes of the tokens, in its own precision. The result is a model of its own with that compressor beside it;

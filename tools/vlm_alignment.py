@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from assemble_vlm import start_projector
+from assemble_vlm import start_projector, width_of
 from torch import Tensor, nn
 from vlm_digits import NO_DIGIT
 from vlm_examples import Example
@@ -39,7 +39,7 @@ def align(model: AnsweringModel, store: TokenStore, examples: Sequence[Example],
     tokens_PC, values_P, places_P = _patches(store, marked, generator)
     spread_C = tokens_PC.std(0)
     embeddings = model.model.get_input_embeddings().weight.detach().float().cpu()
-    width = float(embeddings.square().mean().sqrt())
+    width = width_of(embeddings)
     projector = model.model.model.multi_modal_projector.requires_grad_(True)
     start_projector(projector, tokens_PC.mean(0), spread_C, width, seed)
     with torch.random.fork_rng(devices=[]):

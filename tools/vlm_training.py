@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from assemble_vlm import start_projector
+from assemble_vlm import start_projector, width_of
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -89,9 +89,8 @@ class Trained:
             for name, value in self.parameters.items():
                 value.copy_(state[name])
 
-    def start(self, path: Path) -> None:
-        """Set what `write_trained` wrote. Raises DataError: the file is missing, or of another model or rank."""
-        _, state = read_trained(path)
+    def start(self, state: dict[str, Tensor], path: Path) -> None:
+        """Set what `read_trained` read from a file. Raises DataError: it is of another model or rank."""
         try:
             self.load(state)
         except (KeyError, RuntimeError) as error:
@@ -127,8 +126,9 @@ def apply_trained(model: AnsweringModel, path: Path) -> None:
     Raises:
         DataError: the file is missing, or of another model.
     """
-    trained = Trained(model, read_trained(path)[0])
-    trained.start(path)
+    settings, state = read_trained(path)
+    trained = Trained(model, settings)
+    trained.start(state, path)
     trained.merge()
 
 
@@ -190,11 +190,11 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     elif start is not None:
-        trained.start(start)
+        trained.start(read_trained(start)[1], start)
     elif read is None and any(example.values is not None for example in examples):
         align(model, store, examples, settings.seed)
     elif read is None:
-        width = float(model.model.get_input_embeddings().weight.float().square().mean().sqrt())
+        width = width_of(model.model.get_input_embeddings().weight)
         start_projector(trained.projector, store.mean, store.scale, width, settings.seed)
     losses: list[float] = []
     started = time.monotonic()
