@@ -31,7 +31,7 @@ vlm: $(READY)  ## build a small LLaVA of public parts and of weights in tools/as
 	$(BIN)/tokconv answers runs/vlm/model --tasks textile:runs/public/textile captions --store runs/vlm/store \
 		--out runs/vlm/answers
 
-vlm-reading: $(READY)  ## the same with a LLaVA that reads digits, which compression loses first
+vlm-reading: $(READY)  ## the same with a LLaVA that reads digits, and was not trained on averages
 	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
 	$(BIN)/python tools/train_vlm.py --out runs/vlm-reading --trained tools/assets/vlm-reading.safetensors --questions 900
 	$(BIN)/tokconv answers runs/vlm-reading/model --tasks reading textile:runs/public/textile \
