@@ -93,6 +93,20 @@ def test_the_answers_are_those_of_generate(model: AnsweringModel, size: tuple[in
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_several_prompts_about_an_image_are_read_as_each_alone(model: AnsweringModel, size: tuple[int, int]) -> None:
+    images = [picture(size), picture(size).rotate(180)]
+    tokens = model.tower_tokens(images)
+    prompts = [model.prompt(text, model.size_of(images[0])) for text in (QUESTION, "what is a b ?", "a")]
+    with torch.inference_mode():
+        for prompt, found in zip(prompts, model.prefill_each(tokens, prompts), strict=True):
+            alone = model.prefill(tokens, prompt)
+            torch.testing.assert_close(found.hidden, alone.hidden, atol=1e-4, rtol=1e-4)
+            assert found.num_visual == alone.num_visual
+            assert found.cache_bytes == alone.cache_bytes
+            assert model.answer(found, LIMIT) == model.answer(alone, LIMIT)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_a_compressor_is_read_as_an_attached_one(
     model: AnsweringModel, compressor: Path, size: tuple[int, int]
 ) -> None:

@@ -73,42 +73,47 @@ def test_a_judgement_is_what_its_weights_and_its_attention_take(model: Path, gri
 
 def test_a_teacher_takes_the_way_back_as_well(model: Path) -> None:
     # The weights are frozen: the way back is one more pass, but two for attention.
-    found = meter(model).teacher(6, 8).flops / meter(model).judge(6).flops
+    found = meter(model).teacher(6, 8, 1).flops / meter(model).judge(6).flops
     assert 1.9 < found < 2.5
 
 
-def test_real_readings_take_as_much(store: TokenStore, model: Path) -> None:
+@pytest.mark.parametrize("prompts", [(PROMPT,), (PROMPT, "what is a b ?")])
+def test_real_readings_take_as_much(store: TokenStore, model: Path, prompts: tuple[str, ...]) -> None:
     # With answers of one token, no greedy answer ends before the others.
+    named = "\n".join(prompts)
     config = tokconv.compose(
-        [f"loss.vlm.model={model}", f"loss.vlm.prompts='{PROMPT}'", "loss.vlm.tokens=1", "loss.weights.vlm=1"]
+        [f"loss.vlm.model={model}", f"loss.vlm.prompts='{named}'", "loss.vlm.tokens=1", "loss.weights.vlm=1"]
     )
     teacher = VlmTeacher(store, config, CPU)
     images = store.train_indices[:3]
-    reads = meter(model, tokens=1)
+    reads = meter(model, *prompts, tokens=1)
     everything = torchs_count(teacher.prepare)
     assert everything == pytest.approx(reads.all_tokens().flops * len(store.train_indices), rel=0.01)
     cells = Windows(24, 2).split(store.tokens(images).float()).mean(2).requires_grad_(True)
     taught = torchs_count(lambda: teacher(cells, images, torch.Generator()).backward())
-    assert taught == pytest.approx(reads.teacher(2, 8).flops * 3, rel=0.01)
-    judge = VlmJudge(store, JudgeSettings(model, (PROMPT,), 5, 1), CPU)
+    assert taught == pytest.approx(reads.teacher(2, 8, 4).flops * 3, rel=0.01)
+    judge = VlmJudge(store, JudgeSettings(model, prompts, 5, 1), CPU)
     judge._said.prepare()
     judged = torchs_count(lambda: judge(lambda tokens: (Windows(24, 2).split(tokens).mean(2), tokens)))
     assert judged == pytest.approx(reads.judge(2).flops * 5, rel=0.01)
 
 
-def test_longer_answers_and_prompts_take_more_and_the_mean_one_stands_for_several(model: Path) -> None:
+def test_longer_answers_and_prompts_take_more_and_several_share_the_image(model: Path) -> None:
     short, long = "a", "what is this ? a b c d a b c d"
     assert meter(model, tokens=8).judge(2).flops > meter(model, tokens=1).judge(2).flops
     assert meter(model, tokens=8).all_tokens().flops > meter(model, tokens=1).all_tokens().flops
     middle = meter(model, PROMPT).judge(2).flops
     assert meter(model, long).judge(2).flops > middle > meter(model, short).judge(2).flops
-    assert meter(model, short, long, PROMPT).judge(2).flops == middle
+    assert middle < meter(model, short, long, PROMPT).judge(2).flops < 3 * middle
+    # Of which a step asks one, it is the one in the middle.
+    assert meter(model, short, long, PROMPT).teacher(2, 8, 1).flops == meter(model, PROMPT).teacher(2, 8, 1).flops
+    assert meter(model, long, PROMPT).all_tokens().flops < 1.2 * meter(model, long).all_tokens().flops
 
 
 def test_seconds_are_timed_if_they_are_wanted(model: Path) -> None:
     assert meter(model).judge(2).seconds is None
     timed = meter(model, timed=True)
-    for found in (timed.judge(2), timed.teacher(2, 4), timed.all_tokens()):
+    for found in (timed.judge(2), timed.teacher(2, 4, 4), timed.all_tokens()):
         assert found.seconds is not None
         assert found.seconds > 0
 

@@ -80,8 +80,26 @@ def test_the_loss_is_the_judges_figure_and_all_tokens_have_none(store: TokenStor
     assert judged[VLM_KL] == pytest.approx(found, rel=1e-4)
 
 
-def test_the_gradient_is_that_of_finite_differences(store: TokenStore, model: Path) -> None:
-    teacher = VlmTeacher(store, taught(model), CPU)
+def test_a_step_asks_some_of_the_prompts_and_all_of_them_if_it_may(store: TokenStore, model: Path) -> None:
+    prompts, images = ["what is this ?", "is this a b ?", "a"], store.train_indices[:4]
+    cells = pooled(store.tokens(images).float(), 2)
+
+    def found(prompts: list[str], most: int = 4) -> float:
+        named = "\n".join(prompts)
+        config = taught(model, f"loss.vlm.prompts='{named}'", f"loss.vlm.prompts_per_step={most}")
+        return float(VlmTeacher(store, config, CPU)(cells, images, torch.Generator().manual_seed(1)))
+
+    alone = [found([prompt]) for prompt in prompts]
+    assert len(set(alone)) == 3
+    assert found(prompts) == pytest.approx(sum(alone) / 3, rel=1e-3)
+    assert min(abs(found(prompts, 1) - one) for one in alone) < 1e-3 * min(alone)
+    pairs = [(alone[a] + alone[b]) / 2 for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert min(abs(found(prompts, 2) - pair) for pair in pairs) < 1e-3 * min(pairs)
+
+
+@pytest.mark.parametrize("prompts", ["what is this ?", "what is this ?\na b"])
+def test_the_gradient_is_that_of_finite_differences(store: TokenStore, model: Path, prompts: str) -> None:
+    teacher = VlmTeacher(store, taught(model, f"loss.vlm.prompts='{prompts}'"), CPU)
     teacher._said._model.model.double()
     images = store.train_indices[:2]
     cells = pooled(store.tokens(images).double(), 2).requires_grad_(True)

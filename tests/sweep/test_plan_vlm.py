@@ -69,16 +69,18 @@ def test_a_teacher_takes_flops_and_seconds_of_every_step_and_of_nothing_else(tre
     assert "judge " not in text
 
 
-def test_all_tokens_are_read_once_for_every_training_image_and_prompt(tree: dict[str, Any], model: str) -> None:
+def test_all_tokens_are_read_once_for_every_training_image_and_all_prompts(tree: dict[str, Any], model: str) -> None:
     named = ("loss.weights.vlm=1", f"loss.vlm.model={model}")
     one = plan(tree, *named, "loss.vlm.prompts='what is this ?'")
     two = plan(tree, *named, "loss.vlm.prompts='what is this ?\nwhat is this ?'")
     views = plan(tree, *named, "loss.vlm.prompts='what is this ?'", "data.views=3")
-    assert two.once_seconds == pytest.approx(2 * one.once_seconds)
     assert views.once_seconds == pytest.approx(3 * one.once_seconds)
-    # A step draws one of the prompts.
-    assert two.grids == one.grids
-    assert two.wall_seconds(1.0) - one.wall_seconds(1.0) == pytest.approx(one.once_seconds)
+    # Both prompts share the reading of the image.
+    assert one.once_seconds < two.once_seconds < 1.5 * one.once_seconds
+    asked = plan(tree, *named, "loss.vlm.prompts='what is this ?\nwhat is this ?'", "loss.vlm.prompts_per_step=1")
+    assert asked.grids == one.grids
+    for of_two, of_one in zip(two.grids, one.grids, strict=True):
+        assert of_one.cost.taught_flops < of_two.cost.taught_flops < 2 * of_one.cost.taught_flops
 
 
 def test_a_judge_alone_reads_at_the_end_of_a_trial(tree: dict[str, Any], model: str) -> None:
@@ -101,14 +103,13 @@ def mean_judged(grids: tuple[GridPlan, ...]) -> float:
     return fmean(grid.judged_seconds for grid in grids)
 
 
-def test_a_judge_is_linear_in_images_and_prompts_and_has_no_more_than_there_are(
-    tree: dict[str, Any], model: str
-) -> None:
+def test_a_judge_is_linear_in_images_and_has_no_more_than_there_are(tree: dict[str, Any], model: str) -> None:
     one = plan(tree, vlm=judge(model))
-    for change, factor in (({"images": 12}, 2), ({"prompts": 3}, 3)):
-        more = plan(tree, vlm=judge(model, **change))
-        assert mean_judged(more.grids) == pytest.approx(factor * mean_judged(one.grids))
-        assert more.once_seconds == pytest.approx(factor * one.once_seconds)
+    more = plan(tree, vlm=judge(model, images=12))
+    assert mean_judged(more.grids) == pytest.approx(2 * mean_judged(one.grids))
+    assert more.once_seconds == pytest.approx(2 * one.once_seconds)
+    asked = plan(tree, vlm=judge(model, prompts=3))
+    assert mean_judged(one.grids) < mean_judged(asked.grids) < 3 * mean_judged(one.grids)
     most = plan(tree, vlm=judge(model, images=10_000))
     assert most.readings.judge is not None
     assert most.readings.judge.images == one.tokens.val_images

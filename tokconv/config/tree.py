@@ -166,7 +166,9 @@ class VlmConfig:
     model: str | None = None
     """The directory of a model and its processor, as `tokconv answers` reads one."""
     prompts: str = "Describe the picture in one sentence."
-    """A prompt, several with line breaks between them, or a text file (*.txt) with one per line; a step draws one."""
+    """A prompt, several with line breaks between them, or a text file (*.txt) with one per line."""
+    prompts_per_step: int = key(4, at_least(1))
+    """How many of them a step asks, at most. They are drawn for each step; an image is read once for all of them."""
     tokens: int = key(8, at_least(1))
     """Tokens of the model's own answer at which distributions are compared, at most."""
 

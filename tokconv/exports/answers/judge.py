@@ -73,9 +73,8 @@ class VlmJudge:
         for places in torch.arange(len(self.images)).split(BATCH):
             images = self.images[places]
             compressed = compress_only(codec, self._store.tokens(images).float().to(self.model.device), images)
-            for prompt in range(len(said.prompts)):
-                own, agrees = said.compare(compressed, places, prompt)
-                far, same = far + float(own.sum()), same + int(agrees.sum())
+            own, agrees = said.compare(compressed, places)
+            far, same = far + float(own.sum()), same + int(agrees.sum())
         count = len(self.images) * len(said.prompts)
         return {VLM_KL: far / count, VLM_AGREEMENT: same / count}
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokconv.exports.answers.methods import Batch, Method
-from tokconv.exports.answers.model import AnsweringModel, Prefill, Prompt
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.prefill import Prefill, Prompt
 from tokconv.exports.answers.scoring import is_same
 from tokconv.exports.answers.tasks import Task
 

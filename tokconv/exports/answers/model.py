@@ -11,13 +11,12 @@ their width, L tokens of an answer, D the width of the language model.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +30,12 @@ from tokconv.encoding.towers.hub import quiet_transformers
 from tokconv.encoding.towers.tower import preprocess
 from tokconv.errors import ConfigError, DataError, first_line
 from tokconv.exports.answers.fed import TowerFed
+from tokconv.exports.answers.prefill import Prefill, Prompt
 from tokconv.exports.integrations.attach import REFUSED, SUPPORTED
 from tokconv.exports.integrations.family import Reduction, VisionLanguageFamily
 
 GREY = (127, 127, 127)
 """Idefics3 takes a black tile for padding."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A question about one image of this size, as the processor takes both."""
-
-    text: str
-    size: tuple[int, int]
-
-
-@dataclass
-class Prefill:
-    """A prompt that has been read: the last hidden states [b, D] and the keys and values of all layers."""
-
-    hidden: Tensor
-    cache: Any
-    num_visual: int
-    """Visual tokens of one question that the language model has read."""
-
-    @property
-    def cache_bytes(self) -> int:
-        """The memory of keys and values for one question."""
-        layers = self.cache.layers
-        return sum(kept.nbytes for layer in layers for kept in (layer.keys, layer.values)) // len(self.hidden)
 
 
 def check_model(folder: Path) -> VisionLanguageFamily:
@@ -190,8 +166,33 @@ class AnsweringModel:
         Raises:
             ConfigError: the model cannot read this number of tokens.
         """
+        return self._read(tokens_MKC, self._inputs(prompt, math.isqrt(tokens_MKC.shape[1])))
+
+    def prefill_each(self, tokens_MKC: Tensor, prompts: Sequence[Prompt]) -> Iterator[Prefill]:
+        """Read each of several prompts about the same b images; arguments and errors as `prefill`.
+
+        What all prompts begin with is read once if the image is in it, and the family reads causally.
+        """
+        inputs = [self._inputs(prompt, math.isqrt(tokens_MKC.shape[1])) for prompt in prompts]
+        rows = [one["input_ids"][0].tolist() for one in inputs]
+        # One token at least is left to each.
+        columns = zip(*(row[:-1] for row in rows), strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        alone = len(prompts) == 1 or any(self.model.config.image_token_id in row[shared:] for row in rows)
+        if alone or not self.family.causal:
+            yield from (self._read(tokens_MKC, one) for one in inputs)
+            return
+        whole = inputs[0]["input_ids"].shape
+        begun = {name: value[:, :shared] if value.shape == whole else value for name, value in inputs[0].items()}
+        first = self._read(tokens_MKC, begun)
+        for row in rows:
+            rest = torch.tensor(row[shared:], device=self.device).expand(len(first.hidden), -1)
+            found = self._read_on(first.branch(), rest)
+            yield Prefill(found.last_hidden_state[:, -1], found.past_key_values, first.num_visual)
+
+    def _read(self, tokens_MKC: Tensor, inputs: Mapping[str, Tensor]) -> Prefill:
+        """Read b images and what the processor made of a prompt."""
         grid = math.isqrt(tokens_MKC.shape[1])
-        inputs = self._inputs(prompt, grid)
         num_tiles = max(1, math.prod(inputs["pixel_values"].shape[:-3]))
         count = len(tokens_MKC) // num_tiles
         batch = {name: value.repeat(count, *(1,) * (value.dim() - 1)) for name, value in inputs.items()}
@@ -203,35 +204,34 @@ class AnsweringModel:
         visual = int((inputs["input_ids"] == self.model.config.image_token_id).sum())
         return Prefill(found.last_hidden_state[:, -1], found.past_key_values, visual)
 
-    @torch.inference_mode()
-    def follow(self, prefill: Prefill, answers_bL: Tensor) -> Tensor:
-        """Return the hidden states [b, L, D] that predict each token of given answers; the prefill stays as it is."""
-        return self.finish(Prefill(prefill.hidden, copy.deepcopy(prefill.cache), prefill.num_visual), answers_bL)
+    def _read_on(self, prefill: Prefill, ids_bL: Tensor) -> Any:
+        """Return the model's output for more tokens; the prefill is used up."""
+        return self.model.model(input_ids=ids_bL, past_key_values=prefill.cache, use_cache=True)
 
-    def finish(self, prefill: Prefill, answers_bL: Tensor) -> Tensor:
-        """Return the same as `follow`, with its gradient; the prefill is used up."""
+    def follow(self, prefill: Prefill, answers_bL: Tensor) -> Tensor:
+        """Return the hidden states [b, L, D] that predict each token of given answers, and keep their gradient; the
+        prefill stays as it is."""
         answers_bL = answers_bL.to(self.device)
         if answers_bL.shape[1] == 1:
             return prefill.hidden[:, None]
-        found = self.model.model(input_ids=answers_bL[:, :-1], past_key_values=prefill.cache, use_cache=True)
+        found = self._read_on(prefill.branch(), answers_bL[:, :-1])
         return torch.cat([prefill.hidden[:, None], found.last_hidden_state], 1)
 
     @torch.inference_mode()
     def answer(self, prefill: Prefill, limit: int) -> list[list[int]]:
         """Return the greedy answers as token ids, each to its end token or to `limit` tokens; the prefill stays."""
-        hidden, cache = prefill.hidden, copy.deepcopy(prefill.cache)
-        answers: list[list[int]] = [[] for _ in hidden]
+        answers: list[list[int]] = [[] for _ in prefill.hidden]
         done = [False] * len(answers)
         while True:
-            chosen = self.logits(hidden).argmax(-1)
+            chosen = self.logits(prefill.hidden).argmax(-1)
             for place, token in enumerate(chosen.tolist()):
                 if not done[place]:
                     answers[place].append(token)
                     done[place] = token in self.ends or len(answers[place]) == limit
             if all(done):
                 return answers
-            found = self.model.model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True)
-            hidden, cache = found.last_hidden_state[:, -1], found.past_key_values
+            found = self._read_on(prefill.branch(), chosen[:, None])
+            prefill = Prefill(found.last_hidden_state[:, -1], found.past_key_values, prefill.num_visual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the float32 logits of the next token, [..., D] to [..., vocabulary]."""

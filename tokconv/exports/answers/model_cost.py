@@ -6,7 +6,7 @@ as long as it may be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from tokconv.errors import ConfigError
 from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.model import AnsweringModel
-from tokconv.exports.answers.next_tokens import BATCH, divergence_from, prompts_of, say
+from tokconv.exports.answers.next_tokens import BATCH, Said, divergence_from, prompts_of, say
+from tokconv.exports.answers.prefill import Prompt
 from tokconv.training.measured import Measured, counted_flops, median_seconds
 from tokconv.training.networks import TokenShape
 
@@ -24,7 +25,7 @@ TIMED_READINGS = 3
 
 
 class ReadingMeter:
-    """Measures what a model reads, of one image with one prompt: of several, the one whose length is nearest the mean.
+    """Measures what a model reads of one image with every prompt.
 
     Args:
         settings: model, prompts, and tokens of an answer.
@@ -59,17 +60,19 @@ class ReadingMeter:
         model.check_patch_tokens()
         for grid in grids:
             model.check_grid(grid)
-        prompts = prompts_of(settings, model)
-        lengths = [len(model.token_ids(prompt)) for prompt in prompts]
-        mean = sum(lengths) / len(lengths)
-        self._prompt = min(zip(prompts, lengths, strict=True), key=lambda pair: abs(pair[1] - mean))[0]
+        self._prompts = prompts_of(settings, model)
 
-    def teacher(self, grid: int, batch: int) -> Measured:
-        """Return the cost of k * k tokens in a training step of so many images, the way back to them included."""
+    def teacher(self, grid: int, batch: int, prompts: int) -> Measured:
+        """Return the cost of k * k tokens in a training step of so many images, which asks so many of the prompts, the
+        way back to them included."""
+        # In the middle of their lengths, as those of a step are on average.
+        ordered = sorted(self._prompts, key=lambda prompt: len(self._model.token_ids(prompt)))
+        first = max(0, len(ordered) - prompts) // 2
+        asked = ordered[first : first + prompts]
 
         def teach(count: int) -> None:
             cells = self._tokens(count, grid).requires_grad_(True)
-            divergence_from(self._model, self._said(count), cells, self._prompt).backward()
+            divergence_from(self._model, self._said(count, asked), cells, asked).backward()
 
         return self._measure(teach, batch)
 
@@ -78,7 +81,7 @@ class ReadingMeter:
 
         @torch.inference_mode()
         def judge(count: int) -> None:
-            divergence_from(self._model, self._said(count), self._tokens(count, grid), self._prompt)
+            divergence_from(self._model, self._said(count, self._prompts), self._tokens(count, grid), self._prompts)
 
         return self._measure(judge, BATCH)
 
@@ -87,7 +90,9 @@ class ReadingMeter:
 
         @torch.inference_mode()
         def listen(count: int) -> None:
-            say(self._model, self._tokens(count, self._shape.token_grid), self._prompt, self._limit)
+            tokens = self._tokens(count, self._shape.token_grid)
+            for _ in say(self._model, tokens, self._prompts, self._limit):
+                pass
 
         return self._measure(listen, BATCH)
 
@@ -103,8 +108,9 @@ class ReadingMeter:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(count, grid**2, self._shape.dim, generator=generator).to(self._device)
 
-    def _said(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Return an answer about each image, and the states that predicted it, where a file of them would be."""
+    def _said(self, count: int, prompts: Sequence[Prompt]) -> list[Said]:
+        """Return answers about each image, and the states that predicted them, where a file of them would be."""
         width = self._model.model.config.get_text_config().hidden_size
-        token = self._model.token_ids(self._prompt)[-1]
-        return [(torch.full((self._limit,), token), torch.ones(self._limit, width)) for _ in range(count)]
+        token = self._model.token_ids(prompts[0])[-1]
+        answer = (torch.full((self._limit,), token), torch.ones(self._limit, width))
+        return [[answer] * count for _ in prompts]

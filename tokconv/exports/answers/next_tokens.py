@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,13 +19,14 @@ from tokconv.errors import ConfigError
 from tokconv.exports.answers.identity import identity_of
 from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.measure import divergence
-from tokconv.exports.answers.model import AnsweringModel, Prompt
+from tokconv.exports.answers.model import AnsweringModel
+from tokconv.exports.answers.prefill import Prompt
 from tokconv.exports.answers.stores import check_store
 from tokconv.store.cache import Tensors, computed_once
 from tokconv.store.format import digest
 from tokconv.store.reader import TokenStore
 
-VERSION = 1
+VERSION = 2
 """Grows with every change of what is computed."""
 BATCH = 8
 """Images that the language model reads at once."""
@@ -43,35 +45,41 @@ def prompts_of(settings: JudgeSettings, model: AnsweringModel) -> list[Prompt]:
     return prompts
 
 
-def say(model: AnsweringModel, tokens_bNC: Tensor, prompt: Prompt, limit: int) -> tuple[list[Tensor], Tensor]:
-    """Return the greedy answers of at most `limit` tokens about b images, each [T] int64 on the CPU, and the states
-    that predicted each token, [b, T of the longest, D] float32 on the CPU."""
-    prefill = model.prefill(tokens_bNC, prompt)
-    own = [torch.tensor(answer) for answer in model.answer(prefill, limit)]
-    return own, model.follow(prefill, pad_sequence(own, batch_first=True)).float().cpu()
+def say(
+    model: AnsweringModel, tokens_bNC: Tensor, prompts: Sequence[Prompt], limit: int
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Yield for each prompt the greedy answers of at most `limit` tokens about b images, each [T] int64 on the CPU, and
+    the states that predicted each token, [b, T of the longest, D] float32 on the CPU."""
+    for prefill in model.prefill_each(tokens_bNC, prompts):
+        own = [torch.tensor(answer) for answer in model.answer(prefill, limit)]
+        yield own, model.follow(prefill, pad_sequence(own, batch_first=True)).float().cpu()
+
+
+Said: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+"""What all tokens said about some images: the ids of each answer [T], and the states that predicted them [T, D]."""
 
 
 def divergence_from(
-    model: AnsweringModel, said: Sequence[tuple[Tensor, Tensor]], compressed_bKC: Tensor, prompt: Prompt
+    model: AnsweringModel, said: Sequence[Said], compressed_bKC: Tensor, prompts: Sequence[Prompt]
 ) -> Tensor:
     """Return the mean divergence from what all tokens said of b images, a scalar with its gradient.
 
     Args:
-        said: of each image, the ids of its answer [T] and the states that predicted them [T, D].
+        said: by prompt.
         compressed_bKC: in token units.
     """
-    pairs = _logits(model, said, compressed_bKC, prompt)
+    pairs = _logits(model, said, compressed_bKC, prompts)
     return torch.stack([divergence(theirs, mine) for theirs, mine in pairs]).mean()
 
 
 def _logits(
-    model: AnsweringModel, said: Sequence[tuple[Tensor, Tensor]], compressed_bKC: Tensor, prompt: Prompt
+    model: AnsweringModel, said: Sequence[Said], compressed_bKC: Tensor, prompts: Sequence[Prompt]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits [T, vocabulary] of each image's answer, from all tokens and from these."""
-    ids = pad_sequence([answer for answer, _ in said], batch_first=True)
-    hidden = model.finish(model.prefill(compressed_bKC, prompt), ids)
-    for (_, theirs), mine in zip(said, hidden, strict=True):
-        yield model.logits(theirs), model.logits(mine[: len(theirs)])
+    """Yield the logits [T, vocabulary] of each prompt's answer about each image, from all tokens and from these."""
+    for own, prefill in zip(said, model.prefill_each(compressed_bKC, prompts), strict=True):
+        hidden = model.follow(prefill, pad_sequence([answer for answer, _ in own], batch_first=True))
+        for (_, theirs), mine in zip(own, hidden, strict=True):
+            yield model.logits(theirs), model.logits(mine[: len(theirs)])
 
 
 class NextTokens:
@@ -108,33 +116,37 @@ class NextTokens:
             self._parts.append(computed_once(self._store, file, partial(self._refer, images), Tensors()))
         tell(len(self.images), len(self.images))
 
-    def divergence(self, compressed_bKC: Tensor, places: Tensor, prompt: int) -> Tensor:
+    def divergence(self, compressed_bKC: Tensor, places: Tensor, prompts: Sequence[int]) -> Tensor:
         """Return the mean divergence with these tokens, a scalar with their gradient.
 
         Args:
             compressed_bKC: in token units.
             places: [b], of their images in `images`.
-            prompt: the number of the prompt.
+            prompts: the numbers of those that are asked.
         """
-        return divergence_from(self._model, self._known(places, prompt), compressed_bKC, self.prompts[prompt])
+        asked = [self.prompts[prompt] for prompt in prompts]
+        return divergence_from(self._model, [self._known(places, prompt) for prompt in prompts], compressed_bKC, asked)
 
     @torch.inference_mode()
-    def compare(self, compressed_bKC: Tensor, places: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
-        """Return the divergence of every image, [b], and whether the model begins its answer with the same tokens, [b].
+    def compare(self, compressed_bKC: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the divergence for every prompt about every image, [P, b], and whether the model begins its answer
+        with the same tokens, [P, b].
 
         Arguments as `divergence`. With every token of an answer the likeliest one after those before it, the greedy
         answer is the same.
         """
+        said = [self._known(places, prompt) for prompt in range(len(self.prompts))]
         # The logits of one image at a time: a vocabulary is wide.
         found = [
             (divergence(theirs, mine), (theirs.argmax(-1) == mine.argmax(-1)).all())
-            for theirs, mine in _logits(self._model, self._known(places, prompt), compressed_bKC, self.prompts[prompt])
+            for theirs, mine in _logits(self._model, said, compressed_bKC, self.prompts)
         ]
         far, same = zip(*found, strict=True)
-        return torch.stack(far), torch.stack(same)
+        shape = (len(self.prompts), len(places))
+        return torch.stack(far).unflatten(0, shape), torch.stack(same).unflatten(0, shape)
 
-    def _known(self, places: Tensor, prompt: int) -> list[tuple[Tensor, Tensor]]:
-        """Return what all tokens say of some images: ids [T] and states [T, D] of each."""
+    def _known(self, places: Tensor, prompt: int) -> Said:
+        """Return what all tokens say of some images to one prompt."""
         self.prepare()
         known = [
             {key: values[prompt, place % PART] for key, values in self._parts[place // PART].items()}
@@ -151,17 +163,17 @@ class NextTokens:
     def _refer(self, images: Tensor) -> Mapping[str, Tensor]:
         """Return the greedy answers from all tokens to P prompts about n images: `ids` [P, n, T] int64, zeros behind
         the end of an answer, `lengths` [P, n], and the states that predicted each token, `hidden` [P, n, T, D]."""
-        answers: list[Tensor] = []
-        hidden: list[Tensor] = []
-        for prompt in self.prompts:
-            for some in images.split(BATCH):
-                own, states = say(self._model, self._store.tokens(some), prompt, self._settings.tokens)
-                hidden += states.unbind()
-                answers += own
+        answers: list[list[Tensor]] = [[] for _ in self.prompts]
+        hidden: list[list[Tensor]] = [[] for _ in self.prompts]
+        for some in images.split(BATCH):
+            said = say(self._model, self._store.tokens(some), self.prompts, self._settings.tokens)
+            for prompt, (own, states) in enumerate(said):
+                answers[prompt] += own
+                hidden[prompt] += states.unbind()
         shape = (len(self.prompts), len(images))
-        ids = pad_sequence(answers, batch_first=True)
-        lengths = torch.tensor([len(answer) for answer in answers])
-        states = pad_sequence(hidden, batch_first=True)
+        ids = pad_sequence(sum(answers, []), batch_first=True)
+        lengths = torch.tensor([len(answer) for of_prompt in answers for answer in of_prompt])
+        states = pad_sequence(sum(hidden, []), batch_first=True)
         return {
             "ids": ids.unflatten(0, shape),
             "lengths": lengths.unflatten(0, shape),

@@ -49,6 +49,7 @@ class VlmTeacher:
         self._places = {image: place for place, image in enumerate(store.train_indices.tolist())}
         self.judge = VlmJudge(store, settings, device, model)
         self.judge.check_tower(config)
+        self._asked = config.loss.vlm.prompts_per_step
         self.name = self._said.name
 
     def prepare(self, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -61,15 +62,15 @@ class VlmTeacher:
             self.prepare(line)
 
     def __call__(self, compressed_bKC: Tensor, images_b: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mean divergence over these images for one prompt that is drawn, a scalar.
+        """Return the mean divergence over these images for the prompts of a step, which are drawn; a scalar.
 
         Args:
             compressed_bKC: in token units.
             images_b: their indices in the store.
         """
-        prompt = int(torch.randint(len(self._said.prompts), (1,), generator=generator))
+        prompts = torch.randperm(len(self._said.prompts), generator=generator)[: self._asked].tolist()
         places = torch.tensor([self._places[image] for image in images_b.tolist()])
-        return self._said.divergence(compressed_bKC, places, prompt)
+        return self._said.divergence(compressed_bKC, places, prompts)
 
 
 def teacher_settings(vlm: VlmConfig) -> JudgeSettings:

@@ -57,6 +57,8 @@ class VisionLanguageFamily(ABC):
     tower: ClassVar[str] = "model.vision_tower"
     tiles: ClassVar[bool] = False
     """Whether the size of an image decides into how many tiles it is cut."""
+    causal: ClassVar[bool] = True
+    """Whether what the model makes of the beginning of a prompt, image included, does not depend on the rest."""
     template: ClassVar[str] = "{image} {question}"
     """The prompt of a question, for a processor without a chat template."""
 

@@ -21,6 +21,8 @@ class PaliGemma(VisionLanguageFamily):
     model_class = PaliGemmaForConditionalGeneration
     processor_class = PaliGemmaProcessor
     host = "model.vision_tower.post_layernorm"
+    # All of a prompt attends to all of it.
+    causal = False
 
     def layer_read(self, config: Any) -> int:
         return -1

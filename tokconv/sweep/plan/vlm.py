@@ -1,6 +1,6 @@
 """What the vision-language models of a sweep read: as teacher and judge of its trials, and once per store.
 
-a step               the compressed tokens of each image of the batch with one prompt, and the way back to them
+a step               the compressed tokens of each image of the batch with some prompts, and the way back to them
 the end of a trial   those of the judge's images with every prompt, for the last epoch and for a best one before it
 before the trials    all tokens of the teacher's and the judge's images with every prompt, then what each baseline
                      makes of the judge's images at every grid
@@ -43,11 +43,6 @@ class Reader:
     images: int
     prompts: int
 
-    @property
-    def readings(self) -> int:
-        """Readings of every image with every prompt."""
-        return self.images * self.prompts
-
 
 class Readings:
     """The readings of a sweep. A model that is not on this machine, or cannot read the tokens, counts for nothing.
@@ -79,8 +74,9 @@ class Readings:
         """Return what the teacher reads of one image in a step."""
         if self.teacher is None:
             return Measured()
-        meter, batch = self.teacher.meter, self._spec.base_config().training.batch_size
-        return self._measured(("teacher", meter, grid), lambda: meter.teacher(grid, batch))
+        meter, config = self.teacher.meter, self._spec.base_config()
+        batch, prompts = config.training.batch_size, config.loss.vlm.prompts_per_step
+        return self._measured(("teacher", meter, grid), lambda: meter.teacher(grid, batch, prompts))
 
     def judged(self, grid: int) -> Measured:
         """Return what the judge reads at the end of a trial."""
@@ -94,7 +90,7 @@ class Readings:
         for reader in (self.judge, self.teacher):
             if reader is not None:
                 meter = reader.meter
-                found += self._measured(("all tokens", meter), meter.all_tokens).times(reader.readings)
+                found += self._measured(("all tokens", meter), meter.all_tokens).times(reader.images)
         return found
 
     def _judgement(self, grid: int) -> Measured:
@@ -102,7 +98,7 @@ class Readings:
         if self.judge is None:
             return Measured()
         meter = self.judge.meter
-        return self._measured(("judge", meter, grid), lambda: meter.judge(grid)).times(self.judge.readings)
+        return self._measured(("judge", meter, grid), lambda: meter.judge(grid)).times(self.judge.images)
 
     def _measured(self, kind: tuple[object, ...], measure: Callable[[], Measured]) -> Measured:
         kind = (*kind, torch.get_num_threads())
@@ -139,8 +135,6 @@ class Readings:
         if readers:
             yield "the language model's answers are as long as they may be; opening it is not counted"
             yield "nothing is known yet of what it reads once, which it does on a device like that of the trials"
-        if any(reader.prompts > 1 for reader in readers):
-            yield "every prompt is as long as the one whose length is nearest the mean"
         if self.judge is not None:
             yield "the epoch of a trial with the lowest fvu is not its last one, so that the model judges both"
 
