@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TypeAlias
 
 import torch
@@ -171,9 +172,10 @@ class NextTokens:
                 answers[prompt] += own
                 hidden[prompt] += states.unbind()
         shape = (len(self.prompts), len(images))
-        ids = pad_sequence(sum(answers, []), batch_first=True)
-        lengths = torch.tensor([len(answer) for of_prompt in answers for answer in of_prompt])
-        states = pad_sequence(sum(hidden, []), batch_first=True)
+        every = list(chain.from_iterable(answers))
+        ids = pad_sequence(every, batch_first=True)
+        lengths = torch.tensor([len(answer) for answer in every])
+        states = pad_sequence(list(chain.from_iterable(hidden)), batch_first=True)
         return {
             "ids": ids.unflatten(0, shape),
             "lengths": lengths.unflatten(0, shape),
