@@ -33,6 +33,7 @@ from tokconv.exports.answers.fed import TowerFed
 from tokconv.exports.answers.prefill import Prefill, Prompt
 from tokconv.exports.integrations.attach import REFUSED, SUPPORTED
 from tokconv.exports.integrations.family import Reduction, VisionLanguageFamily
+from tokconv.system.devices import fast_dtype
 
 GREY = (127, 127, 127)
 """Idefics3 takes a black tile for padding."""
@@ -53,7 +54,8 @@ def check_model(folder: Path) -> VisionLanguageFamily:
 
 
 class AnsweringModel:
-    """A vision-language model and its processor, in eval mode.
+    """A vision-language model and its processor, in eval mode; in its own precision, or in float32 on a processor that
+    only imitates that (`tokconv.system.devices.fast_dtype`).
 
     Args:
         folder: the model's directory, with its processor.
@@ -75,7 +77,8 @@ class AnsweringModel:
                 self.processor: Any = processors.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers and safetensors raise many kinds, including plain Exception
             raise DataError(f"{folder}: transformers cannot load it ({first_line(error)})") from error
-        self.model = model.to(device).eval().requires_grad_(False)
+        dtype = fast_dtype(model.dtype, device)
+        self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.device, config = device, self.model.config
         self.family.check_processor(config, self.processor)
         vision = config.vision_config

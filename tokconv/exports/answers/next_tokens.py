@@ -157,7 +157,8 @@ class NextTokens:
 
     def _name(self, images: Tensor) -> str:
         settings = self._settings
-        of_model = [VERSION, self._identity, list(settings.prompts), images.tolist(), settings.tokens]
+        precision = str(self._model.model.dtype)
+        of_model = [VERSION, self._identity, precision, list(settings.prompts), images.tolist(), settings.tokens]
         return digest(of_model)[:12]
 
     @torch.inference_mode()
