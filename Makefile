@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help sweep sweep-real vlm vlm-reading vlm-taught test test-fast lint docs audit bench soak clean clean-runs build-venv
+.PHONY: help sweep sweep-real vlm vlm-taught test test-fast lint docs audit bench soak clean clean-runs build-venv
 
 PYTHON ?= python3
 # Tests at once; tests/conftest.py says which of them share a process, and their order.
@@ -28,20 +28,14 @@ sweep-real: $(READY)  ## sweep DINOv2 tokens of textiles, and with PHOTOS=folder
 vlm: $(READY)  ## build a small LLaVA of public parts and of weights in tools/assets, measure what compression costs it
 	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
 	$(BIN)/python tools/train_vlm.py --trained tools/assets/vlm.safetensors --questions 900
-	$(BIN)/tokconv answers runs/vlm/model --tasks textile:runs/public/textile captions --store runs/vlm/store \
+	$(BIN)/tokconv answers runs/vlm/model --tasks textile:runs/public/textile reading --store runs/vlm/store \
 		--out runs/vlm/answers
-
-vlm-reading: $(READY)  ## the same with a LLaVA that reads digits, and was not trained on averages
-	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
-	$(BIN)/python tools/train_vlm.py --out runs/vlm-reading --trained tools/assets/vlm-reading.safetensors --questions 900
-	$(BIN)/tokconv answers runs/vlm-reading/model --tasks reading textile:runs/public/textile \
-		--store runs/vlm-reading/store --out runs/vlm-reading/answers
 
 vlm-taught: $(READY)  ## let that LLaVA teach a compressor at each ratio (sweeps/taught.yaml), and ask it the test questions
 	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
 	$(BIN)/python tools/train_vlm.py --trained tools/assets/vlm.safetensors --questions 900
 	$(BIN)/tokconv sweep sweeps/taught.yaml
-	$(BIN)/tokconv answers runs/vlm/model taught --tasks textile:runs/public/textile captions --questions 150 \
+	$(BIN)/tokconv answers runs/vlm/model taught --tasks textile:runs/public/textile --questions 150 \
 		--baselines matched_window_pca,pooling
 
 test: $(READY)  ## run all tests, the fast ones first

@@ -20,6 +20,7 @@ from tokconv.exports.answers.last_epoch import JudgeSettings
 from tokconv.exports.answers.model import AnsweringModel, Prefill
 from tokconv.exports.artefact import load_compressor, read_config
 from tokconv.integrations import attach
+from tokconv.system.devices import fast_dtype
 from tokconv.system.files import write_json
 
 # PaliGemma's processor turns tensors into arrays in a way that NumPy 2 warns of.
@@ -127,6 +128,16 @@ def test_a_compressor_is_read_as_an_attached_one(
     torch.testing.assert_close(model.logits(found.hidden), wanted, atol=1e-4, rtol=1e-4)
     # Nothing is left of it: all tokens are read as before.
     assert read(model, image).num_visual > found.num_visual
+
+
+def test_a_model_in_half_precision_is_read_in_the_one_that_is_fast(model: AnsweringModel, tmp_path: Path) -> None:
+    model.model.to(torch.bfloat16).save_pretrained(tmp_path)
+    model.model.to(torch.float32)
+    model.processor.save_pretrained(tmp_path)
+    half = AnsweringModel(tmp_path, CPU)
+    assert half.model.dtype == fast_dtype(torch.bfloat16, CPU)
+    rounded, exact = read(half, picture(SIZES[0])).hidden.float(), read(model, picture(SIZES[0])).hidden
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.1)
 
 
 def test_a_batch_is_read_as_its_images_alone(model: AnsweringModel) -> None:
