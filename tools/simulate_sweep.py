@@ -30,8 +30,8 @@ from surrogate import Surrogate
 from tokconv.sweep.judge.confirmations import missing_confirmations
 from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.events import Record, read_events
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record, read_events
 from tokconv.sweep.record.remote import Root
 from tokconv.sweep.report.results import write_results
 from tokconv.sweep.run import run_sweep

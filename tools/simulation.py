@@ -26,8 +26,9 @@ from rich.console import Console
 from surrogate import Surrogate, baselines
 
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.events import FINISHED, Record, TrialRecord
+from tokconv.sweep.record.events import FINISHED, TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.search.study import StudySearcher, open_study

@@ -20,8 +20,8 @@ from support.tracked import deliver_sweep
 
 import tokconv
 from tokconv.cli.main import main
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.report.serve import ReportServer
 
 

@@ -22,8 +22,8 @@ from tokconv.evaluation.baseline_figures import baseline_figures
 from tokconv.store.reader import TokenStore
 from tokconv.store.remote import place_of
 from tokconv.sweep.record.checks import check_same_store, trained_on
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.system.storage import CACHE
 
 NUM_IMAGES = 11

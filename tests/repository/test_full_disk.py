@@ -24,7 +24,7 @@ from tokconv.cli.main import main
 from tokconv.config.overrides import compose
 from tokconv.encoding.pipeline import encode
 from tokconv.store.reader import TokenStore
-from tokconv.sweep.record.events import read_trials
+from tokconv.sweep.record.log import read_trials
 from tokconv.training.checkpoint import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

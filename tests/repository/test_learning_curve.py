@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +17,10 @@ from tokconv.encoding.pipeline import encode
 from tokconv.errors import DataError
 from tokconv.store.reader import TokenStore
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(TOOLS)
-    return importlib.import_module("learning_curve")
+def tool(tools: Callable[[str], ModuleType]) -> Any:
+    return tools("learning_curve")
 
 
 @pytest.fixture(scope="module")

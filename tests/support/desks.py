@@ -8,7 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tokconv.sweep.record.events import Event, Record, TrialRecord, read_events
+from tokconv.sweep.record.events import Event, TrialRecord
+from tokconv.sweep.record.log import Record, read_events
 from tokconv.sweep.trials.listener import Listener
 
 VALUES = {"model.compressor.output_grid_size": 6}

@@ -14,8 +14,9 @@ from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.models.windows import compression_ratio
 from tokconv.sweep.judge.snapshot import SweepSnapshot
 from tokconv.sweep.judge.verdicts import Verdict
-from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.record.remote import Root
 from tokconv.sweep.spec.file import parse_spec, spec_to_dict, to_yaml
 from tokconv.sweep.spec.outline import GRID_KEY, Outline

@@ -21,7 +21,8 @@ from support.networks import PUBLISHED
 from tokconv.cli.main import main
 from tokconv.encoding.pipeline import encode
 from tokconv.store.reader import TokenStore
-from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.log import read_events
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.training.baselines import measure_baselines
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from tokconv.sweep.record.events import Record, read_events
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record, read_events
 from tokconv.sweep.tracking import follower
 from tokconv.sweep.tracking.mlflow_connection import ENVIRONMENT, connect, local_uri
 from tokconv.sweep.tracking.mlflow_writer import Delivery, MlflowWriter

@@ -13,8 +13,8 @@ from tokconv.exports.answers.methods import find_exports
 from tokconv.exports.answers.table import TEXT
 from tokconv.exports.artefact import read_config
 from tokconv.sweep.judge.snapshot import read_sweep
-from tokconv.sweep.record.events import read_events
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import read_events
 from tokconv.sweep.tracking.mlflow_connection import connect, local_uri
 from tokconv.system.files import write_json, write_text
 

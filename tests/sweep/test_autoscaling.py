@@ -12,7 +12,8 @@ import pytest
 from support.clusters import Head, head
 from support.sweeping import events, write_spec
 
-from tokconv.sweep.record.events import Event, Record
+from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.log import Record
 from tokconv.system.ray_cluster import DRIVER_RESOURCE
 
 EPOCHS = 16

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from support.sweeping import events, wait_for_end, works, write_spec
 
 import tokconv
-from tokconv.sweep.record.events import read_trials
+from tokconv.sweep.record.log import read_trials
 from tokconv.sweep.search.study import open_study
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.tracking.mlflow_connection import local_uri

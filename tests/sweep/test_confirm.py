@@ -23,8 +23,9 @@ from tokconv.sweep.judge.evidence import PENDING, PROVEN, UNCONFIRMED, UNPROVEN,
 from tokconv.sweep.judge.exports import export_champions
 from tokconv.sweep.judge.student import two_sided_quantile
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.sweep.spec.rules import Rule, Rules

@@ -16,7 +16,7 @@ from support.sweeping import TOKEN_GRID, WINS, Driver, events, spec, write_spec
 import tokconv
 from tokconv.sweep.judge.evidence import SEED_KEY, UNPROVEN
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.sweep.tracking.mlflow_connection import local_uri

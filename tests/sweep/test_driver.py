@@ -20,7 +20,7 @@ from support.sweeping import Driver, events, faulty_path, write_spec
 from tokconv.cli.main import main
 from tokconv.errors import SweepError
 from tokconv.sweep.record.driver import FILE, driver_of, registered, stop
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.log import Record
 
 
 def sleeper(code: str) -> subprocess.Popen[bytes]:

@@ -22,8 +22,8 @@ from tokconv.sweep.judge.confirmations import end_stale_trials
 from tokconv.sweep.judge.exports import export_dynamic
 from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.record.driver import registered, stop
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.record.remote import restore
 from tokconv.sweep.report import status
 from tokconv.sweep.report.outcome import next_steps

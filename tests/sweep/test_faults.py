@@ -9,7 +9,7 @@ from support.one_ray import one_ray
 from support.sweeping import faulty_path, write_spec
 
 from tokconv.cli.main import main
-from tokconv.sweep.record.events import read_trials
+from tokconv.sweep.record.log import read_trials
 
 
 @pytest.mark.slow

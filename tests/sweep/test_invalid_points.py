@@ -19,8 +19,8 @@ from tokconv.errors import ConfigError, MissingExtraError, SpecError
 from tokconv.store.remote import StorePlace
 from tokconv.sweep.judge.snapshot import read_sweep
 from tokconv.sweep.plan.space import draw_points, space_cost
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.final_state import FAILURE
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.report.page import page
 from tokconv.sweep.search.space import Validity, check_space, first_points, grid_points, random_points
 from tokconv.sweep.search.study import STARTUP_TRIALS, StudySearcher, open_study

@@ -18,7 +18,7 @@ import tokconv
 from tokconv.cli.main import main
 from tokconv.errors import SpecError, SweepError
 from tokconv.sweep.jobs import check_spec, submit
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.system.ray_cluster import check_outlives_job
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from support.desks import VALUES, Desk
 
 from tokconv.sweep.judge.epochs import best_by
-from tokconv.sweep.record.events import read_trials
 from tokconv.sweep.record.final_state import FAILURE
+from tokconv.sweep.record.log import read_trials
 from tokconv.training.checkpoint import FORMAT
 
 

@@ -19,8 +19,8 @@ from support.tracked import deliver_sweep
 
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.snapshot import read_sweep
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.report.table import summary_markdown
 from tokconv.sweep.tracking.mlflow_connection import local_uri
 from tokconv.sweep.tracking.mlflow_ui import mlflow_server

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tokconv.errors import SweepError
-from tokconv.sweep.record.events import Record, Trials, read_events
+from tokconv.sweep.record.events import Trials
 from tokconv.sweep.record.figures import finite
 from tokconv.sweep.record.layout import SweepDirectory, relative_place
+from tokconv.sweep.record.log import Record, read_events
 from tokconv.system.storage import Remote
 
 Open = Callable[[Path], Record]

@@ -10,8 +10,8 @@ from support.objects import URL, ObjectServer
 
 from tokconv.errors import SweepError
 from tokconv.sweep.judge.snapshot import all_sweeps, find_sweep
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.record.remote import mirrored, open_root
 from tokconv.system.storage import CACHE, Remote
 

@@ -16,8 +16,8 @@ from support.sweeping import DIM, TOKEN_GRID, Driver, shared_store, spec, write_
 import tokconv
 from tokconv.cli.main import main
 from tokconv.errors import StorageError
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.lease import LEASE
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.system.storage import CACHE

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.trials import EPOCHS, trial
 
 from tokconv.errors import ConfigError, SweepError
-from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.search.replay import load_complete, print_replay, replay
 from tokconv.sweep.spec.file import to_yaml
 from tokconv.sweep.spec.rules import AXES

@@ -16,8 +16,9 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from tokconv.sweep.judge.pareto import dominates
-from tokconv.sweep.record.events import FINISHED, read_events, read_trials
+from tokconv.sweep.record.events import FINISHED
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import read_events, read_trials
 from tokconv.sweep.search.history import BoundedHistory
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.schema import Spec

@@ -20,7 +20,7 @@ from tokconv.config.overrides import with_values
 from tokconv.encoding.console import encode_and_print
 from tokconv.errors import SpecError, SweepError
 from tokconv.sweep.judge.verdicts import judge
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import load_spec, parse_spec
 from tokconv.sweep.tracking.mlflow_connection import local_uri

@@ -12,7 +12,7 @@ from tokconv.errors import ConfigError, SpecError, SweepError
 from tokconv.evaluation.protocol import PROTOCOL
 from tokconv.sweep.record import checks
 from tokconv.sweep.record.checks import check_figures, check_same_experiment, check_same_store, figures_of
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.record.remote import Root
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec, to_yaml

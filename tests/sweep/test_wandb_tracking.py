@@ -16,7 +16,7 @@ from support.sweeping import spec
 
 from tokconv.errors import MissingExtraError, SpecError
 from tokconv.sweep.judge.snapshot import read_sweep
-from tokconv.sweep.record.events import Record
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.run import run_sweep
 from tokconv.sweep.spec.file import parse_spec
 from tokconv.sweep.tracking.wandb_writer import DELETED, WandbWriter

@@ -35,8 +35,9 @@ from tokconv.sweep.record.checks import (
     trained_on,
 )
 from tokconv.sweep.record.driver import git_commit
-from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.layout import DEFAULT_STORAGE, SweepDirectory, stores_place
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.record.remote import mirrored, open_root
 from tokconv.sweep.report.progress import SweepDisplay
 from tokconv.sweep.report.results import write_results

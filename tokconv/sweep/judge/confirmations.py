@@ -15,7 +15,8 @@ from typing import Any
 
 from tokconv.sweep.judge.evidence import SEED_KEY, confirmations_of
 from tokconv.sweep.judge.verdicts import Verdict
-from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.log import Record
 
 
 def missing_confirmations(

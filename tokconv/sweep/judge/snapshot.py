@@ -15,8 +15,9 @@ from tokconv.evaluation.protocol import protocol_of
 from tokconv.sweep.judge.evidence import Figures
 from tokconv.sweep.judge.verdicts import Verdict, judge
 from tokconv.sweep.record.driver import Driver, driver_of
-from tokconv.sweep.record.events import FINISHED, INVALID, RefusedPoint, TrialRecord, Trials, read_events
+from tokconv.sweep.record.events import FINISHED, INVALID, RefusedPoint, TrialRecord, Trials
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import read_events
 from tokconv.sweep.spec.outline import Outline, read_outline
 from tokconv.system.files import local_path, newest_numbered
 from tokconv.system.storage import is_url

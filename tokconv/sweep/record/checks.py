@@ -15,8 +15,8 @@ from tokconv.evaluation.protocol import MIN_NEIGHBOUR_IMAGES, other_protocol
 from tokconv.evaluation.purposes import NEEDS, PURPOSES
 from tokconv.evaluation.readers import can_be_read, count_labelled
 from tokconv.store.reader import TokenStore
-from tokconv.sweep.record.events import read_events
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import read_events
 from tokconv.sweep.spec.file import spec_to_dict
 from tokconv.sweep.spec.schema import Spec
 

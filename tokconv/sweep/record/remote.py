@@ -22,10 +22,10 @@ from pathlib import Path
 
 from tokconv.errors import SpecError, SweepError, printable
 from tokconv.sweep.record.driver import driver_of
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.figures import BEST
 from tokconv.sweep.record.layout import SweepDirectory
 from tokconv.sweep.record.lease import Lease, host_at_work
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.record.remote_checkpoints import STATE, newest_checkpoint
 from tokconv.system.files import local_path, new_numbered, newest_numbered, number_of
 from tokconv.system.mirror import Mirror, fetch_log, signatures, write_state

@@ -23,7 +23,8 @@ from rich.text import Text
 from tokconv.errors import printable
 from tokconv.sweep.judge.verdicts import Verdict
 from tokconv.sweep.record.counts import TrialCounts
-from tokconv.sweep.record.events import FINISHED, INVALID, Record, TrialRecord
+from tokconv.sweep.record.events import FINISHED, INVALID, TrialRecord
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.report.brief_tables import best_table, running_table
 from tokconv.sweep.report.pace import Pace, expected_confirmations
 from tokconv.sweep.report.text import event_text, refused_text, states_text

@@ -20,7 +20,8 @@ from tokconv.sweep.judge.evidence import PROVEN, judged_text
 from tokconv.sweep.judge.snapshot import SweepSnapshot, all_sweeps, find_sweep, read_sweep
 from tokconv.sweep.record.counts import TrialCounts
 from tokconv.sweep.record.driver import stop as stop_driver
-from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials, read_events
+from tokconv.sweep.record.events import FINISHED, TrialRecord, Trials
+from tokconv.sweep.record.log import read_events
 from tokconv.sweep.report.brief_tables import best_table
 from tokconv.sweep.report.pace import Pace
 from tokconv.sweep.report.table import widen

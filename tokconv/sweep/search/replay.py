@@ -23,7 +23,8 @@ from typing import Any
 from tokconv.errors import ConfigError, SweepError
 from tokconv.evaluation.figures import FIGURES
 from tokconv.sweep.judge.pareto import Point, hypervolume
-from tokconv.sweep.record.events import TrialRecord, read_trials
+from tokconv.sweep.record.events import TrialRecord
+from tokconv.sweep.record.log import read_trials
 from tokconv.sweep.search.early_stopping import Rungs
 from tokconv.sweep.spec.file import load_spec
 from tokconv.sweep.spec.rules import AXES, compared

@@ -12,9 +12,9 @@ from typing import Any
 
 from tokconv.exports.champions import is_export
 from tokconv.sweep.judge.snapshot import recorded_spec
-from tokconv.sweep.record.events import Record
 from tokconv.sweep.record.figures import finite
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.tracking.mlflow_connection import tracking_uri
 from tokconv.sweep.tracking.mlflow_writer import MlflowWriter
 from tokconv.system.files import read_json_object

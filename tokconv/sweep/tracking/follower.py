@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.record.events import Event
+from tokconv.sweep.record.log import read_events
 from tokconv.system.files import write_text
 from tokconv.system.uris import without_credentials
 

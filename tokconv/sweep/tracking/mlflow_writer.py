@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.record.events import Event
 from tokconv.sweep.record.layout import relative_place
+from tokconv.sweep.record.log import read_events
 from tokconv.sweep.tracking.follower import Delivery, Follower
 from tokconv.sweep.tracking.mlflow_connection import is_local
 from tokconv.sweep.tracking.mlflow_models import mark_winners, register_all

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokconv.evaluation.protocol import protocol_of
-from tokconv.sweep.record.events import Event, Trials, read_events
+from tokconv.sweep.record.events import Event, Trials
+from tokconv.sweep.record.log import read_events
 
 
 class Replay(Trials):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tokconv.errors import import_extra, printable
-from tokconv.sweep.record.events import Event, read_events
+from tokconv.sweep.record.events import Event
 from tokconv.sweep.record.layout import relative_place
+from tokconv.sweep.record.log import read_events
 from tokconv.sweep.tracking.follower import Delivery, Follower, RefusedError, one_line
 from tokconv.sweep.tracking.mlflow_view import rounded, run_name, run_params, slug
 from tokconv.sweep.tracking.replay import Replay

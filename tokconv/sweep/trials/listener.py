@@ -18,9 +18,10 @@ from ray.tune.experiment import Trial
 from tokconv.errors import CheckpointError, StorageError
 from tokconv.models.windows import compression_ratio
 from tokconv.sweep.judge.exports import READ_PATIENCE_SECONDS
-from tokconv.sweep.record.events import Record, TrialRecord
+from tokconv.sweep.record.events import TrialRecord
 from tokconv.sweep.record.figures import recorded_figures
 from tokconv.sweep.record.final_state import FAILURE, final_state, missing_objectives
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.spec.outline import GRID_KEY
 from tokconv.sweep.trials.watchdog import timeout_reason
 from tokconv.system.storage import local_copy

@@ -17,8 +17,9 @@ from tokconv.errors import SweepError, first_line
 from tokconv.evaluation.epochs import EpochRule
 from tokconv.exports.answers.last_epoch import located
 from tokconv.store.remote import StorePlace
-from tokconv.sweep.record.events import FINISHED, Record
+from tokconv.sweep.record.events import FINISHED
 from tokconv.sweep.record.layout import SweepDirectory
+from tokconv.sweep.record.log import Record
 from tokconv.sweep.search.early_stopping import ParetoHalving, Rungs
 from tokconv.sweep.search.study import GivenSearcher, StudySearcher, open_study
 from tokconv.sweep.spec.rules import compared
