@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokconv.errors import DataError
 from tokconv.exports.answers.figures import summary_of
-from tokconv.exports.answers.measure import TaskTokens, measure, refer
+from tokconv.exports.answers.measure import TaskTokens, answers_from_all, measure, refer
 from tokconv.exports.answers.methods import AllTokens, Batch, Exported, Method
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import make_task
@@ -98,6 +98,14 @@ def test_all_tokens_agree_with_themselves(model: AnsweringModel, tokens: TaskTok
         assert [answer.kl for answer in answers] == pytest.approx([0.0] * len(answers), abs=1e-6)
         assert all(answer.agrees for answer in answers)
     assert summary_of([vars(a) for a in answers], [vars(a) for a in answers])["agreement"] == 1
+
+
+def test_the_reference_holds_what_a_second_reading_finds(model: AnsweringModel, tokens: TaskTokens) -> None:
+    reference = refer(model, tokens, AllTokens(24), 4, LIMIT, silent)
+    known = answers_from_all(model, tokens.task, reference)
+    for one, again in zip(known, measure(model, tokens, Copied(24), reference, 4, LIMIT, silent), strict=True):
+        assert (one.text, one.correct, one.agrees) == (again.text, again.correct, again.agrees)
+        assert (one.kl, one.nll) == (0, pytest.approx(again.nll, rel=1e-4))
 
 
 def test_another_class_of_model_is_refused(tmp_path: Path) -> None:

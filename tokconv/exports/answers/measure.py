@@ -141,6 +141,18 @@ def measure(
     return [answers[index] for index in range(len(answers))]
 
 
+@torch.inference_mode()
+def answers_from_all(model: AnsweringModel, task: Task, reference: Reference) -> list[Answer]:
+    """Return the answers from all tokens to a task, which the reference holds: nothing is read again."""
+    answers = []
+    for question, own, hidden in zip(task.questions, reference.answers, reference.hidden, strict=True):
+        logs, text = model.logits(hidden).log_softmax(-1), model.text(own)
+        said = logs.gather(1, torch.tensor(own, device=logs.device)[:, None])
+        correct = None if question.answer is None else is_same(text, question.answer)
+        answers.append(Answer(text=text, correct=correct, agrees=True, kl=0.0, nll=float(-said.mean())))
+    return answers
+
+
 def divergence(theirs: Tensor, mine: Tensor) -> Tensor:
     """Return the mean Kullback-Leibler divergence of `mine` from `theirs`, two sets of logits [T, vocabulary], a scalar
     in nats; rounding never makes it negative."""

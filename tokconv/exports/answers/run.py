@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokconv.errors import ConfigError, StoreError
 from tokconv.exports.answers.identity import identity_of
-from tokconv.exports.answers.measure import Answer, Reference, TaskTokens, as_json, measure, refer
+from tokconv.exports.answers.measure import Answer, Reference, TaskTokens, answers_from_all, as_json, measure, refer
 from tokconv.exports.answers.methods import Method
 from tokconv.exports.answers.model import AnsweringModel
 from tokconv.exports.answers.tasks import Task
@@ -90,16 +91,17 @@ class AnswersRun:
         finished = {method.name: record for method in methods if (record := self._finished(method)) is not None}
         references_missing = [task for task in self.tasks if not self._reference_path(task).is_file()]
         work = Work(tell)
-        for own, method in [(task, method) for method in methods for task in self.tasks]:
-            work.add(method, own, done=method.name in finished)
-        # All tokens are read twice: for the reference, and as a method next to the others.
+        of_all, *others = methods
         for own in self.tasks:
-            work.add(methods[0], own, done=own not in references_missing)
+            work.add(of_all, own, done=own not in references_missing)
+        for own, method in [(task, method) for method in others for task in self.tasks]:
+            work.add(method, own, done=method.name in finished)
         work.begin()
-        references = [self._reference(own, methods[0], work.counter(methods[0])) for own in tokens]
+        references = [self._reference(own, of_all, work.counter(of_all)) for own in tokens]
         for method in methods:
             if method.name not in finished:
-                record = self._measured(method, tokens, references, work.counter(method))
+                answers = self._known if method is of_all else partial(self._measured, method, work.counter(method))
+                record = self._record(method, tokens, references, answers)
                 write_json(self._method_path(method), record)
                 finished[method.name] = record
         work.end()
@@ -110,17 +112,23 @@ class AnswersRun:
         record = _read(path) if path.is_file() else {}
         return record if record.get("identity") == method.identity() else None
 
+    def _known(self, tokens: TaskTokens, reference: Reference) -> list[Answer]:
+        return answers_from_all(self.model, tokens.task, reference)
+
     def _measured(
+        self, method: Method, tell: Callable[[int], None], tokens: TaskTokens, reference: Reference
+    ) -> list[Answer]:
+        return measure(self.model, tokens, method, reference, self._size, self._limit, tell)
+
+    def _record(
         self,
         method: Method,
         tokens: Sequence[TaskTokens],
         references: Sequence[Reference],
-        tell: Callable[[int], None],
+        answers_to: Callable[[TaskTokens, Reference], list[Answer]],
     ) -> dict[str, Any]:
         method.prepare()
-        answers: dict[str, list[Answer]] = {}
-        for own, reference in zip(tokens, references, strict=True):
-            answers[own.task.name] = measure(self.model, own, method, reference, self._size, self._limit, tell)
+        answers = {own.task.name: answers_to(own, of_all) for own, of_all in zip(tokens, references, strict=True)}
         costs = self._costs(method, tokens[0])
         method.release()
         return {
