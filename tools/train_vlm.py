@@ -14,11 +14,11 @@ Where images show digits at known places, the projector starts at the words for 
 `--part-first 0.8`, the first four fifths of the steps read 96 tokens per image instead of all, at a quarter of the time
 (`tools/vlm_packing.py`). `--precision bfloat16` takes less than half the time on a processor that multiplies it
 (AVX512-BF16, AMX, a GPU), and saves the model so. With `--compressor`, the trained model is trained further on what a
-compressor makes of the tokens, in the precision that this machine reads it in. The result is a model of its own with
-that compressor beside it; the plain model stays as it is. `trained.safetensors` beside a model holds all that was
-trained of it; `--trained` makes the model of it without training, and still encodes the store, which baselines are
-fitted on. All runs with one `--out` share images and tokens: another run needs the same `--tasks`, `--questions`,
-`--layer`, `--image-size` and `--precision`, or an `--out` of its own.
+compressor makes of the tokens, in its own precision. The result is a model of its own with that compressor beside it;
+the plain model stays as it is. `trained.safetensors` beside a model holds all that was trained of it; `--trained` makes
+the model of it without training, and still encodes the store, which baselines are fitted on. All runs with one `--out`
+share images and tokens: another run needs the same `--tasks`, `--questions`, `--layer`, `--image-size` and
+`--precision`, or an `--out` of its own.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def adapt(
     name, compressor = series_of(folder).replace(" ", "-"), load_compressor(folder)
     # Attaching checks that it fits, and moves it to the model.
     attach(model.model, compressor).detach()
-    own = str(model.model.dtype).removeprefix("torch.")
+    own = str(model.precision).removeprefix("torch.")
     settings = replace(settings, precision=own, compressor=file_digest(folder / FILES["compressor"]))
 
     @torch.no_grad()

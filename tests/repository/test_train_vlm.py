@@ -70,7 +70,9 @@ def stopped_after(steps: int, training: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return AnsweringModel(out / "model", torch.device("cpu")).model.state_dict()  # type: ignore[no-any-return]
+    """Return the weights of a trained model in the precision of its file."""
+    model = AnsweringModel(out / "model", torch.device("cpu"))
+    return {name: value.to(model.precision) for name, value in model.model.state_dict().items()}
 
 
 @pytest.mark.parametrize(

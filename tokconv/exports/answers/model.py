@@ -61,6 +61,9 @@ class AnsweringModel:
         folder: the model's directory, with its processor.
         device: where it runs.
 
+    Attributes:
+        precision: that of the directory.
+
     Raises:
         DataError: the directory holds no model of a supported family, or transformers cannot load it.
         ConfigError: its processor writes another number of tokens than its tower makes.
@@ -77,8 +80,8 @@ class AnsweringModel:
                 self.processor: Any = processors.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers and safetensors raise many kinds, including plain Exception
             raise DataError(f"{folder}: transformers cannot load it ({first_line(error)})") from error
-        dtype = fast_dtype(model.dtype, device)
-        self.model = model.to(device, dtype).eval().requires_grad_(False)
+        self.precision: torch.dtype = model.dtype
+        self.model = model.to(device, fast_dtype(self.precision, device)).eval().requires_grad_(False)
         self.device, config = device, self.model.config
         self.family.check_processor(config, self.processor)
         vision = config.vision_config
