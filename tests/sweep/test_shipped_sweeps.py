@@ -71,6 +71,7 @@ def test_a_trial_of_the_taught_sweep_runs_with_the_bundled_tower(tmp_path: Path)
         "data.subset": None,
         "data.num_workers": 0,
         "model.clip.model_name": "bundled:digits-tower",
+        "model.clip.layer": -2,
         "loss.vlm.model": str(model),
         "training.epochs": 1,
         "model.compressor.output_grid_size": spec.grids()[-1],
