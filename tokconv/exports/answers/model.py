@@ -95,6 +95,7 @@ class AnsweringModel:
         self.ends: set[int] = {end} if isinstance(end, int) else set(end or ())
         # Blank images of the same size and the same text make the same inputs.
         self._inputs = lru_cache(maxsize=64)(self._make_inputs)
+        self._shared = lru_cache(maxsize=64)(self._make_shared)
 
     def check_grid(self, grid: int) -> None:
         """Raise ConfigError unless the model can read k x k tokens of an image or tile."""
@@ -179,21 +180,14 @@ class AnsweringModel:
 
         What all prompts begin with is read once if the image is in it, and the family reads causally.
         """
-        inputs = [self._inputs(prompt, math.isqrt(tokens_MKC.shape[1])) for prompt in prompts]
-        rows = [one["input_ids"][0].tolist() for one in inputs]
-        # One token at least is left to each.
-        columns = zip(*(row[:-1] for row in rows), strict=False)
-        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        alone = len(prompts) == 1 or any(self.model.config.image_token_id in row[shared:] for row in rows)
-        if alone or not self.family.causal:
-            yield from (self._read(tokens_MKC, one) for one in inputs)
+        shared = self._shared(tuple(prompts), math.isqrt(tokens_MKC.shape[1]))
+        if shared is None:
+            yield from (self.prefill(tokens_MKC, prompt) for prompt in prompts)
             return
-        whole = inputs[0]["input_ids"].shape
-        begun = {name: value[:, :shared] if value.shape == whole else value for name, value in inputs[0].items()}
+        begun, rests = shared
         first = self._read(tokens_MKC, begun)
-        for row in rows:
-            rest = torch.tensor(row[shared:], device=self.device).expand(len(first.hidden), -1)
-            found = self._read_on(first.branch(), rest)
+        for rest in rests:
+            found = self._read_on(first.branch(), rest.expand(len(first.hidden), -1))
             yield Prefill(found.last_hidden_state[:, -1], found.past_key_values, first.num_visual)
 
     def _read(self, tokens_MKC: Tensor, inputs: Mapping[str, Tensor]) -> Prefill:
@@ -267,6 +261,23 @@ class AnsweringModel:
                 self.family.change_processor(self.processor, Reduction(self.token_grid, grid, self.dim), undo)
             found = self._processed(prompt.text, Image.new("RGB", prompt.size, GREY))
         return {name: value.to(self.device) for name, value in found.items()}
+
+    @torch.inference_mode(False)
+    def _make_shared(self, prompts: tuple[Prompt, ...], grid: int) -> tuple[dict[str, Tensor], list[Tensor]] | None:
+        """Return what prompts begin with, image included, as `_make_inputs` does, and the token ids that are left of
+        each, [1, L]; None if each must be read alone."""
+        if len(prompts) == 1 or not self.family.causal:
+            return None
+        inputs = [self._inputs(prompt, grid) for prompt in prompts]
+        rows = [one["input_ids"][0].tolist() for one in inputs]
+        # One token at least is left to each.
+        columns = zip(*(row[:-1] for row in rows), strict=False)
+        length = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        if any(self.model.config.image_token_id in row[length:] for row in rows):
+            return None
+        whole = inputs[0]["input_ids"].shape
+        begun = {name: value[:, :length] if value.shape == whole else value for name, value in inputs[0].items()}
+        return begun, [one["input_ids"][:, length:] for one in inputs]
 
     def _processed(self, text: str, image: Image.Image) -> dict[str, Tensor]:
         # A chat template that writes the first token itself must not get another.

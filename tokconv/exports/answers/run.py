@@ -128,7 +128,7 @@ class AnswersRun:
         answers_to: Callable[[TaskTokens, Reference], list[Answer]],
     ) -> dict[str, Any]:
         method.prepare()
-        answers = {own.task.name: answers_to(own, of_all) for own, of_all in zip(tokens, references, strict=True)}
+        answers = {own.task.name: answers_to(own, said) for own, said in zip(tokens, references, strict=True)}
         costs = self._costs(method, tokens[0])
         method.release()
         return {
