@@ -18,7 +18,7 @@ def free_port() -> int:
 def answers(url: str) -> bool:
     """Return whether a server answers at this URL with a page."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -123,4 +124,8 @@ def test_a_shared_path_as_a_url_is_refused_if_it_cannot_be_written(tmp_path: Pat
 
 
 def _log(there: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in sorted((there / "events.jsonl").glob("[0-9]*")))
+    while True:
+        try:
+            return b"".join(path.read_bytes() for path in sorted((there / "events.jsonl").glob("[0-9]*")))
+        except FileNotFoundError:  # The server is replacing an object at this moment.
+            time.sleep(0.05)

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 DIVERGES, HANGS, RUNS_OUT, GOOD = 1e30, 0.9, 0.7, 1e-3
 """Learning rates."""
-TIMEOUT = 8
+TIMEOUT = 15
 """Seconds."""
 FAULTY = f"hang:{HANGS},oom:{RUNS_OUT}"
 UNDETERMINED = ("train/images_per_second", "train/adversarial", "train/adversarial_token", "train/adversarial_grid")
