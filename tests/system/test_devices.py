@@ -5,9 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokconv.system.devices import fast_dtype
+from tokconv.system.devices import fast_dtype, resolve_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_auto_is_half_precision_on_a_gpu_alone() -> None:
+    assert [resolve_dtype("auto", device) for device in (CPU, CUDA)] == [torch.float32, torch.bfloat16]
+    for device in (CPU, CUDA):
+        assert resolve_dtype("float32", device) == torch.float32
+        assert resolve_dtype("bfloat16", device) == torch.bfloat16
 
 
 @pytest.mark.parametrize(

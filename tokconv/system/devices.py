@@ -1,4 +1,4 @@
-"""Devices: which one a name means, and sending tensors there."""
+"""Devices: which one a name means, in which precision it computes, and sending tensors there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ MULTIPLIES = {
     "torch.float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
 """The capabilities of processors (x86-64 and ARM64) that multiply a precision, of which one is enough."""
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision that a config names; auto is bfloat16 on CUDA, and float32 elsewhere."""
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

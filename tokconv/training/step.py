@@ -20,6 +20,7 @@ from tokconv.models.compressor import Compressor
 from tokconv.models.decoder import Decoder
 from tokconv.models.network import Scaled
 from tokconv.store.reader import TokenStore
+from tokconv.system.devices import resolve_dtype
 from tokconv.training.adversary import Adversaries
 from tokconv.training.averaging import Averages
 from tokconv.training.losses.terms import LossTerm, loss_terms
@@ -255,6 +256,5 @@ class Trainer:
                 raise DivergedError(term, step)
 
     def _autocast(self) -> AbstractContextManager[None]:
-        precision = self.config.training.precision
-        half = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        dtype = resolve_dtype(self.config.training.precision, self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -20,6 +20,7 @@ from tokconv.encoding.towers.hub import BUNDLED, locate, quiet_transformers, wei
 from tokconv.encoding.towers.spec import EncoderSpec, describe, read_config
 from tokconv.encoding.towers.thin import shorten
 from tokconv.errors import DataError, first_line
+from tokconv.system.devices import resolve_dtype
 
 __all__ = ["BUNDLED", "EncoderSpec", "VisionTower", "describe", "preprocess"]
 
@@ -58,8 +59,7 @@ class VisionTower:
 
         self.spec = describe(clip)
         self.device = torch.device(device)
-        automatic = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.dtype: torch.dtype = automatic if clip.precision == "auto" else getattr(torch, clip.precision)
+        self.dtype: torch.dtype = resolve_dtype(clip.precision, self.device)
         located = locate(clip.model_name, clip.revision)
         family, vision = read_config(located.folder, self.spec.name)
         try:
