@@ -33,10 +33,11 @@ vlm: $(READY)  ## build a small LLaVA of public parts and of weights in tools/as
 
 vlm-taught: $(READY)  ## let that LLaVA teach a compressor at each ratio (sweeps/taught.yaml), and ask it the test questions
 	$(BIN)/python tools/public_weights.py dinov2-small textile smollm2-135m
-	$(BIN)/python tools/train_vlm.py --trained tools/assets/vlm.safetensors --questions 900
+	$(BIN)/python tools/train_vlm.py --trained tools/assets/vlm.safetensors --tasks textile:runs/public/textile \
+		--out runs/vlm-textile
 	$(BIN)/tokconv sweep sweeps/taught.yaml
-	$(BIN)/tokconv answers runs/vlm/model taught --tasks textile:runs/public/textile --questions 150 \
-		--baselines matched_window_pca,pooling
+	$(BIN)/tokconv answers runs/vlm-textile/model taught --tasks textile:runs/public/textile --questions 150 \
+		--baselines matched_window_pca,pooling,max_norm
 
 test: $(READY)  ## run all tests, the fast ones first
 	$(PYTEST)

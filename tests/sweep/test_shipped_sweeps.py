@@ -34,7 +34,7 @@ def small(spec: Spec, folder: Path) -> Config:
         write_dino(tower, "facebook/dinov2-small")
     values: dict[str, Any] = {
         "data.root": str(photos),
-        "data.subset": None,
+        "data.store": None,
         "data.num_workers": 0,
         "model.clip.model_name": str(tower),
         "model.clip.image_size": 168,
@@ -68,7 +68,7 @@ def test_a_trial_of_the_taught_sweep_runs_with_the_bundled_tower(tmp_path: Path)
     write_photos(tmp_path / "photos", 24)
     values: dict[str, Any] = {
         "data.root": str(tmp_path / "photos"),
-        "data.subset": None,
+        "data.store": None,
         "data.num_workers": 0,
         "model.clip.model_name": "bundled:digits-tower",
         "model.clip.layer": -2,

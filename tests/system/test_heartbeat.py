@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
 
@@ -43,9 +44,9 @@ def test_a_progress_line_says_what_takes_long(monkeypatch: pytest.MonkeyPatch) -
         start = time.monotonic()
         while "ToMe" not in stream.getvalue() and time.monotonic() - start < WAIT:
             time.sleep(0.01)
-    first, beat, *_ = stream.getvalue().splitlines()
+    first, *beats = stream.getvalue().splitlines()
     assert first == "baselines: 3/52, pooling"
-    assert beat == "baselines: 3/52, figures of ToMe, for 0 s"
+    assert re.fullmatch(r"baselines: 3/52, figures of ToMe, for \d+ s", beats[-1])
 
 
 def test_work_without_any_progress_yet_has_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,4 +56,4 @@ def test_work_without_any_progress_yet_has_its_label(monkeypatch: pytest.MonkeyP
         start = time.monotonic()
         while not stream.getvalue() and time.monotonic() - start < WAIT:
             time.sleep(0.01)
-    assert stream.getvalue().startswith("encoding, for 0 s\n")
+    assert re.match(r"encoding, for \d+ s\n", stream.getvalue())
