@@ -239,7 +239,7 @@ def adapt(
         return compressed
 
     place = args.out / "adapted" / f"{name}-{compressor.output_grid_size:02d}"
-    training = place.with_name(f"{place.name}.training")
+    training = args.out / "adapting" / place.name
     train(model, store, examples, settings, training, args.save_every, read)
     write_model(args.out / "model", training / TRAINED, model.device, place, compressor)
     print(f"adapted model: {place}; measure it with: tokconv answers {args.out / 'model'} {place} --tasks ...")

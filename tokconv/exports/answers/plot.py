@@ -13,6 +13,8 @@ from tokconv.system.files import atomic_path
 
 COLORS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#a65628")
 """Of exported compressors, in the order in which they are named."""
+WIDTH = 12.5
+"""Of the plot, in inches."""
 LOWEST = 1e-6
 """Smaller divergences are drawn here: 0 has no logarithm."""
 
@@ -25,13 +27,15 @@ def draw_answers(figures: Sequence[Figures], out: Path) -> Path:
         MissingExtraError: matplotlib is not installed.
     """
     tasks: list[str] = list(figures[0]["tasks"])
-    size = (12.5, 1.0 + 4.6 * len(tasks))
+    size = (WIDTH, 1.0 + 4.6 * len(tasks))
     figure = import_extra("matplotlib.figure", "sweep").Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False)
     for task, row in zip(tasks, panels, strict=True):
         _draw_task(figures, task, *row)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(8, max(1, len(labels))), frameon=False)
+    # In inches, of the longest label with its line.
+    column = 0.7 + 0.08 * max(map(len, labels), default=0)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, int(WIDTH / column)), frameon=False)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return out
