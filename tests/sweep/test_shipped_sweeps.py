@@ -34,7 +34,7 @@ def small(spec: Spec, folder: Path) -> Config:
         write_dino(tower, "facebook/dinov2-small")
     values: dict[str, Any] = {
         "data.root": str(photos),
-        "data.store": None,
+        "data.subset": None,
         "data.num_workers": 0,
         "model.clip.model_name": str(tower),
         "model.clip.image_size": 168,
