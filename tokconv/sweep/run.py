@@ -248,12 +248,11 @@ class _Sweep:
             on_event=lambda: display.update(self.record),
             trial_timeout=self.spec.resources.trial_timeout,
         )
-        place = place_of(self.store)
         with display, listener:
             display.update(self.record)
             missing = partial(self._missing_confirmations, display)
             best = best_epoch_rules(self.spec.rules, baselines)
-            tune(self.spec, self.config, place, self.directory, self.record, listener, missing, best)
+            tune(self.spec, self.config, place_of(self.store), self.directory, self.record, listener, missing, best)
 
     def _missing_confirmations(self, display: SweepDisplay) -> list[dict[str, Any]]:
         end_stale_trials(self.record, self.spec.trials)
