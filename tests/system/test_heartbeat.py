@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import threading
 import time
 
@@ -38,7 +37,7 @@ def test_what_is_shown_delays_it() -> None:
 def test_a_progress_line_says_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat.Heartbeat.__init__, "__defaults__", (0.02,))
     stream = io.StringIO()
-    with ProgressLine("baselines", stream, time.monotonic) as line:
+    with ProgressLine("baselines", stream, lambda: 0.0) as line:
         line(3, 52, "pooling")
         line.doing("figures of ToMe")
         start = time.monotonic()
@@ -46,14 +45,14 @@ def test_a_progress_line_says_what_takes_long(monkeypatch: pytest.MonkeyPatch) -
             time.sleep(0.01)
     first, *beats = stream.getvalue().splitlines()
     assert first == "baselines: 3/52, pooling"
-    assert re.fullmatch(r"baselines: 3/52, figures of ToMe, for \d+ s", beats[-1])
+    assert beats[-1] == "baselines: 3/52, figures of ToMe, for 0 s"
 
 
 def test_work_without_any_progress_yet_has_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat.Heartbeat.__init__, "__defaults__", (0.02,))
     stream = io.StringIO()
-    with ProgressLine("encoding", stream, time.monotonic):
+    with ProgressLine("encoding", stream, lambda: 0.0):
         start = time.monotonic()
         while not stream.getvalue() and time.monotonic() - start < WAIT:
             time.sleep(0.01)
-    assert re.match(r"encoding, for \d+ s\n", stream.getvalue())
+    assert stream.getvalue().startswith("encoding, for 0 s\n")

@@ -20,13 +20,6 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if wanted else tensor.to(device)
 
 
-MULTIPLIES = {
-    "torch.bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
-    "torch.float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
-}
-"""The capabilities of processors (x86-64 and ARM64) that multiply a precision, of which one is enough."""
-
-
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the precision that a config names; auto is bfloat16 on CUDA, and float32 elsewhere."""
     import torch
@@ -35,6 +28,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+MULTIPLIES = {
+    "torch.bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "torch.float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""The capabilities of processors (x86-64 and ARM64) that multiply a precision, of which one is enough."""
 
 
 def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
